@@ -1,0 +1,1 @@
+//! What the Underpass tools share.
