@@ -1,1 +1,19 @@
-//! What the Underpass tools share.
+//! What the Underpass tools share: the pod document, plans and operations, netlink, namespaces, the tool harness.
+//!
+//! Deciding is separate from doing. [`plan`] compares objects that are wanted with objects that were found and returns
+//! [`object::Operation`]s; [`kernel`] applies them. Nothing that decides also talks to the kernel.
+
+pub mod document;
+pub mod failure;
+pub mod harness;
+pub mod kernel;
+pub mod mac;
+pub mod marks;
+pub mod names;
+pub mod netlink;
+pub mod netns;
+pub mod object;
+pub mod plan;
+pub mod result;
+pub mod settings;
+pub mod state;

@@ -1,0 +1,79 @@
+//! CNI environment and configuration in, pod document out.
+
+mod request;
+
+use std::{env, os::fd::RawFd, process::ExitCode};
+
+use clap::{Arg, ArgAction, value_parser};
+use common::{
+    document::{Command, PodDocument, VERSION},
+    failure::{Code, Context, Failure},
+    harness::{self, About},
+    settings::LogOptions,
+    state::{self, Lock},
+};
+use serde_json::{Value, json};
+
+const ABOUT: About = About {
+    name: "cni-request",
+    does: "Reads a CNI request (the CNI_* environment variables and the network configuration on standard input), \
+           checks it, resolves every setting, and prints the pod document that the other tools work on.",
+    example: "  CNI_COMMAND=ADD CNI_CONTAINERID=pod1 CNI_NETNS=/run/netns/pod1 CNI_IFNAME=eth0 cni-request < conf.json",
+};
+
+fn main() -> ExitCode {
+    let flags = harness::cli(ABOUT)
+        .arg(Arg::new("schema").long("schema").action(ArgAction::SetTrue).help("Print the document's JSON Schema"))
+        .arg(
+            Arg::new("lock-fd")
+                .long("lock-fd")
+                .value_parser(value_parser!(RawFd))
+                .help("Wait for the container's lock, on this open file descriptor of the caller"),
+        )
+        .get_matches();
+    if flags.get_flag("schema") {
+        return harness::print(&json!(schemars::schema_for!(PodDocument)).to_string(), ExitCode::SUCCESS);
+    }
+    let stdin = match env::var("CNI_COMMAND").as_deref() {
+        Ok("VERSION") => Ok(vec![]),
+        _ => harness::read_input(),
+    };
+    let lock = flags.get_one("lock-fd").copied();
+    match stdin.as_deref().map_err(Clone::clone).and_then(|stdin| document(stdin, lock)) {
+        Ok(document) => harness::print(&json!(document).to_string(), ExitCode::SUCCESS),
+        Err(failure) => {
+            harness::init_log(ABOUT.name, &LogOptions::default(), "");
+            harness::fail(ABOUT.name, stub(&stdin.unwrap_or_default()), failure)
+        }
+    }
+}
+
+fn document(stdin: &[u8], lock: Option<RawFd>) -> Result<PodDocument, Failure> {
+    let cluster = state::cluster().unwrap_or_else(|error| json!({ "unreadable": error.to_string() }));
+    let mut document = request::parse(|name| env::var(name).ok(), stdin, &cluster["settings"])?;
+    let request = &document.request;
+    if let (Some(lock), false) = (lock, request.container_id.is_empty()) {
+        Lock::Container(&request.container_id)
+            .acquire_inherited(lock)
+            .context(Code::Io, format!("cannot lock container {}", request.container_id))?;
+    }
+    if request.command == Command::Del {
+        recall(&mut document);
+    }
+    Ok(document)
+}
+
+/// What ADD left for DEL that the kernel cannot keep.
+fn recall(document: &mut PodDocument) {
+    let saved = state::load(&document.request).and_then(|saved| serde_json::from_value::<PodDocument>(saved).ok());
+    if let Some(saved) = saved {
+        document.mode = saved.mode;
+        document.applied = saved.applied;
+    }
+}
+
+/// What the last tool needs to know to print an error in the form of the caller's CNI version.
+fn stub(stdin: &[u8]) -> Value {
+    let config: Value = serde_json::from_slice(stdin).unwrap_or_default();
+    json!({ "version": VERSION, "request": { "config": { "cniVersion": config["cniVersion"] } } })
+}

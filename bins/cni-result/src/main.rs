@@ -1,0 +1,84 @@
+//! Pod document in, CNI result or CNI error out.
+
+mod result;
+
+use std::process::ExitCode;
+
+use common::{
+    document::{Command, PodDocument},
+    failure::{Code, Context, Failure},
+    harness::{self, About},
+    names, state,
+};
+use serde_json::Value;
+
+const ABOUT: About = About {
+    name: "cni-result",
+    does: "Turns the pod document into what the container runtime expects: the CNI result, or the CNI error. Keeps the \
+           document of a successful ADD for DEL. Exits 0 on success, 1 on an error, and 3 on an error after which \
+           something may have to be undone.",
+    example: "  cni-request < conf.json | detect-mode | sync-cidrs | mk-veth | set-routes | set-rules | cni-result",
+};
+
+/// An ADD that failed after it had begun, or of which nothing is known any more: DEL will put things right.
+const UNDO: u8 = 3;
+
+fn main() -> ExitCode {
+    let _ = harness::cli(ABOUT).get_matches();
+    let input = harness::read_document();
+    let (input, document) = match input {
+        Ok(input) => (input.clone(), serde_json::from_value::<PodDocument>(input).ok()),
+        Err(failure) => return answer(&Value::Null, &Failure { tool: ABOUT.name.to_owned(), ..failure }, UNDO),
+    };
+    let Some(document) = document else {
+        let failure = serde_json::from_value(input["error"].clone()).unwrap_or_else(|error| Failure {
+            tool: ABOUT.name.to_owned(),
+            ..Failure::new(Code::Decoding, "standard input is not a pod document").details(error)
+        });
+        let lost = input["request"].is_null() || failure.code == Code::ToolDied as u32;
+        return answer(&input, &failure, if lost { UNDO } else { 1 });
+    };
+    harness::init_log(ABOUT.name, &document.settings.log_options, &document.request.attachment());
+    match document.error.clone().map_or_else(|| keep(&document, &input), Err) {
+        Ok(()) => match result::success(&document) {
+            Some(output) => harness::print(&output.to_string(), ExitCode::SUCCESS),
+            None => ExitCode::SUCCESS,
+        },
+        Err(failure) => {
+            let undo = document.request.command == Command::Add && !document.applied.is_empty();
+            if undo {
+                // DEL finds here what the kernel cannot tell it.
+                let _ = state::save(&document.request, &input);
+            }
+            answer(&input, &failure, if undo { UNDO } else { 1 })
+        }
+    }
+}
+
+fn answer(document: &Value, failure: &Failure, code: u8) -> ExitCode {
+    harness::print(&result::error(document, failure).to_string(), ExitCode::from(code))
+}
+
+/// Keeps or forgets the state of the attachment.
+fn keep(document: &PodDocument, text: &Value) -> Result<(), Failure> {
+    let request = &document.request;
+    let kept = match request.command {
+        Command::Add => state::save(request, text),
+        Command::Del => state::forget(&request.container_id, &request.ifname),
+        Command::Gc => forget_stale(document),
+        Command::Check | Command::Status | Command::Version => Ok(()),
+    };
+    kept.context(Code::Io, "cannot write the state directory")
+        .map_err(|failure| Failure { tool: ABOUT.name.to_owned(), ..failure })
+}
+
+fn forget_stale(document: &PodDocument) -> std::io::Result<()> {
+    let saved = state::list().into_iter().filter_map(|saved| serde_json::from_value::<PodDocument>(saved).ok());
+    for PodDocument { request, .. } in saved {
+        let same_network = names::network(&request) == names::network(&document.request);
+        if same_network && !document.request.is_valid_attachment(&request.attachment()) {
+            state::forget(&request.container_id, &request.ifname)?;
+        }
+    }
+    Ok(())
+}

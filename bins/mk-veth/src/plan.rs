@@ -1,0 +1,55 @@
+//! The veth pair of a pod and what is on it. Pure.
+
+use std::net::IpAddr;
+
+use common::{
+    document::{ModeKind, PodDocument},
+    failure::Failure,
+    names,
+    object::{Address, Neighbour, Object, Placed, Veth},
+};
+use ipnet::IpNet;
+
+/// The pair, for the pod's first interface; a permanent neighbour for each of the interface's addresses on the node
+/// and, for the first interface, for each of the node's addresses in the pod, so that nobody has to ask and no answer
+/// can be wrong.
+pub fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
+    let mode = document.mode()?;
+    if mode.mode != ModeKind::Underlay {
+        return Ok(vec![]);
+    }
+    let pair = document.veth()?;
+    let mut wanted = vec![];
+    if mode.first {
+        wanted.push(Placed::node(Object::Veth(Veth {
+            name: pair.host.clone(),
+            mac: pair.host_mac,
+            peer: pair.pod.clone(),
+            peer_mac: pair.pod_mac,
+            mtu: pair.mtu,
+            alias: names::alias(&document.request),
+            up: true,
+        })));
+        wanted.extend(document.settings.veth_link_address.map(|address| {
+            let address = Address { dev: pair.pod.clone(), address: IpNet::from(address) };
+            Placed::pod(Object::Address(address))
+        }));
+    }
+    wanted.extend(mode.nic.addresses.iter().map(|net| {
+        let neighbour = Neighbour { dev: pair.host.clone(), address: net.addr(), mac: pair.pod_mac };
+        Placed::node(Object::Neighbour(neighbour))
+    }));
+    if mode.first {
+        wanted.extend(mode.reachable_node_addresses().map(|address| {
+            Placed::pod(Object::Neighbour(Neighbour { dev: pair.pod.clone(), address, mac: pair.host_mac }))
+        }));
+    }
+    Ok(wanted)
+}
+
+/// The addresses whose neighbour entries are this attachment's to make and to remove.
+pub fn neighbours(document: &PodDocument) -> Vec<IpAddr> {
+    let Some(mode) = &document.mode else { return vec![] };
+    let nodes = mode.first.then_some(&mode.node_addresses).into_iter().flatten().copied();
+    mode.nic.addresses.iter().map(IpNet::addr).chain(nodes).collect()
+}

@@ -1,0 +1,97 @@
+//! Which CIDRs apply. Pure.
+
+use common::{
+    document::{Cidrs, Command},
+    failure::{Code, Context, Failure},
+    settings::{ModeSetting, Settings},
+};
+use ipnet::IpNet;
+use serde_json::Value;
+
+/// The CIDRs of the configuration, and for those that it leaves open the cluster's.
+///
+/// # Errors
+/// When the configuration leaves some open and nothing is known of the cluster yet: code 11 for ADD and CHECK, 50 for
+/// STATUS.
+pub fn cidrs(settings: &Settings, cluster: &Value, command: Command) -> Result<Cidrs, Failure> {
+    let configured = settings.service_cidr.is_some() || settings.overlay_pod_cidr.is_some();
+    if cluster.is_null() && !configured && settings.mode != ModeSetting::Disable {
+        let code = if command == Command::Status { Code::NotAvailable } else { Code::TryAgainLater };
+        return Err(Failure::new(code, "the cluster's Service CIDRs are not known yet").details(
+            "set serviceCIDR and overlayPodCIDR in the plugin configuration, or let the node agent run on this node",
+        ));
+    }
+    let known: Cidrs = if cluster.is_null() {
+        Cidrs::default()
+    } else {
+        serde_json::from_value(cluster.clone()).context(Code::Decoding, "the cluster's CIDRs are not in our form")?
+    };
+    Ok(merged(&Cidrs {
+        service: settings.service_cidr.clone().unwrap_or(known.service),
+        pod: settings.overlay_pod_cidr.clone().unwrap_or(known.pod),
+        hijack: settings.hijack_cidr.clone(),
+    }))
+}
+
+/// The `cidrs` section as JSON text has it.
+///
+/// # Errors
+/// When it is not JSON of that form, or a CIDR does not parse.
+pub fn parse(text: &[u8]) -> Result<Cidrs, Failure> {
+    serde_json::from_slice(text)
+        .context(Code::Decoding, "expected {\"service\": [CIDR, ...], \"pod\": [...], \"hijack\": [...]}")
+}
+
+/// Without duplicates and without what another one contains; IPv4 first, in ascending order. A CIDR is named once, in
+/// the first section that has it.
+pub fn merged(cidrs: &Cidrs) -> Cidrs {
+    let service = IpNet::aggregate(&cidrs.service);
+    let pod = without(IpNet::aggregate(&cidrs.pod), &service);
+    let hijack = without(without(IpNet::aggregate(&cidrs.hijack), &service), &pod);
+    Cidrs { service, pod, hijack }
+}
+
+fn without(mut nets: Vec<IpNet>, named: &[IpNet]) -> Vec<IpNet> {
+    nets.retain(|net| !named.contains(net));
+    nets
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn nets(texts: &[&str]) -> Vec<IpNet> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn the_configuration_wins_over_the_cluster() {
+        let settings = Settings { service_cidr: Some(nets(&["10.96.0.0/12"])), ..Settings::default() };
+        let cluster = json!({"service": ["10.233.64.0/18"], "pod": ["10.233.0.0/18"]});
+        let cidrs = cidrs(&settings, &cluster, Command::Add).unwrap();
+        assert_eq!(cidrs, Cidrs { service: nets(&["10.96.0.0/12"]), pod: nets(&["10.233.0.0/18"]), hijack: vec![] });
+    }
+
+    #[test]
+    fn with_nothing_known_add_is_told_to_try_again_and_status_that_it_is_not_available() {
+        let code = |command| cidrs(&Settings::default(), &Value::Null, command).unwrap_err().code;
+        assert_eq!((code(Command::Add), code(Command::Status)), (11, 50));
+    }
+
+    #[test]
+    fn what_another_cidr_contains_is_dropped() {
+        let cidrs = Cidrs {
+            service: nets(&["10.1.0.0/16", "10.1.2.0/24", "10.1.0.0/16", "fd00::/108"]),
+            pod: nets(&["10.1.0.0/16", "10.2.0.0/16"]),
+            hijack: nets(&["10.2.0.0/16", "1.1.1.1/32"]),
+        };
+        let expected = Cidrs {
+            service: nets(&["10.1.0.0/16", "fd00::/108"]),
+            pod: nets(&["10.2.0.0/16"]),
+            hijack: nets(&["1.1.1.1/32"]),
+        };
+        assert_eq!(merged(&cidrs), expected);
+    }
+}

@@ -1,0 +1,31 @@
+//! Sysctls and link properties of the pod. Pure.
+
+use common::{
+    document::{Mode, ModeKind, PodDocument},
+    failure::Failure,
+    object::{Family, Object, Placed, Sysctl},
+};
+
+/// In a teardown what was there before, else what is to be there.
+pub fn put_back_or_wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
+    if document.request.command.tears_down() {
+        return Ok(document.put_back(|placed| placed.object.is_value()));
+    }
+    let mode = document.mode()?;
+    if mode.mode == ModeKind::Disable {
+        return Ok(vec![]);
+    }
+    Ok(document.settings.pod_rp_filter.into_iter().flat_map(|value| rp_filter(mode, value)).collect())
+}
+
+/// The kernel takes the greater of `all` and the interface's own value, and gives `default` to every interface that
+/// comes later (`IN_DEV_RPFILTER`): all of them have to be written. IPv6 has no such sysctl.
+fn rp_filter(mode: &Mode, value: u8) -> Vec<Placed> {
+    if mode.uplink.source(Family::Ipv4).is_none() {
+        return vec![];
+    }
+    ["all", "default", &mode.nic.name, &mode.uplink.dev]
+        .map(|dev| Sysctl { path: format!("net/ipv4/conf/{dev}/rp_filter"), value: value.to_string() })
+        .map(|sysctl| Placed::pod(Object::Sysctl(sysctl)))
+        .to_vec()
+}

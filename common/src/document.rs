@@ -1,0 +1,398 @@
+//! The pod document: the one JSON envelope that every tool reads and writes.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use ipnet::IpNet;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{
+    failure::{Code, Failure},
+    mac::Mac,
+    object::{Family, MAIN_TABLE, Operation, PROTOCOL, Placed, Route, UPLINK_TABLE},
+    result::CniResult,
+    settings::Settings,
+};
+
+/// Version of the document's form.
+pub const VERSION: u32 = 1;
+
+/// What the tools know about one attachment (a container and one of its interfaces).
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PodDocument {
+    /// [`VERSION`].
+    pub version: u32,
+    /// What the container runtime asked for.
+    pub request: Request,
+    /// Every setting, resolved.
+    #[serde(default)]
+    pub settings: Settings,
+    /// From `detect-mode`: how this interface is served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+    /// From `sync-cidrs`: what must be routed through the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cidrs: Option<Cidrs>,
+    /// From `mk-veth`: the link to the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub veth: Option<VethPair>,
+    /// The operations done so far, in order.
+    #[serde(default)]
+    pub applied: Vec<Operation>,
+    /// What went wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<Failure>,
+}
+
+/// A CNI operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Command {
+    /// Add container to network.
+    Add,
+    /// Remove container from network.
+    Del,
+    /// Check that the container's networking is as expected.
+    Check,
+    /// Clean up what belongs to attachments that are gone.
+    Gc,
+    /// Can ADD be served?
+    Status,
+    /// Which CNI versions are supported?
+    Version,
+}
+
+impl Command {
+    /// Whether the command takes things away, so that nothing may stop it.
+    pub fn tears_down(self) -> bool {
+        matches!(self, Self::Del | Self::Gc)
+    }
+}
+
+/// What the container runtime asked for (CNI specification 1.1.0, section 2).
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Request {
+    /// `CNI_COMMAND`.
+    pub command: Command,
+    /// `CNI_CONTAINERID`; empty where the command has none.
+    #[serde(default)]
+    pub container_id: String,
+    /// `CNI_NETNS`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub netns: Option<PathBuf>,
+    /// `CNI_IFNAME`; empty where the command has none.
+    #[serde(default)]
+    pub ifname: String,
+    /// `CNI_ARGS`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub args: Option<String>,
+    /// The plugin configuration as received, prevResult included.
+    pub config: Value,
+}
+
+/// How an interface is served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Mode {
+    /// The mode that applies.
+    pub mode: ModeKind,
+    /// Whether this is the pod's first interface, `podDefaultCniNic`.
+    pub first: bool,
+    /// The interface.
+    pub nic: Nic,
+    /// The node's addresses, the one that it would use towards the pod first.
+    pub node_addresses: Vec<IpAddr>,
+    /// The link that leads from the pod into the node.
+    pub uplink: Uplink,
+    /// Overlay mode: where the node has the pod's overlay interface, one entry of each family at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_side: Vec<HostSide>,
+    /// The interface whose routes make room in the main table, where there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved: Option<Moved>,
+}
+
+/// The link that leads from the pod into the node: the veth pair or the overlay interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Uplink {
+    /// Its name in the pod.
+    pub dev: String,
+    /// The pod's address to use on it, one of each family at most.
+    pub sources: Vec<IpAddr>,
+    /// The next hop on it, one of each family at most; none where the link itself is the way.
+    pub gateways: Vec<IpAddr>,
+}
+
+/// The node's link to the pod's overlay interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HostSide {
+    /// The overlay interface's address.
+    pub address: IpAddr,
+    /// Name of the node's link to it.
+    pub dev: String,
+}
+
+/// An interface whose routes are in a table of their own, used for packets from its addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Moved {
+    /// The interface's name.
+    pub nic: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The table.
+    pub table: u32,
+    /// The routes, as they are in that table.
+    pub routes: Vec<Route>,
+}
+
+/// The mode that applies to an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ModeKind {
+    /// The pod reaches the node through a veth pair.
+    Underlay,
+    /// The pod reaches the node through its overlay interface.
+    Overlay,
+    /// Underpass leaves the pod alone.
+    Disable,
+}
+
+/// The interface that the CNI call is for, as it is in the pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Nic {
+    /// Its name.
+    pub name: String,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Its addresses, from prevResult.
+    #[schemars(with = "Vec<String>")]
+    pub addresses: Vec<IpNet>,
+}
+
+/// What must be routed through the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Cidrs {
+    /// The cluster's Services.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub service: Vec<IpNet>,
+    /// The cluster's overlay pods.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub pod: Vec<IpNet>,
+    /// Whatever else the user wants to lead through the node.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub hijack: Vec<IpNet>,
+}
+
+/// The veth pair of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VethPair {
+    /// Name of the node's end.
+    pub host: String,
+    /// MAC address of the node's end.
+    #[schemars(with = "String")]
+    pub host_mac: Mac,
+    /// Name of the pod's end.
+    pub pod: String,
+    /// MAC address of the pod's end.
+    #[schemars(with = "String")]
+    pub pod_mac: Mac,
+    /// MTU of both ends in bytes.
+    pub mtu: u32,
+}
+
+impl PodDocument {
+    /// A document with a request and settings, as `cni-request` starts it.
+    pub fn new(request: Request, settings: Settings) -> Self {
+        Self { version: VERSION, request, settings, mode: None, cidrs: None, veth: None, applied: vec![], error: None }
+    }
+
+    /// What ADD removed or replaced and DEL puts back, last change first.
+    pub fn put_back(&self, which: impl Fn(&Placed) -> bool) -> Vec<Placed> {
+        let previous = |operation: &Operation| match operation {
+            Operation::Add(_) => None,
+            Operation::Delete(placed) | Operation::Replace { from: placed, .. } => Some(placed.clone()),
+        };
+        self.applied.iter().rev().filter_map(previous).filter(|placed| which(placed)).collect()
+    }
+
+    /// The interface's addresses: as `detect-mode` noted them, else as prevResult has them; none when both are lost.
+    pub fn nic_addresses(&self) -> Vec<IpNet> {
+        if let Some(mode) = &self.mode {
+            return mode.nic.addresses.clone();
+        }
+        let previous = CniResult::previous(&self.request.config).unwrap_or_default();
+        previous.ips_of(&self.request.ifname).map(|ip| ip.address).collect()
+    }
+
+    /// Whether the interface is the pod's first.
+    pub fn is_first(&self) -> bool {
+        self.request.ifname == self.settings.pod_default_cni_nic
+    }
+
+    /// The mode section.
+    ///
+    /// # Errors
+    /// When `detect-mode` did not run before.
+    pub fn mode(&self) -> Result<&Mode, Failure> {
+        self.mode.as_ref().ok_or_else(|| missing_section("mode", "detect-mode"))
+    }
+
+    /// The cidrs section.
+    ///
+    /// # Errors
+    /// When `sync-cidrs` did not run before.
+    pub fn cidrs(&self) -> Result<&Cidrs, Failure> {
+        self.cidrs.as_ref().ok_or_else(|| missing_section("cidrs", "sync-cidrs"))
+    }
+
+    /// The veth section.
+    ///
+    /// # Errors
+    /// When `mk-veth` did not run before.
+    pub fn veth(&self) -> Result<&VethPair, Failure> {
+        self.veth.as_ref().ok_or_else(|| missing_section("veth", "mk-veth"))
+    }
+}
+
+fn missing_section(section: &str, tool: &str) -> Failure {
+    Failure::new(Code::Decoding, format!("the document has no section {section:?}"))
+        .details(format!("run {tool} before this tool"))
+}
+
+impl Request {
+    /// The sandbox's path, or an error that says that CNI_NETNS is missing.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn netns(&self) -> Result<&Path, Failure> {
+        let missing = || Failure::new(Code::InvalidEnvironment, "CNI_NETNS is not set");
+        self.netns.as_deref().ok_or_else(missing)
+    }
+
+    /// `containerID/ifname`: what tells one attachment from another.
+    pub fn attachment(&self) -> String {
+        format!("{}/{}", self.container_id, self.ifname)
+    }
+
+    /// Whether a GC is to keep an attachment, `containerID/ifname`.
+    pub fn is_valid_attachment(&self, attachment: &str) -> bool {
+        let list = self.config.get("cni.dev/valid-attachments").and_then(Value::as_array).into_iter().flatten();
+        let part = |entry: &Value, key| entry.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        list.map(|entry| format!("{}/{}", part(entry, "containerID"), part(entry, "ifname")))
+            .any(|valid| valid == attachment)
+    }
+
+    /// The network's name, empty where the configuration has none.
+    pub fn network(&self) -> &str {
+        self.config.get("name").and_then(Value::as_str).unwrap_or_default()
+    }
+}
+
+impl Mode {
+    /// Whether this attachment makes the pod's way into the node, rather than using one that is there.
+    pub fn opens_uplink(&self) -> bool {
+        match self.mode {
+            ModeKind::Underlay => self.first,
+            ModeKind::Overlay => true,
+            ModeKind::Disable => false,
+        }
+    }
+
+    /// The overlay interface's addresses, in overlay mode.
+    pub fn overlay_sources(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.uplink.sources.iter().copied().filter(|_| self.mode == ModeKind::Overlay)
+    }
+
+    /// The node's addresses that the pod can use, which needs an address of the same family.
+    pub fn reachable_node_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.node_addresses.iter().copied().filter(|address| self.uplink.source(Family::of(*address)).is_some())
+    }
+
+    /// The node's addresses of a family.
+    pub fn node_addresses(&self, family: Family) -> impl Iterator<Item = IpAddr> + '_ {
+        self.node_addresses.iter().copied().filter(move |address| Family::of(*address) == family)
+    }
+}
+
+impl Moved {
+    /// Whether a route of the main table is one that moves. Of an overlay interface, which keeps its way into the node,
+    /// only the default route does. Link-local and multicast routes belong to the link and stay.
+    pub fn takes(&self, route: &Route) -> bool {
+        let IpNet::V6(net) = route.destination else { return self.takes_destination(route) };
+        let stays = net.addr().is_unicast_link_local() || net.addr().is_multicast();
+        !stays && self.takes_destination(route)
+    }
+
+    fn takes_destination(&self, route: &Route) -> bool {
+        let everything = self.table != UPLINK_TABLE || route.destination.prefix_len() == 0;
+        everything && route.dev == self.nic && route.table == MAIN_TABLE && route.protocol != PROTOCOL
+    }
+}
+
+impl Uplink {
+    /// The pod's address of a family.
+    pub fn source(&self, family: Family) -> Option<IpAddr> {
+        first_of(&self.sources, family)
+    }
+
+    /// The next hop of a family.
+    pub fn gateway(&self, family: Family) -> Option<IpAddr> {
+        first_of(&self.gateways, family)
+    }
+}
+
+fn first_of(addresses: &[IpAddr], family: Family) -> Option<IpAddr> {
+    addresses.iter().copied().find(|address| Family::of(*address) == family)
+}
+
+impl Cidrs {
+    /// All of them, Services first.
+    pub fn all(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.service.iter().chain(&self.pod).chain(&self.hijack).copied()
+    }
+}
+
+/// `document` over `original`: what a tool does not know stays as it was.
+pub fn merge(original: Value, document: Value) -> Value {
+    match (original, document) {
+        (Value::Object(mut original), Value::Object(document)) => {
+            for (key, value) in document {
+                let merged = match original.remove(&key) {
+                    Some(old) => merge(old, value),
+                    None => value,
+                };
+                original.insert(key, merged);
+            }
+            Value::Object(original)
+        }
+        (_, document) => document,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn fields_that_a_tool_does_not_know_stay() {
+        let original = json!({"version": 1, "future": {"a": 1}, "mode": {"nic": {"name": "eth0", "colour": "red"}}});
+        let document = json!({"version": 1, "mode": {"nic": {"name": "eth1"}}, "applied": []});
+        let expected = json!({
+            "version": 1, "future": {"a": 1}, "mode": {"nic": {"name": "eth1", "colour": "red"}}, "applied": []
+        });
+        assert_eq!(merge(original, document), expected);
+    }
+}

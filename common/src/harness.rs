@@ -1,0 +1,297 @@
+//! What is the same in every tool: flags, standard input and output, errors as data, plan and apply.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, IsTerminal, Read, Write},
+    process::ExitCode,
+    sync::Mutex,
+};
+
+use clap::{Arg, ArgAction, ArgMatches, Command as Cli};
+use serde_json::{Value, json};
+
+use crate::{
+    document::{Command, PodDocument, merge},
+    failure::{Code, Failure},
+    kernel::Kernel,
+    object::Placed,
+    plan::{Found, plan},
+    settings::LogOptions,
+    state::Lock,
+};
+
+/// No document is longer than this, in bytes.
+pub const MAX_DOCUMENT: usize = (1 << 20) - 1;
+
+/// What a tool is called and what `--help` says.
+#[derive(Clone, Copy, Debug)]
+pub struct About {
+    /// The program's name.
+    pub name: &'static str,
+    /// What it does, in one paragraph.
+    pub does: &'static str,
+    /// An example to paste.
+    pub example: &'static str,
+}
+
+/// A tool that changes the kernel, in two parts: what there is, and what is wanted.
+pub trait Tool {
+    /// Name and help.
+    const ABOUT: About;
+    /// Whether it works on what all pods of the node share, so that one at a time may run on a node.
+    const SHARED: bool = false;
+
+    /// Looks at the kernel: completes the tool's own section of the document and returns what is there of what the
+    /// tool cares about. In a teardown everything of ours that is to go counts as found.
+    ///
+    /// # Errors
+    /// What the kernel refuses, and what the request asks for and is not there.
+    fn observe(document: &mut PodDocument, kernel: &Kernel) -> impl Future<Output = Result<Vec<Found>, Failure>>;
+
+    /// What is to be there; in a teardown, what was there before. Pure.
+    ///
+    /// # Errors
+    /// When the document lacks what the tool needs.
+    fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure>;
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Output {
+    Document,
+    Plan,
+    Commands,
+}
+
+/// Runs a tool that changes the kernel.
+pub fn run<T: Tool>() -> ExitCode {
+    let flag = |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
+    let flags = cli(T::ABOUT)
+        .arg(flag("dry-run", "Print the plan as JSON and do nothing"))
+        .arg(flag("explain", "Print the plan as commands to read or paste and do nothing").conflicts_with("dry-run"))
+        .get_matches();
+    let output = match (flags.get_flag("dry-run"), flags.get_flag("explain")) {
+        (true, _) => Output::Plan,
+        (_, true) => Output::Commands,
+        _ => Output::Document,
+    };
+    filter(T::ABOUT, |document| block_on(work::<T>(document, output))?)
+}
+
+/// Runs a tool that only reads and completes the document.
+pub fn run_filter(about: About, work: impl FnOnce(&mut PodDocument, &ArgMatches) -> Result<(), Failure>) -> ExitCode {
+    run_filter_with(cli(about), about, work)
+}
+
+/// The same with flags of the tool's own.
+pub fn run_filter_with(
+    cli: Cli,
+    about: About,
+    work: impl FnOnce(&mut PodDocument, &ArgMatches) -> Result<(), Failure>,
+) -> ExitCode {
+    let flags = cli.get_matches();
+    filter(about, |document| work(document, &flags).map(|()| None))
+}
+
+/// The command line that every tool has.
+pub fn cli(about: About) -> Cli {
+    Cli::new(about.name)
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(about.does)
+        .after_help(format!("Example:\n{}", about.example))
+}
+
+/// Runs a future on this thread.
+///
+/// # Errors
+/// When the kernel gives no epoll descriptor.
+pub fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map(|runtime| runtime.block_on(future)).map_err(|error| Failure::new(Code::Io, error))
+}
+
+async fn work<T: Tool>(document: &mut PodDocument, output: Output) -> Result<Option<String>, Failure> {
+    let command = document.request.command;
+    if matches!(command, Command::Status | Command::Version) {
+        return Ok(None);
+    }
+    let lock = if T::SHARED && output == Output::Document { Some(Lock::Node.acquire()) } else { None };
+    if let Some(Err(error)) = lock {
+        return Err(Failure::new(Code::Io, "cannot lock the node's state").details(error));
+    }
+    let kernel = Kernel::open(&document.request)?;
+    let found = T::observe(document, &kernel).await?;
+    let wanted = T::wanted(document)?;
+    let operations = plan(&wanted, &found).map_err(|conflict| {
+        Failure::new(Code::Kernel, conflict).details("remove it, or configure Underpass to use something else")
+    })?;
+    match (output, command) {
+        (Output::Plan, _) => return Ok(Some(json!(operations).to_string())),
+        (Output::Commands, _) => {
+            let pod = document.request.netns.as_deref();
+            let commands: Vec<_> = operations.iter().flat_map(|operation| operation.commands(pod)).collect();
+            return Ok(Some(commands.join("\n")));
+        }
+        (_, Command::Check) if operations.is_empty() => {}
+        (_, Command::Check) => {
+            let differences: Vec<_> = operations.iter().map(ToString::to_string).collect();
+            return Err(Failure::new(
+                Code::CheckFailed,
+                format!("{} is not as it should be", document.request.attachment()),
+            )
+            .details(differences.join("\n")));
+        }
+        (_, Command::Del | Command::Gc) => {
+            let failures = kernel.apply_all(&operations).await;
+            document.applied.extend(operations);
+            if let Some((first, rest)) = failures.split_first() {
+                return Err(rest.iter().fold(first.clone(), Failure::and));
+            }
+        }
+        _ => {
+            kernel.apply(&operations).await?;
+            document.applied.extend(operations);
+        }
+    }
+    Ok(None)
+}
+
+/// Reads the document, lets `work` complete it, and prints it: enriched, or with the error set.
+fn filter(about: About, work: impl FnOnce(&mut PodDocument) -> Result<Option<String>, Failure>) -> ExitCode {
+    let name = about.name;
+    let input = match read_document() {
+        Ok(input) => input,
+        Err(failure) => {
+            init_log(name, &LogOptions::default(), "");
+            return fail(name, json!({ "version": crate::document::VERSION }), failure);
+        }
+    };
+    let failed = input.get("error").is_some_and(|error| !error.is_null());
+    let mut document: PodDocument = match serde_json::from_value(input.clone()) {
+        // An error in place of a document: there is nothing to work on.
+        Err(_) if failed => return print(&input.to_string(), ExitCode::FAILURE),
+        Err(error) => {
+            init_log(name, &LogOptions::default(), "");
+            let failure = Failure::new(Code::Decoding, "standard input is not a pod document").details(error);
+            return fail(name, input, failure);
+        }
+        Ok(document) => document,
+    };
+    if failed && !document.request.command.tears_down() {
+        return print(&input.to_string(), ExitCode::FAILURE);
+    }
+    init_log(name, &document.settings.log_options, &document.request.attachment());
+    let result = work(&mut document);
+    let output = match &result {
+        Ok(Some(text)) => return print(text, ExitCode::SUCCESS),
+        _ => merge(input, json!(document)),
+    };
+    match result {
+        Err(failure) => fail(name, output, failure),
+        Ok(_) if failed => print(&output.to_string(), ExitCode::FAILURE),
+        Ok(_) => print(&output.to_string(), ExitCode::SUCCESS),
+    }
+}
+
+/// The JSON object on standard input.
+///
+/// # Errors
+/// When it is empty, too long, or not a JSON object.
+pub fn read_document() -> Result<Value, Failure> {
+    let text = read_input()?;
+    if text.trim_ascii().is_empty() {
+        return Err(Failure::new(Code::ToolDied, "standard input is empty")
+            .details("the tool before this one in the pipeline died, or this one was started without a document"));
+    }
+    let value: Value = serde_json::from_slice(&text)
+        .map_err(|error| Failure::new(Code::Decoding, "standard input is not JSON").details(error))?;
+    if !value.is_object() {
+        return Err(Failure::new(Code::Decoding, "standard input is not a JSON object"));
+    }
+    Ok(value)
+}
+
+/// Standard input to its end.
+///
+/// # Errors
+/// When it cannot be read, or is longer than [`MAX_DOCUMENT`].
+pub fn read_input() -> Result<Vec<u8>, Failure> {
+    let stdin = io::stdin();
+    if stdin.is_terminal() {
+        log::warn!("waiting for a document on standard input; see --help");
+    }
+    let mut text = Vec::with_capacity(16 << 10);
+    stdin
+        .lock()
+        .take(MAX_DOCUMENT as u64 + 1)
+        .read_to_end(&mut text)
+        .map_err(|error| Failure::new(Code::Io, "cannot read standard input").details(error))?;
+    if text.len() > MAX_DOCUMENT {
+        return Err(Failure::new(Code::Decoding, format!("standard input is longer than {MAX_DOCUMENT} bytes")));
+    }
+    Ok(text)
+}
+
+/// Sets the document's error, or adds to the one that it has, prints it, and says that the tool failed.
+pub fn fail(tool: &str, mut document: Value, failure: Failure) -> ExitCode {
+    let failure = Failure { tool: tool.to_owned(), ..failure };
+    log::error!("{failure}");
+    let earlier = document.get("error").cloned().and_then(|error| serde_json::from_value::<Failure>(error).ok());
+    document["error"] = json!(earlier.map_or(failure.clone(), |earlier| earlier.and(&failure)));
+    print(&document.to_string(), ExitCode::FAILURE)
+}
+
+/// Prints the one thing that goes to standard output.
+pub fn print(text: &str, code: ExitCode) -> ExitCode {
+    let mut stdout = io::stdout().lock();
+    let written =
+        stdout.write_all(text.as_bytes()).and_then(|()| stdout.write_all(b"\n")).and_then(|()| stdout.flush());
+    match written {
+        Ok(()) => code,
+        Err(error) => {
+            log::error!("cannot write to standard output: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Logger {
+    tool: &'static str,
+    attachment: String,
+    file: Option<Mutex<File>>,
+}
+
+impl log::Log for Logger {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        // The netlink crates describe every packet at debug level.
+        !metadata.target().starts_with("netlink") || metadata.level() <= log::Level::Warn
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let line = json!({
+            "level": record.level().as_str().to_ascii_lowercase(),
+            "tool": self.tool,
+            "attachment": self.attachment,
+            "msg": record.args().to_string(),
+        });
+        // A log that cannot be written must not fail the pod.
+        let _ = writeln!(io::stderr(), "{line}");
+        if let Some(Ok(mut file)) = self.file.as_ref().map(Mutex::lock) {
+            let _ = writeln!(file, "{line}");
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Sends log messages to standard error, one JSON object a line, and to the file that the configuration asks for.
+pub fn init_log(tool: &'static str, options: &LogOptions, attachment: &str) {
+    let open = |path: &String| OpenOptions::new().create(true).append(true).open(path).ok();
+    let file = options.log_file.as_ref().and_then(open).map(Mutex::new);
+    let logger = Logger { tool, attachment: attachment.to_owned(), file };
+    if log::set_boxed_logger(Box::new(logger)).is_ok() {
+        log::set_max_level(options.log_level.parse().unwrap_or(log::LevelFilter::Info));
+    }
+}

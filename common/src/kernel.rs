@@ -1,0 +1,196 @@
+//! Do: operations applied to the kernel, in the node's namespace and the pod's.
+
+use std::{fs, io};
+
+use crate::{
+    document::Request,
+    failure::{Code, Context, Failure},
+    marks,
+    netlink::{Netlink, is_absent},
+    netns::NetnsFile,
+    object::{LinkAddress, Netns, Object, Operation, Placed, QueueLength, Sysctl},
+    plan::Found,
+};
+
+/// The kernel as seen from the node, and from the pod if its namespace is there.
+#[derive(Debug)]
+pub struct Kernel {
+    /// The node's rtnetlink.
+    pub node: Netlink,
+    /// The pod's namespace; `None` in a teardown after it has gone.
+    pub pod: Option<Pod>,
+}
+
+/// A pod's network namespace and the rtnetlink in it.
+#[derive(Debug)]
+pub struct Pod {
+    /// The namespace.
+    pub netns: NetnsFile,
+    /// Its rtnetlink.
+    pub netlink: Netlink,
+}
+
+impl Kernel {
+    /// Opens the sockets that a request needs.
+    ///
+    /// # Errors
+    /// When `CNI_NETNS` is not a pod's namespace, except in a teardown, where the pod is then taken for gone.
+    pub fn open(request: &Request) -> Result<Self, Failure> {
+        let node = Netlink::open().context(Code::Io, "cannot open a netlink socket on the node")?;
+        let pod = match (&request.netns, request.command.tears_down()) {
+            (None, _) => None,
+            (Some(path), true) => NetnsFile::open(path).ok().and_then(|netns| Pod::new(netns).ok()),
+            (Some(path), false) => {
+                let hint = "CNI_NETNS must be the path of a pod's network namespace";
+                let netns =
+                    NetnsFile::open(path).map_err(|error| Failure::new(Code::InvalidNetns, error).details(hint))?;
+                Some(Pod::new(netns).context(Code::Io, "cannot open a netlink socket in the pod")?)
+            }
+        };
+        Ok(Self { node, pod })
+    }
+
+    /// The pod, or an error that says that there is none.
+    ///
+    /// # Errors
+    /// When the request named no namespace.
+    pub fn pod(&self) -> Result<&Pod, Failure> {
+        self.pod.as_ref().ok_or_else(|| Failure::new(Code::InvalidEnvironment, "CNI_NETNS is not set"))
+    }
+
+    /// Applies operations in order. When one fails, those before it are undone, last first.
+    ///
+    /// # Errors
+    /// The operation that failed and the kernel's reason; and what could not be undone, if anything.
+    pub async fn apply(&self, operations: &[Operation]) -> Result<(), Failure> {
+        for (done, operation) in operations.iter().enumerate() {
+            let Err(error) = self.attempt(operation).await else { continue };
+            let failure = refusal(operation, &error);
+            let undo: Vec<_> = operations[..done].iter().rev().map(Operation::inverse).collect();
+            return Err(self.apply_all(&undo).await.into_iter().fold(failure, |failure, later| failure.and(&later)));
+        }
+        Ok(())
+    }
+
+    /// Applies every operation, whatever becomes of the others. What belongs to something that is gone already is
+    /// no failure.
+    pub async fn apply_all(&self, operations: &[Operation]) -> Vec<Failure> {
+        let mut failures = vec![];
+        for operation in operations {
+            match self.attempt(operation).await {
+                Err(error) if !is_absent(&error) => failures.push(refusal(operation, &error)),
+                _ => {}
+            }
+        }
+        failures
+    }
+
+    async fn attempt(&self, operation: &Operation) -> io::Result<()> {
+        log::debug!("{operation:?}");
+        match operation {
+            Operation::Add(placed) => self.add(placed).await,
+            Operation::Delete(placed) => self.delete(placed).await,
+            Operation::Replace { from, to } => self.replace(from, to).await,
+        }
+    }
+
+    async fn replace(&self, from: &Placed, to: &Placed) -> io::Result<()> {
+        if !to.object.is_value() {
+            self.delete(from).await?;
+        }
+        self.add(to).await
+    }
+
+    fn sandbox(&self) -> io::Result<&Pod> {
+        self.pod.as_ref().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the pod's network namespace is gone"))
+    }
+
+    fn netlink(&self, netns: Netns) -> io::Result<&Netlink> {
+        match netns {
+            Netns::Node => Ok(&self.node),
+            Netns::Pod => self.sandbox().map(|pod| &pod.netlink),
+        }
+    }
+
+    /// Runs `work` in a namespace.
+    ///
+    /// # Errors
+    /// Its own, and that the namespace is gone.
+    pub fn within<T: Send>(&self, netns: Netns, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        match netns {
+            Netns::Node => work(),
+            Netns::Pod => self.sandbox()?.netns.run(work)?,
+        }
+    }
+
+    async fn add(&self, placed: &Placed) -> io::Result<()> {
+        let netlink = self.netlink(placed.netns)?;
+        match &placed.object {
+            Object::Veth(veth) => {
+                let pod = self.sandbox()?;
+                let made = netlink.add_veth(veth, &pod.netns, &pod.netlink).await;
+                if made.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::AlreadyExists) {
+                    absent_is_fine(netlink.delete_link(&veth.name).await)?;
+                }
+                made
+            }
+            Object::Address(address) => netlink.add_address(address).await,
+            Object::Neighbour(neighbour) => netlink.add_neighbour(neighbour).await,
+            Object::Route(route) => netlink.add_route(route).await,
+            Object::Rule(rule) => netlink.add_rule(rule).await,
+            Object::Marks(marks) => self.within(placed.netns, || marks::create(marks)),
+            Object::Sysctl(Sysctl { path, value }) => {
+                self.within(placed.netns, || fs::write(format!("/proc/sys/{path}"), value))
+            }
+            Object::QueueLength(QueueLength { dev, packets }) => netlink.set_queue_length(dev, *packets).await,
+            Object::LinkAddress(LinkAddress { dev, mac }) => netlink.set_mac(dev, *mac).await,
+        }
+    }
+
+    async fn delete(&self, placed: &Placed) -> io::Result<()> {
+        let netlink = self.netlink(placed.netns)?;
+        absent_is_fine(match &placed.object {
+            Object::Veth(veth) => netlink.delete_link(&veth.name).await,
+            Object::Address(address) => netlink.delete_address(address).await,
+            Object::Neighbour(neighbour) => netlink.delete_neighbour(neighbour).await,
+            Object::Route(route) => netlink.delete_route(route).await,
+            Object::Rule(rule) => netlink.delete_rule(rule).await,
+            Object::Marks(_) => self.within(placed.netns, marks::delete),
+            Object::Sysctl(_) | Object::QueueLength(_) | Object::LinkAddress(_) => Ok(()),
+        })
+    }
+
+    /// Reads sysctls of the pod; one that the kernel does not have is left out.
+    ///
+    /// # Errors
+    /// When the pod's namespace is gone.
+    pub fn sysctls(&self, paths: &[String]) -> io::Result<Vec<Found>> {
+        let read = |path: &String| {
+            let value = fs::read_to_string(format!("/proc/sys/{path}")).ok()?.trim_end().to_owned();
+            Some(Found::foreign(Placed::pod(Object::Sysctl(Sysctl { path: path.clone(), value }))))
+        };
+        self.within(Netns::Pod, || Ok(paths.iter().filter_map(read).collect()))
+    }
+}
+
+impl Pod {
+    fn new(netns: NetnsFile) -> io::Result<Self> {
+        Ok(Self { netlink: Netlink::open_in(&netns)?, netns })
+    }
+}
+
+fn refusal(operation: &Operation, error: &io::Error) -> Failure {
+    let (verb, placed) = match operation {
+        Operation::Add(placed) => ("add", placed),
+        Operation::Delete(placed) => ("delete", placed),
+        Operation::Replace { to, .. } => ("replace", to),
+    };
+    Failure::new(Code::Kernel, format!("cannot {verb} {placed}")).details(error)
+}
+
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if is_absent(&error) => Ok(()),
+        result => result,
+    }
+}

@@ -1,0 +1,316 @@
+//! The nftables table of a pod: a connection that came in through the link to the node gets a conntrack mark, and its
+//! replies get a packet mark, by which a policy rule sends them back through that link.
+//!
+//! Written over netlink (`NETLINK_NETFILTER`, `nf_tables`): not every node has `nft`.
+
+use std::{ffi::CString, io};
+
+use netlink_bindings::nftables::{
+    self, Chained, CmpOps, CtKeys, ExprOps, IterableExprAttrs, MetaKeys, Nfgenmsg, PushExprListAttrs, Registers,
+};
+use netlink_socket2::{NetlinkSocket, ReplyError};
+
+use crate::object::Marks;
+
+/// Name of the table, in the family `inet`.
+pub const TABLE: &str = "underpass";
+/// The mark of both the connection and its replies.
+pub const MARK: u32 = 1;
+
+const NFPROTO_INET: u8 = 1;
+const NF_INET_PRE_ROUTING: u32 = 0;
+const NF_INET_LOCAL_OUT: u32 = 3;
+const NF_IP_PRI_MANGLE: i32 = -150;
+const NFNL_SUBSYS_NFTABLES: u16 = 10;
+/// `NF_CT_STATE_BIT(IP_CT_NEW)`.
+const CT_STATE_NEW: u32 = 8;
+const IP_CT_DIR_REPLY: u8 = 1;
+const IFNAMSIZ: usize = 16;
+
+/// One nftables expression over register 1, the only one that our rules need.
+#[derive(Clone, Debug, PartialEq)]
+enum Expression {
+    LoadMeta(u32),
+    LoadCt(u32),
+    Mask(Vec<u8>),
+    Equal(Vec<u8>),
+    NotEqual(Vec<u8>),
+    Value(Vec<u8>),
+    SetMeta(u32),
+    SetCt(u32),
+}
+
+type Statements = Vec<Expression>;
+
+#[derive(Clone, Debug, PartialEq)]
+struct Chain {
+    name: String,
+    kind: String,
+    hook: u32,
+    priority: i32,
+    rules: Vec<Statements>,
+}
+
+fn mark_connection(dev: &str) -> Statements {
+    let mut name = dev.as_bytes().to_vec();
+    name.resize(IFNAMSIZ, 0);
+    vec![
+        Expression::LoadMeta(MetaKeys::Iifname as u32),
+        Expression::Equal(name),
+        Expression::LoadCt(CtKeys::State as u32),
+        Expression::Mask(CT_STATE_NEW.to_ne_bytes().to_vec()),
+        Expression::NotEqual(0u32.to_ne_bytes().to_vec()),
+        Expression::Value(MARK.to_ne_bytes().to_vec()),
+        Expression::SetCt(CtKeys::Mark as u32),
+    ]
+}
+
+fn mark_replies() -> Statements {
+    let mark = MARK.to_ne_bytes().to_vec();
+    vec![
+        Expression::LoadCt(CtKeys::Direction as u32),
+        Expression::Equal(vec![IP_CT_DIR_REPLY]),
+        Expression::LoadCt(CtKeys::Mark as u32),
+        Expression::Equal(mark.clone()),
+        Expression::Value(mark),
+        Expression::SetMeta(MetaKeys::Mark as u32),
+    ]
+}
+
+/// The chains as we write them. `route` makes the kernel look the route up again when the mark has changed.
+fn chains(dev: &str) -> Vec<Chain> {
+    let chain = |name: &str, kind: &str, hook, rules| Chain {
+        name: name.to_owned(),
+        kind: kind.to_owned(),
+        hook,
+        priority: NF_IP_PRI_MANGLE,
+        rules,
+    };
+    vec![
+        chain("prerouting", "filter", NF_INET_PRE_ROUTING, vec![mark_connection(dev), mark_replies()]),
+        chain("output", "route", NF_INET_LOCAL_OUT, vec![mark_replies()]),
+    ]
+}
+
+/// The commands of `nft` that make the same table.
+pub(crate) fn script(dev: &str) -> Vec<String> {
+    let reply = format!("ct direction reply ct mark {MARK:#x} meta mark set {MARK:#x}");
+    [
+        format!("add table inet {TABLE}"),
+        format!("add chain inet {TABLE} prerouting '{{ type filter hook prerouting priority mangle; }}'"),
+        format!("add chain inet {TABLE} output '{{ type route hook output priority mangle; }}'"),
+        format!("add rule inet {TABLE} prerouting iifname {dev} ct state new ct mark set {MARK:#x}"),
+        format!("add rule inet {TABLE} prerouting {reply}"),
+        format!("add rule inet {TABLE} output {reply}"),
+    ]
+    .map(|command| format!("nft {command}"))
+    .to_vec()
+}
+
+/// The table of the calling thread's network namespace.
+///
+/// # Errors
+/// When the kernel refuses a dump for another reason than that there is no such table or no nf_tables.
+pub fn find() -> io::Result<Option<Marks>> {
+    let mut socket = NetlinkSocket::new();
+    if !exists(&mut socket)? {
+        return Ok(None);
+    }
+    let found = dump(&mut socket)?;
+    let dev = found.iter().flat_map(|chain| &chain.rules).find_map(|rule| input_dev(rule)).unwrap_or_default();
+    let altered = if found == chains(&dev) { vec![] } else { found.iter().map(|chain| format!("{chain:?}")).collect() };
+    Ok(Some(Marks { dev, altered }))
+}
+
+/// Makes the table in the calling thread's network namespace, in place of the one that may be there, at one stroke.
+///
+/// # Errors
+/// When the kernel refuses the transaction; nothing has changed then.
+pub fn create(marks: &Marks) -> io::Result<()> {
+    transaction(|batch, table| {
+        // NFT_MSG_DESTROYTABLE came with Linux 6.3: adding first makes deleting safe on every kernel.
+        batch.request().set_create().op_newtable_do(&header()).encode().push_name(table);
+        batch.request().op_deltable_do(&header()).encode().push_name(table);
+        batch.request().set_create().op_newtable_do(&header()).encode().push_name(table);
+        for chain in chains(&marks.dev) {
+            add_chain(batch, table, &chain);
+        }
+    })
+}
+
+/// Removes the table from the calling thread's network namespace, if it is there.
+///
+/// # Errors
+/// When the kernel refuses the transaction.
+pub fn delete() -> io::Result<()> {
+    transaction(|batch, table| {
+        batch.request().set_create().op_newtable_do(&header()).encode().push_name(table);
+        batch.request().op_deltable_do(&header()).encode().push_name(table);
+    })
+}
+
+fn header() -> Nfgenmsg {
+    Nfgenmsg { nfgen_family: NFPROTO_INET, ..Default::default() }
+}
+
+fn cstring(text: &str) -> CString {
+    CString::new(text).unwrap_or_default()
+}
+
+fn transaction(fill: impl FnOnce(&mut Chained<'_>, &std::ffi::CStr)) -> io::Result<()> {
+    let mut socket = NetlinkSocket::new();
+    let mut batch = Chained::new(socket.reserve_seq(64));
+    let mut begin = Nfgenmsg::new();
+    begin.set_res_id(NFNL_SUBSYS_NFTABLES);
+    batch.request().op_batch_begin_do(&begin);
+    fill(&mut batch, &cstring(TABLE));
+    batch.request().op_batch_end_do(&begin);
+    socket.request_chained(&batch.finalize())?.recv_all().map_err(io::Error::from)
+}
+
+fn add_chain(batch: &mut Chained<'_>, table: &std::ffi::CStr, chain: &Chain) {
+    let name = cstring(&chain.name);
+    batch
+        .request()
+        .set_create()
+        .op_newchain_do(&header())
+        .encode()
+        .push_table(table)
+        .push_name(&name)
+        .nested_hook()
+        .push_num(chain.hook)
+        .push_priority(chain.priority)
+        .end_nested()
+        .push_type(&cstring(&chain.kind));
+    for rule in &chain.rules {
+        let request = batch.request().set_create().set_append().op_newrule_do(&header());
+        let mut request = request;
+        let mut list = request.encode().push_table(table).push_chain(&name).nested_expressions();
+        for expression in rule {
+            list = encode(list, expression);
+        }
+        list.end_nested();
+    }
+}
+
+fn encode<P: netlink_bindings::traits::Pusher>(
+    list: PushExprListAttrs<P>,
+    expression: &Expression,
+) -> PushExprListAttrs<P> {
+    let register = Registers::Reg1 as u32;
+    let element = list.nested_elem();
+    match expression {
+        Expression::LoadMeta(key) => element.nested_data_meta().push_key(*key).push_dreg(register).end_nested(),
+        Expression::SetMeta(key) => element.nested_data_meta().push_key(*key).push_sreg(register).end_nested(),
+        Expression::LoadCt(key) => element.nested_data_ct().push_key(*key).push_dreg(register).end_nested(),
+        Expression::SetCt(key) => element.nested_data_ct().push_key(*key).push_sreg(register).end_nested(),
+        Expression::Mask(mask) => element
+            .nested_data_bitwise()
+            .push_sreg(register)
+            .push_dreg(register)
+            .push_len(mask.len() as u32)
+            .nested_mask()
+            .push_value(mask)
+            .end_nested()
+            .nested_xor()
+            .push_value(&vec![0; mask.len()])
+            .end_nested()
+            .end_nested(),
+        Expression::Equal(value) | Expression::NotEqual(value) => element
+            .nested_data_cmp()
+            .push_sreg(register)
+            .push_op(if matches!(expression, Expression::Equal(_)) { CmpOps::Eq } else { CmpOps::Neq } as u32)
+            .nested_data()
+            .push_value(value)
+            .end_nested()
+            .end_nested(),
+        Expression::Value(value) => element
+            .nested_data_immediate()
+            .push_dreg(register)
+            .nested_data()
+            .push_value(value)
+            .end_nested()
+            .end_nested(),
+    }
+    .end_nested()
+}
+
+fn exists(socket: &mut NetlinkSocket) -> io::Result<bool> {
+    let mut request = nftables::Request::new().op_gettable_do(&header());
+    request.encode().push_name(&cstring(TABLE));
+    let found = socket.request(&request)?.recv_one().map(|_| ()).map_err(io::Error::from);
+    match found {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn dump(socket: &mut NetlinkSocket) -> io::Result<Vec<Chain>> {
+    let mut chains = Vec::new();
+    let request = nftables::Request::new().op_getchain_dump(&header());
+    let mut replies = socket.request(&request)?;
+    while let Some(reply) = replies.recv() {
+        let (_, attributes) = reply.map_err(io::Error::from)?;
+        let parse = || -> Result<Chain, ReplyError> {
+            let hook = attributes.get_hook()?;
+            Ok(Chain {
+                name: attributes.get_name()?.to_string_lossy().into_owned(),
+                kind: attributes.get_type()?.to_string_lossy().into_owned(),
+                hook: hook.get_num()?,
+                priority: hook.get_priority()?,
+                rules: vec![],
+            })
+        };
+        if attributes.get_table().is_ok_and(|table| table.to_bytes() == TABLE.as_bytes()) {
+            chains.extend(parse().ok());
+        }
+    }
+    for chain in &mut chains {
+        chain.rules = dump_rules(socket, &chain.name)?;
+    }
+    Ok(chains)
+}
+
+fn dump_rules(socket: &mut NetlinkSocket, chain: &str) -> io::Result<Vec<Statements>> {
+    let mut request = nftables::Request::new().op_getrule_dump(&header());
+    request.encode().push_table(&cstring(TABLE)).push_chain(&cstring(chain));
+    let mut rules = Vec::new();
+    let mut replies = socket.request(&request)?;
+    while let Some(reply) = replies.recv() {
+        let (_, attributes) = reply.map_err(io::Error::from)?;
+        let expressions = attributes.get_expressions().map_err(io::Error::other)?;
+        rules.push(expressions.get_elem().filter_map(|element| decode(&element)).collect());
+    }
+    Ok(rules)
+}
+
+/// `None` for an expression of a kind that we never write, so that a rule that has one compares as different.
+fn decode(element: &IterableExprAttrs<'_>) -> Option<Expression> {
+    let data = |attributes: nftables::IterableDataAttrs<'_>| attributes.get_value().ok().map(<[u8]>::to_vec);
+    match element.get_data().ok()? {
+        ExprOps::Meta(meta) if meta.get_sreg().is_ok() => Some(Expression::SetMeta(meta.get_key().ok()?)),
+        ExprOps::Meta(meta) => Some(Expression::LoadMeta(meta.get_key().ok()?)),
+        ExprOps::Ct(ct) if ct.get_sreg().is_ok() => Some(Expression::SetCt(ct.get_key().ok()?)),
+        ExprOps::Ct(ct) => Some(Expression::LoadCt(ct.get_key().ok()?)),
+        ExprOps::Bitwise(bitwise) => Some(Expression::Mask(data(bitwise.get_mask().ok()?)?)),
+        ExprOps::Cmp(cmp) if cmp.get_op().ok()? == CmpOps::Eq as u32 => {
+            Some(Expression::Equal(data(cmp.get_data().ok()?)?))
+        }
+        ExprOps::Cmp(cmp) if cmp.get_op().ok()? == CmpOps::Neq as u32 => {
+            Some(Expression::NotEqual(data(cmp.get_data().ok()?)?))
+        }
+        ExprOps::Immediate(immediate) => Some(Expression::Value(data(immediate.get_data().ok()?)?)),
+        _ => None,
+    }
+}
+
+fn input_dev(rule: &Statements) -> Option<String> {
+    match rule.as_slice() {
+        [Expression::LoadMeta(_), Expression::Equal(name), ..] => {
+            let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+            Some(String::from_utf8_lossy(&name[..end]).into_owned())
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,686 @@
+//! rtnetlink, one socket per network namespace: requests, dumps that retry, and messages to and from [`Object`]s.
+//!
+//! [`Object`]: crate::object::Object
+
+use std::{io, net::IpAddr};
+
+use futures_util::StreamExt;
+use ipnet::IpNet;
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
+    link::{
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
+        LinkMessage,
+    },
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType},
+    rule::{RuleAction, RuleAttribute, RuleMessage},
+};
+
+use crate::{
+    mac::Mac,
+    netns::NetnsFile,
+    object::{Address, Family, Neighbour, PROTOCOL, Route, Rule, Veth},
+};
+
+/// `NLM_F_DUMP_INTR`: the table changed while it was dumped.
+const DUMP_INTERRUPTED: u16 = 0x10;
+const DUMP_ATTEMPTS: usize = 20;
+const IPV6_DEFAULT_METRIC: u32 = 1024;
+
+/// An rtnetlink socket. It stays in the namespace in which it was opened.
+#[derive(Clone, Debug)]
+pub struct Netlink(rtnetlink::Handle);
+
+/// What Underpass wants to know of a link.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Interface index.
+    pub index: u32,
+    /// Interface name.
+    pub name: String,
+    /// MAC address, where the link has one of six bytes.
+    pub mac: Option<Mac>,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Transmit queue length in packets.
+    pub queue_length: u32,
+    /// `IFLA_IFALIAS`.
+    pub alias: String,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// Index of the peer (veth) or parent (macvlan), in the namespace that the kernel means.
+    pub peer: Option<u32>,
+}
+
+/// Which routes to dump.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RouteFilter {
+    /// Only this table; all tables otherwise.
+    pub table: Option<u32>,
+    /// Only routes out of the link with this index.
+    pub oif: Option<u32>,
+    /// Only [`PROTOCOL`].
+    pub ours: bool,
+}
+
+impl Netlink {
+    /// Opens a socket in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// When the kernel gives no socket. Must be called within a tokio runtime.
+    pub fn open() -> io::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
+        tokio::spawn(connection);
+        Ok(Self(handle))
+    }
+
+    /// Opens a socket in another network namespace.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered or the kernel gives no socket.
+    pub fn open_in(netns: &NetnsFile) -> io::Result<Self> {
+        let runtime = tokio::runtime::Handle::current();
+        netns.run(|| {
+            let _guard = runtime.enter();
+            Self::open()
+        })?
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the one place where requests go out")]
+    async fn exchange(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<(Vec<RouteNetlinkMessage>, bool)> {
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST | flags;
+        let mut replies = self.0.clone().request(request).map_err(io::Error::other)?;
+        let (mut messages, mut interrupted) = (Vec::new(), false);
+        while let Some(reply) = replies.next().await {
+            interrupted |= reply.header.flags & DUMP_INTERRUPTED != 0;
+            match reply.payload {
+                NetlinkPayload::InnerMessage(message) => messages.push(message),
+                NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+                _ => {}
+            }
+        }
+        Ok((messages, interrupted))
+    }
+
+    async fn act(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.exchange(message, NLM_F_ACK | flags).await.map(|_| ())
+    }
+
+    async fn dump(&self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        for _ in 0..DUMP_ATTEMPTS {
+            let (messages, interrupted) = self.exchange(message.clone(), NLM_F_DUMP).await?;
+            if !interrupted {
+                return Ok(messages);
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::Interrupted, "the kernel's table changed during every attempt to read it"))
+    }
+
+    /// The link with this name.
+    ///
+    /// # Errors
+    /// Any but that there is none.
+    pub async fn link(&self, name: &str) -> io::Result<Option<Link>> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        self.get_link(message).await
+    }
+
+    /// The link with this index.
+    ///
+    /// # Errors
+    /// Any but that there is none.
+    pub async fn link_by_index(&self, index: u32) -> io::Result<Option<Link>> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        self.get_link(message).await
+    }
+
+    async fn get_link(&self, message: LinkMessage) -> io::Result<Option<Link>> {
+        match self.exchange(RouteNetlinkMessage::GetLink(message), 0).await {
+            Ok((messages, _)) => Ok(messages.into_iter().find_map(parse_link)),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All links.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn links(&self) -> io::Result<Vec<Link>> {
+        let messages = self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default())).await?;
+        Ok(messages.into_iter().filter_map(parse_link).collect())
+    }
+
+    async fn index(&self, name: &str) -> io::Result<u32> {
+        let link = self.link(name).await?;
+        link.map(|link| link.index)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("there is no link {name}")))
+    }
+
+    /// The addresses of global scope, with the index of the link that each is on.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn addresses(&self) -> io::Result<Vec<(u32, IpNet)>> {
+        let messages = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default())).await?;
+        Ok(messages.into_iter().filter_map(parse_address).collect())
+    }
+
+    /// The permanent neighbours on a link.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn neighbours(&self, link: &Link) -> io::Result<Vec<Neighbour>> {
+        let mut message = NeighbourMessage::default();
+        message.attributes.push(NeighbourAttribute::IfIndex(link.index));
+        let messages = self.dump(RouteNetlinkMessage::GetNeighbour(message)).await?;
+        Ok(messages.into_iter().filter_map(|message| parse_neighbour(message, &link.name)).collect())
+    }
+
+    /// The unicast routes that pass the filter, of both families, multipath ones as one route per next hop.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn routes(&self, filter: RouteFilter) -> io::Result<Vec<Route>> {
+        let mut names = std::collections::HashMap::new();
+        let mut routes = Vec::new();
+        for family in Family::ALL {
+            let message = route_query(family, filter);
+            let messages = match self.dump(RouteNetlinkMessage::GetRoute(message)).await {
+                Err(error) if is_absent(&error) => continue,
+                messages => messages?,
+            };
+            for message in messages {
+                let RouteNetlinkMessage::NewRoute(message) = message else { continue };
+                for hop in parse_route(&message) {
+                    let wanted = filter.oif.is_none_or(|oif| hop.oif == oif)
+                        && filter.table.is_none_or(|table| hop.route.table == table)
+                        && (!filter.ours || hop.route.protocol == PROTOCOL);
+                    if !wanted {
+                        continue;
+                    }
+                    if let std::collections::hash_map::Entry::Vacant(entry) = names.entry(hop.oif) {
+                        let link = self.link_by_index(hop.oif).await?;
+                        entry.insert(link.map(|link| link.name).unwrap_or_default());
+                    }
+                    routes.push(Route { dev: names[&hop.oif].clone(), ..hop.route });
+                }
+            }
+        }
+        Ok(routes)
+    }
+
+    /// The source address of a packet from here to `address` and the name of the link that it leaves by; `None` where
+    /// there is no route.
+    ///
+    /// # Errors
+    /// Any but that there is no route.
+    pub async fn source_towards(&self, address: IpAddr) -> io::Result<Option<(IpAddr, String)>> {
+        let route = self.lookup(address, RouteFlags::empty()).await?;
+        Ok(route.and_then(|route| Some((route.source?, route.dev))))
+    }
+
+    /// The route that a packet from here to `address` takes, as it stands in its table (`RTM_F_FIB_MATCH`); `None`
+    /// where there is none.
+    ///
+    /// # Errors
+    /// Any but that there is no route.
+    pub async fn matching_route(&self, address: IpAddr) -> io::Result<Option<Route>> {
+        self.lookup(address, RouteFlags::FibMatch).await
+    }
+
+    async fn lookup(&self, address: IpAddr, flags: RouteFlags) -> io::Result<Option<Route>> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = address_family(Family::of(address));
+        message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
+        message.header.flags = flags;
+        message.attributes.push(RouteAttribute::Destination(address.into()));
+        let messages = match self.exchange(RouteNetlinkMessage::GetRoute(message), 0).await {
+            Ok((messages, _)) => messages,
+            Err(error) if is_absent(&error) || is_unreachable(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let hop = messages.iter().find_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(message) => parse_route(message).into_iter().next(),
+            _ => None,
+        });
+        let Some(Hop { oif, route }) = hop else { return Ok(None) };
+        let dev = self.link_by_index(oif).await?.map(|link| link.name).unwrap_or_default();
+        Ok(Some(Route { dev, ..route }))
+    }
+
+    /// The rules of both families that select by nothing but source and mark, and whether each is ours.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn rules(&self) -> io::Result<Vec<(Rule, bool)>> {
+        let mut rules = Vec::new();
+        for family in Family::ALL {
+            let mut message = RuleMessage::default();
+            message.header.family = address_family(family);
+            let messages = match self.dump(RouteNetlinkMessage::GetRule(message)).await {
+                // EAFNOSUPPORT, EOPNOTSUPP: a kernel without this family.
+                Err(error) if matches!(error.raw_os_error(), Some(97 | 95)) => continue,
+                messages => messages?,
+            };
+            rules.extend(messages.into_iter().filter_map(|message| parse_rule(message, family)));
+        }
+        Ok(rules)
+    }
+
+    /// Makes a veth pair whose pod end is in `pod`, and brings both ends up. `pod_netlink` is the pod's socket.
+    ///
+    /// # Errors
+    /// What the kernel says. The pair may be left behind half made: deleting its name removes it.
+    pub async fn add_veth(&self, veth: &Veth, pod: &NetnsFile, pod_netlink: &Self) -> io::Result<()> {
+        self.act(RouteNetlinkMessage::NewLink(veth_message(veth, pod)), NLM_F_CREATE | NLM_F_EXCL).await?;
+        let mut host = self.set_up(&veth.name).await?;
+        // Without a link-local address of its own the link has no use for duplicate address detection or multicast
+        // listener reports, and a node's address list does not grow with its pods.
+        let mut quiet = LinkMessage::default();
+        quiet.header.index = host.header.index;
+        quiet.attributes = vec![LinkAttribute::IfAlias(veth.alias.clone()), no_link_local()];
+        self.act(RouteNetlinkMessage::SetLink(quiet), 0).await?;
+        host.attributes.clear();
+        self.act(RouteNetlinkMessage::SetLink(host), 0).await?;
+
+        let peer = pod_netlink.set_up(&veth.peer).await?;
+        let mut quiet = LinkMessage::default();
+        quiet.header.index = peer.header.index;
+        quiet.attributes = vec![no_link_local()];
+        pod_netlink.act(RouteNetlinkMessage::SetLink(quiet), 0).await?;
+        pod_netlink.act(RouteNetlinkMessage::SetLink(peer), 0).await
+    }
+
+    async fn set_up(&self, name: &str) -> io::Result<LinkMessage> {
+        let mut message = LinkMessage::default();
+        message.header.index = self.index(name).await?;
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        Ok(message)
+    }
+
+    /// Removes a link. Its routes, neighbours and addresses go with it.
+    ///
+    /// # Errors
+    /// What the kernel says, also when there is none.
+    pub async fn delete_link(&self, name: &str) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        self.act(RouteNetlinkMessage::DelLink(message), 0).await
+    }
+
+    /// Gives a link another MAC address.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn set_mac(&self, dev: &str, mac: Mac) -> io::Result<()> {
+        self.set_link(dev, LinkAttribute::Address(mac.0.to_vec())).await
+    }
+
+    /// Sets a link's transmit queue length, in packets.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn set_queue_length(&self, dev: &str, packets: u32) -> io::Result<()> {
+        self.set_link(dev, LinkAttribute::TxQueueLen(packets)).await
+    }
+
+    async fn set_link(&self, dev: &str, attribute: LinkAttribute) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = self.index(dev).await?;
+        message.attributes.push(attribute);
+        self.act(RouteNetlinkMessage::SetLink(message), 0).await
+    }
+
+    /// Adds an address to a link, without duplicate address detection.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn add_address(&self, address: &Address) -> io::Result<()> {
+        let message = self.address_message(address).await?;
+        self.act(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL).await
+    }
+
+    /// Removes an address from a link.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn delete_address(&self, address: &Address) -> io::Result<()> {
+        let message = self.address_message(address).await?;
+        self.act(RouteNetlinkMessage::DelAddress(message), 0).await
+    }
+
+    async fn address_message(&self, address: &Address) -> io::Result<AddressMessage> {
+        let ip = address.address.addr();
+        let mut message = AddressMessage::default();
+        message.header.family = address_family(Family::of(ip));
+        message.header.prefix_len = address.address.prefix_len();
+        message.header.index = self.index(&address.dev).await?;
+        message.header.scope = if is_link_local(ip) { AddressScope::Link } else { AddressScope::Universe };
+        message.header.flags = AddressHeaderFlags::Nodad;
+        message.attributes = vec![AddressAttribute::Local(ip), AddressAttribute::Address(ip)];
+        Ok(message)
+    }
+
+    /// Adds a permanent neighbour, in place of a learnt one.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn add_neighbour(&self, neighbour: &Neighbour) -> io::Result<()> {
+        let message = self.neighbour_message(neighbour).await?;
+        self.act(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE).await
+    }
+
+    /// Removes a neighbour.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn delete_neighbour(&self, neighbour: &Neighbour) -> io::Result<()> {
+        let message = self.neighbour_message(neighbour).await?;
+        self.act(RouteNetlinkMessage::DelNeighbour(message), 0).await
+    }
+
+    async fn neighbour_message(&self, neighbour: &Neighbour) -> io::Result<NeighbourMessage> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = address_family(Family::of(neighbour.address));
+        message.header.ifindex = self.index(&neighbour.dev).await?;
+        message.header.state = NeighbourState::Permanent;
+        message.header.kind = RouteType::Unicast;
+        message.attributes = vec![
+            NeighbourAttribute::Destination(match neighbour.address {
+                IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
+                IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
+            }),
+            NeighbourAttribute::LinkLayerAddress(neighbour.mac.0.to_vec()),
+        ];
+        Ok(message)
+    }
+
+    /// Adds a route.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn add_route(&self, route: &Route) -> io::Result<()> {
+        let message = route_message(route, self.index(&route.dev).await?);
+        self.act(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL).await
+    }
+
+    /// Removes a route.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn delete_route(&self, route: &Route) -> io::Result<()> {
+        let message = route_message(route, self.index(&route.dev).await?);
+        self.act(RouteNetlinkMessage::DelRoute(message), 0).await
+    }
+
+    /// Adds a rule.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn add_rule(&self, rule: &Rule) -> io::Result<()> {
+        self.act(RouteNetlinkMessage::NewRule(rule_message(rule)), NLM_F_CREATE | NLM_F_EXCL).await
+    }
+
+    /// Removes a rule.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn delete_rule(&self, rule: &Rule) -> io::Result<()> {
+        self.act(RouteNetlinkMessage::DelRule(rule_message(rule)), 0).await
+    }
+}
+
+/// Whether the kernel says that an object is not there: ENOENT, ESRCH, ENODEV, EADDRNOTAVAIL.
+pub fn is_absent(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || matches!(error.raw_os_error(), Some(2 | 3 | 19 | 99))
+}
+
+fn is_unreachable(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable)
+}
+
+/// Whether an address is only valid on its link (RFC 3927, RFC 4291).
+pub fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}
+
+fn address_family(family: Family) -> AddressFamily {
+    match family {
+        Family::Ipv4 => AddressFamily::Inet,
+        Family::Ipv6 => AddressFamily::Inet6,
+    }
+}
+
+fn no_link_local() -> LinkAttribute {
+    LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)])])
+}
+
+fn veth_message(veth: &Veth, pod: &NetnsFile) -> LinkMessage {
+    let end = |name: &str, mac: Mac| {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Address(mac.0.to_vec()),
+            LinkAttribute::Mtu(veth.mtu),
+        ];
+        message
+    };
+    let mut peer = end(&veth.peer, veth.peer_mac);
+    peer.attributes.push(LinkAttribute::NetNsFd(pod.raw()));
+    let mut host = end(&veth.name, veth.mac);
+    host.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Veth),
+        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+    ]));
+    host
+}
+
+fn parse_link(message: RouteNetlinkMessage) -> Option<Link> {
+    let RouteNetlinkMessage::NewLink(message) = message else { return None };
+    let mut link =
+        Link { index: message.header.index, up: message.header.flags.contains(LinkFlags::Up), ..Link::default() };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::TxQueueLen(packets) => link.queue_length = packets,
+            LinkAttribute::IfAlias(alias) => link.alias = alias,
+            LinkAttribute::Link(index) => link.peer = Some(index),
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+fn parse_address(message: RouteNetlinkMessage) -> Option<(u32, IpNet)> {
+    let RouteNetlinkMessage::NewAddress(message) = message else { return None };
+    if message.header.scope != AddressScope::Universe {
+        return None;
+    }
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    let address = local.or_else(|| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    })?;
+    Some((message.header.index, IpNet::new(address, message.header.prefix_len).ok()?))
+}
+
+fn parse_neighbour(message: RouteNetlinkMessage, dev: &str) -> Option<Neighbour> {
+    let RouteNetlinkMessage::NewNeighbour(message) = message else { return None };
+    if message.header.state != NeighbourState::Permanent {
+        return None;
+    }
+    let (mut address, mut mac) = (None, None);
+    for attribute in message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => address = Some(IpAddr::V4(ip)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => address = Some(IpAddr::V6(ip)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.try_into().ok().map(Mac),
+            _ => {}
+        }
+    }
+    Some(Neighbour { dev: dev.to_owned(), address: address?, mac: mac? })
+}
+
+fn route_query(family: Family, filter: RouteFilter) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = address_family(family);
+    if filter.ours {
+        message.header.protocol = RouteProtocol::Other(PROTOCOL);
+    }
+    if let Some(table) = filter.table {
+        message.attributes.push(RouteAttribute::Table(table));
+    }
+    if let Some(oif) = filter.oif {
+        message.attributes.push(RouteAttribute::Oif(oif));
+    }
+    message
+}
+
+fn route_message(route: &Route, oif: u32) -> RouteMessage {
+    let family = Family::of(route.destination.addr());
+    let mut message = RouteMessage::default();
+    message.header.address_family = address_family(family);
+    message.header.destination_prefix_length = route.destination.prefix_len();
+    message.header.table = u8::try_from(route.table).unwrap_or(0);
+    message.header.protocol = RouteProtocol::from(route.protocol);
+    message.header.kind = RouteType::Unicast;
+    message.header.scope = match (family, route.gateway) {
+        (Family::Ipv4, None) => RouteScope::Link,
+        _ => RouteScope::Universe,
+    };
+    if route.onlink {
+        message.header.flags = RouteFlags::Onlink;
+    }
+    message.attributes = vec![RouteAttribute::Table(route.table), RouteAttribute::Oif(oif)];
+    if route.destination.prefix_len() > 0 {
+        message.attributes.push(RouteAttribute::Destination(route.destination.addr().into()));
+    }
+    message.attributes.extend(route.gateway.map(|gateway| RouteAttribute::Gateway(gateway.into())));
+    message.attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(source.into())));
+    message.attributes.extend(route.metric.map(RouteAttribute::Priority));
+    message
+}
+
+struct Hop {
+    oif: u32,
+    route: Route,
+}
+
+fn parse_route(message: &RouteMessage) -> Vec<Hop> {
+    let family = match message.header.address_family {
+        AddressFamily::Inet => Family::Ipv4,
+        AddressFamily::Inet6 => Family::Ipv6,
+        _ => return vec![],
+    };
+    if message.header.kind != RouteType::Unicast {
+        return vec![];
+    }
+    let mut route = Route {
+        destination: family.default_route(),
+        gateway: None,
+        dev: String::new(),
+        source: None,
+        table: message.header.table.into(),
+        metric: None,
+        onlink: message.header.flags.contains(RouteFlags::Onlink),
+        protocol: message.header.protocol.into(),
+    };
+    let (mut oif, mut hops) = (0, vec![]);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => {
+                let destination =
+                    ip(address).and_then(|address| IpNet::new(address, message.header.destination_prefix_length).ok());
+                route.destination = destination.unwrap_or(route.destination);
+            }
+            RouteAttribute::Gateway(gateway) => route.gateway = ip(gateway),
+            RouteAttribute::PrefSource(source) => route.source = ip(source),
+            RouteAttribute::Table(table) => route.table = *table,
+            RouteAttribute::Priority(metric) => route.metric = Some(*metric),
+            RouteAttribute::Oif(index) => oif = *index,
+            RouteAttribute::MultiPath(next_hops) => hops.extend(next_hops),
+            _ => {}
+        }
+    }
+    if family == Family::Ipv6 {
+        route.metric = route.metric.filter(|metric| *metric != IPV6_DEFAULT_METRIC);
+    }
+    if hops.is_empty() {
+        return vec![Hop { oif, route }];
+    }
+    let hop = |hop: &&netlink_packet_route::route::RouteNextHop| {
+        let gateway = hop.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Gateway(gateway) => ip(gateway),
+            _ => None,
+        });
+        Hop { oif: hop.interface_index, route: Route { gateway, ..route.clone() } }
+    };
+    hops.iter().map(hop).collect()
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
+        RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    }
+}
+
+fn rule_message(rule: &Rule) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = address_family(rule.family);
+    message.header.action = RuleAction::ToTable;
+    message.header.table = u8::try_from(rule.table).unwrap_or(0);
+    message.attributes = vec![
+        RuleAttribute::Priority(rule.priority),
+        RuleAttribute::Table(rule.table),
+        RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)),
+    ];
+    if let Some(from) = rule.from {
+        message.header.src_len = from.prefix_len();
+        message.attributes.push(RuleAttribute::Source(from.addr()));
+    }
+    message.attributes.extend(rule.fwmark.map(RuleAttribute::FwMark));
+    message
+}
+
+fn parse_rule(message: RouteNetlinkMessage, family: Family) -> Option<(Rule, bool)> {
+    let RouteNetlinkMessage::NewRule(message) = message else { return None };
+    if message.header.action != RuleAction::ToTable || message.header.dst_len != 0 {
+        return None;
+    }
+    let mut rule = Rule { priority: 0, family, from: None, fwmark: None, table: message.header.table.into() };
+    let mut ours = false;
+    for attribute in message.attributes {
+        match attribute {
+            RuleAttribute::Priority(priority) => rule.priority = priority,
+            RuleAttribute::Table(table) => rule.table = table,
+            RuleAttribute::FwMark(mark) => rule.fwmark = Some(mark),
+            RuleAttribute::FwMask(u32::MAX) | RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
+            RuleAttribute::Source(address) => rule.from = IpNet::new(address, message.header.src_len).ok(),
+            RuleAttribute::Protocol(protocol) => ours = u8::from(protocol) == PROTOCOL,
+            _ => return None,
+        }
+    }
+    Some((rule, ours))
+}

@@ -1,0 +1,467 @@
+//! Kernel objects as data, and the operations that make, change and remove them.
+
+use std::{
+    fmt,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use ipnet::IpNet;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{mac::Mac, marks};
+
+/// The routing protocol number of every route and rule that Underpass makes (`rt_protos`: `underpass`).
+pub const PROTOCOL: u8 = 85;
+/// The kernel's main routing table (`RT_TABLE_MAIN`).
+pub const MAIN_TABLE: u32 = 254;
+
+/// The pod's table with the way into the node, for replies to what came in that way. Further interfaces have the tables
+/// after it.
+pub const UPLINK_TABLE: u32 = 100;
+
+/// Which of the two network namespaces an object is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Netns {
+    /// The namespace of the node, in which the CNI plugin runs.
+    Node,
+    /// The namespace of the pod's sandbox, `CNI_NETNS`.
+    Pod,
+}
+
+/// An address family, for what has no address to tell it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// `AF_INET`.
+    Ipv4,
+    /// `AF_INET6`.
+    Ipv6,
+}
+
+impl Family {
+    /// Both families, in the order in which plans name them.
+    pub const ALL: [Self; 2] = [Self::Ipv4, Self::Ipv6];
+
+    /// The family of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::Ipv4 } else { Self::Ipv6 }
+    }
+
+    /// The destination of a default route.
+    pub fn default_route(self) -> IpNet {
+        match self {
+            Self::Ipv4 => IpNet::V4(ipnet::Ipv4Net::default()),
+            Self::Ipv6 => IpNet::V6(ipnet::Ipv6Net::default()),
+        }
+    }
+}
+
+/// A pair of virtual Ethernet devices: `name` on the node, `peer` in the pod, both up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Veth {
+    /// Name of the node's end.
+    pub name: String,
+    /// MAC address of the node's end.
+    #[schemars(with = "String")]
+    pub mac: Mac,
+    /// Name of the pod's end.
+    pub peer: String,
+    /// MAC address of the pod's end.
+    #[schemars(with = "String")]
+    pub peer_mac: Mac,
+    /// MTU of both ends, in bytes.
+    pub mtu: u32,
+    /// The node's end's alias (`IFLA_IFALIAS`), which says whose it is.
+    pub alias: String,
+    /// Whether both ends are up.
+    pub up: bool,
+}
+
+/// An address on a link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Address {
+    /// The link's name.
+    pub dev: String,
+    /// Address and prefix length.
+    #[schemars(with = "String")]
+    pub address: IpNet,
+}
+
+/// A permanent neighbour entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Neighbour {
+    /// The link's name.
+    pub dev: String,
+    /// The neighbour's address.
+    pub address: IpAddr,
+    /// The neighbour's MAC address.
+    #[schemars(with = "String")]
+    pub mac: Mac,
+}
+
+/// A unicast route. Without a gateway the destination is on the link (IPv4 scope `link`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Route {
+    /// The destination; `0.0.0.0/0` or `::/0` for a default route.
+    #[schemars(with = "String")]
+    pub destination: IpNet,
+    /// The next hop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<IpAddr>,
+    /// Name of the output link.
+    pub dev: String,
+    /// Preferred source address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<IpAddr>,
+    /// Routing table number.
+    pub table: u32,
+    /// Metric, where it is not the family's default (0 for IPv4, 1024 for IPv6).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metric: Option<u32>,
+    /// Take the gateway for reachable on the link, whatever the table says (`RTNH_F_ONLINK`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub onlink: bool,
+    /// The routing protocol number, [`PROTOCOL`] for ours.
+    pub protocol: u8,
+}
+
+/// A policy routing rule: `from` and `fwmark` select, `table` is looked up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Rule {
+    /// Rules are tried in the order of this number.
+    pub priority: u32,
+    /// Which family's packets it is for.
+    pub family: Family,
+    /// Only packets from here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub from: Option<IpNet>,
+    /// Only packets with this mark (all 32 bits compared).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fwmark: Option<u32>,
+    /// Routing table number.
+    pub table: u32,
+}
+
+/// The nftables table `inet underpass` of a pod, which marks replies to what came in through `dev`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Marks {
+    /// Name of the link through which the node reaches the pod.
+    pub dev: String,
+    /// The rules as found, in nft's syntax; empty for the rules as we write them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub altered: Vec<String>,
+}
+
+/// A sysctl, by its path below `/proc/sys`, of which `net/` belongs to the network namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Sysctl {
+    /// For example `net/ipv4/conf/all/rp_filter`.
+    pub path: String,
+    /// The value without a newline.
+    pub value: String,
+}
+
+/// Length of a link's transmit queue, in packets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct QueueLength {
+    /// The link's name.
+    pub dev: String,
+    /// In packets.
+    pub packets: u32,
+}
+
+/// MAC address of a link that is not ours.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LinkAddress {
+    /// The link's name.
+    pub dev: String,
+    /// The address.
+    #[schemars(with = "String")]
+    pub mac: Mac,
+}
+
+/// Anything in the kernel that Underpass makes or changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Object {
+    /// A veth pair, created from the node's side.
+    Veth(Veth),
+    /// An address on a link.
+    Address(Address),
+    /// A permanent neighbour.
+    Neighbour(Neighbour),
+    /// A route.
+    Route(Route),
+    /// A policy rule.
+    Rule(Rule),
+    /// The nftables table of a pod.
+    Marks(Marks),
+    /// A sysctl.
+    Sysctl(Sysctl),
+    /// A transmit queue length.
+    QueueLength(QueueLength),
+    /// A MAC address.
+    LinkAddress(LinkAddress),
+}
+
+impl Object {
+    /// Whether two objects cannot both be: they have the same identity, whatever else they say.
+    pub fn collides(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Veth(a), Self::Veth(b)) => a.name == b.name || a.peer == b.peer,
+            (Self::Address(a), Self::Address(b)) => a.dev == b.dev && a.address.addr() == b.address.addr(),
+            (Self::Neighbour(a), Self::Neighbour(b)) => a.dev == b.dev && a.address == b.address,
+            (Self::Route(a), Self::Route(b)) => {
+                a.destination == b.destination && a.table == b.table && a.metric == b.metric
+            }
+            (Self::Marks(_), Self::Marks(_)) => true,
+            (Self::Sysctl(a), Self::Sysctl(b)) => a.path == b.path,
+            (Self::QueueLength(a), Self::QueueLength(b)) => a.dev == b.dev,
+            (Self::LinkAddress(a), Self::LinkAddress(b)) => a.dev == b.dev,
+            (a, b) => a == b,
+        }
+    }
+
+    /// Whether `found` does what this object is to do, whoever made it.
+    pub fn satisfied_by(&self, found: &Self) -> bool {
+        match (self, found) {
+            (Self::Route(wanted), Self::Route(found)) => {
+                *wanted == Route { protocol: wanted.protocol, ..found.clone() }
+            }
+            (wanted, found) => wanted == found,
+        }
+    }
+}
+
+/// An object and the namespace that it is in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Placed {
+    /// Where it is.
+    pub netns: Netns,
+    /// What it is.
+    #[serde(flatten)]
+    pub object: Object,
+}
+
+impl Placed {
+    /// An object on the node.
+    pub fn node(object: Object) -> Self {
+        Self { netns: Netns::Node, object }
+    }
+
+    /// An object in the pod.
+    pub fn pod(object: Object) -> Self {
+        Self { netns: Netns::Pod, object }
+    }
+
+    pub(crate) fn collides(&self, other: &Self) -> bool {
+        self.netns == other.netns && self.object.collides(&other.object)
+    }
+}
+
+impl fmt::Display for Placed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = match self.netns {
+            Netns::Node => "on the node",
+            Netns::Pod => "in the pod",
+        };
+        write!(f, "{} {place}", self.object)
+    }
+}
+
+/// One change to the kernel. It serialises, has an inverse, and renders as the commands that a person would type.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Operation {
+    /// Make an object that is not there.
+    Add(Placed),
+    /// Remove an object.
+    Delete(Placed),
+    /// Put one object in another's place, or give it another value.
+    Replace {
+        /// What is there now.
+        from: Placed,
+        /// What is to be there.
+        to: Placed,
+    },
+}
+
+impl Operation {
+    /// The operation that undoes this one.
+    pub fn inverse(&self) -> Self {
+        match self {
+            Self::Add(placed) => Self::Delete(placed.clone()),
+            Self::Delete(placed) => Self::Add(placed.clone()),
+            Self::Replace { from, to } => Self::Replace { from: to.clone(), to: from.clone() },
+        }
+    }
+
+    /// The commands of iproute2, nftables and procps that do the same, to be run on the node.
+    pub fn commands(&self, pod: Option<&Path>) -> Vec<String> {
+        let render = |placed: &Placed, verb| {
+            let netns = pod.map_or_else(|| PathBuf::from("$CNI_NETNS"), Path::to_path_buf);
+            let prefix = match placed.netns {
+                Netns::Node => String::new(),
+                Netns::Pod => format!("nsenter --net={} ", netns.display()),
+            };
+            let commands = placed.object.commands(verb, &netns);
+            commands.into_iter().map(move |command| format!("{prefix}{command}"))
+        };
+        match self {
+            Self::Add(placed) => render(placed, Verb::Add).collect(),
+            Self::Delete(placed) => render(placed, Verb::Delete).collect(),
+            Self::Replace { to, .. } if to.object.is_value() => render(to, Verb::Add).collect(),
+            Self::Replace { from, to } => render(from, Verb::Delete).chain(render(to, Verb::Add)).collect(),
+        }
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Add(placed) => write!(f, "missing: {placed}"),
+            Self::Delete(placed) => write!(f, "not wanted: {placed}"),
+            Self::Replace { from, to } => write!(f, "different: {from}, wanted: {}", to.object),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Verb {
+    Add,
+    Delete,
+}
+
+impl fmt::Display for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == Self::Add { "add" } else { "del" })
+    }
+}
+
+impl Object {
+    /// Whether it always has some value, so that it is set and never added or deleted.
+    pub fn is_value(&self) -> bool {
+        matches!(self, Self::Sysctl(_) | Self::QueueLength(_) | Self::LinkAddress(_))
+    }
+
+    fn commands(&self, verb: Verb, pod: &Path) -> Vec<String> {
+        match (self, verb) {
+            (Self::Veth(veth), Verb::Add) => veth.creation(pod),
+            (Self::Veth(veth), Verb::Delete) => vec![format!("ip link del dev {}", veth.name)],
+            (Self::Address(Address { dev, address }), _) => vec![format!("ip address {verb} {address} dev {dev}")],
+            (Self::Neighbour(neighbour), Verb::Add) => vec![format!("ip neighbour replace {neighbour}")],
+            (Self::Neighbour(n), Verb::Delete) => vec![format!("ip neighbour del {} dev {}", n.address, n.dev)],
+            (Self::Route(route), _) => vec![format!("ip route {verb} {route} proto {}", route.protocol)],
+            (Self::Rule(rule), _) => vec![format!("ip {}rule {verb} {rule} protocol {PROTOCOL}", rule.option())],
+            (Self::Marks(marks), Verb::Add) => marks::script(&marks.dev),
+            (Self::Marks(_), Verb::Delete) => vec![format!("nft delete table inet {}", marks::TABLE)],
+            (Self::Sysctl(Sysctl { path, value }), _) => {
+                vec![format!("sysctl -w {path}={value}")]
+            }
+            (Self::QueueLength(QueueLength { dev, packets }), _) => {
+                vec![format!("ip link set dev {dev} txqueuelen {packets}")]
+            }
+            (Self::LinkAddress(LinkAddress { dev, mac }), _) => vec![format!("ip link set dev {dev} address {mac}")],
+        }
+    }
+}
+
+impl Veth {
+    fn creation(&self, pod: &Path) -> Vec<String> {
+        let Self { name, mac, peer, peer_mac, mtu, alias, .. } = self;
+        let pod = pod.display();
+        vec![
+            format!(
+                "ip link add {name} mtu {mtu} address {mac} type veth \
+                 peer name {peer} mtu {mtu} address {peer_mac} netns {pod}"
+            ),
+            format!("ip link set dev {name} alias '{alias}' addrgenmode none"),
+            format!("ip link set dev {name} up"),
+            format!("nsenter --net={pod} ip link set dev {peer} addrgenmode none"),
+            format!("nsenter --net={pod} ip link set dev {peer} up"),
+        ]
+    }
+}
+
+impl Rule {
+    fn option(&self) -> &'static str {
+        if self.family == Family::Ipv6 { "-6 " } else { "" }
+    }
+}
+
+impl fmt::Display for Neighbour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} lladdr {} dev {} nud permanent", self.address, self.mac, self.dev)
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.destination)?;
+        if let Some(gateway) = self.gateway {
+            write!(f, " via {gateway}")?;
+        }
+        write!(f, " dev {}", self.dev)?;
+        if let Some(source) = self.source {
+            write!(f, " src {source}")?;
+        }
+        if let Some(metric) = self.metric {
+            write!(f, " metric {metric}")?;
+        }
+        if self.table != MAIN_TABLE {
+            write!(f, " table {}", self.table)?;
+        }
+        if self.onlink {
+            write!(f, " onlink")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pref {}", self.priority)?;
+        if let Some(from) = self.from {
+            write!(f, " from {from}")?;
+        }
+        if let Some(mark) = self.fwmark {
+            write!(f, " fwmark {mark:#x}")?;
+        }
+        write!(f, " lookup {}", self.table)
+    }
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Veth(veth) => write!(
+                f,
+                "veth {} address {} peer {} address {} mtu {} alias '{}' {}",
+                veth.name,
+                veth.mac,
+                veth.peer,
+                veth.peer_mac,
+                veth.mtu,
+                veth.alias,
+                if veth.up { "up" } else { "down" }
+            ),
+            Self::Address(Address { dev, address }) => write!(f, "address {address} dev {dev}"),
+            Self::Neighbour(neighbour) => write!(f, "neighbour {neighbour}"),
+            Self::Route(route) => write!(f, "route {route}"),
+            Self::Rule(rule) => write!(f, "{}rule {rule}", rule.option()),
+            Self::Marks(Marks { dev, altered }) if altered.is_empty() => {
+                write!(f, "nftables table inet {} for {dev}", marks::TABLE)
+            }
+            Self::Marks(Marks { altered, .. }) => {
+                write!(f, "nftables table inet {} with the rules [{}]", marks::TABLE, altered.join("] ["))
+            }
+            Self::Sysctl(Sysctl { path, value }) => write!(f, "sysctl {path}={value}"),
+            Self::QueueLength(QueueLength { dev, packets }) => write!(f, "link {dev} txqueuelen {packets}"),
+            Self::LinkAddress(LinkAddress { dev, mac }) => write!(f, "link {dev} address {mac}"),
+        }
+    }
+}

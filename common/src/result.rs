@@ -1,0 +1,139 @@
+//! The CNI result of the plugins before this one (`prevResult`), as far as Underpass reads it.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::{
+    failure::{Code, Context, Failure},
+    object::{self, MAIN_TABLE},
+};
+
+/// The CNI versions that the plugin speaks, oldest first.
+pub const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+
+/// A CNI result of version 0.3.0 or later (CNI specification 1.1.0, section 5). Everything else in it is passed on
+/// unread.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct CniResult {
+    /// The interfaces made so far.
+    #[serde(default)]
+    pub interfaces: Vec<Interface>,
+    /// The addresses given so far.
+    #[serde(default)]
+    pub ips: Vec<Ip>,
+    /// The routes made so far.
+    #[serde(default)]
+    pub routes: Vec<Route>,
+}
+
+/// A route of a CNI result.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Route {
+    /// The destination.
+    pub dst: IpNet,
+    /// The next hop.
+    #[serde(default)]
+    pub gw: Option<IpAddr>,
+}
+
+/// An interface of a CNI result.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// The namespace's path; empty on the node.
+    #[serde(default)]
+    pub sandbox: String,
+}
+
+/// An address of a CNI result.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Ip {
+    /// Address and prefix length.
+    pub address: IpNet,
+    /// The default gateway of its subnet.
+    #[serde(default)]
+    pub gateway: Option<IpAddr>,
+    /// Index into the interfaces.
+    #[serde(default)]
+    pub interface: Option<usize>,
+}
+
+impl CniResult {
+    /// The prevResult of a plugin configuration.
+    ///
+    /// # Errors
+    /// When there is none, or it is not a CNI result.
+    pub fn previous(config: &Value) -> Result<Self, Failure> {
+        let Some(previous) = config.get("prevResult").filter(|previous| previous.is_object()) else {
+            return Err(Failure::new(Code::InvalidConfiguration, "the configuration has no prevResult")
+                .details("chain this plugin behind the one that makes the interface (macvlan, ipvlan, sriov, ...)"));
+        };
+        Self::deserialize(previous).context(Code::Decoding, "prevResult is not a CNI result")
+    }
+
+    /// The routes that the result promises for the interface of the call, in the main table. A route without a next hop
+    /// goes to the gateway of its family, as the CNI library's `ConfigureIface` does it.
+    pub fn routes_of(&self, ifname: &str) -> Vec<object::Route> {
+        let gateway = |dst: IpNet| {
+            self.ips_of(ifname).filter_map(|ip| ip.gateway).find(|gw| gw.is_ipv4() == dst.addr().is_ipv4())
+        };
+        let route = |route: &Route| object::Route {
+            destination: route.dst.trunc(),
+            gateway: route.gw.or_else(|| gateway(route.dst)),
+            dev: ifname.to_owned(),
+            source: None,
+            table: MAIN_TABLE,
+            metric: None,
+            onlink: false,
+            protocol: 0,
+        };
+        self.routes.iter().map(route).collect()
+    }
+
+    /// The addresses of an interface in the sandbox; all addresses where none says which interface it is on.
+    pub fn ips_of(&self, ifname: &str) -> impl Iterator<Item = &Ip> {
+        let on = move |ip: &&Ip| match ip.interface.and_then(|index| self.interfaces.get(index)) {
+            Some(interface) => interface.name == ifname && !interface.sandbox.is_empty(),
+            None => ip.interface.is_none(),
+        };
+        self.ips.iter().filter(on)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn addresses(result: Value, ifname: &str) -> Vec<String> {
+        let result = CniResult::previous(&json!({ "prevResult": result })).unwrap();
+        result.ips_of(ifname).map(|ip| ip.address.to_string()).collect()
+    }
+
+    #[test]
+    fn only_the_addresses_of_the_interface_in_the_sandbox_count() {
+        let result = json!({
+            "interfaces": [{"name": "eth0"}, {"name": "eth0", "sandbox": "/n"}, {"name": "net1", "sandbox": "/n"}],
+            "ips": [{"address": "10.0.0.1/24", "interface": 0}, {"address": "10.0.0.2/24", "interface": 1},
+                    {"address": "10.0.0.3/24", "interface": 2}, {"address": "10.0.0.9/24", "interface": 9}],
+        });
+        assert_eq!(addresses(result, "eth0"), ["10.0.0.2/24"]);
+    }
+
+    #[test]
+    fn an_address_without_an_interface_belongs_to_the_call() {
+        let result = json!({"ips": [{"version": "4", "address": "10.0.0.2/24", "gateway": "10.0.0.1"}]});
+        assert_eq!(addresses(result, "eth0"), ["10.0.0.2/24"]);
+    }
+
+    #[test]
+    fn a_configuration_without_prev_result_is_refused() {
+        let failure = CniResult::previous(&json!({ "prevResult": null })).unwrap_err();
+        assert_eq!(failure.code, Code::InvalidConfiguration as u32);
+    }
+}

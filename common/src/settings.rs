@@ -1,0 +1,453 @@
+//! The settings of the plugin configuration, named as in Spiderpool's coordinator: resolved from the configuration,
+//! then the cluster's defaults, then built-in defaults.
+
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+use ipnet::IpNet;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{
+    failure::{Code, Failure},
+    mac::Mac,
+};
+
+/// Every setting with the value that applies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Settings {
+    /// Which way into the node.
+    pub mode: ModeSetting,
+    /// Name of the pod's first interface.
+    pub pod_default_cni_nic: String,
+    /// Name of the interface that keeps the default route.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod_default_route_nic: Option<String>,
+    /// Whether routes move to tables of their own in pods with several interfaces.
+    pub tune_pod_routes: bool,
+    /// The Services' CIDRs; `null` when they are the cluster's business.
+    #[serde(rename = "serviceCIDR", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Vec<String>>")]
+    pub service_cidr: Option<Vec<IpNet>>,
+    /// The overlay pods' CIDRs; `null` when they are the cluster's business.
+    #[serde(rename = "overlayPodCIDR", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Vec<String>>")]
+    pub overlay_pod_cidr: Option<Vec<IpNet>>,
+    /// Whatever else goes through the node.
+    #[serde(rename = "hijackCIDR")]
+    #[schemars(with = "Vec<String>")]
+    pub hijack_cidr: Vec<IpNet>,
+    /// Further routes for the interface.
+    pub policy_routes: Vec<PolicyRoute>,
+    /// The node's routing table for pods.
+    pub host_rule_table: u32,
+    /// `rp_filter` in the pod; `null` leaves it.
+    #[serde(rename = "podRPFilter")]
+    pub pod_rp_filter: Option<u8>,
+    /// Transmit queue length of the interface; `null` leaves it.
+    pub tx_queue_len: Option<u32>,
+    /// First two bytes of the interface's MAC address.
+    #[serde(rename = "podMACPrefix", skip_serializing_if = "Option::is_none")]
+    pub pod_mac_prefix: Option<[u8; 2]>,
+    /// An IPv4 link-local address for the pod's end of the veth pair.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub veth_link_address: Option<IpAddr>,
+    /// MTU of the veth pair in bytes; the interface's own otherwise.
+    #[serde(rename = "vethMTU", skip_serializing_if = "Option::is_none")]
+    pub veth_mtu: Option<u32>,
+    /// Whether ADD asks if another host has the pod's addresses.
+    #[serde(rename = "detectIPConflict")]
+    pub detect_ip_conflict: bool,
+    /// Whether ADD asks if the gateway is there.
+    pub detect_gateway: bool,
+    /// How long these two ask.
+    pub detect_options: DetectOptions,
+    /// Where messages go.
+    pub log_options: LogOptions,
+}
+
+/// The setting `mode`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ModeSetting {
+    /// Find out.
+    #[default]
+    Auto,
+    /// Always a veth pair.
+    Underlay,
+    /// Always the overlay interface.
+    Overlay,
+    /// Leave the pod alone.
+    Disable,
+}
+
+/// One entry of `policyRoutes`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PolicyRoute {
+    /// The destination.
+    #[schemars(with = "String")]
+    pub dst: IpNet,
+    /// The next hop.
+    pub gw: IpAddr,
+}
+
+/// `detectOptions`, durations in milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DetectOptions {
+    /// How many probes.
+    pub retries: u32,
+    /// Between two probes.
+    pub interval: Duration,
+    /// From the last probe to giving up.
+    pub timeout: Duration,
+}
+
+/// `logOptions`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LogOptions {
+    /// The least severe messages to write.
+    pub log_level: String,
+    /// A file to append to, besides standard error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_file: Option<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            mode: ModeSetting::Auto,
+            pod_default_cni_nic: "eth0".to_owned(),
+            pod_default_route_nic: None,
+            tune_pod_routes: true,
+            service_cidr: None,
+            overlay_pod_cidr: None,
+            hijack_cidr: vec![],
+            policy_routes: vec![],
+            host_rule_table: 500,
+            pod_rp_filter: Some(0),
+            tx_queue_len: None,
+            pod_mac_prefix: None,
+            veth_link_address: None,
+            veth_mtu: None,
+            detect_ip_conflict: false,
+            detect_gateway: false,
+            detect_options: DetectOptions::default(),
+            log_options: LogOptions::default(),
+        }
+    }
+}
+
+impl Default for DetectOptions {
+    fn default() -> Self {
+        Self { retries: 3, interval: Duration::from_millis(10), timeout: Duration::from_millis(100) }
+    }
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self { log_level: "info".to_owned(), log_file: None }
+    }
+}
+
+/// A setting for people: its name, its default, what is allowed and what it does.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// The key in the plugin configuration.
+    pub key: &'static str,
+    /// The built-in default.
+    pub default: &'static str,
+    /// What is allowed, as an error says it.
+    pub allowed: &'static str,
+    /// What it does.
+    pub effect: &'static str,
+}
+
+/// All settings, in the order of the documentation.
+pub const SETTINGS: &[Setting] = &[
+    Setting {
+        key: "mode",
+        default: "auto",
+        allowed: "auto, underlay, overlay or disable",
+        effect: "the way into the node: a veth pair, the pod's overlay interface, none, or whichever fits",
+    },
+    Setting {
+        key: "podDefaultCniNic",
+        default: "eth0",
+        allowed: "an interface name",
+        effect: "the pod's first interface",
+    },
+    Setting {
+        key: "podDefaultRouteNic",
+        default: "(the first interface)",
+        allowed: "an interface name",
+        effect: "the interface that keeps the default route in the main table",
+    },
+    Setting {
+        key: "tunePodRoutes",
+        default: "true",
+        allowed: "true or false",
+        effect: "whether a further interface's routes move to a table of their own",
+    },
+    Setting {
+        key: "serviceCIDR",
+        default: "(from the cluster)",
+        allowed: "a list of CIDRs without host bits",
+        effect: "the Services that are reached through the node",
+    },
+    Setting {
+        key: "overlayPodCIDR",
+        default: "(from the cluster)",
+        allowed: "a list of CIDRs without host bits",
+        effect: "the overlay pods that are reached through the node",
+    },
+    Setting {
+        key: "hijackCIDR",
+        default: "[]",
+        allowed: "a list of CIDRs without host bits, or addresses",
+        effect: "whatever else is reached through the node",
+    },
+    Setting {
+        key: "policyRoutes",
+        default: "[]",
+        allowed: "a list of {\"dst\": CIDR, \"gw\": address} of one family each",
+        effect: "further routes for the interface",
+    },
+    Setting {
+        key: "hostRuleTable",
+        default: "500",
+        allowed: "a routing table number from 1 to 4294967295 other than 253, 254 and 255",
+        effect: "the node's routing table for pods",
+    },
+    Setting { key: "podRPFilter", default: "0", allowed: "-1 (leave it), 0, 1 or 2", effect: "rp_filter in the pod" },
+    Setting {
+        key: "txQueueLen",
+        default: "0",
+        allowed: "a number of packets from 0 (leave it) to 4294967295",
+        effect: "transmit queue length of the pod's interface",
+    },
+    Setting {
+        key: "podMACPrefix",
+        default: "\"\"",
+        allowed: "two bytes of a unicast MAC address such as 0a:1b",
+        effect: "MAC address of the pod's interface: this prefix, then the last four bytes of its address",
+    },
+    Setting {
+        key: "vethLinkAddress",
+        default: "\"\"",
+        allowed: "an IPv4 link-local address such as 169.254.200.1",
+        effect: "an address for the pod's end of the veth pair",
+    },
+    Setting {
+        key: "vethMTU",
+        default: "0",
+        allowed: "a number of bytes from 68 to 65535, or 0 (the interface's own)",
+        effect: "MTU of the veth pair",
+    },
+    Setting {
+        key: "detectIPConflict",
+        default: "false",
+        allowed: "true or false",
+        effect: "whether ADD fails when another host has one of the pod's addresses",
+    },
+    Setting {
+        key: "detectGateway",
+        default: "false",
+        allowed: "true or false",
+        effect: "whether ADD fails when the gateway does not answer",
+    },
+    Setting {
+        key: "detectOptions",
+        default: "{\"retries\": 3, \"interval\": \"10ms\", \"timeout\": \"100ms\"}",
+        allowed: "retries from 1 to 100; interval and timeout as durations such as 100ms or 1s, up to 1m",
+        effect: "how often and how long these two ask",
+    },
+    Setting {
+        key: "logOptions",
+        default: "{\"logLevel\": \"info\", \"logFile\": \"\"}",
+        allowed: "logLevel error, warn, info or debug; logFile an absolute path",
+        effect: "which messages are written, and to which file besides standard error",
+    },
+];
+
+impl Settings {
+    /// Resolves every setting. A value that is not allowed leaves the default in place and adds a failure, so that a
+    /// teardown can go on with what is left.
+    pub fn resolve(config: &Value, cluster: &Value) -> (Self, Vec<Failure>) {
+        let mut reader = Reader { sources: [config, cluster], failures: vec![] };
+        let mut settings = Self::default();
+        reader.read("mode", &mut settings.mode, parse_mode);
+        reader.read("podDefaultCniNic", &mut settings.pod_default_cni_nic, interface_name);
+        reader.read("podDefaultRouteNic", &mut settings.pod_default_route_nic, |v| interface_name(v).map(Some));
+        reader.read("tunePodRoutes", &mut settings.tune_pod_routes, Value::as_bool);
+        reader.read("serviceCIDR", &mut settings.service_cidr, |v| list(v, cidr).map(Some));
+        reader.read("overlayPodCIDR", &mut settings.overlay_pod_cidr, |v| list(v, cidr).map(Some));
+        reader.read("hijackCIDR", &mut settings.hijack_cidr, |v| list(v, cidr_or_address));
+        reader.read("policyRoutes", &mut settings.policy_routes, |v| list(v, policy_route));
+        reader.read("hostRuleTable", &mut settings.host_rule_table, routing_table);
+        reader.read("podRPFilter", &mut settings.pod_rp_filter, rp_filter);
+        reader.read("txQueueLen", &mut settings.tx_queue_len, |v| unsigned(v).map(|n| (n != 0).then_some(n)));
+        reader.read("podMACPrefix", &mut settings.pod_mac_prefix, |v| mac_prefix(v).map(Some));
+        reader.read("vethLinkAddress", &mut settings.veth_link_address, |v| link_local(v).map(Some));
+        reader.read("vethMTU", &mut settings.veth_mtu, mtu);
+        reader.read("detectIPConflict", &mut settings.detect_ip_conflict, Value::as_bool);
+        reader.read("detectGateway", &mut settings.detect_gateway, Value::as_bool);
+        reader.read("detectOptions", &mut settings.detect_options, detect_options);
+        reader.read("logOptions", &mut settings.log_options, log_options);
+        (settings, reader.failures)
+    }
+}
+
+struct Reader<'a> {
+    sources: [&'a Value; 2],
+    failures: Vec<Failure>,
+}
+
+impl Reader<'_> {
+    fn read<T>(&mut self, key: &str, target: &mut T, parse: impl Fn(&Value) -> Option<T>) {
+        let set = |source: &&Value| source.get(key).filter(|value| !is_unset(value)).cloned();
+        let Some(value) = self.sources.iter().find_map(set) else { return };
+        match parse(&value) {
+            Some(parsed) => *target = parsed,
+            None => self.failures.push(refusal(key, &value)),
+        }
+    }
+}
+
+fn refusal(key: &str, value: &Value) -> Failure {
+    let allowed = SETTINGS.iter().find(|setting| setting.key == key).map(|setting| setting.allowed);
+    Failure::new(Code::InvalidConfiguration, format!("setting {key}: {value} is not allowed"))
+        .details(format!("allowed: {}", allowed.unwrap_or_default()))
+}
+
+/// Spiderpool's configurations write what is not set as null or as an empty string.
+fn is_unset(value: &Value) -> bool {
+    value.is_null() || value.as_str() == Some("")
+}
+
+fn list<T>(value: &Value, parse: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
+    value.as_array()?.iter().map(parse).collect()
+}
+
+fn parse_mode(value: &Value) -> Option<ModeSetting> {
+    match value.as_str()? {
+        "auto" => Some(ModeSetting::Auto),
+        "underlay" => Some(ModeSetting::Underlay),
+        "overlay" => Some(ModeSetting::Overlay),
+        "disable" | "disabled" => Some(ModeSetting::Disable),
+        _ => None,
+    }
+}
+
+/// Whether the kernel and CNI take a name for an interface (`dev_valid_name`; CNI's `ValidateInterfaceName`).
+pub fn is_interface_name(name: &str) -> bool {
+    let forbidden = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
+    (1..=15).contains(&name.len()) && name != "." && name != ".." && !name.contains(forbidden)
+}
+
+fn interface_name(value: &Value) -> Option<String> {
+    value.as_str().filter(|name| is_interface_name(name)).map(str::to_owned)
+}
+
+fn cidr(value: &Value) -> Option<IpNet> {
+    let net: IpNet = value.as_str()?.trim().parse().ok()?;
+    (net.trunc() == net && net.prefix_len() > 0).then_some(net)
+}
+
+fn cidr_or_address(value: &Value) -> Option<IpNet> {
+    let address = |text: &str| text.trim().parse::<IpAddr>().ok().map(IpNet::from);
+    cidr(value).or_else(|| address(value.as_str()?))
+}
+
+fn policy_route(value: &Value) -> Option<PolicyRoute> {
+    let dst: IpNet = value.get("dst")?.as_str()?.trim().parse().ok()?;
+    let gw: IpAddr = value.get("gw")?.as_str()?.trim().parse().ok()?;
+    (dst.trunc() == dst && dst.addr().is_ipv4() == gw.is_ipv4()).then_some(PolicyRoute { dst, gw })
+}
+
+fn unsigned(value: &Value) -> Option<u32> {
+    value.as_u64()?.try_into().ok()
+}
+
+fn routing_table(value: &Value) -> Option<u32> {
+    unsigned(value).filter(|table| !matches!(table, 0 | 253..=255))
+}
+
+fn rp_filter(value: &Value) -> Option<Option<u8>> {
+    match value.as_i64()? {
+        -1 => Some(None),
+        value @ 0..=2 => Some(u8::try_from(value).ok()),
+        _ => None,
+    }
+}
+
+fn mac_prefix(value: &Value) -> Option<[u8; 2]> {
+    let text = value.as_str()?.replace('-', ":");
+    let Mac([first, second, ..]) = format!("{text}:00:00:00:00").parse().ok()?;
+    (first & 1 == 0).then_some([first, second])
+}
+
+fn link_local(value: &Value) -> Option<IpAddr> {
+    let address: IpAddr = value.as_str()?.parse().ok()?;
+    matches!(address, IpAddr::V4(ip) if ip.is_link_local()).then_some(address)
+}
+
+fn mtu(value: &Value) -> Option<Option<u32>> {
+    match unsigned(value)? {
+        0 => Some(None),
+        mtu @ 68..=65535 => Some(Some(mtu)),
+        _ => None,
+    }
+}
+
+fn duration(value: &Value) -> Option<Duration> {
+    let text = value.as_str()?;
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+    let number: f64 = text[..digits].parse().ok()?;
+    let seconds = match &text[digits..] {
+        "us" | "µs" => number / 1e6,
+        "ms" => number / 1e3,
+        "s" => number,
+        "m" => number * 60.0,
+        _ => return None,
+    };
+    let duration = Duration::try_from_secs_f64(seconds).ok()?;
+    (duration <= Duration::from_secs(60)).then_some(duration)
+}
+
+fn detect_options(value: &Value) -> Option<DetectOptions> {
+    let mut options = DetectOptions::default();
+    for (key, value) in value.as_object()?.iter().filter(|(_, value)| !is_unset(value)) {
+        match key.as_str() {
+            "retries" => options.retries = unsigned(value).filter(|n| (1..=100).contains(n))?,
+            "interval" => options.interval = duration(value)?,
+            "timeout" => options.timeout = duration(value)?,
+            _ => return None,
+        }
+    }
+    Some(options)
+}
+
+fn log_options(value: &Value) -> Option<LogOptions> {
+    let mut options = LogOptions::default();
+    let fields: BTreeMap<_, _> = value.as_object()?.iter().filter(|(_, value)| !is_unset(value)).collect();
+    for (key, value) in fields {
+        match key.as_str() {
+            "logLevel" => {
+                let level = value.as_str()?.to_ascii_lowercase();
+                options.log_level = match level.as_str() {
+                    "warning" => "warn".to_owned(),
+                    "error" | "warn" | "info" | "debug" => level,
+                    _ => return None,
+                };
+            }
+            "logFile" => options.log_file = Some(value.as_str().filter(|path| path.starts_with('/'))?.to_owned()),
+            // Spiderpool's rotation settings: who reads the file rotates it.
+            "logMaxSize" | "logMaxAge" | "logMaxCount" => {}
+            _ => return None,
+        }
+    }
+    Some(options)
+}

@@ -1,0 +1,134 @@
+//! `/run/underpass`: what the kernel cannot keep, and the locks.
+
+use std::{
+    env,
+    fs::{self, File, OpenOptions},
+    hash::{DefaultHasher, Hash, Hasher},
+    io::{self, Write},
+    os::fd::{AsFd, BorrowedFd, RawFd},
+    path::PathBuf,
+};
+
+use nix::{
+    fcntl::{FcntlArg, fcntl},
+    libc,
+};
+use serde_json::Value;
+
+use crate::document::Request;
+
+/// The state directory: `UNDERPASS_STATE`, else `/run/underpass`.
+pub fn directory() -> PathBuf {
+    env::var_os("UNDERPASS_STATE").map_or_else(|| PathBuf::from("/run/underpass"), PathBuf::from)
+}
+
+/// What the cluster says, as the node agent keeps it: `settings` and `cidrs`. Null where there is none.
+///
+/// # Errors
+/// When there is a file and it cannot be read or is not JSON.
+pub fn cluster() -> io::Result<Value> {
+    match fs::read(directory().join("cluster.json")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Value::Null),
+        text => Ok(serde_json::from_slice(&text?)?),
+    }
+}
+
+fn attachments() -> PathBuf {
+    directory().join("attachments")
+}
+
+fn file_of(container_id: &str, ifname: &str) -> PathBuf {
+    attachments().join(format!("{container_id}@{ifname}.json"))
+}
+
+/// The document that was saved for an attachment, if any can be read.
+pub fn load(request: &Request) -> Option<Value> {
+    let text = fs::read(file_of(&request.container_id, &request.ifname)).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+/// Saves an attachment's document. A reader sees the old one or the new one, never a part.
+///
+/// # Errors
+/// What the file system says.
+pub fn save(request: &Request, document: &Value) -> io::Result<()> {
+    fs::create_dir_all(attachments())?;
+    let path = file_of(&request.container_id, &request.ifname);
+    let new = path.with_extension("new");
+    File::create(&new)?.write_all(document.to_string().as_bytes())?;
+    fs::rename(&new, &path)
+}
+
+/// Forgets an attachment.
+///
+/// # Errors
+/// What the file system says, except that there is no such file.
+pub fn forget(container_id: &str, ifname: &str) -> io::Result<()> {
+    match fs::remove_file(file_of(container_id, ifname)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// The saved documents.
+pub fn list() -> Vec<Value> {
+    let files = fs::read_dir(attachments()).into_iter().flatten().flatten();
+    files.filter_map(|file| serde_json::from_slice(&fs::read(file.path()).ok()?).ok()).collect()
+}
+
+/// What is locked: one byte of one file each, so that no lock file is ever left over. A container's byte comes from
+/// its id; two containers that share one wait for each other, and that is all.
+#[derive(Clone, Copy, Debug)]
+pub enum Lock<'a> {
+    /// What all pods of the node share.
+    Node,
+    /// All that belongs to one container.
+    Container(&'a str),
+}
+
+impl Lock<'_> {
+    fn byte(self) -> i64 {
+        match self {
+            Self::Node => 0,
+            Self::Container(id) => {
+                let mut hasher = DefaultHasher::new();
+                id.hash(&mut hasher);
+                1 + i64::try_from(hasher.finish() >> 2).unwrap_or(0)
+            }
+        }
+    }
+
+    /// Waits for the lock, in an open file of its own. It is released when the file is dropped.
+    ///
+    /// # Errors
+    /// When the state directory cannot be written.
+    pub fn acquire(self) -> io::Result<File> {
+        fs::create_dir_all(directory())?;
+        let file = OpenOptions::new().create(true).append(true).open(directory().join("lock"))?;
+        self.acquire_on(file.as_fd())?;
+        Ok(file)
+    }
+
+    /// Waits for the lock on a descriptor that this process was started with (`F_OFD_SETLKW`, fcntl(2)). The lock
+    /// belongs to the open file description: it lasts until the last process that inherited it has ended.
+    ///
+    /// # Errors
+    /// When the descriptor is not one of a file that is open for writing.
+    pub fn acquire_inherited(self, descriptor: RawFd) -> io::Result<()> {
+        #[expect(unsafe_code, reason = "fcntl reports a descriptor that is not open, and nothing else uses this one")]
+        let file = unsafe { BorrowedFd::borrow_raw(descriptor) };
+        self.acquire_on(file)
+    }
+
+    fn acquire_on(self, file: BorrowedFd<'_>) -> io::Result<()> {
+        let range = libc::flock {
+            l_type: libc::F_WRLCK as i16,
+            l_whence: libc::SEEK_SET as i16,
+            l_start: self.byte(),
+            l_len: 1,
+            l_pid: 0,
+        };
+        fcntl(file, FcntlArg::F_OFD_SETLKW(&range))?;
+        Ok(())
+    }
+}
