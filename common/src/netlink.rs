@@ -228,13 +228,16 @@ impl Netlink {
         Ok(route.and_then(|route| Some((route.source?, route.dev))))
     }
 
-    /// The route that a packet from here to `address` takes, as it stands in its table (`RTM_F_FIB_MATCH`); `None`
+    /// The route that a packet from here to `address` takes, as it stands in its table (`RTM_F_FIB_MATCH`,
+    /// `RTM_F_LOOKUP_TABLE`); `None`
     /// where there is none.
     ///
     /// # Errors
     /// Any but that there is no route.
     pub async fn matching_route(&self, address: IpAddr) -> io::Result<Option<Route>> {
-        self.lookup(address, RouteFlags::FibMatch).await
+        // IPv6 always names the table, and refuses to be asked for it.
+        let table = if address.is_ipv4() { RouteFlags::LookupTable } else { RouteFlags::empty() };
+        self.lookup(address, RouteFlags::FibMatch | table).await
     }
 
     async fn lookup(&self, address: IpAddr, flags: RouteFlags) -> io::Result<Option<Route>> {
