@@ -30,14 +30,14 @@ lab_fail() {
   return 1
 }
 
-# lab_require PROGRAM...: prints what is missing for a lab, and fails then.
+# lab_require: prints what is missing for a lab, and fails then.
 lab_require() {
   local program
   if [ "$(id -u)" != 0 ]; then
     printf 'the lab needs root (network namespaces)\n'
     return 1
   fi
-  for program in ip unshare nsenter iptables-restore tcpdump jq /usr/lib/cni/macvlan /usr/bin/python3 "$@"; do
+  for program in ip unshare nsenter nft iptables-restore tcpdump jq /usr/lib/cni/macvlan /usr/bin/python3; do
     if ! command -v "$program" >/dev/null; then
       printf 'the lab needs %s: run scripts/setup\n' "$program"
       return 1
@@ -110,14 +110,13 @@ lab_down() {
 
 # lab_leaks: whatever is left of any lab on this machine, one a line; nothing when all are gone.
 lab_leaks() {
-  local cmdline
-  for cmdline in /proc/[0-9]*/cmdline; do
-    case $(tr '\0' ' ' <"$cmdline" 2>/dev/null) in
-      "$LAB_PREFIX "*) printf 'process %s\n' "${cmdline//[!0-9]/}" ;;
-    esac
+  local file title
+  for file in /proc/[0-9]*/cmdline; do
+    IFS= read -r -d '' title 2>/dev/null <"$file" || continue
+    [[ $title != "$LAB_PREFIX "* ]] || printf 'process %s: %s\n' "${file//[!0-9]/}" "$title"
   done
-  find "${TMPDIR:-/tmp}" -maxdepth 1 -name "$LAB_PREFIX.*" 2>/dev/null
-  find "$(lab_cgroup_mount 2>/dev/null || printf '%s' "${TMPDIR:-/tmp}")" -maxdepth 1 -name "$LAB_PREFIX-*" 2>/dev/null
+  find "${TMPDIR:-/tmp}" -maxdepth 1 -name "$LAB_PREFIX.*"
+  find "$(lab_cgroup_mount)" -maxdepth 1 -name "$LAB_PREFIX-*"
 }
 
 # lab_host NAME...: new hosts, started side by side.

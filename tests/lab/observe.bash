@@ -36,27 +36,7 @@ lab_rp_filter() {
   lab_in "$1" sh -c 'for f in /proc/sys/net/ipv4/conf/*/rp_filter; do printf %s "$0" >"$f"; done' "$2"
 }
 
-# lab_snapshot HOST[/POD]: the network configuration and our files as text that is the same as long as they are: links,
-# addresses, routes of all tables, rules, permanent neighbours, rules of netfilter without their counters, files.
+# lab_snapshot HOST[/POD]: all network configuration there, and our files, as text that stays the same as long as they do.
 lab_snapshot() {
-  # shellcheck disable=SC2016 # expanded by the inner shell
-  lab_in "$1" sh -c '
-    section() { printf "== %s\n" "$1"; }
-    section links
-    ip -details link show | sed "s/ promiscuity.*//; s/ qlen [0-9]*//"
-    section addresses
-    ip -oneline address show | sed "s/ valid_lft.*//; s/\\\\//"
-    for family in -4 -6; do
-      section "routes $family"
-      ip "$family" route show table all | sed "s/ expires [0-9]*sec//" | sort
-      section "rules $family"
-      ip "$family" rule show
-      section "neighbours $family"
-      ip "$family" neighbour show nud permanent | sort
-    done
-    section netfilter
-    nft --stateless list ruleset 2>/dev/null | sed "s/counter packets [0-9]* bytes [0-9]*//"
-    section files
-    find /run/underpass -mindepth 1 2>/dev/null | sort
-  '
+  lab_in "$1" sh "$LAB_SOURCE/snapshot"
 }
