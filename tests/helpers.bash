@@ -1,6 +1,9 @@
-# What the bats suites share. A suite starts with `load helpers` and, when its tests share a lab:
+# What the bats suites share. A suite starts with `load helpers`; when its tests share a lab, it goes on with:
 #
-#   setup_file() { suite_lab; ...pods and Services for all tests... }
+#   setup_file() {
+#     suite_lab || return 0
+#     ...pods and Services for all tests...
+#   }
 #   teardown_file() { lab_down; }
 #
 # A test's name is the sentence that it proves.
@@ -10,26 +13,33 @@ bats_require_minimum_version 1.5.0
 # shellcheck source=lab/lab.bash
 source "${BATS_TEST_DIRNAME%/soak}/lab/lab.bash"
 
-# suite_needs_lab: skips the whole suite, with the reason, where a lab cannot be.
-suite_needs_lab() {
-  local reason
-  reason=$(lab_require) || skip "$reason"
+# suite_lab [NODES]: a lab that the suite's tests share. Where none can be, each test is skipped and says why.
+suite_lab() {
+  suite_needs_lab && suite_needs_tools cnitool || return
+  lab_up "${1:-2}"
 }
 
-# suite_needs_tools MODULE...: the same for the programs of tests/tools.
+suite_needs_lab() {
+  SUITE_SKIP=$(lab_require) || suite_skips "$SUITE_SKIP"
+}
+
+# suite_needs_tools MODULE...: programs of tests/tools.
 suite_needs_tools() {
   local module
   for module in "$@"; do
     "$LAB_REPO/tests/tools/build" --where "$module" >/dev/null 2>&1 ||
-      skip "$module is not built: run scripts/setup --tools (needs Go)"
+      suite_skips "$module is not built: run scripts/setup --tools (needs Go)" || return
   done
 }
 
-# suite_lab [NODES]: a lab that the suite's tests share.
-suite_lab() {
-  suite_needs_lab
-  suite_needs_tools cnitool
-  lab_up "${1:-2}"
+# suite_skips REASON: no test of this suite runs. (bats knows skip in a test only, not in setup_file.)
+suite_skips() {
+  export SUITE_SKIP=$1
+  return 1
+}
+
+setup() {
+  [ -z "${SUITE_SKIP-}" ] || skip "$SUITE_SKIP"
 }
 
 # expect STATUS COMMAND...: runs a command and checks its exit status; sets output and stderr. Time is bounded by the
