@@ -76,7 +76,7 @@ lab_overlay_cilium() {
     lab_overlay_point "$node" "$pod" "$end" "$4" 4 "10.233.$number.1"
   fi
   if [[ $3 == *6* ]]; then
-    lab_in "$node" sysctl -qw "net.ipv6.conf.$end.proxy_ndp=1"
+    lab_in "$node" sysctl -qw "net.ipv6.conf.$end.proxy_ndp=1" "net.ipv6.neigh.$end.proxy_delay=0"
     lab_in "$node" ip -6 neighbour add proxy "fd00:233::$number:1" dev "$end"
     lab_overlay_point "$node" "$pod" "$end" "$4" 6 "fd00:233::$number:1"
   fi
