@@ -125,12 +125,12 @@ lab_host() {
   read -r root <"$LAB/root"
   for host in "$@"; do
     mkdir "$LAB/host/$host"
-    mkfifo "$LAB/ready/$host"
+    mkfifo "$LAB/ready/host-$host"
     nsenter --target "$root" --mount --pid unshare --net --mount --uts --propagation private \
-      bash "$LAB_SOURCE/host" "$LAB" "$host" "$LAB_PREFIX ${LAB##*.} $host" </dev/null >>"$LAB/log/$host" 2>&1 3>&- &
+      bash "$LAB_SOURCE/host" "$LAB" "$host" "$LAB_PREFIX ${LAB##*.} $host" </dev/null >>"$LAB/log/host-$host" 2>&1 3>&- &
     disown
   done
-  for host in "$@"; do lab_await "$host" >"$LAB/host/$host/pid"; done
+  for host in "$@"; do lab_await "host-$host" >"$LAB/host/$host/pid"; done
 }
 
 # lab_in HOST[/POD] COMMAND...: runs a command on a host, or on it but in the network namespace of one of its pods.
