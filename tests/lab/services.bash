@@ -1,6 +1,6 @@
 # Part of the lab (see lab.bash): Services. lab_service works the same with either of two providers:
 #   rules  the lab writes the iptables rules that kube-proxy would write (the default: no processes, 50 ms)
-#   real   the lab creates Service and EndpointSlice objects, and real kube-proxies act on them (after lab_kubernetes)
+#   real   the lab creates Service and EndpointSlice objects, and real kube-proxies act on them (after lab_kube_proxy)
 
 # lab_service NAME PORT:TARGET [OPTION...] BACKEND...: creates or replaces a Service on TCP and UDP. A BACKEND is NODE/POD,
 # or NODE itself (host network). Its ClusterIPs are printed by lab_cluster_ip. OPTIONs:
@@ -49,27 +49,36 @@ lab_backends() {
 # spares those from the overlay pods' CIDRs, which is what most clusters have: pods of the underlay are masqueraded.
 lab_masquerade() {
   printf '%s\n' "$1" >"$LAB/masquerade"
-  lab_provide
+  if [ -e "$LAB/proxy" ]; then
+    lab_kube_proxy "$(cat "$LAB/proxy")"
+  else
+    lab_provide
+  fi
 }
 
 # Makes the nodes translate what $LAB/services.json says.
 lab_provide() {
-  if [ -e "$LAB/kubernetes" ]; then
-    lab_kubernetes_apply
+  if [ -e "$LAB/proxy" ]; then
+    lab_objects_apply
   else
     lab_rules_apply
   fi
 }
 
 lab_rules_apply() {
-  local node masquerade=cluster masquerade4 masquerade6
-  [ ! -e "$LAB/masquerade" ] || read -r masquerade <"$LAB/masquerade"
-  masquerade4=${masquerade/cluster/10.233.0.0/18} masquerade6=${masquerade/cluster/fd00:233::/48}
+  local node
   [ -e "$LAB/services.json" ] || return 0
-  for node in $(lab_nodes); do
-    "$LAB_SOURCE/service-rules" 4 "$node" "$masquerade4" <"$LAB/services.json" | lab_in "$node" iptables-restore
-    "$LAB_SOURCE/service-rules" 6 "$node" "$masquerade6" <"$LAB/services.json" | lab_in "$node" ip6tables-restore
-  done
+  for node in $(lab_nodes); do lab_rules "$node" "$node"; done
+}
+
+# lab_rules NODE HOST: writes on a host the rules that a node has for the Services.
+lab_rules() {
+  local masquerade=cluster
+  [ ! -e "$LAB/masquerade" ] || read -r masquerade <"$LAB/masquerade"
+  "$LAB_SOURCE/service-rules" 4 "$1" "${masquerade/cluster/10.233.0.0/18}" <"$LAB/services.json" |
+    lab_in "$2" iptables-restore
+  "$LAB_SOURCE/service-rules" 6 "$1" "${masquerade/cluster/fd00:233::/48}" <"$LAB/services.json" |
+    lab_in "$2" ip6tables-restore
 }
 
 # lab_cluster_ip NAME 4|6: a Service's ClusterIP.
