@@ -15,7 +15,7 @@ source "${BATS_TEST_DIRNAME%/soak}/lab/lab.bash"
 
 # suite_lab [NODES]: a lab that the suite's tests share. Where none can be, each test is skipped and says why.
 suite_lab() {
-  suite_needs_lab && suite_needs_tools cnitool || return
+  suite_needs_lab || return
   lab_up "${1:-2}"
 }
 

@@ -3,7 +3,7 @@
 load helpers
 
 setup_file() {
-  suite_needs_lab && suite_needs_tools cnitool kubernetes etcd || return 0
+  suite_needs_lab && suite_needs_tools kubernetes etcd || return 0
   lab_up
   lab_pod node2 pod plain46
   lab_overlay_pod node1 overlay calico

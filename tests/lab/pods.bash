@@ -72,14 +72,14 @@ lab_sandbox() {
   lab_in "$1/$2" ip link set lo up
 }
 
-# lab_cnitool NODE COMMAND NETWORK POD [IFNAME]: one CNI call through the whole chain, by the CNI project's own client.
-# COMMAND is add, check, del, gc or status.
+# lab_cnitool NODE COMMAND NETWORK POD [IFNAME]: one CNI call through the whole chain, by the CNI project's own client, or
+# without Go by the lab's. COMMAND is add, check, del, gc or status.
 lab_cnitool() {
-  local tool
-  tool=$("$LAB_REPO/tests/tools/build" --where cnitool)/cnitool || return
+  local client
+  client=$("$LAB_REPO/tests/tools/build" --where cnitool 2>/dev/null) && client+=/cnitool || client=$LAB_SOURCE/cni-client
   lab_known_network "$1" "$3"
   lab_in "$1" env CNI_PATH="$(lab_cni_path)" CNI_IFNAME="${5:-eth0}" CNI_ARGS="${LAB_CNI_ARGS-}" NETCONFPATH=/etc/cni/net.d \
-    UNDERPASS_LIBEXEC="$(lab_libexec)" "$tool" "$2" "$3" "/run/netns/$4"
+    UNDERPASS_LIBEXEC="$(lab_libexec)" "$client" "$2" "$3" "/run/netns/$4"
 }
 
 # Where the runtime finds plugins: ours, then newer ones than the distribution's when LAB_CNI_PLUGINS says so.
