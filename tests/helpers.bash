@@ -1,0 +1,97 @@
+# What the bats suites share. A suite starts with `load helpers`; when its tests share a lab, it goes on with:
+#
+#   setup_file() {
+#     suite_lab || return 0
+#     ...pods and Services for all tests...
+#   }
+#   teardown_file() { lab_down; }
+#
+# A test's name is the sentence that it proves.
+
+bats_require_minimum_version 1.5.0
+
+# shellcheck source=lab/lab.bash
+source "${BATS_TEST_DIRNAME%/soak}/lab/lab.bash"
+
+# suite_lab [NODES]: a lab that the suite's tests share. Where none can be, each test is skipped and says why.
+suite_lab() {
+  suite_needs_lab || return
+  lab_up "${1:-2}"
+}
+
+suite_needs_lab() {
+  SUITE_SKIP=$(lab_require) || suite_skips "$SUITE_SKIP"
+}
+
+# suite_needs_tools MODULE...: programs of tests/tools.
+suite_needs_tools() {
+  local module
+  for module in "$@"; do
+    "$LAB_REPO/tests/tools/build" --where "$module" >/dev/null 2>&1 ||
+      suite_skips "$module is not built: run scripts/setup --tools (needs Go)" || return
+  done
+}
+
+# suite_skips REASON: no test of this suite runs. (bats knows skip in a test only, not in setup_file.)
+suite_skips() {
+  export SUITE_SKIP=$1
+  return 1
+}
+
+setup() {
+  [ -z "${SUITE_SKIP-}" ] || skip "$SUITE_SKIP"
+}
+
+# expect STATUS COMMAND...: runs a command and checks its exit status; sets output and stderr. Time is bounded by the
+# test's own (BATS_TEST_TIMEOUT) and by the short timeouts of the lab's clients.
+expect() {
+  local wanted=$1
+  shift
+  run --separate-stderr "$@"
+  # shellcheck disable=SC2154 # set by run
+  [ "$status" -eq "$wanted" ] || fail "exit status $status instead of $wanted: $*" "$output" "$stderr"
+}
+
+# fail LINE...: fails the test and says why.
+fail() {
+  printf '%s\n' "$@" >&2
+  return 1
+}
+
+# assert_equal ACTUAL EXPECTED
+assert_equal() {
+  [ "$1" = "$2" ] || fail "expected: $2" "actual:   $1"
+}
+
+# assert_contains TEXT PART
+assert_contains() {
+  [[ $1 == *"$2"* ]] || fail "expected to contain: $2" "actual: $1"
+}
+
+# assert_json DOCUMENT FILTER EXPECTED: what a jq filter finds, as compact JSON or as a plain string.
+assert_json() {
+  local found
+  found=$(jq -rc "$2" <<<"$1") || fail "no JSON: $1" || return
+  [ "$found" = "$3" ] || fail "$2" "expected: $3" "actual:   $found" "document: $1"
+}
+
+# assert_same BEFORE AFTER: two texts, with what changed between them.
+assert_same() {
+  [ "$1" = "$2" ] || fail "$(diff <(printf '%s\n' "$1") <(printf '%s\n' "$2"))"
+}
+
+# assert_answer FROM ADDRESS PORT WHO SEEN: over TCP and UDP, WHO answers and has seen the address SEEN. SEEN may be empty.
+assert_answer() {
+  local protocol
+  for protocol in tcp udp; do
+    expect 0 lab_ask "$1" "$protocol" "$2" "$3"
+    assert_equal "${output%% *}" "$4"
+    [ -z "$5" ] || assert_equal "${output#* }" "$5"
+  done
+}
+
+# assert_no_answer FROM ADDRESS PORT: neither over TCP nor over UDP.
+assert_no_answer() {
+  expect 1 lab_ask "$1" tcp "$2" "$3"
+  expect 1 lab_ask "$1" udp "$2" "$3"
+}
