@@ -122,31 +122,32 @@ pub fn find() -> io::Result<Option<Marks>> {
     Ok(Some(Marks { dev, altered }))
 }
 
-/// Makes the table in the calling thread's network namespace, in place of the one that may be there, at one stroke.
+/// Makes the table in the calling thread's network namespace, at one stroke.
 ///
 /// # Errors
-/// When the kernel refuses the transaction; nothing has changed then.
+/// When the kernel refuses the transaction, also because there is such a table; nothing has changed then.
 pub fn create(marks: &Marks) -> io::Result<()> {
     transaction(|batch, table| {
-        // NFT_MSG_DESTROYTABLE came with Linux 6.3: adding first makes deleting safe on every kernel.
-        batch.request().set_create().op_newtable_do(&header()).encode().push_name(table);
-        batch.request().op_deltable_do(&header()).encode().push_name(table);
-        batch.request().set_create().op_newtable_do(&header()).encode().push_name(table);
+        batch.request().set_create().set_excl().op_newtable_do(&header()).encode().push_name(table);
         for chain in chains(&marks.dev) {
             add_chain(batch, table, &chain);
         }
     })
+    .map(drop)
 }
 
-/// Removes the table from the calling thread's network namespace, if it is there.
+/// Removes the table from the calling thread's network namespace.
 ///
 /// # Errors
-/// When the kernel refuses the transaction.
+/// When the kernel refuses the transaction, also because there is no such table.
 pub fn delete() -> io::Result<()> {
-    transaction(|batch, table| {
-        batch.request().set_create().op_newtable_do(&header()).encode().push_name(table);
+    let socket = transaction(|batch, table| {
         batch.request().op_deltable_do(&header()).encode().push_name(table);
-    })
+    })?;
+    // Closing the socket waits until the kernel has freed the table (`nft_rcv_nl_event`), a grace period or two. Leave
+    // that to the end of the process, when the tools behind this one are already at work.
+    std::mem::forget(socket);
+    Ok(())
 }
 
 fn header() -> Nfgenmsg {
@@ -157,7 +158,7 @@ fn cstring(text: &str) -> CString {
     CString::new(text).unwrap_or_default()
 }
 
-fn transaction(fill: impl FnOnce(&mut Chained<'_>, &std::ffi::CStr)) -> io::Result<()> {
+fn transaction(fill: impl FnOnce(&mut Chained<'_>, &std::ffi::CStr)) -> io::Result<NetlinkSocket> {
     let mut socket = NetlinkSocket::new();
     let mut batch = Chained::new(socket.reserve_seq(64));
     let mut begin = Nfgenmsg::new();
@@ -165,7 +166,8 @@ fn transaction(fill: impl FnOnce(&mut Chained<'_>, &std::ffi::CStr)) -> io::Resu
     batch.request().op_batch_begin_do(&begin);
     fill(&mut batch, &cstring(TABLE));
     batch.request().op_batch_end_do(&begin);
-    socket.request_chained(&batch.finalize())?.recv_all().map_err(io::Error::from)
+    socket.request_chained(&batch.finalize())?.recv_all()?;
+    Ok(socket)
 }
 
 fn add_chain(batch: &mut Chained<'_>, table: &std::ffi::CStr, chain: &Chain) {

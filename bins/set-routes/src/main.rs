@@ -9,6 +9,7 @@ use common::{
     failure::{Code, Context, Failure},
     harness::{self, About, Tool},
     kernel::Kernel,
+    names::host_veth,
     netlink::RouteFilter,
     object::{Object, PROTOCOL, Placed},
     plan::Found,
@@ -57,8 +58,12 @@ async fn in_the_pod(document: &PodDocument, kernel: &Kernel) -> io::Result<Vec<F
     Ok(routes.into_iter().zip(ours).map(found).collect())
 }
 
-/// The routes to the pod's addresses, also one that a pod which had the address before has left.
+/// With the first interface's DEL, all routes through the container's link; else the routes to the interface's
+/// addresses, also one that a pod which had the address before has left.
 async fn on_the_node(document: &PodDocument, kernel: &Kernel) -> io::Result<Vec<Found>> {
+    if document.request.command == Command::Del && document.is_first() {
+        return through_the_link(&host_veth(&document.request.container_id), kernel).await;
+    }
     let mut found = vec![];
     for net in document.nic_addresses() {
         let route = kernel.node.matching_route(net.addr()).await?;
@@ -68,4 +73,11 @@ async fn on_the_node(document: &PodDocument, kernel: &Kernel) -> io::Result<Vec<
         }
     }
     Ok(found)
+}
+
+async fn through_the_link(name: &str, kernel: &Kernel) -> io::Result<Vec<Found>> {
+    let Some(link) = kernel.node.link(name).await? else { return Ok(vec![]) };
+    let filter = RouteFilter { oif: Some(link.index), ours: true, ..RouteFilter::default() };
+    let routes = kernel.node.routes(filter).await?;
+    Ok(routes.into_iter().map(|route| Found::ours(Placed::node(Object::Route(route)))).collect())
 }
