@@ -8,7 +8,6 @@ use std::{
 };
 
 use clap::{Arg, ArgAction, ArgMatches, Command as Cli};
-use nix::unistd::dup2_stdout;
 use serde_json::{Value, json};
 
 use crate::{
@@ -241,13 +240,11 @@ pub fn fail(tool: &str, mut document: Value, failure: Failure) -> ExitCode {
     print(&document.to_string(), ExitCode::FAILURE)
 }
 
-/// Prints the one thing that goes to standard output, and closes it, so that the next tool goes on at once whatever the
-/// end of this process still waits for.
+/// Prints the one thing that goes to standard output.
 pub fn print(text: &str, code: ExitCode) -> ExitCode {
     let mut stdout = io::stdout().lock();
     let written =
         stdout.write_all(text.as_bytes()).and_then(|()| stdout.write_all(b"\n")).and_then(|()| stdout.flush());
-    let written = written.and_then(|()| Ok(dup2_stdout(File::open("/dev/null")?)?));
     match written {
         Ok(()) => code,
         Err(error) => {

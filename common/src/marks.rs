@@ -3,12 +3,16 @@
 //!
 //! Written over netlink (`NETLINK_NETFILTER`, `nf_tables`): not every node has `nft`.
 
-use std::{ffi::CString, io};
+use std::{ffi::CString, fs::File, io};
 
 use netlink_bindings::nftables::{
     self, Chained, CmpOps, CtKeys, ExprOps, IterableExprAttrs, MetaKeys, Nfgenmsg, PushExprListAttrs, Registers,
 };
 use netlink_socket2::{NetlinkSocket, ReplyError};
+use nix::{
+    libc,
+    unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe, read},
+};
 
 use crate::object::Marks;
 
@@ -144,9 +148,26 @@ pub fn delete() -> io::Result<()> {
     let socket = transaction(|batch, table| {
         batch.request().op_deltable_do(&header()).encode().push_name(table);
     })?;
-    // Closing the socket waits until the kernel has freed the table (`nft_rcv_nl_event`), a grace period or two. Leave
-    // that to the end of the process, when the tools behind this one are already at work.
-    std::mem::forget(socket);
+    // The last one to close the socket waits until the kernel has freed the table (`nft_rcv_nl_event`), for 10 ms and
+    // more. The table is gone already: let that be a child that nobody waits for.
+    close_in_child(socket)
+}
+
+#[expect(
+    unsafe_code,
+    reason = "the child makes plain system calls only, which is safe after fork in a threaded process"
+)]
+fn close_in_child(socket: NetlinkSocket) -> io::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    let (parent_is_done, parent_end) = pipe()?;
+    if let ForkResult::Child = unsafe { fork() }? {
+        // Whoever reads this process's output must not wait for the child.
+        let _ = (dup2_stdin(&null), dup2_stdout(&null), dup2_stderr(&null));
+        drop(parent_end);
+        let _ = read(&parent_is_done, &mut [0]);
+        unsafe { libc::_exit(0) }
+    }
+    drop(socket);
     Ok(())
 }
 
