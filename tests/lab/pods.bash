@@ -133,3 +133,11 @@ lab_plugin() {
   [ ! -s "$output" ] || [ "$(jq -s length "$output" 2>/dev/null)" = 1 ] ||
     lab_fail "$plugin $command printed something that is not one JSON document: $lab_stdout"
 }
+
+# lab_chained NODE POD NETWORK [IFNAME]: the configuration that a runtime gives our plugin on a network, after the plugins
+# before it have made the NIC (lab_pod NODE POD plain...), for lab_plugin.
+lab_chained() {
+  lab_known_network "$1" "$3"
+  lab_in "$1" cat "/etc/cni/net.d/$3.conflist" |
+    jq -c --slurpfile result "$LAB/host/$1/pod/$2/${4:-eth0}.json" '.plugins[-1] + {name, cniVersion, prevResult: $result[0]}'
+}

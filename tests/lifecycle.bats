@@ -1,0 +1,462 @@
+# One underlay NIC through its life: ADD, CHECK, DEL and GC, in every order, interrupted, and with things missing. What
+# counts is the kernel's state before and after, compared as text.
+
+load helpers
+
+setup_file() {
+  suite_lab || return 0
+  # The node's state before any pod, from which nothing may differ in the end.
+  lab_snapshot node1 >"$LAB/node1.clean"
+}
+
+teardown_file() {
+  lab_down
+}
+
+# Every test has one pod, as a runtime hands it to our plugin: its macvlan NIC is there, our plugin has not run.
+setup() {
+  [ -z "${SUITE_SKIP-}" ] || skip "$SUITE_SKIP"
+  POD=pod$BATS_TEST_NUMBER
+  lab_pod node1 "$POD" plain46
+  lab_chained node1 "$POD" underlay46 >"$BATS_TEST_TMPDIR/config"
+  POD_BEFORE=$(lab_snapshot "node1/$POD")
+}
+
+# The next test starts on a clean node, whatever this one did.
+teardown() {
+  [ -z "${SUITE_SKIP-}" ] || return 0
+  coordinator DEL
+  lab_in node1 ip netns delete "$POD" 2>/dev/null || true
+  assert_node_clean
+}
+
+# coordinator COMMAND [VARIABLE=VALUE...]: one call for the test's pod, with the test's configuration.
+coordinator() {
+  local command=$1
+  shift
+  lab_plugin node1 coordinator "$command" "$POD" eth0 "$@" <"$BATS_TEST_TMPDIR/config"
+}
+
+# configure FILTER: changes the configuration by jq.
+configure() {
+  jq -c "$1" "$BATS_TEST_TMPDIR/config" >"$BATS_TEST_TMPDIR/config.new"
+  mv "$BATS_TEST_TMPDIR/config.new" "$BATS_TEST_TMPDIR/config"
+}
+
+# succeeds COMMAND... / fails CODE COMMAND...: with the right exit status, and the answer that the specification asks for.
+succeeds() {
+  coordinator "$@"
+  [ "$lab_status" = 0 ] || fail "$1: $lab_stdout" "$lab_stderr"
+  [ "$1" = ADD ] || assert_equal "$lab_stdout" ''
+}
+
+fails() {
+  local code=$1
+  shift
+  coordinator "$@"
+  assert_equal "$lab_status" 1
+  assert_json "$lab_stdout" .code "$code"
+  assert_json "$lab_stdout" '(.msg | length > 0) and (.details | length > 0) and (.cniVersion | length > 0)' true
+}
+
+assert_node_clean() {
+  assert_same "$(cat "$LAB/node1.clean")" "$(lab_snapshot node1)"
+}
+
+assert_pod_clean() {
+  assert_same "$POD_BEFORE" "$(lab_snapshot "node1/$POD")"
+}
+
+# Node and pod reach each other, over both families.
+assert_reachable() {
+  local family
+  for family in 4 6; do
+    expect 0 lab_in node1 ping -c 1 -W 1 "$(lab_address "node1/$POD" $family)"
+    expect 0 lab_in "node1/$POD" ping -c 1 -W 1 "$(lab_address node1 $family)"
+  done
+}
+
+@test "DEL takes away all that ADD made, on the node and in the pod" {
+  succeeds ADD
+  [ "$POD_BEFORE" != "$(lab_snapshot "node1/$POD")" ]
+  succeeds DEL
+  assert_node_clean
+  assert_pod_clean
+}
+
+@test "ADD a second time changes nothing, answers the same, and node and pod still reach each other (peer finding 1)" {
+  local node pod answer
+  succeeds ADD
+  answer=$lab_stdout node=$(lab_snapshot node1) pod=$(lab_snapshot "node1/$POD")
+  succeeds ADD
+  assert_same "$answer" "$lab_stdout"
+  assert_same "$node" "$(lab_snapshot node1)"
+  assert_same "$pod" "$(lab_snapshot "node1/$POD")"
+  assert_reachable
+}
+
+@test "the result is prevResult with both ends of the veth pair appended, as they are in the kernel (peer finding 17)" {
+  local host
+  succeeds ADD
+  assert_json "$lab_stdout" '[.interfaces[].name] | .[0], .[2]' $'eth0\nveth0'
+  assert_json "$lab_stdout" '[.interfaces[] | has("sandbox")]' '[true,false,true]'
+  assert_json "$lab_stdout" '.interfaces[2].mac' "$(lab_in "node1/$POD" cat /sys/class/net/veth0/address 2>/dev/null ||
+    lab_in "node1/$POD" ip -json link show veth0 | jq -r '.[0].address')"
+  host=$(jq -r '.interfaces[1].name' <<<"$lab_stdout")
+  assert_json "$lab_stdout" '.interfaces[1].mac' "$(lab_in node1 ip -json link show "$host" | jq -r '.[0].address')"
+  assert_json "$lab_stdout" 'del(.interfaces[1,2])' "$(jq -c .prevResult "$BATS_TEST_TMPDIR/config")"
+}
+
+@test "DEL succeeds a second time, and for a container that was never added" {
+  succeeds DEL
+  succeeds ADD
+  succeeds DEL
+  succeeds DEL
+  assert_node_clean
+  assert_pod_clean
+}
+
+@test "DEL without prevResult takes all away" {
+  succeeds ADD
+  configure 'del(.prevResult)'
+  succeeds DEL
+  assert_node_clean
+  assert_pod_clean
+}
+
+@test "DEL without our state file takes all away" {
+  succeeds ADD
+  lab_in node1 sh -c 'rm -r /run/underpass'
+  succeeds DEL
+  assert_node_clean
+  assert_pod_clean
+}
+
+@test "DEL after the network namespace has gone takes all away from the node" {
+  succeeds ADD
+  lab_in node1 ip netns delete "$POD"
+  succeeds DEL
+  assert_node_clean
+}
+
+@test "DEL after the namespace's path has gone, while a process still holds it, takes all away from the node (peer finding 7)" {
+  succeeds ADD
+  lab_spawn "holder-$POD" "node1/$POD" sleep 60
+  lab_in node1 ip netns delete "$POD"
+  succeeds DEL
+  assert_node_clean
+  lab_stop "holder-$POD"
+}
+
+@test "DEL with the namespace's path gone and our state file lost, while a process holds it, takes all away from the node" {
+  succeeds ADD
+  lab_spawn "holder-$POD" "node1/$POD" sleep 60
+  lab_in node1 ip netns delete "$POD"
+  lab_in node1 rm -r /run/underpass
+  succeeds DEL
+  assert_node_clean
+  lab_stop "holder-$POD"
+}
+
+@test "DEL without CNI_NETNS takes all away from the node" {
+  succeeds ADD
+  succeeds DEL CNI_NETNS=
+  assert_node_clean
+}
+
+@test "DEL succeeds when CNI_NETNS is a plain file (peer finding 8)" {
+  succeeds ADD
+  lab_in node1 touch /run/plain
+  succeeds DEL CNI_NETNS=/run/plain
+  assert_node_clean
+}
+
+@test "DEL succeeds when the configuration has become invalid (peer finding 8)" {
+  local change
+  for change in '.mode = "nonsense"' '.serviceCIDR = ["10.233.64.0/99"]' '.hostRuleTable = "many"' '.prevResult = 7'; do
+    succeeds ADD
+    cp "$BATS_TEST_TMPDIR/config" "$BATS_TEST_TMPDIR/valid"
+    configure "$change"
+    succeeds DEL
+    assert_node_clean
+    assert_pod_clean
+    mv "$BATS_TEST_TMPDIR/valid" "$BATS_TEST_TMPDIR/config"
+  done
+}
+
+@test "the node's rule stays while any pod needs it, and goes with the last one (peer finding 5)" {
+  succeeds ADD
+  lab_pod node1 other underlay46
+  succeeds DEL
+  [ -n "$(lab_in node1 ip rule show pref 1000)" ]
+  [ -n "$(lab_in node1 ip -6 rule show pref 1000)" ]
+  lab_pod_delete node1 other underlay46
+  assert_node_clean
+}
+
+@test "a changed hostRuleTable serves old and new pods, and leaves nothing when they go (peer finding 5)" {
+  succeeds ADD
+  lab_network_config node1 changed 46 "$(lab_coordinator_json 46 | jq -c '.hostRuleTable = 600')"
+  lab_pod node1 changed changed
+  assert_reachable
+  POD=changed assert_reachable
+  succeeds DEL
+  POD=changed assert_reachable
+  lab_pod_delete node1 changed changed
+  assert_node_clean
+}
+
+@test "an ADD that finds something of another's in its way names it and takes back what it did (peer finding 9)" {
+  local way undo named
+  while IFS='|' read -r way undo named; do
+    lab_in "node1/$POD" sh -c "$way"
+    POD_BEFORE=$(lab_snapshot "node1/$POD")
+    fails 100 ADD
+    assert_contains "$(jq -r '.msg + .details' <<<"$lab_stdout")" "$named"
+    assert_pod_clean
+    assert_node_clean
+    lab_in "node1/$POD" sh -c "$undo"
+  done <<'EOF'
+ip link add veth0 type veth peer name foreign|ip link delete veth0|veth0
+ip route add 10.233.64.0/18 via 10.6.0.1|ip route delete 10.233.64.0/18|10.233.64.0/18
+ip -6 route add default via fd00:6::1 table 100|ip -6 route flush table 100|table 100
+ip rule add pref 1000 lookup 77|ip rule delete pref 1000|pref 1000
+EOF
+}
+
+# A libexec directory in which one tool is replaced: broken_libexec TOOL SCRIPT.
+broken_libexec() {
+  local directory=$BATS_TEST_TMPDIR/libexec tool
+  rm -rf "$directory"
+  mkdir "$directory"
+  for tool in "$(lab_libexec)"/*; do [ -d "$tool" ] || ln -s "$tool" "$directory/"; done
+  rm "$directory/$1"
+  [ -z "$2" ] || printf '#!/bin/sh\nreal=%s\n%s\n' "$(lab_libexec)/$1" "$2" >"$directory/$1"
+  [ -z "$2" ] || chmod +x "$directory/$1"
+}
+
+# The tools that our plugin runs, as its script names them.
+tools() {
+  printf '%s\n' cni-request detect-mode sync-cidrs mk-veth set-routes set-rules tune-pod cni-result
+}
+
+@test "an ADD in which a tool is missing, dies before, or dies after its work is an error and leaves nothing" {
+  local tool script
+  for tool in $(tools); do
+    # shellcheck disable=SC2016 # expanded by the broken tool
+    for script in '' 'kill -KILL $$' '"$real" "$@" >/dev/null; kill -KILL $$' '"$real" "$@" | head -c 20; exit 1'; do
+      # What the last tool has printed nobody can take back.
+      [[ $tool != cni-result || $script != *head* ]] || continue
+      broken_libexec "$tool" "$script"
+      coordinator ADD UNDERPASS_LIBEXEC="$BATS_TEST_TMPDIR/libexec"
+      assert_equal "$lab_status" 1
+      assert_json "$lab_stdout" '(.code > 0) and (.msg | length > 0)' true
+      coordinator DEL
+      assert_equal "$lab_status" 0
+      assert_node_clean
+      assert_pod_clean
+    done
+  done
+}
+
+@test "a DEL in which a tool is missing or dies is an error, and the next DEL takes the rest away" {
+  local tool script
+  for tool in $(tools); do
+    for script in '' 'kill -KILL $$'; do
+      succeeds ADD
+      broken_libexec "$tool" "$script"
+      coordinator DEL UNDERPASS_LIBEXEC="$BATS_TEST_TMPDIR/libexec"
+      succeeds DEL
+      assert_node_clean
+      assert_pod_clean
+    done
+  done
+}
+
+@test "an ADD killed at any moment, with everything that it started, leaves nothing after DEL" {
+  local try
+  for try in {1..30}; do
+    # From before the first tool to after the last one, 2 ms apart.
+    coordinator_killed_after "0.$(printf '%03d' $((try * 2)))"
+    succeeds DEL
+    assert_node_clean
+    assert_pod_clean
+  done
+  succeeds ADD
+  assert_reachable
+}
+
+# timeout leads a process group of its own, and its KILL goes to all of it.
+coordinator_killed_after() {
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_in node1 env CNI_COMMAND=ADD CNI_CONTAINERID="lab-$POD" CNI_NETNS="/run/netns/$POD" CNI_IFNAME=eth0 \
+    CNI_PATH="$(lab_cni_path)" UNDERPASS_LIBEXEC="$(lab_libexec)" \
+    timeout --signal KILL "$1" "$LAB/bin/coordinator" <"$BATS_TEST_TMPDIR/config" >/dev/null 2>&1 || true
+}
+
+@test "CHECK passes after ADD, and fails before it and after DEL" {
+  succeeds ADD
+  local added=$lab_stdout
+  succeeds DEL
+  configure ".prevResult = $added"
+  coordinator CHECK
+  assert_equal "$lab_status" 1
+  succeeds ADD
+  succeeds CHECK
+}
+
+@test "CHECK names any single object of ours that is missing or altered, and ADD puts it right" {
+  local host node pod where change named
+  succeeds ADD
+  host=$(jq -r '.interfaces[1].name' <<<"$lab_stdout")
+  node=$(lab_snapshot node1) pod=$(lab_snapshot "node1/$POD")
+  while IFS='|' read -r where change named; do
+    change=${change//HOST/$host} change=${change//POD4/$(lab_address "node1/$POD" 4)}
+    change=${change//POD6/$(lab_address "node1/$POD" 6)}
+    lab_in "${where/POD/$POD}" sh -c "$change"
+    printf 'after: %s\n' "$change"
+    fails 101 CHECK
+    assert_contains "$(jq -r '.msg + .details' <<<"$lab_stdout")" "${named/HOST/$host}"
+    succeeds ADD
+    succeeds CHECK
+    assert_same "$node" "$(lab_snapshot node1)"
+    assert_same "$pod" "$(lab_snapshot "node1/$POD")"
+  done <<'EOF'
+node1/POD|ip route delete 10.233.64.0/18|10.233.64.0/18
+node1/POD|ip route delete 10.233.0.0/18|10.233.0.0/18
+node1/POD|ip route change 10.233.64.0/18 via 10.6.0.1 dev eth0 proto 85|10.233.64.0/18
+node1/POD|ip route delete 10.6.212.101|10.6.212.101
+node1/POD|ip route delete default table 100|table 100
+node1/POD|ip -6 route delete fd00:233:64::/108|fd00:233:64::/108
+node1/POD|ip -6 route delete fd00:233::/48|fd00:233::/48
+node1/POD|ip -6 route delete fd00:6::101|fd00:6::101
+node1/POD|ip -6 route delete default table 100|table 100
+node1/POD|ip rule delete pref 1000|pref 1000
+node1/POD|ip -6 rule delete pref 1000|pref 1000
+node1/POD|ip neighbour delete 10.6.212.101 dev veth0|10.6.212.101
+node1/POD|ip neighbour change 10.6.212.101 dev veth0 lladdr 02:00:00:00:00:99 nud permanent|10.6.212.101
+node1/POD|ip neighbour delete fd00:6::101 dev veth0|fd00:6::101
+node1/POD|nft delete table inet underpass|nftables
+node1/POD|nft flush chain inet underpass output|nftables
+node1/POD|ip link set veth0 down|veth0
+node1/POD|ip link set veth0 mtu 1400|veth0
+node1|ip rule delete pref 1000|pref 1000
+node1|ip -6 rule delete pref 1000|pref 1000
+node1|ip route delete POD4 table 500|table 500
+node1|ip -6 route delete POD6 table 500|table 500
+node1|ip neighbour delete POD4 dev HOST|neigh
+node1|ip neighbour delete POD6 dev HOST|neigh
+node1|ip link set HOST address 02:00:00:00:00:99|HOST
+node1|ip link set HOST mtu 1400|HOST
+node1|ip link set HOST down|HOST
+node1|ip link delete HOST|HOST
+EOF
+}
+
+@test "macvlan's own CHECK passes on our final result, in every CNI version from 0.4.0" {
+  local version
+  export LAB_CNI_PLUGINS=/usr/lib/cni
+  for version in 0.4.0 1.0.0 1.1.0; do
+    if [ $version = 1.1.0 ]; then
+      LAB_CNI_PLUGINS=$("$LAB_REPO/tests/tools/build" --where plugins) || skip 'no macvlan for cniVersion 1.1.0 without Go'
+    fi
+    LAB_CNI_VERSION=$version lab_network_config node1 "chain${version//./}" 46 "$(lab_coordinator_json 46)"
+    lab_pod node1 chain "chain${version//./}"
+    expect 0 lab_cnitool node1 check "chain${version//./}" chain
+    lab_in node1/chain ip link delete veth0
+    expect 1 lab_cnitool node1 check "chain${version//./}" chain
+    lab_pod_delete node1 chain "chain${version//./}"
+  done
+}
+
+@test "GC removes what belongs to attachments that are not in its list, of its own network alone" {
+  local keep=kept gone=removed other=elsewhere
+  configure '.cniVersion = "1.1.0"'
+  lab_pod node1 $keep underlay46
+  lab_pod node1 $gone underlay46
+  lab_network_config node1 network2 46 "$(lab_coordinator_json 46)"
+  lab_pod node1 $other network2
+  configure ".\"cni.dev/valid-attachments\" = [{containerID: \"$(container_of $keep)\", ifname: \"eth0\"}]"
+  succeeds GC
+  POD=$keep assert_reachable
+  POD=$other assert_reachable
+  expect 1 lab_in node1/$gone ip link show veth0
+  configure '."cni.dev/valid-attachments" = []'
+  succeeds GC
+  expect 1 lab_in node1/$keep ip link show veth0
+  POD=$other assert_reachable
+  lab_in node1 ip netns delete $keep
+  lab_in node1 ip netns delete $gone
+  lab_pod_delete node1 $other network2
+}
+
+# The container id under which cnitool added a pod.
+container_of() {
+  printf 'cnitool-%s' "$(printf '/run/netns/%s' "$1" | sha512sum | cut -c 1-20)"
+}
+
+@test "GC removes what an attachment left whose state file and namespace are gone" {
+  succeeds ADD
+  lab_spawn "holder-$POD" "node1/$POD" sleep 60
+  lab_in node1 ip netns delete "$POD"
+  lab_in node1 rm -r /run/underpass
+  configure '.cniVersion = "1.1.0" | ."cni.dev/valid-attachments" = []'
+  succeeds GC
+  assert_node_clean
+  lab_stop "holder-$POD"
+}
+
+@test "ADD works on a node that has no route to the pod's address (peer finding 20)" {
+  lab_in node1 ip route delete default
+  lab_in node1 ip route delete 10.6.0.0/16
+  coordinator ADD
+  lab_in node1 ip route add 10.6.0.0/16 dev eth0 proto kernel scope link src 10.6.212.101
+  lab_in node1 ip route add default via 10.6.0.1
+  assert_equal "$lab_status" 0
+  assert_reachable
+}
+
+@test "mode disable and mode disabled pass prevResult on and do nothing (peer finding 18)" {
+  local mode
+  for mode in disable disabled; do
+    configure ".mode = \"$mode\""
+    succeeds ADD
+    assert_json "$lab_stdout" . "$(jq -c .prevResult "$BATS_TEST_TMPDIR/config")"
+    assert_same "$(kernel_part "$(cat "$LAB/node1.clean")")" "$(kernel_part "$(lab_snapshot node1)")"
+    assert_same "$(kernel_part "$POD_BEFORE")" "$(kernel_part "$(lab_snapshot "node1/$POD")")"
+    succeeds DEL
+  done
+}
+
+# A snapshot without our state files: an attachment that is left alone is known nevertheless.
+kernel_part() {
+  sed '/^== files/,$d' <<<"$1"
+}
+
+@test "twenty pods added and deleted at once: no failure, nothing left" {
+  local number
+  for number in {1..20}; do lab_pod node1 "many$number" plain46; done
+  at_once ADD
+  for number in {1..20}; do
+    expect 0 lab_in node1 ping -c 1 -W 1 "$(lab_address "node1/many$number" 4)"
+  done
+  at_once DEL
+  for number in {1..20}; do lab_in node1 ip netns delete "many$number"; done
+}
+
+# at_once COMMAND: our plugin for many1 to many20, all started together; all must succeed.
+at_once() {
+  local number pids=()
+  for number in {1..20}; do
+    lab_chained node1 "many$number" underlay46 >"$BATS_TEST_TMPDIR/many$number"
+  done
+  for number in {1..20}; do
+    lab_in node1 env CNI_COMMAND="$1" CNI_CONTAINERID="lab-many$number" CNI_NETNS="/run/netns/many$number" CNI_IFNAME=eth0 \
+      CNI_PATH="$(lab_cni_path)" UNDERPASS_LIBEXEC="$(lab_libexec)" "$LAB/bin/coordinator" \
+      <"$BATS_TEST_TMPDIR/many$number" >"$BATS_TEST_TMPDIR/many$number.out" 2>&1 3>&- &
+    pids+=($!)
+  done
+  for number in {1..20}; do
+    wait "${pids[number - 1]}" || fail "many$number $1: $(cat "$BATS_TEST_TMPDIR/many$number.out")" || return
+  done
+}
