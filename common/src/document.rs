@@ -368,11 +368,8 @@ pub fn merge(original: Value, document: Value) -> Value {
     match (original, document) {
         (Value::Object(mut original), Value::Object(document)) => {
             for (key, value) in document {
-                let merged = match original.remove(&key) {
-                    Some(old) => merge(old, value),
-                    None => value,
-                };
-                original.insert(key, merged);
+                let old = original.entry(key).or_insert(Value::Null);
+                *old = merge(old.take(), value);
             }
             Value::Object(original)
         }

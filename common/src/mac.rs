@@ -40,10 +40,9 @@ impl FromStr for Mac {
     type Err = InvalidMac;
 
     fn from_str(text: &str) -> Result<Self, InvalidMac> {
-        let octets: Option<Vec<u8>> = text
-            .split(':')
-            .map(|pair| (pair.len() == 2).then(|| u8::from_str_radix(pair, 16).ok()).flatten())
-            .collect();
+        let is_pair = |pair: &str| pair.len() == 2 && pair.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let octet = |pair: &str| is_pair(pair).then(|| u8::from_str_radix(pair, 16).ok()).flatten();
+        let octets: Option<Vec<u8>> = text.split(':').map(octet).collect();
         octets.and_then(|octets| octets.try_into().ok()).map(Self).ok_or_else(|| InvalidMac(text.to_owned()))
     }
 }

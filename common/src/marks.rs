@@ -121,7 +121,7 @@ pub fn find() -> io::Result<Option<Marks>> {
         return Ok(None);
     }
     let found = dump(&mut socket)?;
-    let dev = found.iter().flat_map(|chain| &chain.rules).find_map(|rule| input_dev(rule)).unwrap_or_default();
+    let dev = found.iter().flat_map(|chain| &chain.rules).find_map(input_dev).unwrap_or_default();
     let altered = if found == chains(&dev) { vec![] } else { found.iter().map(|chain| format!("{chain:?}")).collect() };
     Ok(Some(Marks { dev, altered }))
 }

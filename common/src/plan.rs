@@ -40,7 +40,7 @@ pub struct Conflict {
 ///
 /// # Errors
 /// The first [`Conflict`]; nothing is planned then.
-pub fn plan(wanted: &[Placed], found: &[Found]) -> Result<Vec<Operation>, Conflict> {
+pub fn plan(wanted: &[Placed], found: &[Found]) -> Result<Vec<Operation>, Box<Conflict>> {
     let unwanted = |candidate: &&Found| candidate.owned && !wanted.iter().any(|w| w.collides(&candidate.placed));
     let mut operations: Vec<_> =
         found.iter().rev().filter(unwanted).map(|found| Operation::Delete(found.placed.clone())).collect();
@@ -50,7 +50,7 @@ pub fn plan(wanted: &[Placed], found: &[Found]) -> Result<Vec<Operation>, Confli
     Ok(operations)
 }
 
-fn step(wanted: &Placed, found: &[Found]) -> Result<Option<Operation>, Conflict> {
+fn step(wanted: &Placed, found: &[Found]) -> Result<Option<Operation>, Box<Conflict>> {
     let in_the_way = || found.iter().filter(|found| wanted.collides(&found.placed));
     if in_the_way().any(|found| wanted.object.satisfied_by(&found.placed.object)) {
         return Ok(None);
@@ -60,6 +60,6 @@ fn step(wanted: &Placed, found: &[Found]) -> Result<Option<Operation>, Conflict>
     }
     match in_the_way().next() {
         None => Ok(Some(Operation::Add(wanted.clone()))),
-        Some(found) => Err(Conflict { wanted: wanted.clone(), found: found.placed.clone() }),
+        Some(found) => Err(Box::new(Conflict { wanted: wanted.clone(), found: found.placed.clone() })),
     }
 }

@@ -11,7 +11,7 @@ use common::{
     kernel::Kernel,
     names::host_veth,
     netlink::RouteFilter,
-    object::{Object, PROTOCOL, Placed},
+    object::{Object, PROTOCOL, Placed, Route},
     plan::Found,
 };
 use ipnet::IpNet;
@@ -58,26 +58,34 @@ async fn in_the_pod(document: &PodDocument, kernel: &Kernel) -> io::Result<Vec<F
     Ok(routes.into_iter().zip(ours).map(found).collect())
 }
 
-/// With the first interface's DEL, all routes through the container's link; else the routes to the interface's
-/// addresses, also one that a pod which had the address before has left.
+/// The routes to the interface's addresses, those that the lookup finds included: a pod that had the address before may
+/// have left one. With the first interface's DEL, all routes through the container's link.
 async fn on_the_node(document: &PodDocument, kernel: &Kernel) -> io::Result<Vec<Found>> {
-    if document.request.command == Command::Del && document.is_first() {
-        return through_the_link(&host_veth(&document.request.container_id), kernel).await;
-    }
-    let mut found = vec![];
-    for net in document.nic_addresses() {
-        let route = kernel.node.matching_route(net.addr()).await?;
-        if let Some(route) = route.filter(|route| route.destination == IpNet::from(net.addr())) {
-            let owned = route.protocol == PROTOCOL && plan::is_of_this_pod(document, &route);
-            found.push(Found { placed: Placed::node(Object::Route(route)), owned });
+    let host_veth = host_veth(&document.request.container_id);
+    let mut routes = through(&host_veth, kernel).await?;
+    if !(document.request.command == Command::Del && document.is_first()) {
+        for side in document.mode.iter().flat_map(|mode| &mode.host_side) {
+            routes.extend(through(&side.dev, kernel).await?);
+        }
+        let addresses: Vec<_> = document.nic_addresses().iter().map(|net| net.addr()).collect();
+        routes.retain(|route| addresses.iter().any(|address| route.destination == IpNet::from(*address)));
+        for address in addresses {
+            let matching = kernel.node.matching_route(address).await?;
+            routes.extend(matching.filter(|route| route.destination == IpNet::from(address)));
         }
     }
-    Ok(found)
+    Ok(routes.into_iter().map(|route| found_on_the_node(document, route)).collect())
 }
 
-async fn through_the_link(name: &str, kernel: &Kernel) -> io::Result<Vec<Found>> {
-    let Some(link) = kernel.node.link(name).await? else { return Ok(vec![]) };
-    let filter = RouteFilter { oif: Some(link.index), ours: true, ..RouteFilter::default() };
-    let routes = kernel.node.routes(filter).await?;
-    Ok(routes.into_iter().map(|route| Found::ours(Placed::node(Object::Route(route)))).collect())
+fn found_on_the_node(document: &PodDocument, route: Route) -> Found {
+    let owned = route.protocol == PROTOCOL && plan::is_of_this_pod(document, &route);
+    Found { placed: Placed::node(Object::Route(route)), owned }
+}
+
+/// The routes of ours out of a link of the node.
+async fn through(name: &str, kernel: &Kernel) -> io::Result<Vec<Route>> {
+    match kernel.node.link(name).await? {
+        Some(link) => kernel.node.routes(RouteFilter { oif: Some(link.index), ours: true, ..Default::default() }).await,
+        None => Ok(vec![]),
+    }
 }

@@ -1,0 +1,194 @@
+# The CNI protocol: what the plugin refuses, how it says so, and that it then has changed nothing.
+
+# shellcheck disable=SC2154 # lab_status and lab_stdout are set by lab_plugin
+load helpers
+
+setup_file() {
+  suite_lab 1 || return 0
+  lab_pod node1 pod plain4
+  lab_chained node1 pod underlay4 >"$LAB/config"
+  lab_snapshot node1 >"$LAB/node.before"
+  lab_snapshot node1/pod >"$LAB/pod.before"
+}
+
+teardown_file() {
+  lab_down
+}
+
+setup() {
+  [ -z "${SUITE_SKIP-}" ] || skip "$SUITE_SKIP"
+  config=$(cat "$LAB/config")
+}
+
+# call COMMAND CONFIG [VARIABLE=VALUE...]: one call of the plugin for the suite's pod.
+call() {
+  local command=$1 text=$2
+  shift 2
+  lab_plugin node1 coordinator "$command" pod eth0 "$@" <<<"$text"
+}
+
+# refused CODE TEXT COMMAND CONFIG [VARIABLE=VALUE...]: the call fails with a CNI error of this code in which TEXT stands,
+# exits 1, and has changed nothing.
+refused() {
+  local code=$1 text=$2
+  shift 2
+  call "$@"
+  assert_equal "$lab_status" 1
+  assert_json "$lab_stdout" .code "$code"
+  assert_json "$lab_stdout" '[.cniVersion, .msg, .details] | all(type == "string" and length > 0)' true
+  assert_contains "$(jq -r '.msg + " " + .details' <<<"$lab_stdout")" "$text"
+  unchanged
+}
+
+unchanged() {
+  assert_same "$(cat "$LAB/node.before")" "$(lab_snapshot node1)"
+  assert_same "$(cat "$LAB/pod.before")" "$(lab_snapshot node1/pod)"
+}
+
+# with FILTER: the suite's configuration, changed by jq.
+with() {
+  jq -c "$1" <<<"$config"
+}
+
+@test "a configuration that is not JSON, is empty, or is no object is refused" {
+  refused 6 'not JSON' ADD '{"cniVersion": '
+  refused 6 'no network configuration' ADD ''
+  refused 6 'not an object' ADD '[]'
+}
+
+@test "a configuration of a megabyte is refused" {
+  head -c 1048576 /dev/zero | tr '\0' x | jq -Rc --argjson config "$config" '$config + {padding: .}' >"$BATS_TEST_TMPDIR/large"
+  refused 6 'longer than' ADD "$(cat "$BATS_TEST_TMPDIR/large")"
+}
+
+@test "an unknown mode is refused, and the error says which there are" {
+  refused 7 'auto, underlay, overlay or disable' ADD "$(with '.mode = "sideways"')"
+}
+
+@test "a CIDR that is none, or has host bits, is refused" {
+  refused 7 serviceCIDR ADD "$(with '.serviceCIDR = ["10.233.64.0/33"]')"
+  refused 7 serviceCIDR ADD "$(with '.serviceCIDR = ["10.233.64.1/18"]')"
+  refused 7 overlayPodCIDR ADD "$(with '.overlayPodCIDR = "10.233.0.0/18"')"
+}
+
+@test "every setting that is wrong is named, not only the first" {
+  refused 7 mode ADD "$(with '.mode = "sideways" | .podRPFilter = 3')"
+  assert_contains "$(jq -r .details <<<"$lab_stdout")" podRPFilter
+}
+
+@test "a CIDR with blanks around it is taken without them (peer finding 19)" {
+  call ADD "$(with '.serviceCIDR = [" 10.233.64.0/18 "]')"
+  assert_equal "$lab_status" 0
+  assert_contains "$(lab_in node1/pod ip route show 10.233.64.0/18)" 'dev veth0'
+  call DEL "$config"
+}
+
+@test "a vethLinkAddress that is none, or is IPv6, is refused (peer finding 19)" {
+  refused 7 vethLinkAddress ADD "$(with '.vethLinkAddress = "garbage"')"
+  refused 7 vethLinkAddress ADD "$(with '.vethLinkAddress = "fe80::1"')"
+}
+
+@test "ADD and CHECK without prevResult are refused (peer finding 16)" {
+  refused 7 prevResult ADD "$(with 'del(.prevResult)')"
+  refused 7 prevResult CHECK "$(with 'del(.prevResult)')"
+}
+
+@test "a prevResult without an address for the interface is refused" {
+  refused 7 'no address' ADD "$(with '.prevResult.ips = []')"
+  refused 6 prevResult ADD "$(with '.prevResult.ips = [{address: "nonsense"}]')"
+}
+
+@test "a network namespace that is missing, a plain file, or the node's own is refused" {
+  refused 8 /run/netns/nowhere ADD "$config" CNI_NETNS=/run/netns/nowhere
+  refused 8 'not a network namespace' ADD "$config" CNI_NETNS=/etc/hostname
+  refused 8 "node's own" ADD "$config" CNI_NETNS=/proc/thread-self/ns/net
+  refused 4 CNI_NETNS ADD "$config" CNI_NETNS=
+}
+
+@test "an interface that the pod does not have, or whose name is none, is refused" {
+  refused 4 nic9 ADD "$config" CNI_IFNAME=nic9
+  refused 4 CNI_IFNAME ADD "$config" CNI_IFNAME=a-name-that-is-far-too-long
+  refused 4 CNI_IFNAME ADD "$config" 'CNI_IFNAME=../eth0'
+  refused 4 CNI_IFNAME ADD "$config" CNI_IFNAME=
+}
+
+@test "a container id with characters that are not allowed is refused, also in DEL" {
+  local id
+  for id in '../../etc' 'a b' 'a;reboot' '-a' "$(printf 'a%.0s' {1..300})"; do
+    refused 4 CNI_CONTAINERID ADD "$config" "CNI_CONTAINERID=$id"
+    refused 4 CNI_CONTAINERID DEL "$config" "CNI_CONTAINERID=$id"
+  done
+  refused 4 CNI_CONTAINERID ADD "$config" CNI_CONTAINERID=
+}
+
+@test "a command that is missing or unknown is refused" {
+  refused 4 CNI_COMMAND '' "$config"
+  refused 4 EXPLODE EXPLODE "$config"
+}
+
+@test "a cniVersion that is not supported, or has no such command, is refused" {
+  refused 1 0.2.0 ADD "$(with '.cniVersion = "0.2.0"')"
+  refused 1 2.0.0 ADD "$(with '.cniVersion = "2.0.0"')"
+  refused 1 0.1.0 ADD "$(with 'del(.cniVersion)')"
+  refused 1 0.4.0 CHECK "$(with '.cniVersion = "0.3.1"')"
+  refused 1 1.1.0 GC "$(with '.cniVersion = "1.0.0" | ."cni.dev/valid-attachments" = []')"
+  refused 1 1.1.0 STATUS "$(with '.cniVersion = "1.0.0"')"
+}
+
+@test "GC without its list of attachments is refused, for it is not a GC with an empty list" {
+  refused 7 cni.dev/valid-attachments GC "$(with '.cniVersion = "1.1.0"')"
+  refused 7 cni.dev/valid-attachments GC "$(with '.cniVersion = "1.1.0" | ."cni.dev/valid-attachments" = [{}]')"
+}
+
+@test "ADD answers in the version of the configuration, in each one that there is" {
+  local version
+  for version in 0.3.0 0.3.1 0.4.0 1.0.0 1.1.0; do
+    call ADD "$(with ".cniVersion = \"$version\"")"
+    assert_equal "$lab_status" 0
+    assert_json "$lab_stdout" .cniVersion "$version"
+    call DEL "$(with ".cniVersion = \"$version\"")"
+    assert_equal "$lab_status" 0
+  done
+  unchanged
+}
+
+@test "VERSION says which versions there are, without a configuration" {
+  call VERSION ''
+  assert_equal "$lab_status" 0
+  assert_json "$lab_stdout" '.supportedVersions' '["0.3.0","0.3.1","0.4.0","1.0.0","1.1.0"]'
+}
+
+@test "STATUS succeeds and prints nothing when ADD would work, and says 50 while the cluster's CIDRs are not known" {
+  call STATUS "$(with '.cniVersion = "1.1.0"')"
+  assert_equal "$lab_status" 0
+  assert_equal "$lab_stdout" ''
+  refused 50 'not known yet' STATUS "$(with '.cniVersion = "1.1.0" | del(.serviceCIDR, .overlayPodCIDR)')"
+  refused 11 'not known yet' ADD "$(with 'del(.serviceCIDR, .overlayPodCIDR)')"
+}
+
+@test "the tools are found where UNDERPASS_LIBEXEC says, else in underpass.d beside the plugin" {
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_in node1 sh -c 'mkdir -p /run/plugin && cp "$0" /run/plugin/ && ln -sfn "$1" /run/plugin/underpass.d' \
+    "$LAB_REPO/scripts/coordinator" "$(lab_libexec)"
+  expect 0 lab_in node1 env CNI_COMMAND=VERSION /run/plugin/coordinator
+  assert_json "$output" '.cniVersion' 1.1.0
+  expect 1 lab_in node1 env CNI_COMMAND=VERSION UNDERPASS_LIBEXEC=/nowhere /run/plugin/coordinator
+  assert_json "$output" '.code' 102
+  lab_in node1 rm -r /run/plugin
+}
+
+@test "quotes, backslashes, dollars and newlines in names, arguments and configuration arrive unchanged" {
+  local nasty=$'a "b" \'c\' \\d \\n $(touch /run/pwned) `touch /run/pwned` ${HOME} ; & | \n\ttab * ?'
+  call ADD "$(jq -c --arg nasty "$nasty" '.name = $nasty | .note = $nasty' <<<"$config")" \
+    "CNI_ARGS=K8S_POD_NAME=$nasty;IgnoreUnknown=1"
+  assert_equal "$lab_status" 0
+  local saved
+  saved=$(lab_in node1 cat /run/underpass/attachments/lab-pod@eth0.json)
+  assert_equal "$(jq -r .request.config.note <<<"$saved")" "$nasty"
+  assert_equal "$(jq -r .request.config.name <<<"$saved")" "$nasty"
+  assert_equal "$(jq -r .request.args <<<"$saved")" "K8S_POD_NAME=$nasty;IgnoreUnknown=1"
+  call DEL "$config"
+  assert_equal "$lab_status" 0
+  expect 1 lab_in node1 test -e /run/pwned
+  unchanged
+}
