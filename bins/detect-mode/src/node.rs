@@ -1,6 +1,10 @@
 //! The node's side: its addresses, and its links to a pod.
 
-use std::{collections::HashMap, io, net::IpAddr};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    io,
+    net::IpAddr,
+};
 
 use common::{
     document::{HostSide, Uplink},
@@ -18,8 +22,8 @@ pub async fn addresses(node: &Netlink, ips: &[&Ip], host_veth: &str) -> io::Resu
     let mut names: HashMap<u32, String> = HashMap::new();
     let mut all = vec![];
     for (index, net) in node.addresses().await? {
-        if !names.contains_key(&index) {
-            names.insert(index, node.link_by_index(index).await?.map(|link| link.name).unwrap_or_default());
+        if let Entry::Vacant(entry) = names.entry(index) {
+            entry.insert(node.link_by_index(index).await?.map(|link| link.name).unwrap_or_default());
         }
         all.push((names[&index].clone(), net));
     }
