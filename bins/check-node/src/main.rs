@@ -1,0 +1,151 @@
+//! Says whether a node is fit for underlay pods, and what to change.
+
+mod proxy;
+
+use std::{fs, process::ExitCode};
+
+use clap::{Arg, ArgAction};
+use common::{
+    harness::{self, About},
+    marks, state,
+};
+use ipnet::IpNet;
+use proxy::Masquerade;
+use serde::Serialize;
+use serde_json::json;
+
+const ABOUT: About = About {
+    name: "check-node",
+    does: "Looks at the node that it runs on and prints, as JSON, what underlay pods need of it: whether that is so, and \
+           what to change. Changes nothing. Exits 1 when something is to be changed.",
+    example: "  check-node --subnet 10.6.0.0/16 | jq -r '.checks[] | select(.ok | not) | .msg + \": \" + .remedy'",
+};
+
+/// One thing that pods need of their node.
+#[derive(Debug, Serialize)]
+struct Check {
+    name: &'static str,
+    ok: bool,
+    msg: String,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    remedy: &'static str,
+}
+
+fn main() -> ExitCode {
+    let flags = harness::cli(ABOUT)
+        .arg(
+            Arg::new("subnet")
+                .long("subnet")
+                .action(ArgAction::Append)
+                .value_parser(clap::value_parser!(IpNet))
+                .help("A subnet of the underlay from which pods get their addresses; may be repeated"),
+        )
+        .get_matches();
+    let subnets: Vec<IpNet> = flags.get_many("subnet").into_iter().flatten().copied().collect();
+    let mut checks = vec![
+        forwarding("net/ipv4/ip_forward"),
+        forwarding("net/ipv6/conf/all/forwarding"),
+        nftables(),
+        state_directory(),
+    ];
+    checks.extend(masquerade(&proxy::running(), &subnets));
+    let code = if checks.iter().all(|check| check.ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    harness::print(&json!({ "checks": checks }).to_string(), code)
+}
+
+fn forwarding(path: &str) -> Check {
+    let value = fs::read_to_string(format!("/proc/sys/{path}")).unwrap_or_default();
+    Check {
+        name: "forwarding",
+        ok: value.trim() == "1",
+        msg: format!("{path} is {}", if value.is_empty() { "not there" } else { value.trim() }),
+        remedy: "the node forwards pods' packets to Services: set it to 1, or do without pods of that address family",
+    }
+}
+
+fn nftables() -> Check {
+    let found = marks::find();
+    Check {
+        name: "nftables",
+        ok: found.is_ok(),
+        msg: match found {
+            Ok(_) => "the kernel has nf_tables".to_owned(),
+            Err(error) => format!("the kernel has no nf_tables: {error}"),
+        },
+        remedy: "replies find their way by an nftables mark: load the module nf_tables (Linux 3.13, inet tables 3.14)",
+    }
+}
+
+fn state_directory() -> Check {
+    let directory = state::directory();
+    let made = fs::create_dir_all(&directory);
+    Check {
+        name: "state",
+        ok: made.is_ok(),
+        msg: match made {
+            Ok(()) => format!("{} is there", directory.display()),
+            Err(error) => format!("{} cannot be made: {error}", directory.display()),
+        },
+        remedy: "the plugin keeps locks and documents there: make it writable for root",
+    }
+}
+
+/// Without masquerade, a backend in the pod's own subnet answers the pod directly, from an address that the pod has never
+/// talked to, and the pod resets the connection.
+fn masquerade(proxies: &[Masquerade], subnets: &[IpNet]) -> Vec<Check> {
+    if proxies.is_empty() {
+        return vec![Check {
+            name: "kube-proxy",
+            ok: false,
+            msg: "no kube-proxy runs in this network namespace".to_owned(),
+            remedy: "the host path needs kube-proxy, or whatever translates Services on the node in its place",
+        }];
+    }
+    proxies.iter().map(|masquerade| verdict(masquerade, subnets)).collect()
+}
+
+fn verdict(masquerade: &Masquerade, subnets: &[IpNet]) -> Check {
+    let (ok, msg) = match masquerade {
+        Masquerade::All => (true, "kube-proxy masquerades every connection to a Service".to_owned()),
+        Masquerade::Nobody => (
+            false,
+            "kube-proxy masquerades no pod: a Service's backend on the pods' own network cannot answer".to_owned(),
+        ),
+        Masquerade::AllBut(cidrs) => {
+            let spared = |subnet: &&IpNet| cidrs.iter().any(|cidr| cidr.contains(*subnet) || subnet.contains(cidr));
+            let list = cidrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            match subnets.iter().find(spared) {
+                Some(subnet) => (
+                    false,
+                    format!(
+                        "kube-proxy does not masquerade pods of {list}, and the underlay's {subnet} belongs to that: \
+                             a Service's backend on the pods' own network cannot answer"
+                    ),
+                ),
+                None => (true, format!("kube-proxy masquerades every pod that is not of {list}")),
+            }
+        }
+    };
+    Check {
+        name: "masquerade",
+        ok,
+        msg,
+        remedy: "set masqueradeAll (iptables.masqueradeAll or nftables.masqueradeAll in kube-proxy's configuration, or \
+                 --masquerade-all), or let clusterCIDR be the overlay pods' only; the socket path does not need it",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_cidr_that_has_the_underlay_is_as_bad_as_none() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let ok = |masquerade, subnet: &str| verdict(&masquerade, &[net(subnet)]).ok;
+        assert!(ok(Masquerade::All, "10.6.0.0/16"));
+        assert!(!ok(Masquerade::Nobody, "10.6.0.0/16"));
+        assert!(ok(Masquerade::AllBut(vec![net("10.233.0.0/18")]), "10.6.0.0/16"));
+        assert!(!ok(Masquerade::AllBut(vec![net("10.0.0.0/8")]), "10.6.0.0/16"));
+    }
+}
