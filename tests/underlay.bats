@@ -49,7 +49,7 @@ each() {
 }
 
 @test "the pod whose connections to a ClusterIP fail reaches it once our plugin's ADD has run" {
-  local rp node result
+  local rp node
   for rp in 0 1 2; do
     node=$(near $rp)
     lab_pod "$node" twice plain46

@@ -12,7 +12,8 @@
 
 LAB_SOURCE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 LAB_REPO=$(cd "$LAB_SOURCE/../.." && pwd)
-LAB_PREFIX=underpass-lab
+# What names of a lab begin with: its directory, its processes' titles, its cgroups.
+LAB_PREFIX=${LAB_PREFIX:-underpass-lab}
 
 # shellcheck source=pods.bash
 source "$LAB_SOURCE/pods.bash"
@@ -108,7 +109,7 @@ lab_down() {
   rm -rf --one-file-system "$LAB"
 }
 
-# lab_leaks: whatever is left of any lab on this machine, one a line; nothing when all are gone.
+# lab_leaks: whatever is there of any lab with this LAB_PREFIX, one a line; nothing when all are gone.
 lab_leaks() {
   local file title
   for file in /proc/[0-9]*/cmdline; do
