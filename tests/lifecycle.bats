@@ -220,8 +220,20 @@ assert_reachable() {
 ip link add veth0 type veth peer name foreign|ip link delete veth0|veth0
 ip route add 10.233.64.0/18 via 10.6.0.1|ip route delete 10.233.64.0/18|10.233.64.0/18
 ip -6 route add default via fd00:6::1 table 100|ip -6 route flush table 100|table 100
-ip rule add pref 1000 lookup 77|ip rule delete pref 1000|pref 1000
 EOF
+}
+
+@test "another's rule beside ours, at the same preference, is left alone" {
+  lab_in "node1/$POD" ip rule add pref 1000 lookup 77
+  lab_in node1 ip rule add pref 1000 lookup 77
+  POD_BEFORE=$(lab_snapshot "node1/$POD")
+  succeeds ADD
+  assert_reachable
+  succeeds ADD
+  succeeds CHECK
+  succeeds DEL
+  assert_pod_clean
+  lab_in node1 ip rule delete pref 1000
 }
 
 # A libexec directory in which one tool is replaced: broken_libexec TOOL SCRIPT.
