@@ -1,6 +1,6 @@
 # Many pods at once, as after a node's restart.
 
-load ../helpers
+load helpers
 
 setup_file() {
   suite_lab 1
