@@ -313,3 +313,20 @@ b'
     assert_contains "$output" "$name 0.1.0"
   done
 }
+
+@test "a tool that changes nothing has an empty plan" {
+  local name
+  for name in detect-mode sync-cidrs; do
+    assert_equal "$(before "$name" ADD | tool "$name" --dry-run)" '[]'
+    assert_equal "$(before "$name" ADD | tool "$name" --explain)" ''
+  done
+}
+
+@test "no tool on the way of an ADD is linked with Kubernetes, TLS or eBPF" {
+  local name
+  for name in cni-request detect-mode sync-cidrs mk-veth set-routes set-rules tune-pod cni-result; do
+    run cargo tree --quiet --locked --offline --edges normal --prefix none --manifest-path "$LAB_REPO/Cargo.toml" --package "$name"
+    assert_contains "$output" common
+    [[ ! $output =~ (^|$'\n')(kube|k8s-openapi|rustls|openssl|hyper|aya)[\ -] ]] || fail "$name: ${BASH_REMATCH[0]}"
+  done
+}

@@ -3,6 +3,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, IsTerminal, Read, Write},
+    path::Path,
     process::ExitCode,
     sync::Mutex,
 };
@@ -12,9 +13,9 @@ use serde_json::{Value, json};
 
 use crate::{
     document::{Command, PodDocument, merge},
-    failure::{Code, Failure},
+    failure::{Code, Context, Failure},
     kernel::Kernel,
-    object::Placed,
+    object::{Operation, Placed},
     plan::{Found, plan},
     settings::LogOptions,
     state::Lock,
@@ -62,18 +63,29 @@ enum Output {
     Commands,
 }
 
+impl Output {
+    fn asked(flags: &ArgMatches) -> Self {
+        match (flags.get_flag("dry-run"), flags.get_flag("explain")) {
+            (true, _) => Self::Plan,
+            (_, true) => Self::Commands,
+            _ => Self::Document,
+        }
+    }
+
+    /// What to print in place of the document.
+    fn of(self, operations: &[Operation], pod: Option<&Path>) -> Option<String> {
+        let commands = || operations.iter().flat_map(|operation| operation.commands(pod)).collect::<Vec<_>>();
+        match self {
+            Self::Document => None,
+            Self::Plan => Some(json!(operations).to_string()),
+            Self::Commands => Some(commands().join("\n")),
+        }
+    }
+}
+
 /// Runs a tool that changes the kernel.
 pub fn run<T: Tool>() -> ExitCode {
-    let flag = |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
-    let flags = cli(T::ABOUT)
-        .arg(flag("dry-run", "Print the plan as JSON and do nothing"))
-        .arg(flag("explain", "Print the plan as commands to read or paste and do nothing").conflicts_with("dry-run"))
-        .get_matches();
-    let output = match (flags.get_flag("dry-run"), flags.get_flag("explain")) {
-        (true, _) => Output::Plan,
-        (_, true) => Output::Commands,
-        _ => Output::Document,
-    };
+    let output = Output::asked(&cli(T::ABOUT).get_matches());
     filter(T::ABOUT, |document| block_on(work::<T>(document, output))?)
 }
 
@@ -89,15 +101,21 @@ pub fn run_filter_with(
     work: impl FnOnce(&mut PodDocument, &ArgMatches) -> Result<(), Failure>,
 ) -> ExitCode {
     let flags = cli.get_matches();
-    filter(about, |document| work(document, &flags).map(|()| None))
+    filter(about, |document| {
+        work(document, &flags)?;
+        Ok(Output::asked(&flags).of(&[], None))
+    })
 }
 
 /// The command line that every tool has.
 pub fn cli(about: About) -> Cli {
+    let flag = |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
     Cli::new(about.name)
         .version(env!("CARGO_PKG_VERSION"))
         .about(about.does)
         .after_help(format!("Example:\n{}", about.example))
+        .arg(flag("dry-run", "Print what would be done, as JSON, and do nothing"))
+        .arg(flag("explain", "Print it as commands to read or paste, and do nothing").conflicts_with("dry-run"))
 }
 
 /// Runs a future on this thread.
@@ -110,49 +128,41 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
 }
 
 async fn work<T: Tool>(document: &mut PodDocument, output: Output) -> Result<Option<String>, Failure> {
-    let command = document.request.command;
-    if matches!(command, Command::Status | Command::Version) {
+    if matches!(document.request.command, Command::Status | Command::Version) {
         return Ok(None);
     }
-    let lock = if T::SHARED && output == Output::Document { Some(Lock::Node.acquire()) } else { None };
-    if let Some(Err(error)) = lock {
-        return Err(Failure::new(Code::Io, "cannot lock the node's state").details(error));
-    }
+    let _lock = match (T::SHARED, output) {
+        (true, Output::Document) => Some(Lock::Node.acquire().context(Code::Io, "cannot lock the node's state")?),
+        _ => None,
+    };
     let kernel = Kernel::open(&document.request)?;
     let found = T::observe(document, &kernel).await?;
-    let wanted = T::wanted(document)?;
-    let operations = plan(&wanted, &found).map_err(|conflict| {
+    let operations = plan(&T::wanted(document)?, &found).map_err(|conflict| {
         Failure::new(Code::Kernel, conflict).details("remove it, or configure Underpass to use something else")
     })?;
-    match (output, command) {
-        (Output::Plan, _) => return Ok(Some(json!(operations).to_string())),
-        (Output::Commands, _) => {
-            let pod = document.request.netns.as_deref();
-            let commands: Vec<_> = operations.iter().flat_map(|operation| operation.commands(pod)).collect();
-            return Ok(Some(commands.join("\n")));
-        }
-        (_, Command::Check) if operations.is_empty() => {}
-        (_, Command::Check) => {
-            let differences: Vec<_> = operations.iter().map(ToString::to_string).collect();
-            return Err(Failure::new(
-                Code::CheckFailed,
-                format!("{} is not as it should be", document.request.attachment()),
-            )
-            .details(differences.join("\n")));
-        }
-        (_, Command::Del | Command::Gc) => {
-            let failures = kernel.apply_all(&operations).await;
-            document.applied.extend(operations);
-            if let Some((first, rest)) = failures.split_first() {
-                return Err(rest.iter().fold(first.clone(), Failure::and));
-            }
-        }
-        _ => {
-            kernel.apply(&operations).await?;
-            document.applied.extend(operations);
-        }
+    match output.of(&operations, document.request.netns.as_deref()) {
+        Some(text) => Ok(Some(text)),
+        None => carry_out(document, &kernel, operations).await.map(|()| None),
     }
-    Ok(None)
+}
+
+/// Applies the plan; in CHECK, expects it to be empty.
+async fn carry_out(document: &mut PodDocument, kernel: &Kernel, operations: Vec<Operation>) -> Result<(), Failure> {
+    let failures = match document.request.command {
+        Command::Check => {
+            let differences: Vec<_> = operations.iter().map(ToString::to_string).collect();
+            let msg = format!("{} is not as it should be", document.request.attachment());
+            let failure = Failure::new(Code::CheckFailed, msg).details(differences.join("\n"));
+            return if operations.is_empty() { Ok(()) } else { Err(failure) };
+        }
+        Command::Del | Command::Gc => kernel.apply_all(&operations).await,
+        _ => kernel.apply(&operations).await.map(|()| vec![])?,
+    };
+    document.applied.extend(operations);
+    match failures.split_first() {
+        Some((first, rest)) => Err(rest.iter().fold(first.clone(), Failure::and)),
+        None => Ok(()),
+    }
 }
 
 /// Reads the document, lets `work` complete it, and prints it: enriched, or with the error set.

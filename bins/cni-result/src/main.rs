@@ -24,7 +24,8 @@ const ABOUT: About = About {
 const UNDO: u8 = 3;
 
 fn main() -> ExitCode {
-    let _ = harness::cli(ABOUT).get_matches();
+    let flags = harness::cli(ABOUT).get_matches();
+    let keeps = !flags.get_flag("dry-run") && !flags.get_flag("explain");
     let input = harness::read_document();
     let (input, document) = match input {
         Ok(input) => (input.clone(), serde_json::from_value::<PodDocument>(input).ok()),
@@ -39,14 +40,15 @@ fn main() -> ExitCode {
         return answer(&input, &failure, if lost { UNDO } else { 1 });
     };
     harness::init_log(ABOUT.name, &document.settings.log_options, &document.request.attachment());
-    match document.error.clone().map_or_else(|| keep(&document, &input), Err) {
+    let kept = || if keeps { keep(&document, &input) } else { Ok(()) };
+    match document.error.clone().map_or_else(kept, Err) {
         Ok(()) => match result::success(&document) {
             Some(output) => harness::print(&output.to_string(), ExitCode::SUCCESS),
             None => ExitCode::SUCCESS,
         },
         Err(failure) => {
             let undo = document.request.command == Command::Add && !document.applied.is_empty();
-            if undo {
+            if undo && keeps {
                 // DEL finds here what the kernel cannot tell it.
                 let _ = state::save(&document.request, &input);
             }
