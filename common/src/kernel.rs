@@ -95,6 +95,9 @@ impl Kernel {
     }
 
     async fn replace(&self, from: &Placed, to: &Placed) -> io::Result<()> {
+        if let (Object::Veth(veth), true) = (&to.object, from.object.is_same_pair(&to.object)) {
+            return self.node.set_veth(veth, &self.sandbox()?.netlink).await;
+        }
         if !to.object.is_value() {
             self.delete(from).await?;
         }

@@ -285,22 +285,37 @@ impl Netlink {
     /// What the kernel says. The pair may be left behind half made: deleting its name removes it.
     pub async fn add_veth(&self, veth: &Veth, pod: &NetnsFile, pod_netlink: &Self) -> io::Result<()> {
         self.act(RouteNetlinkMessage::NewLink(veth_message(veth, pod)), NLM_F_CREATE | NLM_F_EXCL).await?;
-        let mut host = self.set_up(&veth.name).await?;
-        // Without a link-local address of its own the link has no use for duplicate address detection or multicast
-        // listener reports, and a node's address list does not grow with its pods.
-        let mut quiet = LinkMessage::default();
-        quiet.header.index = host.header.index;
-        quiet.attributes = vec![LinkAttribute::IfAlias(veth.alias.clone()), no_link_local()];
-        self.act(RouteNetlinkMessage::SetLink(quiet), 0).await?;
-        host.attributes.clear();
-        self.act(RouteNetlinkMessage::SetLink(host), 0).await?;
+        self.start_veth(veth, pod_netlink).await
+    }
 
-        let peer = pod_netlink.set_up(&veth.peer).await?;
-        let mut quiet = LinkMessage::default();
-        quiet.header.index = peer.header.index;
-        quiet.attributes = vec![no_link_local()];
-        pod_netlink.act(RouteNetlinkMessage::SetLink(quiet), 0).await?;
-        pod_netlink.act(RouteNetlinkMessage::SetLink(peer), 0).await
+    /// Gives a veth pair that is there the right MAC addresses, MTU and alias, and brings both ends up.
+    ///
+    /// # Errors
+    /// What the kernel says, also when an end is not there.
+    pub async fn set_veth(&self, veth: &Veth, pod_netlink: &Self) -> io::Result<()> {
+        for (netlink, dev, mac) in [(self, &veth.name, veth.mac), (pod_netlink, &veth.peer, veth.peer_mac)] {
+            netlink.set_mac(dev, mac).await?;
+            netlink.set_link(dev, LinkAttribute::Mtu(veth.mtu)).await?;
+        }
+        self.start_veth(veth, pod_netlink).await
+    }
+
+    async fn start_veth(&self, veth: &Veth, pod_netlink: &Self) -> io::Result<()> {
+        let ends = [
+            (self, &veth.name, vec![LinkAttribute::IfAlias(veth.alias.clone()), no_link_local()]),
+            (pod_netlink, &veth.peer, vec![no_link_local()]),
+        ];
+        for (netlink, dev, attributes) in ends {
+            let up = netlink.set_up(dev).await?;
+            // Without a link-local address of its own the link has no use for duplicate address detection or multicast
+            // listener reports, and a node's address list does not grow with its pods. It must be told before it is up.
+            let mut quiet = LinkMessage::default();
+            quiet.header.index = up.header.index;
+            quiet.attributes = attributes;
+            netlink.act(RouteNetlinkMessage::SetLink(quiet), 0).await?;
+            netlink.act(RouteNetlinkMessage::SetLink(up), 0).await?;
+        }
+        Ok(())
     }
 
     async fn set_up(&self, name: &str) -> io::Result<LinkMessage> {

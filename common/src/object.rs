@@ -314,7 +314,9 @@ impl Operation {
         match self {
             Self::Add(placed) => render(placed, Verb::Add).collect(),
             Self::Delete(placed) => render(placed, Verb::Delete).collect(),
-            Self::Replace { to, .. } if to.object.is_value() => render(to, Verb::Add).collect(),
+            Self::Replace { from, to } if to.object.is_value() || from.object.is_same_pair(&to.object) => {
+                render(to, Verb::Set).collect()
+            }
             Self::Replace { from, to } => render(from, Verb::Delete).chain(render(to, Verb::Add)).collect(),
         }
     }
@@ -334,11 +336,16 @@ impl fmt::Display for Operation {
 enum Verb {
     Add,
     Delete,
+    Set,
 }
 
 impl fmt::Display for Verb {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if *self == Self::Add { "add" } else { "del" })
+        f.write_str(match self {
+            Self::Add => "add",
+            Self::Delete => "del",
+            Self::Set => "set",
+        })
     }
 }
 
@@ -348,16 +355,22 @@ impl Object {
         matches!(self, Self::Sysctl(_) | Self::QueueLength(_) | Self::LinkAddress(_))
     }
 
+    /// Whether two objects are the same veth pair, whatever its properties.
+    pub(crate) fn is_same_pair(&self, other: &Self) -> bool {
+        matches!((self, other), (Self::Veth(a), Self::Veth(b)) if a.name == b.name && a.peer == b.peer)
+    }
+
     fn commands(&self, verb: Verb, pod: &Path) -> Vec<String> {
         match (self, verb) {
-            (Self::Veth(veth), Verb::Add) => veth.creation(pod),
+            (Self::Veth(veth), Verb::Add) => [veth.creation(pod), veth.start(pod)].concat(),
+            (Self::Veth(veth), Verb::Set) => [veth.properties(pod), veth.start(pod)].concat(),
             (Self::Veth(veth), Verb::Delete) => vec![format!("ip link del dev {}", veth.name)],
             (Self::Address(Address { dev, address }), _) => vec![format!("ip address {verb} {address} dev {dev}")],
-            (Self::Neighbour(neighbour), Verb::Add) => vec![format!("ip neighbour replace {neighbour}")],
+            (Self::Neighbour(neighbour), Verb::Add | Verb::Set) => vec![format!("ip neighbour replace {neighbour}")],
             (Self::Neighbour(n), Verb::Delete) => vec![format!("ip neighbour del {} dev {}", n.address, n.dev)],
             (Self::Route(route), _) => vec![format!("ip route {verb} {route} proto {}", route.protocol)],
             (Self::Rule(rule), _) => vec![format!("ip {}rule {verb} {rule} protocol {PROTOCOL}", rule.option())],
-            (Self::Marks(marks), Verb::Add) => marks::script(&marks.dev),
+            (Self::Marks(marks), Verb::Add | Verb::Set) => marks::script(&marks.dev),
             (Self::Marks(_), Verb::Delete) => vec![format!("nft delete table inet {}", marks::TABLE)],
             (Self::Sysctl(Sysctl { path, value }), _) => {
                 vec![format!("sysctl -w {path}={value}")]
@@ -372,13 +385,26 @@ impl Object {
 
 impl Veth {
     fn creation(&self, pod: &Path) -> Vec<String> {
-        let Self { name, mac, peer, peer_mac, mtu, alias, .. } = self;
+        let Self { name, mac, peer, peer_mac, mtu, .. } = self;
+        vec![format!(
+            "ip link add {name} mtu {mtu} address {mac} type veth \
+             peer name {peer} mtu {mtu} address {peer_mac} netns {}",
+            pod.display()
+        )]
+    }
+
+    fn properties(&self, pod: &Path) -> Vec<String> {
+        let Self { name, mac, peer, peer_mac, mtu, .. } = self;
+        vec![
+            format!("ip link set dev {name} address {mac} mtu {mtu}"),
+            format!("nsenter --net={} ip link set dev {peer} address {peer_mac} mtu {mtu}", pod.display()),
+        ]
+    }
+
+    fn start(&self, pod: &Path) -> Vec<String> {
+        let Self { name, peer, alias, .. } = self;
         let pod = pod.display();
         vec![
-            format!(
-                "ip link add {name} mtu {mtu} address {mac} type veth \
-                 peer name {peer} mtu {mtu} address {peer_mac} netns {pod}"
-            ),
             format!("ip link set dev {name} alias '{alias}' addrgenmode none"),
             format!("ip link set dev {name} up"),
             format!("nsenter --net={pod} ip link set dev {peer} addrgenmode none"),

@@ -35,10 +35,8 @@ impl Tool for MkVeth {
             Command::Del => in_teardown(document, kernel).await,
             _ if document.mode()?.mode != ModeKind::Underlay => return Ok(vec![]),
             _ => {
-                let pair = pair(document)?;
-                let found = standing(document, &pair, kernel).await;
-                document.veth = Some(pair);
-                found
+                document.veth = Some(pair(document)?);
+                standing(document, &plan::wanted(document)?, kernel).await
             }
         };
         found.context(Code::Io, "cannot read links, addresses and neighbours")
@@ -57,9 +55,10 @@ fn pair(document: &PodDocument) -> Result<VethPair, Failure> {
 }
 
 /// What there is of the pair and on it, in whatever state an earlier ADD left it.
-async fn standing(document: &PodDocument, pair: &VethPair, kernel: &Kernel) -> io::Result<Vec<Found>> {
+async fn standing(document: &PodDocument, wanted: &[Placed], kernel: &Kernel) -> io::Result<Vec<Found>> {
     let Some(pod) = &kernel.pod else { return Ok(vec![]) };
-    let (host, peer) = (kernel.node.link(&pair.host).await?, pod.netlink.link(&pair.pod).await?);
+    let host = kernel.node.link(&names::host_veth(&document.request.container_id)).await?;
+    let peer = pod.netlink.link(POD_VETH).await?;
     let mut found = vec![];
     if document.mode.as_ref().is_some_and(|mode| mode.first) && (host.is_some() || peer.is_some()) {
         // The alias follows right after the link: one without died in between.
@@ -67,13 +66,19 @@ async fn standing(document: &PodDocument, pair: &VethPair, kernel: &Kernel) -> i
         let owned = host.as_ref().is_some_and(|host| host.alias.is_empty() || host.alias == alias);
         found.push(Found { placed: veth(host.as_ref(), peer.as_ref()), owned });
     }
+    if let Some(peer) = &peer {
+        found.extend(addresses(&pod.netlink, peer).await?);
+    }
+    if found.iter().any(|found| matches!(found.placed.object, Object::Veth(_)) && !wanted.contains(&found.placed)) {
+        // A new MAC address makes the kernel forget the link's neighbours (`neigh_changeaddr`).
+        return Ok(found);
+    }
     let ours = plan::neighbours(document);
     if let Some(host) = &host {
         found.extend(neighbours(Netns::Node, &kernel.node, host, &ours).await?);
     }
     if let Some(peer) = &peer {
         found.extend(neighbours(Netns::Pod, &pod.netlink, peer, &ours).await?);
-        found.extend(addresses(&pod.netlink, peer).await?);
     }
     Ok(found)
 }
