@@ -197,6 +197,34 @@ EOF
   expect 1 lab_plugin node1 talkative ADD hand eth1 <<<'{}'
 }
 
+@test "a second network gives the nodes a further NIC, and a pod a NIC in each" {
+  local node
+  lab_network 7 eth1
+  for node in node1 node2; do
+    lab_network_config "$node" storage 46 '' eth1
+    lab_pod "$node" multi plain46
+    lab_attach "$node" multi storage net1
+    lab_serve "$node/multi" 8080 "$node-multi"
+  done
+  assert_answer node1/multi "$(lab_address node2/multi 4 net1)" 8080 node2-multi "$(lab_address node1/multi 4 net1)"
+  assert_answer node1/multi "$(lab_address node2/multi 6 net1)" 8080 node2-multi "$(lab_address node1/multi 6 net1)"
+  expect 0 lab_in client ping -c 1 -W 1 10.7.212.101
+  expect 0 lab_in node1/pod ping -c 1 -W 1 10.7.212.102
+}
+
+@test "a cgroup is made where the machine has version 2, and goes with the lab" {
+  lab_cgroup_mount || skip 'no cgroup v2 mount'
+  local cgroup mine=$LAB
+  LAB_PREFIX=underpass-cgroup-$$
+  lab_up 1
+  cgroup=$(lab_cgroup node1)
+  lab_cgroup node1/pod
+  [ -e "$cgroup/pod/cgroup.procs" ]
+  lab_down
+  LAB=$mine
+  [ ! -e "$cgroup" ]
+}
+
 @test "a second lab beside this one neither sees it nor disturbs it, and goes without a trace" {
   local mine=$LAB
   LAB_PREFIX=underpass-second-$$

@@ -16,12 +16,15 @@ setup_file() {
       lab_pod "$node" backend underlay46
       lab_serve "$node/backend" 8080 "$node-backend"
       lab_serve "$node" 9090 "$node"
+      lab_overlay_pod "$node" overlay calico
+      lab_serve "$node/overlay" 8080 "$node-overlay"
     done
     lab_pod "$(near $rp)" pod underlay46
     lab_serve "$(near $rp)/pod" 8080 "$(near $rp)-pod"
     lab_service "far$rp" 80:8080 --node-port 3008$rp "$(far $rp)/backend"
     lab_service "near$rp" 80:8080 --node-port 3018$rp --local "$(near $rp)/backend"
     lab_service "self$rp" 80:8080 "$(near $rp)/pod"
+    lab_service "overlay$rp" 80:8080 "$(far $rp)/overlay"
     lab_service "host$rp" 80:9090 "$(near $rp)" "$(far $rp)"
   done
 }
@@ -92,6 +95,15 @@ each() {
     assert_contains "$seen" "$3 "
   }
   each backend_host
+}
+
+@test "a pod reaches a ClusterIP whose backend is an overlay pod on another node, and overlay pods of its own node" {
+  overlay() {
+    assert_answer "$2/pod" "$(lab_cluster_ip "overlay$1" "$4")" 80 "$3-overlay" "$(lab_address "$2" "$4")"
+    assert_answer "$2/pod" "$(lab_address "$2/overlay" "$4")" 8080 "$2-overlay" "$(lab_address "$2/pod" "$4")"
+    assert_answer "$2/overlay" "$(lab_address "$2/pod" "$4")" 8080 "$2-pod" "$(lab_address "$2/overlay" "$4")"
+  }
+  each overlay
 }
 
 @test "a pod and its own node reach each other, under their own addresses" {

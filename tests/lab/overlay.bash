@@ -102,3 +102,18 @@ lab_overlay_flannel() {
     lab_in "$node/$pod" ip -6 route add default via "fd00:233::$number:1"
   fi
 }
+
+# lab_nat_outgoing NODE: what an overlay pod sends out of the overlay gets the node's address as source, as Calico's
+# natOutgoing does it. Without it the answer to an overlay pod on another node takes another way than the question, and
+# kube-proxy's rules drop it as invalid.
+lab_nat_outgoing() {
+  lab_in "$1" nft -f - <<'EOF'
+table inet nat-outgoing {
+  chain postrouting {
+    type nat hook postrouting priority srcnat
+    ip saddr 10.233.0.0/18 ip daddr != 10.233.0.0/18 masquerade
+    ip6 saddr fd00:233::/48 ip6 daddr != fd00:233::/48 masquerade
+  }
+}
+EOF
+}
