@@ -95,3 +95,33 @@ assert_no_answer() {
   expect 1 lab_ask "$1" tcp "$2" "$3"
   expect 1 lab_ask "$1" udp "$2" "$3"
 }
+
+# leaves_by POD NIC OTHER... -- COMMAND...: a question that succeeds, and whose packets (port 8080 at the pod) are all seen
+# on NIC and none on the OTHERs. POD is NODE/POD.
+leaves_by() {
+  local pod=$1 right=$2 nic wrong=()
+  shift 2
+  while [ "$1" != -- ]; do wrong+=("$1") && shift; done
+  shift
+  for nic in "$right" "${wrong[@]}"; do lab_capture "on-$nic" "$pod" "$nic" "port 8080 or port 80"; done
+  "$@" || return
+  for nic in "${wrong[@]}"; do
+    assert_equal "$(lab_captured "on-$nic")" '' || fail "packets on $nic of $pod: $*" || return
+  done
+  [ -n "$(lab_captured "on-$right")" ] || fail "no packets on $right of $pod: $*"
+}
+
+# rule_tables NODE/POD 4|6: "ADDRESS TABLE" for each rule by source address that the pod has.
+rule_tables() {
+  lab_in "$1" ip -json "-$2" rule show | jq -r '.[] | select(.src != "all" and .table != "local") | "\(.src) \(.table)"'
+}
+
+# assert_tables NODE/POD: each of our tables has the default route of one NIC at most, and each address one rule.
+assert_tables() {
+  local family tables
+  for family in 4 6; do
+    tables=$(rule_tables "$1" $family)
+    assert_equal "$(cut -d' ' -f1 <<<"$tables" | sort | uniq -d)" '' || return
+    assert_equal "$(cut -d' ' -f2 <<<"$tables" | sort | uniq -d)" '' || return
+  done
+}

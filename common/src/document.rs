@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::{
     failure::{Code, Failure},
     mac::Mac,
-    object::{Family, MAIN_TABLE, Operation, PROTOCOL, Placed, Route, UPLINK_TABLE},
+    object::{Family, Operation, Placed, Route},
     result::CniResult,
     settings::Settings,
 };
@@ -35,6 +35,9 @@ pub struct PodDocument {
     /// From `detect-mode`: how this interface is served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
+    /// From `detect-mode`: which table has the routes of which interface, where the pod has several.
+    #[serde(default)]
+    pub routing: Routing,
     /// From `sync-cidrs`: what must be routed through the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cidrs: Option<Cidrs>,
@@ -114,9 +117,6 @@ pub struct Mode {
     /// Overlay mode: where the node has the pod's overlay interface, one entry of each family at most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_side: Vec<HostSide>,
-    /// The interface whose routes make room in the main table, where there are several.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub moved: Option<Moved>,
 }
 
 /// The link that leads from the pod into the node: the veth pair or the overlay interface.
@@ -139,16 +139,28 @@ pub struct HostSide {
     pub dev: String,
 }
 
-/// An interface whose routes are in a table of their own, used for packets from its addresses.
+/// Which table has the routes of which interface, where a pod has several. The main table keeps every route but the default routes of interfaces
+/// that give way, so that the pod's own connections find every neighbour.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Routing {
+    /// The tables of single interfaces, used for packets from their addresses.
+    pub tables: Vec<NicTable>,
+    /// The default routes that the main table is to have, as far as this attachment decides it. In DEL: gets back.
+    pub stays: Vec<Route>,
+    /// The default routes that have to leave the main table.
+    pub leaves: Vec<Route>,
+}
+
+/// A table with all routes of one interface, used for packets from its addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Moved {
+pub struct NicTable {
     /// The interface's name.
     pub nic: String,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
-    /// The table.
+    /// The table's number.
     pub table: u32,
-    /// The routes, as they are in that table.
+    /// The routes.
     pub routes: Vec<Route>,
 }
 
@@ -214,7 +226,8 @@ pub struct VethPair {
 impl PodDocument {
     /// A document with a request and settings, as `cni-request` starts it.
     pub fn new(request: Request, settings: Settings) -> Self {
-        Self { version: VERSION, request, settings, mode: None, cidrs: None, veth: None, applied: vec![], error: None }
+        let (mode, routing, cidrs, veth, applied, error) = Default::default();
+        Self { version: VERSION, request, settings, mode, routing, cidrs, veth, applied, error }
     }
 
     /// What ADD removed or replaced and DEL puts back, last change first.
@@ -309,11 +322,6 @@ impl Mode {
         }
     }
 
-    /// The overlay interface's addresses, in overlay mode.
-    pub fn overlay_sources(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.uplink.sources.iter().copied().filter(|_| self.mode == ModeKind::Overlay)
-    }
-
     /// The node's addresses that the pod can use, which needs an address of the same family.
     pub fn reachable_node_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.node_addresses.iter().copied().filter(|address| self.uplink.source(Family::of(*address)).is_some())
@@ -325,18 +333,10 @@ impl Mode {
     }
 }
 
-impl Moved {
-    /// Whether a route of the main table is one that moves. Of an overlay interface, which keeps its way into the node,
-    /// only the default route does. Link-local and multicast routes belong to the link and stay.
-    pub fn takes(&self, route: &Route) -> bool {
-        let IpNet::V6(net) = route.destination else { return self.takes_destination(route) };
-        let stays = net.addr().is_unicast_link_local() || net.addr().is_multicast();
-        !stays && self.takes_destination(route)
-    }
-
-    fn takes_destination(&self, route: &Route) -> bool {
-        let everything = self.table != UPLINK_TABLE || route.destination.prefix_len() == 0;
-        everything && route.dev == self.nic && route.table == MAIN_TABLE && route.protocol != PROTOCOL
+impl Routing {
+    /// The table that an interface has to itself.
+    pub fn table_of(&self, nic: &str) -> Option<&NicTable> {
+        self.tables.iter().find(|table| table.nic == nic)
     }
 }
 

@@ -55,6 +55,19 @@ pub struct Link {
     pub up: bool,
     /// Index of the peer (veth) or parent (macvlan), in the namespace that the kernel means.
     pub peer: Option<u32>,
+    /// Index of the bridge or other link that it is a port of.
+    pub controller: Option<u32>,
+}
+
+/// A policy rule that the kernel has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleEntry {
+    /// As much of it as Underpass's own rules have.
+    pub rule: Rule,
+    /// Whether it is ours.
+    pub ours: bool,
+    /// Whether it selects by nothing but source and mark, so that `rule` is all of it.
+    pub plain: bool,
 }
 
 /// Which routes to dump.
@@ -260,11 +273,11 @@ impl Netlink {
         Ok(Some(Route { dev, ..route }))
     }
 
-    /// The rules of both families that select by nothing but source and mark, and whether each is ours.
+    /// The rules of both families that look a table up.
     ///
     /// # Errors
     /// What the kernel says.
-    pub async fn rules(&self) -> io::Result<Vec<(Rule, bool)>> {
+    pub async fn rules(&self) -> io::Result<Vec<RuleEntry>> {
         let mut rules = Vec::new();
         for family in Family::ALL {
             let mut message = RuleMessage::default();
@@ -518,6 +531,7 @@ fn parse_link(message: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::TxQueueLen(packets) => link.queue_length = packets,
             LinkAttribute::IfAlias(alias) => link.alias = alias,
             LinkAttribute::Link(index) => link.peer = Some(index),
+            LinkAttribute::Controller(index) => link.controller = Some(index),
             _ => {}
         }
     }
@@ -682,13 +696,13 @@ fn rule_message(rule: &Rule) -> RuleMessage {
     message
 }
 
-fn parse_rule(message: RouteNetlinkMessage, family: Family) -> Option<(Rule, bool)> {
+fn parse_rule(message: RouteNetlinkMessage, family: Family) -> Option<RuleEntry> {
     let RouteNetlinkMessage::NewRule(message) = message else { return None };
-    if message.header.action != RuleAction::ToTable || message.header.dst_len != 0 {
+    if message.header.action != RuleAction::ToTable {
         return None;
     }
     let mut rule = Rule { priority: 0, family, from: None, fwmark: None, table: message.header.table.into() };
-    let mut ours = false;
+    let (mut ours, mut plain) = (false, message.header.dst_len == 0);
     for attribute in message.attributes {
         match attribute {
             RuleAttribute::Priority(priority) => rule.priority = priority,
@@ -697,8 +711,8 @@ fn parse_rule(message: RouteNetlinkMessage, family: Family) -> Option<(Rule, boo
             RuleAttribute::FwMask(u32::MAX) | RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
             RuleAttribute::Source(address) => rule.from = IpNet::new(address, message.header.src_len).ok(),
             RuleAttribute::Protocol(protocol) => ours = u8::from(protocol) == PROTOCOL,
-            _ => return None,
+            _ => plain = false,
         }
     }
-    Some((rule, ours))
+    Some(RuleEntry { rule, ours: ours && plain, plain })
 }

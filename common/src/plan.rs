@@ -41,24 +41,32 @@ pub struct Conflict {
 /// # Errors
 /// The first [`Conflict`]; nothing is planned then.
 pub fn plan(wanted: &[Placed], found: &[Found]) -> Result<Vec<Operation>, Box<Conflict>> {
-    let unwanted = |candidate: &&Found| candidate.owned && !wanted.iter().any(|w| w.collides(&candidate.placed));
-    let mut operations: Vec<_> =
-        found.iter().rev().filter(unwanted).map(|found| Operation::Delete(found.placed.clone())).collect();
+    // What was found twice is there once.
+    let mut rest: Vec<&Found> = vec![];
+    rest.extend(found.iter().enumerate().filter(|(n, one)| !found[..*n].contains(one)).map(|(_, one)| one));
+    let mut operations = vec![];
     for wanted in wanted {
-        operations.extend(step(wanted, found)?);
+        operations.extend(step(wanted, &mut rest)?);
     }
-    Ok(operations)
+    let unwanted = rest.into_iter().rev().filter(|found| found.owned);
+    Ok(unwanted.map(|found| Operation::Delete(found.placed.clone())).chain(operations).collect())
 }
 
-fn step(wanted: &Placed, found: &[Found]) -> Result<Option<Operation>, Box<Conflict>> {
-    let in_the_way = || found.iter().filter(|found| wanted.collides(&found.placed));
-    if in_the_way().any(|found| wanted.object.satisfied_by(&found.placed.object)) {
+/// Takes the object that becomes `wanted` out of those that were found. Several may collide with it: the next hops of an
+/// IPv6 multipath route are routes of their own.
+fn step(wanted: &Placed, found: &mut Vec<&Found>) -> Result<Option<Operation>, Box<Conflict>> {
+    let is_so = |found: &&Found| wanted.collides(&found.placed) && wanted.object.satisfied_by(&found.placed.object);
+    if let Some(index) = found.iter().position(is_so) {
+        found.remove(index);
         return Ok(None);
     }
-    if let Some(found) = in_the_way().find(|found| found.owned || found.placed.object.is_value()) {
-        return Ok(Some(Operation::Replace { from: found.placed.clone(), to: wanted.clone() }));
+    let in_the_way = |found: &&&Found| wanted.collides(&found.placed);
+    let replaceable = |found: &&Found| in_the_way(&found) && (found.owned || found.placed.object.is_value());
+    if let Some(index) = found.iter().position(replaceable) {
+        let from = found.remove(index).placed.clone();
+        return Ok(Some(Operation::Replace { from, to: wanted.clone() }));
     }
-    match in_the_way().next() {
+    match found.iter().find(in_the_way) {
         None => Ok(Some(Operation::Add(wanted.clone()))),
         Some(found) => Err(Box::new(Conflict { wanted: wanted.clone(), found: found.placed.clone() })),
     }

@@ -37,6 +37,12 @@ pub struct Route {
     /// The next hop.
     #[serde(default)]
     pub gw: Option<IpAddr>,
+    /// The routing table, since CNI 1.1.0; the main table otherwise.
+    #[serde(default)]
+    pub table: Option<u32>,
+    /// The metric, since CNI 1.1.0.
+    #[serde(default)]
+    pub priority: Option<u32>,
 }
 
 /// An interface of a CNI result.
@@ -75,8 +81,8 @@ impl CniResult {
         Self::deserialize(previous).context(Code::Decoding, "prevResult is not a CNI result")
     }
 
-    /// The routes that the result promises for the interface of the call, in the main table. A route without a next hop
-    /// goes to the gateway of its family, as the CNI library's `ConfigureIface` does it.
+    /// The routes that the result promises for the interface of the call. A route without a next hop goes to the gateway
+    /// of its family, as the CNI library's `ConfigureIface` does it.
     pub fn routes_of(&self, ifname: &str) -> Vec<object::Route> {
         let gateway = |dst: IpNet| {
             self.ips_of(ifname).filter_map(|ip| ip.gateway).find(|gw| gw.is_ipv4() == dst.addr().is_ipv4())
@@ -86,8 +92,8 @@ impl CniResult {
             gateway: route.gw.or_else(|| gateway(route.dst)),
             dev: ifname.to_owned(),
             source: None,
-            table: MAIN_TABLE,
-            metric: None,
+            table: route.table.unwrap_or(MAIN_TABLE),
+            metric: route.priority,
             onlink: false,
             protocol: 0,
         };

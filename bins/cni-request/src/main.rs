@@ -57,17 +57,18 @@ fn document(stdin: &[u8], lock: Option<RawFd>) -> Result<PodDocument, Failure> {
             .acquire_inherited(lock)
             .context(Code::Io, format!("cannot lock container {}", request.container_id))?;
     }
-    if request.command == Command::Del {
+    if matches!(request.command, Command::Del | Command::Check) {
         recall(&mut document);
     }
     Ok(document)
 }
 
-/// What ADD left for DEL that the kernel cannot keep.
+/// What ADD left for DEL and CHECK that the kernel cannot keep.
 fn recall(document: &mut PodDocument) {
     let saved = state::load(&document.request).and_then(|saved| serde_json::from_value::<PodDocument>(saved).ok());
     if let Some(saved) = saved {
         document.mode = saved.mode;
+        document.routing = saved.routing;
         document.applied = saved.applied;
     }
 }

@@ -10,7 +10,7 @@ use common::{
     harness::{self, About},
     names, state,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const ABOUT: About = About {
     name: "cni-result",
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
             let undo = document.request.command == Command::Add && !document.applied.is_empty();
             if undo && keeps {
                 // DEL finds here what the kernel cannot tell it.
-                let _ = state::save(&document.request, &input);
+                let _ = state::save(&document.request, &with_earlier(&document, &input));
             }
             answer(&input, &failure, if undo { UNDO } else { 1 })
         }
@@ -65,13 +65,24 @@ fn answer(document: &Value, failure: &Failure, code: u8) -> ExitCode {
 fn keep(document: &PodDocument, text: &Value) -> Result<(), Failure> {
     let request = &document.request;
     let kept = match request.command {
-        Command::Add => state::save(request, text),
+        Command::Add => state::save(request, &with_earlier(document, text)),
         Command::Del => state::forget(&request.container_id, &request.ifname),
         Command::Gc => forget_stale(document),
         Command::Check | Command::Status | Command::Version => Ok(()),
     };
     kept.context(Code::Io, "cannot write the state directory")
         .map_err(|failure| Failure { tool: ABOUT.name.to_owned(), ..failure })
+}
+
+/// The document with the operations of earlier ADDs of the same attachment before its own: what those replaced, DEL puts
+/// back.
+fn with_earlier(document: &PodDocument, text: &Value) -> Value {
+    let saved = state::load(&document.request).and_then(|saved| serde_json::from_value::<PodDocument>(saved).ok());
+    let Some(saved) = saved.filter(|saved| saved.request.netns == document.request.netns) else { return text.clone() };
+    let applied = [saved.applied, document.applied.clone()].concat();
+    let mut text = text.clone();
+    text["applied"] = json!(applied);
+    text
 }
 
 fn forget_stale(document: &PodDocument) -> std::io::Result<()> {

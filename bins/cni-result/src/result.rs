@@ -5,6 +5,7 @@ use common::{
     failure::Failure,
     result::VERSIONS,
 };
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 /// What a successful operation prints, if anything.
@@ -49,5 +50,22 @@ fn extended(document: &PodDocument) -> Value {
             None => result["interfaces"] = json!(ends),
         }
     }
+    // Before CNI 1.1.0 a route could not say in which table it is.
+    if config["cniVersion"] == VERSIONS[4] {
+        name_tables(&mut result, document);
+    }
     result
+}
+
+/// Names the table of each default route that is in the interface's own table and not in the main one.
+fn name_tables(result: &mut Value, document: &PodDocument) {
+    let nic = &document.request.ifname;
+    let Some(own) = document.routing.table_of(nic) else { return };
+    let moved = |route: &Value| {
+        let Some(destination) = route["dst"].as_str().and_then(|dst| dst.parse::<IpNet>().ok()) else { return false };
+        let stays = document.routing.stays.iter().any(|stay| stay.dev == *nic && stay.destination == destination);
+        destination.prefix_len() == 0 && route["table"].is_null() && !stays
+    };
+    let routes = result["routes"].as_array_mut().into_iter().flatten();
+    routes.filter(|route| moved(route)).for_each(|route| route["table"] = json!(own.table));
 }

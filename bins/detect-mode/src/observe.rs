@@ -3,34 +3,43 @@
 use std::{io, net::IpAddr};
 
 use common::{
-    netlink::{Link, Netlink, RouteFilter},
-    object::{Route, Rule},
+    names::POD_VETH,
+    netlink::{Link, Netlink, RouteFilter, RuleEntry},
+    object::Route,
 };
 use ipnet::IpNet;
 
 /// What a pod has.
 #[derive(Clone, Debug, Default)]
 pub struct Pod {
-    links: Vec<Link>,
-    addresses: Vec<(u32, IpNet)>,
+    /// Its links.
+    pub links: Vec<Link>,
+    /// The addresses of global scope, with the index of the link that each is on.
+    pub addresses: Vec<(u32, IpNet)>,
     /// The unicast routes of all tables.
     pub routes: Vec<Route>,
     /// The rules, whoever made them.
-    pub rules: Vec<Rule>,
+    pub rules: Vec<RuleEntry>,
 }
 
 impl Pod {
-    /// Reads it.
+    /// Reads the links.
     ///
     /// # Errors
     /// What the kernel says.
     pub async fn read(netlink: &Netlink) -> io::Result<Self> {
-        Ok(Self {
-            links: netlink.links().await?,
-            addresses: netlink.addresses().await?,
-            routes: netlink.routes(RouteFilter::default()).await?,
-            rules: netlink.rules().await?.into_iter().map(|(rule, _)| rule).collect(),
-        })
+        Ok(Self { links: netlink.links().await?, ..Self::default() })
+    }
+
+    /// Reads the rest, which only a pod with several interfaces needs.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn complete(&mut self, netlink: &Netlink) -> io::Result<()> {
+        self.addresses = netlink.addresses().await?;
+        self.routes = netlink.routes(RouteFilter::default()).await?;
+        self.rules = netlink.rules().await?;
+        Ok(())
     }
 
     /// The link with this name.
@@ -38,9 +47,9 @@ impl Pod {
         self.links.iter().find(|link| link.name == name)
     }
 
-    /// The names of all links but the loopback.
-    pub fn interfaces(&self) -> Vec<String> {
-        self.links.iter().map(|link| link.name.clone()).filter(|name| name != "lo").collect()
+    /// The names of the pod's interfaces: of all links but the loopback and ours.
+    pub fn interfaces(&self) -> Vec<&str> {
+        self.links.iter().map(|link| link.name.as_str()).filter(|name| !["lo", POD_VETH].contains(name)).collect()
     }
 
     /// The addresses of global scope on a link.

@@ -3,11 +3,9 @@
 use std::{collections::HashSet, net::IpAddr};
 
 use common::{
-    document::{ModeKind, Moved, Nic, Uplink},
+    document::{ModeKind, Nic, Uplink},
     failure::{Code, Failure},
     names::POD_VETH,
-    object::{PROTOCOL, Route, Rule, UPLINK_TABLE},
-    result::CniResult,
     settings::{ModeSetting, Settings},
 };
 use ipnet::IpNet;
@@ -132,97 +130,6 @@ pub fn uplink(
 fn one_of_each_family(addresses: impl Iterator<Item = IpAddr> + Clone) -> Vec<IpAddr> {
     let first = |v4| addresses.clone().find(move |address| address.is_ipv4() == v4);
     [first(true), first(false)].into_iter().flatten().collect()
-}
-
-/// The interface whose routes make room in the main table, with its table and the routes there.
-///
-/// # Errors
-/// Those of [`gives_way`].
-pub fn moved(settings: &Settings, nic: &Nic, pod: &Pod, result: &CniResult) -> Result<Option<Moved>, Failure> {
-    let Some(name) = gives_way(settings, &nic.name, &pod.interfaces())? else { return Ok(None) };
-    let own = name == nic.name;
-    let nets = if own { nic.addresses.clone() } else { pod.addresses_of(&name) };
-    let addresses: Vec<_> = nets.iter().map(IpNet::addr).collect();
-    // An overlay interface keeps its way into the node, in the main table and in the uplink's: only its default route
-    // has to go.
-    let is_overlay = !own && pod.link(POD_VETH).is_none();
-    let table = if is_overlay { UPLINK_TABLE } else { table(&addresses, &pod.rules, &pod.routes) };
-    let mut moved = Moved { nic: name, addresses, table, routes: vec![] };
-    if !is_overlay {
-        let promised = if own { result.routes_of(&moved.nic) } else { vec![] };
-        moved.routes = moved_routes(&moved, &nets, &pod.routes, promised);
-    }
-    Ok(Some(moved))
-}
-
-/// Which interface's routes give way in the main table, when the interface `ifname` comes into a pod that has the
-/// interfaces `present`: its own, unless `podDefaultRouteNic` names it, in which case the first interface's do.
-///
-/// # Errors
-/// When `podDefaultRouteNic` names an interface that is not there and cannot come any more.
-fn gives_way(settings: &Settings, ifname: &str, present: &[String]) -> Result<Option<String>, Failure> {
-    let first = &settings.pod_default_cni_nic;
-    let owner = settings.pod_default_route_nic.as_ref().unwrap_or(first);
-    if !present.contains(owner) && !comes_later(owner, ifname, first) {
-        return Err(Failure::new(Code::InvalidConfiguration, format!("the pod has no interface {owner}")).details(
-            format!("podDefaultRouteNic must name one of the pod's interfaces; it has {}", present.join(", ")),
-        ));
-    }
-    if ifname == first || !settings.tune_pod_routes {
-        return Ok(None);
-    }
-    Ok(Some(if owner == ifname { first.clone() } else { ifname.to_owned() }))
-}
-
-/// Whether an interface may still be added after `ifname`: any after the first one, and `net2` after `net1`.
-fn comes_later(owner: &str, ifname: &str, first: &str) -> bool {
-    let split = |name: &str| {
-        let stem = name.trim_end_matches(|c: char| c.is_ascii_digit()).to_owned();
-        let number = name[stem.len()..].parse::<u32>().ok();
-        (stem, number)
-    };
-    let ((owner_stem, owner_number), (stem, number)) = (split(owner), split(ifname));
-    ifname == first || (owner_stem == stem && owner_number > number)
-}
-
-/// The table for an interface's routes: the one that it has, else the first after the uplink's that nothing uses.
-fn table(addresses: &[IpAddr], rules: &[Rule], routes: &[Route]) -> u32 {
-    let is_ours = |rule: &&Rule| {
-        rule.table > UPLINK_TABLE && addresses.iter().any(|address| rule.from == Some(IpNet::from(*address)))
-    };
-    if let Some(rule) = rules.iter().find(is_ours) {
-        return rule.table;
-    }
-    let used: HashSet<u32> =
-        rules.iter().map(|rule| rule.table).chain(routes.iter().map(|route| route.table)).collect();
-    (UPLINK_TABLE + 1..).find(|table| !used.contains(table)).unwrap_or(UPLINK_TABLE + 1)
-}
-
-/// The routes of an interface as they are to be in its own table: those that the main table has, those that it had
-/// before they moved, and those that prevResult names. Routes on the link come first, for the others' next hops.
-fn moved_routes(moved: &Moved, nets: &[IpNet], routes: &[Route], promised: Vec<Route>) -> Vec<Route> {
-    let in_table = |route: Route| Route { table: moved.table, metric: None, protocol: PROTOCOL, ..route };
-    let there = routes.iter().filter(|route| {
-        moved.takes(route) || (route.table == moved.table && route.dev == moved.nic && route.protocol == PROTOCOL)
-    });
-    let connected = nets.iter().filter(|net| net.prefix_len() < net.max_prefix_len()).map(|net| Route {
-        destination: net.trunc(),
-        gateway: None,
-        dev: moved.nic.clone(),
-        source: net.addr().is_ipv4().then(|| net.addr()),
-        table: moved.table,
-        metric: None,
-        onlink: false,
-        protocol: PROTOCOL,
-    });
-    let mut all: Vec<Route> = vec![];
-    for route in there.cloned().chain(connected).chain(promised).map(in_table) {
-        if !all.iter().any(|known| known.destination == route.destination && known.gateway == route.gateway) {
-            all.push(route);
-        }
-    }
-    all.sort_by_key(|route| (route.gateway.is_some(), route.destination));
-    all
 }
 
 #[cfg(test)]

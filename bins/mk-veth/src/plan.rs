@@ -49,7 +49,6 @@ pub fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
 
 /// The addresses whose neighbour entries are this attachment's to make and to remove.
 pub fn neighbours(document: &PodDocument) -> Vec<IpAddr> {
-    let Some(mode) = &document.mode else { return vec![] };
-    let nodes = mode.first.then_some(&mode.node_addresses).into_iter().flatten().copied();
-    mode.nic.addresses.iter().map(IpNet::addr).chain(nodes).collect()
+    let nodes = document.mode.iter().filter(|mode| mode.first).flat_map(|mode| &mode.node_addresses).copied();
+    document.nic_addresses().iter().map(IpNet::addr).chain(nodes).collect()
 }

@@ -3,13 +3,16 @@
 use std::net::IpAddr;
 
 use common::{
-    document::{Cidrs, Command, Mode, ModeKind, Moved, PodDocument},
+    document::{Command, Mode, ModeKind, NicTable, PodDocument},
     failure::Failure,
     names::{POD_VETH, host_veth},
     object::{Family, MAIN_TABLE, Object, PROTOCOL, Placed, Route, UPLINK_TABLE},
     settings::Settings,
 };
 use ipnet::IpNet;
+
+/// `RTPROT_BOOT`: what CNI plugins give their routes.
+const PROTOCOL_BOOT: u8 = 3;
 
 /// What the pod's and the node's routing tables are to have for this interface.
 pub fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
@@ -20,57 +23,120 @@ pub fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
     let mut pod = vec![];
     if mode.opens_uplink() {
         for family in Family::ALL {
-            pod.extend(into_the_node(mode, document.cidrs()?, family));
+            pod.extend(into_the_node(document, mode, family, MAIN_TABLE, false)?);
         }
+        pod.extend(replies(mode));
     }
-    pod.extend(mode.moved.iter().flat_map(|moved| moved.routes.clone()));
-    pod.extend(policy_routes(mode, &document.settings));
+    for table in &document.routing.tables {
+        pod.extend(own_table(document, mode, table)?);
+    }
+    pod.extend(policy_routes(document, mode));
+    pod.extend(document.routing.stays.clone());
     let pod = pod.into_iter().map(|route| Placed::pod(Object::Route(route)));
     let node = to_the_pod(document).into_iter().map(|route| Placed::node(Object::Route(route)));
     Ok(pod.chain(node).collect())
 }
 
 /// In ADD and CHECK: whether a route of the pod is this attachment's to replace, or to remove if it is not wanted.
-/// Those are the routes that it makes, and those that give way in the main table.
+/// Those are the routes that it makes, and the default routes that leave the main table.
 pub fn is_replaced(document: &PodDocument, route: &Route) -> bool {
     let Some(mode) = &document.mode else { return false };
     let in_uplink = mode.opens_uplink() && is_uplink(route, &mode.uplink.dev);
-    let in_moved = mode.moved.as_ref().is_some_and(|moved| moved.nic == route.dev && moved.table == route.table);
+    let in_table = document.routing.tables.iter().any(|table| table.table == route.table);
     let own = route.dev == mode.nic.name && route.table == MAIN_TABLE;
-    let made = route.protocol == PROTOCOL && (in_uplink || in_moved || own);
-    made || mode.moved.as_ref().is_some_and(|moved| moved.takes(route))
+    let made = route.protocol == PROTOCOL && !is_default_of_main(route) && (in_uplink || in_table || own);
+    made || document.routing.leaves.contains(route)
 }
 
-/// In DEL: whether a route of the pod goes, found by what the kernel says, for the document may have been lost. The way
-/// into the node goes with the interface that opened it: the first, or in overlay mode the last of the others.
-pub fn is_removed(document: &PodDocument, route: &Route, all: &[Route]) -> bool {
-    let ifname = &document.request.ifname;
-    let first = &document.settings.pod_default_cni_nic;
-    let moved = document.mode.as_ref().and_then(|mode| mode.moved.as_ref());
-    let in_moved = moved.is_some_and(|moved| moved.nic == route.dev && moved.table == route.table);
-    let of_another = |other: &Route| {
-        other.protocol == PROTOCOL
-            && other.table > UPLINK_TABLE
-            && other.table != MAIN_TABLE
-            && other.dev != *ifname
-            && other.dev != *first
-    };
-    let removed = if document.is_first() {
-        is_uplink(route, POD_VETH)
-    } else {
-        route.dev == *ifname || in_moved || (is_uplink(route, first) && !all.iter().any(of_another))
-    };
-    route.protocol == PROTOCOL && removed
+fn is_default_of_main(route: &Route) -> bool {
+    route.table == MAIN_TABLE && route.destination.prefix_len() == 0
 }
 
 fn is_uplink(route: &Route, dev: &str) -> bool {
     route.dev == dev && matches!(route.table, MAIN_TABLE | UPLINK_TABLE)
 }
 
-/// Whether a route of ours on the node may be replaced or removed: in DEL only if it still leads to this pod.
-pub fn is_of_this_pod(document: &PodDocument, route: &Route) -> bool {
-    let overlay = document.mode.as_ref().is_some_and(|mode| mode.host_side.iter().any(|side| side.dev == route.dev));
-    document.request.command != Command::Del || overlay || route.dev == host_veth(&document.request.container_id)
+/// The pod's routes as DEL finds them, with what it has to know of them. What goes follows from what the kernel says,
+/// for the document may have been lost.
+#[derive(Clone, Copy, Debug)]
+pub struct Teardown<'a> {
+    /// The document.
+    pub document: &'a PodDocument,
+    /// All unicast routes of the pod.
+    pub routes: &'a [Route],
+    /// Whether another attachment needs the pod's overlay interface as its way into the node.
+    pub uplink_needed: bool,
+}
+
+impl Teardown<'_> {
+    /// The default routes that the main table gets back: the first interface's, where it had given way to this one.
+    pub fn returning(self) -> Vec<Route> {
+        if self.document.is_first() {
+            return vec![];
+        }
+        let first = &self.document.settings.pod_default_cni_nic;
+        let back = |family: Family| {
+            let default = |route: &&Route| route.destination == family.default_route();
+            let others = |route: &Route| route.table == MAIN_TABLE && route.dev != self.document.request.ifname;
+            if self.routes.iter().filter(default).any(others) {
+                return None;
+            }
+            let tables = self.tables_of(first);
+            let moved = self
+                .routes
+                .iter()
+                .filter(default)
+                .find(|route| route.dev == *first && tables.contains(&route.table))?;
+            Some(Route { table: MAIN_TABLE, protocol: PROTOCOL_BOOT, ..moved.clone() })
+        };
+        Family::ALL.into_iter().filter_map(back).collect()
+    }
+
+    /// The tables of our own that have routes of an interface.
+    fn tables_of(self, nic: &str) -> Vec<u32> {
+        let own = |route: &&Route| route.protocol == PROTOCOL && route.table != MAIN_TABLE && route.dev == nic;
+        self.routes.iter().filter(own).map(|route| route.table).collect()
+    }
+
+    /// Whether this is the last further interface that has a table of its own, so that the first needs none any more.
+    fn is_last(self) -> bool {
+        let known = [self.document.request.ifname.as_str(), &self.document.settings.pod_default_cni_nic, POD_VETH];
+        let further =
+            |route: &Route| route.protocol == PROTOCOL && route.table > UPLINK_TABLE && route.table != MAIN_TABLE;
+        !self.routes.iter().any(|route| further(route) && !known.contains(&route.dev.as_str()))
+    }
+
+    /// Whether a route of the pod goes. The way into the node goes with the interface that opened it: the first, or in
+    /// overlay mode the last of the others.
+    pub fn removes(self, route: &Route) -> bool {
+        let ifname = &self.document.request.ifname;
+        let first = &self.document.settings.pod_default_cni_nic;
+        let returning = self.returning();
+        let displaced = is_default_of_main(route)
+            && route.dev == *ifname
+            && returning.iter().any(|back| back.destination == route.destination);
+        let removed = if self.document.is_first() {
+            route.dev == *first || route.dev == POD_VETH
+        } else {
+            let in_table_of = |nic| route.table > UPLINK_TABLE && self.tables_of(nic).contains(&route.table);
+            route.dev == *ifname
+                || in_table_of(ifname)
+                || (self.is_last() && in_table_of(first))
+                || (is_uplink(route, first) && !self.uplink_needed)
+        };
+        displaced || (route.protocol == PROTOCOL && removed)
+    }
+}
+
+/// Whether a route of ours on the node may be replaced or removed: in DEL only if it still leads to this pod, which has
+/// the addresses `pod`. Another pod may have got the address meanwhile.
+pub fn is_of_this_pod(document: &PodDocument, route: &Route, pod: &[IpAddr]) -> bool {
+    let through_overlay = |address: &IpAddr| route.gateway == Some(*address);
+    let sides = document.mode.iter().flat_map(|mode| &mode.host_side).map(|side| side.address);
+    document.request.command != Command::Del
+        || route.dev == host_veth(&document.request.container_id)
+        || pod.iter().any(through_overlay)
+        || sides.into_iter().any(|address| through_overlay(&address))
 }
 
 fn route(destination: IpNet, dev: &str, table: u32) -> Route {
@@ -86,24 +152,56 @@ fn route(destination: IpNet, dev: &str, table: u32) -> Route {
     }
 }
 
-/// The way into the node: its addresses, the CIDRs behind it, and a default route in a table of its own for replies to
-/// what came in that way.
-fn into_the_node(mode: &Mode, cidrs: &Cidrs, family: Family) -> Vec<Route> {
+/// The way into the node: its addresses, and the CIDRs behind it. In a further interface's table (`further`) not those of
+/// overlay pods: a question from there to its address may have come in by it, and has to be answered by it.
+fn into_the_node(
+    document: &PodDocument,
+    mode: &Mode,
+    family: Family,
+    table: u32,
+    further: bool,
+) -> Result<Vec<Route>, Failure> {
     let uplink = &mode.uplink;
-    let (Some(source), gateway) = (uplink.source(family), uplink.gateway(family)) else { return vec![] };
+    let Some(source) = uplink.source(family) else { return Ok(vec![]) };
+    let gateway = uplink.gateway(family);
     if gateway.is_none() && mode.mode == ModeKind::Underlay {
         log::warn!("the node has no {family:?} address: its Services cannot be reached over {family:?}");
-        return vec![];
+        return Ok(vec![]);
     }
-    let through = |destination, table, gateway| Route { gateway, ..route(destination, &uplink.dev, table) };
-    let with_source = |route: Route| Route { source: Some(source), ..route };
+    let cidrs = document.cidrs()?;
+    let source = (table == MAIN_TABLE).then_some(source);
+    let through = |destination, gateway| Route { gateway, source, ..route(destination, &uplink.dev, table) };
     // In underlay mode the node's addresses are on the link; in overlay mode they are behind its next hop too.
-    let node_gateway = if mode.mode == ModeKind::Overlay { gateway } else { None };
-    let nodes = mode.node_addresses(family).map(|node| through(IpNet::from(node), MAIN_TABLE, node_gateway));
-    let cidrs = cidrs.all().filter(|cidr| Family::of(cidr.addr()) == family);
-    let cidrs = cidrs.map(|cidr| through(cidr, MAIN_TABLE, gateway));
-    let replies = through(family.default_route(), UPLINK_TABLE, gateway);
-    nodes.chain(cidrs).map(with_source).chain([replies]).collect()
+    let node_gateway = gateway.filter(|_| mode.mode == ModeKind::Overlay);
+    let nodes = mode.node_addresses(family).map(|node| through(IpNet::from(node), node_gateway));
+    let pods = cidrs.pod.iter().filter(|_| !further);
+    let cidrs = cidrs.service.iter().chain(pods).chain(&cidrs.hijack);
+    let cidrs = cidrs.filter(|cidr| Family::of(cidr.addr()) == family).map(|cidr| through(*cidr, gateway));
+    Ok(nodes.chain(cidrs).collect())
+}
+
+/// A default route for replies to what came in through the veth pair. (An overlay interface's own table has one.)
+fn replies(mode: &Mode) -> impl Iterator<Item = Route> + '_ {
+    let gateways =
+        Family::ALL.into_iter().filter(|family| mode.uplink.source(*family).is_some()).filter_map(|family| {
+            let gateway = mode.uplink.gateway(family)?;
+            Some(Route { gateway: Some(gateway), ..route(family.default_route(), &mode.uplink.dev, UPLINK_TABLE) })
+        });
+    gateways.filter(|_| mode.mode == ModeKind::Underlay)
+}
+
+/// The table of one interface: its routes, the user's and, where it is not the way into the node itself, that way.
+fn own_table(document: &PodDocument, mode: &Mode, table: &NicTable) -> Result<Vec<Route>, Failure> {
+    let policies = if table.nic == mode.nic.name { &document.settings.policy_routes[..] } else { &[] };
+    let overridden = |route: &&Route| policies.iter().any(|policy| policy.dst == route.destination);
+    let mut routes: Vec<_> = table.routes.iter().filter(|route| !overridden(route)).cloned().collect();
+    if table.table != UPLINK_TABLE {
+        for family in Family::ALL {
+            let further = table.nic != document.settings.pod_default_cni_nic;
+            routes.extend(into_the_node(document, mode, family, table.table, further)?);
+        }
+    }
+    Ok(routes)
 }
 
 /// On the node, each of the interface's addresses through the container's link, in a table that is looked up before
@@ -122,14 +220,16 @@ fn to_the_pod(document: &PodDocument) -> Vec<Route> {
     mode.nic.addresses.iter().filter_map(|net| towards(net.addr())).collect()
 }
 
-/// The user's own routes for the interface, in the table that has the interface's other routes.
-fn policy_routes(mode: &Mode, settings: &Settings) -> Vec<Route> {
+/// The user's own routes for the interface: in its table if it has one and, but for default routes, in the main table.
+fn policy_routes(document: &PodDocument, mode: &Mode) -> Vec<Route> {
+    let Settings { policy_routes, .. } = &document.settings;
     let nic = &mode.nic.name;
-    let table = match &mode.moved {
-        Some(Moved { nic: moved, table, .. }) if moved == nic => *table,
-        _ => MAIN_TABLE,
-    };
-    let policy =
-        |policy: &common::settings::PolicyRoute| Route { gateway: Some(policy.gw), ..route(policy.dst, nic, table) };
-    settings.policy_routes.iter().map(policy).collect()
+    let own = document.routing.table_of(nic).map(|table| table.table);
+    let mut routes = vec![];
+    for policy in policy_routes {
+        let main = Some(MAIN_TABLE).filter(|_| own.is_none() || policy.dst.prefix_len() > 0);
+        let tables = own.into_iter().chain(main);
+        routes.extend(tables.map(|table| Route { gateway: Some(policy.gw), ..route(policy.dst, nic, table) }));
+    }
+    routes
 }

@@ -11,7 +11,7 @@ use common::{
     kernel::{Kernel, Pod},
     marks,
     names::host_veth,
-    netlink::{Netlink, RouteFilter},
+    netlink::{Netlink, RouteFilter, RuleEntry},
     object::{Netns, Object, Placed},
     plan::Found,
 };
@@ -53,7 +53,7 @@ async fn on_the_node(document: &PodDocument, node: &Netlink) -> io::Result<Vec<F
     let own_veth = host_veth(&document.request.container_id);
     let goes = document.request.command == Command::Del && document.is_first();
     let mut found = vec![];
-    for (rule, ours) in node.rules().await? {
+    for RuleEntry { rule, ours, .. } in node.rules().await?.into_iter().filter(|entry| entry.plain) {
         // ADD has just made a route in its own table: no need to look.
         let in_use = !document.request.command.tears_down() && rule.table == document.settings.host_rule_table;
         let owned = ours && !in_use && {
@@ -69,7 +69,7 @@ async fn in_the_pod(document: &PodDocument, pod: &Pod) -> io::Result<Vec<Found>>
     let routes = pod.netlink.routes(RouteFilter { ours: true, ..Default::default() }).await?;
     let tables: HashSet<u32> = routes.iter().map(|route| route.table).collect();
     let rules = pod.netlink.rules().await?;
-    let found = rules.into_iter().map(|(rule, ours)| Found {
+    let found = rules.into_iter().filter(|entry| entry.plain).map(|RuleEntry { rule, ours, .. }| Found {
         owned: ours && plan::owns(document, &rule, !tables.contains(&rule.table)),
         placed: Placed::pod(Object::Rule(rule)),
     });

@@ -1,9 +1,7 @@
 //! The policy rules and the marks. Pure.
 
-use std::net::IpAddr;
-
 use common::{
-    document::{Command, Mode, ModeKind, PodDocument},
+    document::{Command, Mode, ModeKind, NicTable, PodDocument},
     failure::Failure,
     marks::MARK,
     object::{Family, Marks, Netns, Object, Placed, Rule, UPLINK_TABLE},
@@ -29,10 +27,8 @@ pub fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
         pod.extend(
             families.map(|family| rule(PRIORITY, family, UPLINK_TABLE)).map(|rule| Rule { fwmark: Some(MARK), ..rule }),
         );
-        pod.extend(mode.overlay_sources().map(|source| by_source(source, UPLINK_TABLE)));
     }
-    let moved = mode.moved.iter().filter(|moved| moved.table != UPLINK_TABLE);
-    pod.extend(moved.flat_map(|moved| moved.addresses.iter().map(|address| by_source(*address, moved.table))));
+    pod.extend(document.routing.tables.iter().flat_map(by_source));
     let node = Family::ALL
         .into_iter()
         .filter(|family| mode.nic.addresses.iter().any(|net| Family::of(net.addr()) == *family))
@@ -54,8 +50,14 @@ fn rule(priority: u32, family: Family, table: u32) -> Rule {
     Rule { priority, family, from: None, fwmark: None, table }
 }
 
-fn by_source(source: IpAddr, table: u32) -> Rule {
-    Rule { from: Some(IpNet::from(source)), ..rule(SOURCE_PRIORITY, Family::of(source), table) }
+/// The rules for an interface's addresses, of those families that its table has routes of.
+fn by_source(table: &NicTable) -> impl Iterator<Item = Rule> + '_ {
+    let has_routes = |family: Family| table.routes.iter().any(|route| Family::of(route.destination.addr()) == family);
+    let addresses = table.addresses.iter().filter(move |address| has_routes(Family::of(**address)));
+    addresses.map(|address| Rule {
+        from: Some(IpNet::from(*address)),
+        ..rule(SOURCE_PRIORITY, Family::of(*address), table.table)
+    })
 }
 
 /// Whether a rule of ours in the pod is this attachment's to remove if it is not wanted. `idle` says that its table has
@@ -66,10 +68,10 @@ pub fn owns(document: &PodDocument, rule: &Rule, idle: bool) -> bool {
         return idle || from_nic() || (document.is_first() && rule.table == UPLINK_TABLE);
     }
     let Some(mode) = &document.mode else { return false };
-    let moved = mode.moved.as_ref().is_some_and(|moved| {
-        moved.table == rule.table || moved.addresses.iter().any(|address| rule.from == Some(IpNet::from(*address)))
+    let in_table = document.routing.tables.iter().any(|table| {
+        table.table == rule.table || table.addresses.iter().any(|address| rule.from == Some(IpNet::from(*address)))
     });
-    moved || (mode.opens_uplink() && rule.table == UPLINK_TABLE)
+    in_table || (mode.opens_uplink() && rule.table == UPLINK_TABLE)
 }
 
 /// Whether the marks are this attachment's to replace, or in DEL to remove: the way into the node goes with the first

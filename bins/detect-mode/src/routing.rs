@@ -1,0 +1,218 @@
+//! Which table has the routes of which interface, in a pod with several. Pure.
+//!
+//! Each interface gets a table with all its routes, for packets from its addresses: also the one that has the default
+//! route, for the main table has the others' subnets too, and an answer must not leave by their interfaces. In the main
+//! table all default routes give way to one: that of the interface which `podDefaultRouteNic` names, else the one that was
+//! there before. Everything else stays there, where connections of the pod's own, which have no source address yet, find
+//! their interface.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use common::{
+    document::{Nic, NicTable, Routing},
+    failure::{Code, Failure},
+    object::{Family, MAIN_TABLE, PROTOCOL, Route, UPLINK_TABLE},
+    settings::Settings,
+};
+use ipnet::IpNet;
+
+use crate::observe::Pod;
+
+/// The tables that a kernel gives another use: default and local (`RT_TABLE_DEFAULT`, `RT_TABLE_LOCAL`).
+const KERNEL_TABLES: [u32; 2] = [253, 255];
+
+/// What is known of a pod when the interface `nic` comes into it, or is checked.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// The settings of this interface's network.
+    pub settings: &'a Settings,
+    /// The interface, with the addresses that prevResult has for it.
+    pub nic: &'a Nic,
+    /// Whether the pod's first interface is an overlay one, whose table is the uplink's.
+    pub overlay: bool,
+    /// The pod's network as it is.
+    pub pod: &'a Pod,
+    /// The routes that prevResult has for the interface.
+    pub promised: &'a [Route],
+    /// In CHECK, what ADD decided.
+    pub decided: &'a Routing,
+}
+
+/// Which table has which routes.
+///
+/// # Errors
+/// When `podDefaultRouteNic` names an interface that is not there and cannot come any more.
+pub fn routing(view: View<'_>) -> Result<Routing, Failure> {
+    let owner = view.owner()?;
+    let mut routing = Routing::default();
+    let first = &view.settings.pod_default_cni_nic;
+    if view.overlay {
+        routing.tables.push(view.table(first, UPLINK_TABLE));
+    }
+    if !view.settings.tune_pod_routes {
+        return Ok(routing);
+    }
+    for family in Family::ALL {
+        let chosen = owner.and_then(|owner| view.default_route(owner, family));
+        let chosen = chosen.or_else(|| view.default_route(view.undisputed(family)?, family));
+        routing.leaves.extend(view.leaving(chosen.as_ref(), family));
+        routing.stays.extend(chosen);
+    }
+    let ifname = view.nic.name.as_str();
+    let leaving = routing.leaves.iter().map(|route| route.dev.as_str());
+    let mut nics: Vec<&str> = [ifname].into_iter().chain(leaving).chain([first.as_str()]).collect();
+    if ifname == first && nics.iter().all(|nic| *nic == first) && view.known_table(first).is_none() {
+        // Nothing to tell apart yet.
+        nics.clear();
+    }
+    nics.retain(|nic| view.pod.link(nic).is_some());
+    let mut taken = view.used_tables();
+    for nic in nics {
+        if routing.table_of(nic).is_none() {
+            let number = view.known_table(nic).unwrap_or_else(|| free_table(&taken));
+            taken.insert(number);
+            routing.tables.push(view.table(nic, number));
+        }
+    }
+    Ok(routing)
+}
+
+impl<'a> View<'a> {
+    /// The interface that `podDefaultRouteNic` names, if it is there.
+    fn owner(self) -> Result<Option<&'a str>, Failure> {
+        let Settings { pod_default_route_nic: Some(owner), pod_default_cni_nic: first, .. } = self.settings else {
+            return Ok(None);
+        };
+        let present = self.pod.interfaces();
+        if present.contains(&owner.as_str()) {
+            return Ok(Some(owner));
+        }
+        if comes_later(owner, &self.nic.name, first) {
+            return Ok(None);
+        }
+        let list = present.join(", ");
+        Err(Failure::new(
+            Code::InvalidConfiguration,
+            format!("setting podDefaultRouteNic: there is no interface {owner}"),
+        )
+        .details(format!("allowed: one of the pod's interfaces ({list}), or one that can still be added")))
+    }
+
+    /// An interface's default route, as the main table is to have it. A further interface may never have had it there:
+    /// the CNI library leaves out what another interface has already.
+    fn default_route(self, nic: &str, family: Family) -> Option<Route> {
+        let destination = family.default_route();
+        let is_it = |route: &&Route| route.dev == nic && route.destination == destination;
+        let main = self.pod.routes.iter().filter(|route| route.table == MAIN_TABLE);
+        let promised = self.promised.iter().chain(&self.decided.stays);
+        let elsewhere = self.pod.routes.iter().filter(|route| route.protocol == PROTOCOL);
+        let route = main.chain(promised).chain(elsewhere).find(is_it)?;
+        Some(Route { table: MAIN_TABLE, protocol: PROTOCOL, ..route.clone() })
+    }
+
+    fn main_defaults(self, family: Family) -> impl Iterator<Item = &'a Route> {
+        let destination = family.default_route();
+        let is_default = move |route: &&Route| route.table == MAIN_TABLE && route.destination == destination;
+        self.pod.routes.iter().filter(is_default)
+    }
+
+    /// This interface, if no other one has a default route of the family in the main table.
+    fn undisputed(self, family: Family) -> Option<&'a str> {
+        let nic = self.nic.name.as_str();
+        self.main_defaults(family).all(|route| route.dev == nic).then_some(nic)
+    }
+
+    /// The default routes of a family that leave the main table: all but the chosen one's; where none was chosen, a
+    /// further interface's.
+    fn leaving(self, chosen: Option<&Route>, family: Family) -> Vec<Route> {
+        let is_further = self.nic.name != self.settings.pod_default_cni_nic;
+        let leaves = |route: &&Route| match chosen {
+            Some(chosen) => route.dev != chosen.dev,
+            None => is_further && route.dev == self.nic.name,
+        };
+        self.main_defaults(family).filter(leaves).cloned().collect()
+    }
+
+    /// The table that an interface has already: by a rule of ours from one of its addresses, or by a route of ours.
+    fn known_table(self, nic: &str) -> Option<u32> {
+        let addresses = self.addresses(nic);
+        let of_a_nic = |table: &u32| *table > UPLINK_TABLE && *table != MAIN_TABLE;
+        let rules =
+            self.pod.rules.iter().filter(|entry| {
+                entry.ours && addresses.iter().any(|net| entry.rule.from == Some(IpNet::from(net.addr())))
+            });
+        let routes = self.pod.routes.iter().filter(|route| route.protocol == PROTOCOL && route.dev == nic);
+        let decided = self.decided.tables.iter().filter(|table| table.nic == nic).map(|table| table.table);
+        rules.map(|entry| entry.rule.table).chain(routes.map(|route| route.table)).chain(decided).find(of_a_nic)
+    }
+
+    fn used_tables(self) -> BTreeSet<u32> {
+        let rules = self.pod.rules.iter().map(|entry| entry.rule.table);
+        let routes = self.pod.routes.iter().map(|route| route.table);
+        rules.chain(routes).chain(self.decided.tables.iter().map(|table| table.table)).collect()
+    }
+
+    fn addresses(self, nic: &str) -> Vec<IpNet> {
+        if nic == self.nic.name { self.nic.addresses.clone() } else { self.pod.addresses_of(nic) }
+    }
+
+    /// All routes of an interface, in a table of its own: those that the main table has, those that prevResult has, its
+    /// default routes wherever they are, and its subnets. Routes on the link come first, for the others' next hops.
+    fn table(self, nic: &str, number: u32) -> NicTable {
+        let nets = self.addresses(nic);
+        let main = self.pod.routes.iter().filter(|route| route.table == MAIN_TABLE && route.protocol != PROTOCOL);
+        let promised = self.promised.iter().filter(|route| matches!(route.table, MAIN_TABLE) || route.table == number);
+        let decided = self.decided.tables.iter().filter(|table| table.nic == nic).flat_map(|table| &table.routes);
+        let defaults: Vec<Route> =
+            Family::ALL.into_iter().filter_map(|family| self.default_route(nic, family)).collect();
+        let subnets: Vec<Route> = nets.iter().filter_map(|net| subnet(nic, *net)).collect();
+        let mut routes: Vec<Route> = vec![];
+        for route in main.chain(promised).chain(decided).chain(&defaults).chain(&subnets) {
+            let known = |known: &Route| known.destination == route.destination;
+            if route.dev == nic && !belongs_to_link(route.destination) && !routes.iter().any(known) {
+                routes.push(Route { table: number, protocol: PROTOCOL, ..route.clone() });
+            }
+        }
+        routes.sort_by_key(|route| (route.gateway.is_some(), route.destination));
+        NicTable { nic: nic.to_owned(), addresses: nets.iter().map(IpNet::addr).collect(), table: number, routes }
+    }
+}
+
+/// Whether an interface may still be added after `ifname`: any after the first one, and `net2` after `net1`, for Multus
+/// numbers them in the order in which it adds them.
+fn comes_later(owner: &str, ifname: &str, first: &str) -> bool {
+    let split = |name: &str| {
+        let stem = name.trim_end_matches(|c: char| c.is_ascii_digit()).to_owned();
+        let number = name[stem.len()..].parse::<u32>().ok();
+        (stem, number)
+    };
+    let ((owner_stem, owner_number), (stem, number)) = (split(owner), split(ifname));
+    ifname == first || (owner_stem == stem && owner_number > number)
+}
+
+fn free_table(taken: &BTreeSet<u32>) -> u32 {
+    let is_free = |table: &u32| *table != MAIN_TABLE && !KERNEL_TABLES.contains(table) && !taken.contains(table);
+    (UPLINK_TABLE + 1..).find(is_free).unwrap_or(UPLINK_TABLE + 1)
+}
+
+/// Link-local and multicast routes are the link's own: every link has the same.
+fn belongs_to_link(destination: IpNet) -> bool {
+    match destination {
+        IpNet::V4(_) => false,
+        IpNet::V6(net) => net.addr().is_unicast_link_local() || net.addr().is_multicast(),
+    }
+}
+
+fn subnet(nic: &str, net: IpNet) -> Option<Route> {
+    let source = Some(net.addr()).filter(IpAddr::is_ipv4);
+    (net.prefix_len() < net.max_prefix_len()).then(|| Route {
+        destination: net.trunc(),
+        gateway: None,
+        dev: nic.to_owned(),
+        source,
+        table: MAIN_TABLE,
+        metric: None,
+        onlink: false,
+        protocol: PROTOCOL,
+    })
+}

@@ -1,0 +1,355 @@
+# Pods with several macvlan NICs, in two networks with a gateway each. Each answer leaves by the NIC on which the question
+# came, podDefaultRouteNic says which NIC has the default route, and NICs come and go in any order.
+
+load helpers
+
+# owner NAME NIC MASTER: a network NAME-for-NIC behind MASTER, whose podDefaultRouteNic is NIC.
+owner() {
+  lab_network_config node1 "$1-for-$2" 46 "$(lab_coordinator_json 46 | jq -c --arg nic "$2" '.podDefaultRouteNic = $nic')" "$3"
+}
+
+setup_file() {
+  suite_lab || return 0
+  lab_network 7 eth1
+  lab_network 8 eth2
+  # The client answers in network 6 alone: to reach it from a NIC in network 7, packets pass the gateway.
+  lab_serve client 8080
+  lab_network_config node1 second46 46 "$(lab_coordinator_json 46)" eth1
+  lab_network_config node1 third46 46 "$(lab_coordinator_json 46)" eth2
+  owner first eth0 eth0
+  owner second net1 eth1
+  owner third net2 eth2
+  owner absent nosuch eth1
+  owner later net2 eth1
+  lab_pod node2 backend underlay46
+  lab_serve node2/backend 8080
+  lab_service web 80:8080 node2/backend
+  lab_pod node1 pair underlay46
+  lab_attach node1 pair second46 net1
+  lab_serve node1/pair 8080
+}
+
+teardown_file() {
+  lab_down
+}
+
+# pod [NETWORK]: a pod of the test's own with its eth0 on a network.
+pod() {
+  POD=pod$BATS_TEST_NUMBER-$((PODS += 1))
+  lab_pod node1 "$POD" "${1:-underlay46}"
+}
+
+# by_hand: the same, but all calls of our plugin are the test's own (attempt).
+by_hand() {
+  pod plain46
+  attempt ADD underlay46 eth0
+  lab_attach node1 "$POD" plain46 net1
+}
+
+# default_nic 4|6: whose default routes the main table has.
+default_nic() {
+  lab_in "node1/$POD" ip -json "-$1" route show default | jq -r '[.[] | .dev // .nexthops[].dev] | join(" ")'
+}
+
+# attempt COMMAND NETWORK IFNAME: macvlan has made the NIC; one call of our plugin alone, with the network's configuration.
+attempt() {
+  lab_plugin node1 coordinator "$1" "$POD" "$3" < <(lab_chained node1 "$POD" "$2" "$3")
+}
+
+# symmetric DEFAULT: questions to each of the pod's addresses are answered by the NIC on which they came, and the pod's own
+# go out by the NIC that has the default route. The pod has eth0 (network 6) and net1 (network 7).
+symmetric() {
+  local family default=$1 other
+  [ "$default" = eth0 ] && other=net1 || other=eth0
+  lab_serve "node1/$POD" 8080 2>/dev/null || true
+  for family in 4 6; do
+    assert_equal "$(default_nic $family)" "$default"
+    leaves_by "node1/$POD" eth0 net1 veth0 -- \
+      assert_answer client "$(lab_address "node1/$POD" $family)" 8080 "$POD" "$(lab_address client $family)"
+    leaves_by "node1/$POD" net1 eth0 veth0 -- \
+      assert_answer client "$(lab_address "node1/$POD" $family net1)" 8080 "$POD" "$(lab_address client $family eth1)"
+    # From the other network, through the gateway of the one that was asked.
+    leaves_by "node1/$POD" net1 eth0 veth0 -- \
+      lab_ask client tcp "$(lab_address "node1/$POD" $family net1)" 8080 1 "$(lab_address client $family)"
+    leaves_by "node1/$POD" eth0 net1 veth0 -- \
+      lab_ask client tcp "$(lab_address "node1/$POD" $family)" 8080 1 "$(lab_address client $family eth1)"
+    # Beyond both networks: by the default route.
+    leaves_by "node1/$POD" "$default" "$other" veth0 -- \
+      lab_ask "node1/$POD" tcp "$(lab_address client $family eth2)" 8080
+    leaves_by "node1/$POD" veth0 eth0 net1 -- \
+      assert_answer "node1/$POD" "$(lab_cluster_ip web $family)" 80 backend ''
+    leaves_by "node1/$POD" veth0 eth0 net1 -- assert_answer node1 "$(lab_address "node1/$POD" $family)" 8080 "$POD" ''
+    leaves_by "node1/$POD" veth0 eth0 net1 -- assert_answer node1 "$(lab_address "node1/$POD" $family net1)" 8080 "$POD" ''
+    assert_answer "node1/$POD" "$(lab_address node1 $family eth1)" 9090 node1 ''
+  done
+  assert_tables "node1/$POD"
+}
+
+@test "with two underlay NICs each question is answered by the NIC on which it came, and eth0 keeps the default route" {
+  lab_serve node1 9090
+  POD=pair
+  symmetric eth0
+}
+
+@test "a further NIC gets no second veth pair, and its own table and rule" {
+  expect 0 lab_in node1/pair ip -json link show
+  assert_json "$output" '[.[].ifname] | sort' '["eth0","lo","net1","veth0"]'
+  local family
+  for family in 4 6; do
+    assert_equal "$(rule_tables node1/pair $family)" \
+      "$(lab_address node1/pair $family net1) 101
+$(lab_address node1/pair $family) 102"
+  done
+}
+
+@test "a connection from net1's own address to a ClusterIP goes through the node too" {
+  local family
+  for family in 4 6; do
+    leaves_by node1/pair veth0 eth0 net1 -- \
+      lab_ask node1/pair tcp "$(lab_cluster_ip web $family)" 80 1 "$(lab_address node1/pair $family net1)"
+  done
+}
+
+@test "podDefaultRouteNic=eth0 leaves the default route where it is" {
+  pod first-for-eth0
+  lab_attach node1 "$POD" second46 net1
+  symmetric eth0
+}
+
+@test "podDefaultRouteNic=net1 moves the default route to net1, and DEL of net1 gives it back" {
+  local before
+  pod
+  before=$(lab_snapshot "node1/$POD")
+  lab_attach node1 "$POD" second-for-net1 net1
+  symmetric net1
+  lab_cnitool node1 check underlay46 "$POD" eth0
+  lab_cnitool node1 check second-for-net1 "$POD" net1
+  lab_cnitool node1 del second-for-net1 "$POD" net1
+  assert_same "$(sed '/attachments/d' <<<"$before")" "$(lab_snapshot "node1/$POD" | sed '/attachments/d')"
+}
+
+@test "finding 12: podDefaultRouteNic=net2 works although net2 comes after net1" {
+  pod
+  lab_attach node1 "$POD" later-for-net2 net1
+  assert_equal "$(default_nic 4) $(default_nic 6)" 'eth0 eth0'
+  lab_attach node1 "$POD" third-for-net2 net2
+  assert_equal "$(default_nic 4) $(default_nic 6)" 'net2 net2'
+  lab_serve "node1/$POD" 8080
+  local family nic network=6 others
+  for family in 4 6; do
+    for nic in eth0 net1 net2; do
+      case $nic in eth0) others='net1 net2' network=eth0 ;; net1) others='eth0 net2' network=eth1 ;; *) others='eth0 net1' network=eth2 ;; esac
+      # shellcheck disable=SC2086 # words
+      leaves_by "node1/$POD" $nic $others -- assert_answer client "$(lab_address "node1/$POD" $family $nic)" 8080 "$POD" \
+        "$(lab_address client $family $network)"
+    done
+  done
+  assert_tables "node1/$POD"
+  lab_cnitool node1 check later-for-net2 "$POD" net1
+  lab_cnitool node1 check third-for-net2 "$POD" net2
+}
+
+@test "podDefaultRouteNic with a NIC that is not there and cannot come is refused, and nothing has changed" {
+  local before
+  pod
+  lab_attach node1 "$POD" plain46 net1
+  before=$(lab_snapshot "node1/$POD" && lab_snapshot node1)
+  # The NIC that macvlan made is in another network; what counts is our plugin's configuration.
+  attempt ADD absent-for-nosuch net1
+  assert_equal "$lab_status" 1
+  assert_json "$lab_stdout" .code 7
+  assert_contains "$lab_stdout" podDefaultRouteNic
+  assert_contains "$lab_stdout" nosuch
+  assert_contains "$lab_stdout" 'eth0, net1'
+  assert_same "$before" "$(lab_snapshot "node1/$POD" && lab_snapshot node1)"
+}
+
+@test "IPv6 multipath default routes are split up: each NIC's gateway is in its own table alone" {
+  pod plain46
+  lab_attach node1 "$POD" plain46 net1
+  lab_attach node1 "$POD" plain46 net2
+  lab_in "node1/$POD" ip -6 route show default | grep -q nexthop || fail 'the three NICs share no multipath route'
+  attempt ADD underlay46 eth0
+  attempt ADD underlay46 net1
+  attempt ADD underlay46 net2
+  assert_equal "$lab_status" 0 || fail "$lab_stdout"
+  assert_equal "$(default_nic 6) $(default_nic 4)" 'eth0 eth0'
+  local nic table
+  for nic in net1 net2; do
+    table=$(rule_tables "node1/$POD" 6 | sed -n "s/^$(lab_address "node1/$POD" 6 $nic) //p")
+    expect 0 lab_in "node1/$POD" ip -6 -json route show table "$table" default
+    assert_json "$output" '[.[] | .dev // .nexthops[].dev]' "[\"$nic\"]"
+  done
+}
+
+@test "finding 4: NICs that all exist before the first call get a table each" {
+  pod plain46
+  lab_attach node1 "$POD" plain46 net1
+  lab_attach node1 "$POD" plain46 net2
+  local nic
+  for nic in eth0 net1 net2; do
+    attempt ADD underlay46 $nic
+    assert_equal "$lab_status" 0 || fail "$lab_stdout"
+  done
+  assert_tables "node1/$POD"
+  assert_equal "$(rule_tables "node1/$POD" 4 | wc -l)" 3
+}
+
+@test "finding 4: a NIC unplugged and another one plugged never share a table" {
+  pod
+  lab_attach node1 "$POD" second46 net1
+  lab_attach node1 "$POD" third46 net2
+  lab_cnitool node1 del second46 "$POD" net1
+  assert_tables "node1/$POD"
+  lab_attach node1 "$POD" second46 net3
+  assert_tables "node1/$POD"
+  lab_attach node1 "$POD" second46 net1
+  assert_tables "node1/$POD"
+  assert_equal "$(rule_tables "node1/$POD" 4 | cut -d' ' -f2 | sort | tr '\n' ' ')" '101 102 103 104 '
+  lab_serve "node1/$POD" 8080
+  leaves_by "node1/$POD" net2 eth0 net1 net3 -- \
+    assert_answer client "$(lab_address "node1/$POD" 4 net2)" 8080 "$POD" "$(lab_address client 4 eth2)"
+}
+
+@test "a table that somebody else uses is left alone" {
+  pod
+  lab_in "node1/$POD" ip route add 192.0.2.0/24 dev eth0 table 101
+  lab_in "node1/$POD" ip rule add pref 2000 to 192.0.2.1 lookup 102
+  lab_attach node1 "$POD" second46 net1
+  assert_equal "$(rule_tables "node1/$POD" 4)" "$(lab_address "node1/$POD" 4 net1) 103
+$(lab_address "node1/$POD" 4) 104"
+  lab_cnitool node1 del second46 "$POD" net1
+  expect 0 lab_in "node1/$POD" ip route show table 101
+  assert_equal "$output" '192.0.2.0/24 dev eth0 scope link '
+}
+
+@test "NICs removed in any order leave nothing, whichever has the default route" {
+  local order nic before
+  for order in 'eth0 net1 net2' 'net2 net1 eth0' 'net1 eth0 net2' 'net2 eth0 net1'; do
+    before=$(lab_snapshot node1 | sed -n '/^== addresses/,$p')
+    pod
+    lab_attach node1 "$POD" second-for-net1 net1
+    lab_attach node1 "$POD" third46 net2
+    assert_equal "$(default_nic 4) $(default_nic 6)" 'net1 net1'
+    for nic in eth0 net1 net2; do lab_cnitool node1 check "$(network $nic)" "$POD" $nic; done
+    for nic in $order; do lab_cnitool node1 del "$(network "$nic")" "$POD" "$nic"; done
+    assert_equal "$(lab_snapshot "node1/$POD" | grep -e 'proto 85' -e 'table inet')" '' || fail "$order"
+    assert_same "$before" "$(lab_snapshot node1 | sed -n '/^== addresses/,$p')" || fail "$order"
+  done
+}
+
+network() {
+  case $1 in eth0) printf underlay46 ;; net1) printf second-for-net1 ;; net2) printf third46 ;; esac
+}
+
+@test "finding 3: DEL of net1 leaves eth0 its veth pair, its Services and its node" {
+  local before
+  pod
+  before=$(lab_snapshot "node1/$POD" && lab_snapshot node1)
+  lab_attach node1 "$POD" second46 net1
+  lab_cnitool node1 del second46 "$POD" net1
+  assert_same "$before" "$(lab_snapshot "node1/$POD" && lab_snapshot node1)"
+  assert_answer "node1/$POD" "$(lab_cluster_ip web 4)" 80 backend ''
+  assert_answer "node1/$POD" "$(lab_cluster_ip web 6)" 80 backend ''
+  # And the next one is not taken for overlay.
+  lab_attach node1 "$POD" second46 net1
+  assert_equal "$(lab_in node1 ip route show table 500 dev eth0)$(lab_in node1 ip neighbour show nud permanent dev eth0)" ''
+}
+
+@test "DEL of a further NIC takes all away when the namespace has gone, our state file is lost, or there is no prevResult" {
+  local lost before config
+  for lost in namespace state prevResult all; do
+    by_hand
+    before=$(lab_snapshot node1 | sed -n '/^== routes -4/,$p')
+    config=$(lab_chained node1 "$POD" underlay46 net1)
+    lab_plugin node1 coordinator ADD "$POD" net1 <<<"$config"
+    assert_equal "$lab_status" 0 || fail "$lab_stdout"
+    case $lost in prevResult | all) config=$(jq 'del(.prevResult)' <<<"$config") ;; esac
+    case $lost in state | all) lab_in node1 sh -c "rm /run/underpass/attachments/lab-$POD@net1.json" ;; esac
+    case $lost in namespace | all) lab_in node1 ip netns delete "$POD" ;; esac
+    lab_plugin node1 coordinator DEL "$POD" net1 <<<"$config"
+    assert_equal "$lab_status" 0 || fail "$lab_stdout"
+    [ $lost = prevResult ] || [ $lost = state ] || continue
+    assert_same "$before" "$(lab_snapshot node1 | sed -n '/^== routes -4/,$p')" || fail "$lost"
+    # The first NIC's by mark is still there, and nothing else.
+    assert_equal "$(lab_in "node1/$POD" ip rule | grep -c 'proto 85')" 1
+  done
+}
+
+@test "CHECK names any single object of a further NIC's that is missing or altered, and ADD puts it right" {
+  local where what change config veth
+  by_hand
+  config=$(lab_chained node1 "$POD" underlay46 net1 | jq -c '.podDefaultRouteNic = "net1"')
+  lab_plugin node1 coordinator ADD "$POD" net1 <<<"$config"
+  assert_equal "$lab_status" 0 || fail "$lab_stdout"
+  veth=$(lab_in node1 ip -json route show table 500 "$(lab_address "node1/$POD" 4)" | jq -r '.[0].dev')
+  while IFS='|' read -r where change what; do
+    [ "$where" != pod ] || where=node1/$POD
+    lab_in "$where" sh -c "$change"
+    lab_plugin node1 coordinator CHECK "$POD" net1 <<<"$config"
+    assert_equal "$lab_status" 1 || fail "CHECK passes after: $change"
+    assert_json "$lab_stdout" .code 101
+    assert_contains "$lab_stdout" "$what"
+    lab_plugin node1 coordinator ADD "$POD" net1 <<<"$config"
+    assert_equal "$lab_status" 0 || fail "$lab_stdout"
+    lab_plugin node1 coordinator CHECK "$POD" net1 <<<"$config"
+    assert_equal "$lab_status" 0 || fail "after $change, ADD: $lab_stdout"
+  done <<EOF2
+pod|ip rule del from $(lab_address "node1/$POD" 4) lookup 102|from $(lab_address "node1/$POD" 4)/32 lookup 102
+pod|ip -6 rule del from $(lab_address "node1/$POD" 6) lookup 102|from $(lab_address "node1/$POD" 6)/128 lookup 102
+pod|ip route del default table 102|0.0.0.0/0 via 10.6.0.1 dev eth0 table 102
+pod|ip -6 route del default table 102|::/0 via fd00:6::1 dev eth0 table 102
+pod|ip rule del from $(lab_address "node1/$POD" 4 net1) lookup 101|from $(lab_address "node1/$POD" 4 net1)/32 lookup 101
+pod|ip route del 10.6.0.0/16 table 101|10.6.0.0/16 dev net1
+pod|ip route del 10.233.64.0/18 table 101|10.233.64.0/18 via 10.6.212.101 dev veth0 table 101
+pod|ip route append default via 10.6.0.1 dev eth0|not wanted: route 0.0.0.0/0 via 10.6.0.1 dev eth0
+pod|ip route del default|missing: route 0.0.0.0/0 via 10.6.0.1 dev net1
+pod|ip -6 route del default|missing: route ::/0 via fd00:6::1 dev net1
+node1|ip route del table 500 $(lab_address "node1/$POD" 4 net1)|route $(lab_address "node1/$POD" 4 net1)/32
+node1|ip neighbour del $(lab_address "node1/$POD" 4 net1) dev $veth|neighbour $(lab_address "node1/$POD" 4 net1)
+EOF2
+}
+
+@test "ADD twice for net1 is the same as once, whichever NIC has the default route (peer finding 2)" {
+  local owner before first config
+  for owner in eth0 net1; do
+    by_hand
+    config=$(lab_chained node1 "$POD" underlay46 net1 | jq -c --arg owner $owner '.podDefaultRouteNic = $owner')
+    lab_plugin node1 coordinator ADD "$POD" net1 <<<"$config"
+    assert_equal "$lab_status" 0 || fail "$lab_stdout"
+    first=$lab_stdout before=$(lab_snapshot "node1/$POD" && lab_snapshot node1)
+    lab_plugin node1 coordinator ADD "$POD" net1 <<<"$config"
+    assert_same "$first" "$lab_stdout"
+    assert_same "$before" "$(lab_snapshot "node1/$POD" && lab_snapshot node1)"
+  done
+}
+
+@test "a pod with one IP family on two NICs is served in it, and has nothing of the other" {
+  local families
+  for families in 4 6; do
+    pod underlay$families
+    lab_attach node1 "$POD" underlay$families net1
+    assert_answer "node1/$POD" "$(lab_cluster_ip web $families)" 80 backend ''
+    assert_equal "$(rule_tables "node1/$POD" $families | wc -l)" 2
+    assert_equal "$(lab_in "node1/$POD" ip "-$((10 - families))" rule | grep -c 'proto 85')" 0
+    assert_equal "$(lab_in "node1/$POD" ip "-$((10 - families))" route show table all proto 85)" ''
+    lab_cnitool node1 check underlay$families "$POD" net1
+  done
+}
+
+@test "the result of a further NIC names the table of its default route in CNI 1.1.0, and macvlan's own CHECK passes on it" {
+  local plugins version name
+  plugins=$("$LAB_REPO/tests/tools/build" --where plugins) || skip 'no newer plugins: needs Go'
+  for version in 0.4.0 1.0.0 1.1.0; do
+    name=v${version//./}m46
+    LAB_CNI_VERSION=$version lab_network_config node1 "$name" 46 "$(lab_coordinator_json 46)"
+    [ $version != 1.1.0 ] || export LAB_CNI_PLUGINS=$plugins
+    pod "$name"
+    lab_attach node1 "$POD" "$name" net1
+    assert_json "$(cat "$LAB/host/node1/pod/$POD/net1.json")" '[.interfaces[] | select(.sandbox) | .name]' '["net1"]'
+    [ $version != 1.1.0 ] ||
+      assert_json "$(cat "$LAB/host/node1/pod/$POD/net1.json")" '[.routes[].table]' '[101,101]'
+    lab_cnitool node1 check "$name" "$POD" net1
+    lab_cnitool node1 check "$name" "$POD" eth0
+  done
+}

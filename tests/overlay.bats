@@ -1,0 +1,403 @@
+# Pods whose eth0 comes from an overlay plugin and whose further NICs are macvlans of ours. Each answer leaves by the NIC on
+# which the question came, and Services are reached through eth0: for Calico-, Cilium- and Flannel-like NICs, over TCP and
+# UDP, IPv4 and IPv6.
+
+load helpers
+
+KINDS='calico cilium flannel'
+
+setup_file() {
+  suite_lab || return 0
+  local kind
+  lab_network 7 eth1
+  lab_snapshot node1 >"$LAB/node1.clean"
+  for node in node1 node2; do
+    lab_serve $node 9090
+    lab_network_config $node second46 46 "$(lab_coordinator_json 46)" eth1
+  done
+  lab_overlay_pod node2 backend calico
+  lab_serve node2/backend 8080
+  lab_serve client 8080
+  lab_service web 80:8080 node2/backend
+  for kind in $KINDS; do
+    lab_overlay_pod node1 "$kind" "$kind"
+    lab_attach node1 "$kind" underlay46 net1
+    lab_serve "node1/$kind" 8080
+  done
+  # One pod with two further NICs, in two networks.
+  lab_overlay_pod node1 both calico
+  lab_attach node1 both underlay46 net1
+  lab_attach node1 both second46 net2
+  lab_serve node1/both 8080
+}
+
+teardown_file() {
+  lab_down
+}
+
+# each CASE: calls CASE POD FAMILY for a pod of each kind, over both families.
+each() {
+  local kind family
+  for kind in $KINDS; do
+    for family in 4 6; do
+      "$1" "node1/$kind" $family || fail "$kind, IPv$family" || return
+    done
+  done
+}
+
+# sandbox KIND [FAMILIES]: a pod of the test's own with its eth0.
+sandbox() {
+  POD=pod$BATS_TEST_NUMBER-$((SANDBOXES += 1))
+  lab_overlay_pod node1 "$POD" "$1" "${2:-46}"
+  POD_BEFORE=$(lab_snapshot "node1/$POD")
+  NODE_BEFORE=$(node_state)
+}
+
+# node_state: what ADD can leave on the node. (Links come and go with the pods' namespaces, and their routes with them.)
+node_state() {
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_in node1 sh -c 'for f in -4 -6; do
+      ip $f route show table all proto 85; ip $f rule show; ip $f neighbour show nud permanent
+    done; nft list tables; find /run/underpass -mindepth 1' 2>/dev/null | sort
+}
+
+node_is_as_before() {
+  [ "$NODE_BEFORE" = "$(node_state)" ]
+}
+
+# detached NETWORK IFNAME: after CNI's DEL of the last NIC, pod and node are as they were.
+detached() {
+  lab_cnitool node1 del "$1" "$POD" "$2"
+  assert_same "$POD_BEFORE" "$(lab_snapshot "node1/$POD")"
+  assert_same "$NODE_BEFORE" "$(node_state)"
+}
+
+# chained: macvlan's ADD of net1, then the configuration that our plugin gets for it, in $CONFIG.
+chained() {
+  lab_attach node1 "$POD" plain46 net1
+  CONFIG=$(lab_chained node1 "$POD" underlay46 net1)
+}
+
+# coordinator COMMAND [IFNAME [VARIABLE=VALUE...]]: one call for the test's pod with $CONFIG.
+coordinator() {
+  local command=$1 ifname=${2:-net1}
+  shift $(($# < 2 ? $# : 2))
+  lab_plugin node1 coordinator "$command" "$POD" "$ifname" "$@" <<<"$CONFIG"
+  [ "$lab_status" = 0 ] || fail "$command $ifname: $lab_stdout" "$lab_stderr"
+}
+
+@test "auto mode chooses overlay for a further NIC, and makes no veth pair" {
+  local kind
+  for kind in $KINDS; do
+    expect 0 lab_in "node1/$kind" ip -json link show
+    assert_json "$output" '[.[].ifname]' '["lo","eth0","net1"]'
+  done
+}
+
+@test "an overlay pod's connection to a ClusterIP goes out by eth0 and its answer comes back there" {
+  cluster_ip() {
+    leaves_by "$1" eth0 net1 -- assert_answer "$1" "$(lab_cluster_ip web "$2")" 80 backend "$(lab_address "$1" "$2")"
+  }
+  each cluster_ip
+}
+
+@test "a connection from net1's own address to a ClusterIP goes through the node too" {
+  bound() {
+    local protocol source
+    source=$(lab_address "$1" "$2" net1)
+    for protocol in tcp udp; do
+      expect 0 lab_ask "$1" $protocol "$(lab_cluster_ip web "$2")" 80 1 "$source"
+      assert_equal "${output%% *}" backend
+    done
+  }
+  each bound
+}
+
+@test "a client in the underlay reaches net1's address, and the answer leaves by net1" {
+  underlay_client() {
+    leaves_by "$1" net1 eth0 -- \
+      assert_answer client "$(lab_address "$1" "$2" net1)" 8080 "${1#*/}" "$(lab_address client "$2")"
+  }
+  each underlay_client
+}
+
+@test "a client in the overlay reaches eth0's address, and the answer leaves by eth0" {
+  overlay_client() {
+    leaves_by "$1" eth0 net1 -- \
+      assert_answer node2/backend "$(lab_address "$1" "$2")" 8080 "${1#*/}" "$(lab_address node2/backend "$2")"
+  }
+  each overlay_client
+}
+
+@test "a pod of the same node's overlay reaches eth0's address, and the answer leaves by eth0" {
+  overlay_neighbour() {
+    leaves_by "$1" eth0 net1 -- assert_answer node1/both "$(lab_address "$1" "$2")" 8080 "${1#*/}" ''
+  }
+  each overlay_neighbour
+}
+
+@test "the node reaches both of the pod's addresses through eth0" {
+  own_node() {
+    leaves_by "$1" eth0 net1 -- assert_answer node1 "$(lab_address "$1" "$2")" 8080 "${1#*/}" ''
+    leaves_by "$1" eth0 net1 -- assert_answer node1 "$(lab_address "$1" "$2" net1)" 8080 "${1#*/}" ''
+  }
+  each own_node
+}
+
+@test "the pod reaches its node's addresses through eth0, of every network that the node is in" {
+  to_the_node() {
+    assert_answer "$1" "$(lab_address node1 "$2")" 9090 node1 "$(lab_address "$1" "$2")"
+    assert_answer "$1" "$(lab_address node1 "$2" eth1)" 9090 node1 "$(lab_address "$1" "$2")"
+  }
+  each to_the_node
+}
+
+@test "the pod's own connections into net1's network go straight out by net1" {
+  into_the_network() {
+    leaves_by "$1" net1 eth0 -- \
+      assert_answer "$1" "$(lab_address client "$2")" 8080 client "$(lab_address "$1" "$2" net1)"
+  }
+  each into_the_network
+}
+
+@test "finding 10: an unmasqueraded NodePort connection to net1's address is answered through the node, not out of net1" {
+  node_port() {
+    local tables=iptables address rule protocol
+    address=$(lab_address "$1" "$2" net1)
+    [ "$2" = 4 ] || tables=ip6tables address="[$address]"
+    for protocol in tcp udp; do
+      rule="PREROUTING -i eth0 -p $protocol --dport 30099 -j DNAT --to-destination $address:8080"
+      # shellcheck disable=SC2086 # words
+      lab_in node1 $tables -t nat -I $rule
+    done
+    leaves_by "$1" eth0 net1 -- \
+      assert_answer client "$(lab_address node1 "$2")" 30099 "${1#*/}" "$(lab_address client "$2")"
+    for protocol in tcp udp; do
+      # shellcheck disable=SC2086 # words
+      lab_in node1 $tables -t nat -D ${rule/-p udp/-p $protocol}
+    done
+  }
+  each node_port
+}
+
+@test "with two further NICs each question is answered by the NIC on which it came" {
+  local family
+  for family in 4 6; do
+    leaves_by node1/both net1 eth0 net2 -- \
+      assert_answer client "$(lab_address node1/both $family net1)" 8080 both "$(lab_address client $family)"
+    leaves_by node1/both net2 eth0 net1 -- \
+      assert_answer client "$(lab_address node1/both $family net2)" 8080 both "$(lab_address client $family eth1)"
+    # From another network the question comes through the gateway, and so must the answer.
+    leaves_by node1/both net2 eth0 net1 -- \
+      lab_ask client tcp "$(lab_address node1/both $family net2)" 8080 1 "$(lab_address client $family)"
+    leaves_by node1/both eth0 net1 net2 -- \
+      assert_answer node2/backend "$(lab_address node1/both $family)" 8080 both "$(lab_address node2/backend $family)"
+    leaves_by node1/both eth0 net1 net2 -- \
+      assert_answer node1/both "$(lab_cluster_ip web $family)" 80 backend "$(lab_address node1/both $family)"
+    leaves_by node1/both eth0 net1 net2 -- assert_answer node1 "$(lab_address node1/both $family net2)" 8080 both ''
+    assert_equal "$(rule_tables node1/both $family | cut -d' ' -f2 | sort | tr '\n' ' ')" '100 101 102 '
+  done
+  assert_tables node1/both
+}
+
+@test "finding 2: ADD twice for net1 is the same as once, and so is its answer" {
+  local kind before first
+  for kind in $KINDS; do
+    POD=$kind
+    CONFIG=$(lab_chained node1 "$kind" underlay46 net1 | jq 'del(.prevResult.routes[].table)')
+    before=$(lab_snapshot "node1/$kind" | sed '/attachments/d' && node_state | sed '/attachments/d')
+    coordinator ADD
+    first=$lab_stdout
+    coordinator ADD
+    assert_same "$(jq -S . <<<"$first")" "$(jq -S . <<<"$lab_stdout")"
+    assert_same "$before" "$(lab_snapshot "node1/$kind" | sed '/attachments/d' && node_state | sed '/attachments/d')"
+  done
+}
+
+@test "finding 6: DEL takes away all that ADD made for an overlay pod, in the pod and on the node" {
+  local kind
+  for kind in $KINDS; do
+    sandbox "$kind"
+    chained
+    coordinator ADD
+    [ "$NODE_BEFORE" != "$(node_state)" ]
+    coordinator DEL
+    assert_equal "$(lab_snapshot "node1/$POD" | grep -e 'proto 85' -e 'table inet')" ''
+    coordinator DEL
+    detached plain46 net1
+  done
+}
+
+@test "DEL leaves the overlay pod's way to Services as long as another NIC needs it, in either order" {
+  local first last
+  network() { [ "$1" = net1 ] && printf underlay46 || printf second46; }
+  for first in net1 net2; do
+    last=net$((3 - ${first#net}))
+    sandbox calico
+    lab_attach node1 "$POD" underlay46 net1
+    lab_attach node1 "$POD" second46 net2
+    lab_serve "node1/$POD" 8080
+    lab_cnitool node1 del "$(network $first)" "$POD" $first
+    assert_answer "node1/$POD" "$(lab_cluster_ip web 4)" 80 backend ''
+    assert_answer "node1/$POD" "$(lab_cluster_ip web 6)" 80 backend ''
+    expect 0 lab_ask client tcp "$(lab_address "node1/$POD" 4 $last)" 8080
+    expect 0 lab_ask node1 tcp "$(lab_address "node1/$POD" 6 $last)" 8080
+    lab_cnitool node1 check "$(network $last)" "$POD" $last
+    detached "$(network $last)" $last
+  done
+}
+
+# A Flannel-like pod's route leads through the bridge that all pods share: with both lost, nothing tells whose it is, and
+# the next ADD with its address replaces it.
+@test "DEL takes away what is on the node when the network namespace has gone, or our state file, or both" {
+  local kind lost
+  while read -r kind lost; do
+    sandbox "$kind"
+    chained
+    coordinator ADD
+    [ "$lost" = namespace ] || lab_in node1 sh -c "rm /run/underpass/attachments/lab-$POD@net1.json"
+    [ "$lost" = state ] || lab_in node1 ip netns delete "$POD"
+    coordinator DEL
+    lab_until 5 node_is_as_before || assert_same "$NODE_BEFORE" "$(node_state)" || fail "$kind, $lost"
+  done <<'EOF2'
+calico namespace
+calico state
+calico both
+cilium namespace
+cilium state
+cilium both
+flannel namespace
+flannel state
+EOF2
+}
+
+@test "CHECK names any single object of an overlay pod's that is missing or altered, and ADD puts it right" {
+  sandbox calico
+  chained
+  coordinator ADD
+  CONFIG=$(jq --argjson result "$lab_stdout" '.prevResult = $result' <<<"$CONFIG")
+  coordinator CHECK
+  local where what change
+  while IFS='|' read -r where change what; do
+    [ "$where" != pod ] || where=node1/$POD
+    lab_in "$where" sh -c "$change"
+    lab_plugin node1 coordinator CHECK "$POD" net1 <<<"$CONFIG"
+    assert_equal "$lab_status" 1 || fail "CHECK passes after: $change"
+    assert_json "$lab_stdout" .code 101
+    assert_contains "$lab_stdout" "$what"
+    coordinator ADD
+    coordinator CHECK
+  done <<EOF2
+pod|ip rule del pref 1000|fwmark 0x1 lookup 100
+pod|ip -6 rule del pref 1000|fwmark 0x1 lookup 100
+pod|ip rule del from $(lab_address "node1/$POD" 4) lookup 100|from $(lab_address "node1/$POD" 4)/32 lookup 100
+pod|ip rule del from $(lab_address "node1/$POD" 4 net1) lookup 101|from $(lab_address "node1/$POD" 4 net1)/32 lookup 101
+pod|ip route del default table 100|0.0.0.0/0 via 169.254.1.1 dev eth0 table 100
+pod|ip route del default table 101|0.0.0.0/0 via 10.6.0.1 dev net1 table 101
+pod|ip -6 route del default table 101|::/0 via fd00:6::1 dev net1 table 101
+pod|ip route del 10.6.0.0/16 table 101|10.6.0.0/16 dev net1
+pod|ip route del 10.233.64.0/18|10.233.64.0/18 via 169.254.1.1 dev eth0
+pod|ip -6 route append default via fd00:6::1 dev net1|not wanted: route ::/0 via fd00:6::1 dev net1
+pod|nft delete table inet underpass|nftables table inet underpass
+pod|nft flush chain inet underpass output|nftables table inet underpass
+node1|ip route del table 500 $(lab_address "node1/$POD" 4 net1)|$(lab_address "node1/$POD" 4 net1)/32 via $(lab_address "node1/$POD" 4)
+node1|ip -6 route del table 500 $(lab_address "node1/$POD" 6 net1)|$(lab_address "node1/$POD" 6 net1)/128 via
+EOF2
+}
+
+@test "an overlay pod with one IP family is served in it, and one whose NICs differ in what both have" {
+  local families
+  for families in 4 6; do
+    sandbox calico $families
+    lab_attach node1 "$POD" underlay$families net1
+    assert_answer "node1/$POD" "$(lab_cluster_ip web $families)" 80 backend ''
+    lab_serve "node1/$POD" 8080 one
+    leaves_by "node1/$POD" net1 eth0 -- assert_answer client "$(lab_address "node1/$POD" $families net1)" 8080 one ''
+    assert_equal "$(rule_tables "node1/$POD" $((10 - families)))" ''
+    lab_cnitool node1 check underlay$families "$POD" net1
+    detached underlay$families net1
+  done
+  # eth0 has IPv4 alone, net1 both: IPv6 has nobody else's default route to give way to.
+  sandbox calico 4
+  lab_attach node1 "$POD" underlay46 net1
+  assert_answer "node1/$POD" "$(lab_cluster_ip web 4)" 80 backend ''
+  expect 0 lab_in "node1/$POD" ip -json -6 route show default
+  assert_json "$output" '[.[].dev]' '["net1"]'
+  lab_serve "node1/$POD" 8080 mixed
+  leaves_by "node1/$POD" net1 eth0 -- assert_answer client "$(lab_address "node1/$POD" 6 net1)" 8080 mixed ''
+  lab_cnitool node1 check underlay46 "$POD" net1
+  detached underlay46 net1
+}
+
+@test "podDefaultRouteNic=net1 moves the default route to net1, answers stay symmetric, and DEL gives it back" {
+  local family
+  lab_network_config node1 owner46 46 "$(lab_coordinator_json 46 | jq -c '.podDefaultRouteNic = "net1"')"
+  sandbox calico
+  lab_attach node1 "$POD" owner46 net1
+  lab_serve "node1/$POD" 8080 owner
+  for family in 4 6; do
+    expect 0 lab_in "node1/$POD" ip -json -$family route show default
+    assert_json "$output" '[.[].dev]' '["net1"]'
+    leaves_by "node1/$POD" net1 eth0 -- \
+      assert_answer client "$(lab_address "node1/$POD" $family net1)" 8080 owner "$(lab_address client $family)"
+    leaves_by "node1/$POD" eth0 net1 -- \
+      assert_answer node2/backend "$(lab_address "node1/$POD" $family)" 8080 owner "$(lab_address node2/backend $family)"
+    leaves_by "node1/$POD" eth0 net1 -- \
+      assert_answer "node1/$POD" "$(lab_cluster_ip web $family)" 80 backend "$(lab_address "node1/$POD" $family)"
+    leaves_by "node1/$POD" net1 eth0 -- \
+      assert_answer "node1/$POD" "$(lab_address client $family eth1)" 8080 client "$(lab_address "node1/$POD" $family net1)"
+  done
+  lab_cnitool node1 check owner46 "$POD" net1
+  detached owner46 net1
+}
+
+@test "a mode that an interface cannot have is refused with what to change" {
+  sandbox calico
+  chained
+  local config=$CONFIG
+  CONFIG=$(jq '.mode = "underlay"' <<<"$config")
+  lab_plugin node1 coordinator ADD "$POD" net1 <<<"$CONFIG"
+  assert_json "$lab_stdout" .code 7
+  assert_contains "$lab_stdout" 'set mode to auto or overlay'
+  CONFIG=$(jq '.mode = "overlay" | .podDefaultCniNic = "eth9"' <<<"$config")
+  lab_plugin node1 coordinator ADD "$POD" net1 <<<"$CONFIG"
+  assert_json "$lab_stdout" .code 7
+  assert_contains "$lab_stdout" podDefaultCniNic
+  CONFIG=$(jq '.mode = "overlay"' <<<"$config")
+  coordinator ADD
+  assert_answer "node1/$POD" "$(lab_cluster_ip web 4)" 80 backend ''
+}
+
+@test "an overlay pod's result is prevResult as it was; in CNI 1.1.0 the default route that moved names its table" {
+  local version
+  for version in 0.4.0 1.0.0 1.1.0; do
+    sandbox calico
+    chained
+    CONFIG=$(jq --arg version $version '.cniVersion = $version' <<<"$CONFIG")
+    coordinator ADD
+    assert_json "$lab_stdout" '.interfaces' "$(jq -c .prevResult.interfaces <<<"$CONFIG")"
+    assert_json "$lab_stdout" '.ips' "$(jq -c .prevResult.ips <<<"$CONFIG")"
+    if [ $version = 1.1.0 ]; then
+      assert_json "$lab_stdout" '[.routes[].table]' '[101,101]'
+    else
+      assert_json "$lab_stdout" '.routes' "$(jq -c .prevResult.routes <<<"$CONFIG")"
+    fi
+    CONFIG=$(jq --argjson result "$lab_stdout" '.prevResult = $result' <<<"$CONFIG")
+    coordinator CHECK
+    coordinator DEL
+    detached plain46 net1
+  done
+}
+
+@test "macvlan's own CHECK passes on an overlay pod's final result, with the distribution's plugin and with newer ones" {
+  local plugins version
+  plugins=$("$LAB_REPO/tests/tools/build" --where plugins) || skip 'no newer plugins: needs Go'
+  for version in 0.4.0 1.0.0 1.1.0; do
+    LAB_CNI_VERSION=$version lab_network_config node1 "v${version//./}n46" 46 "$(lab_coordinator_json 46)"
+    [ $version != 1.1.0 ] || export LAB_CNI_PLUGINS=$plugins
+    sandbox calico
+    lab_attach node1 "$POD" "v${version//./}n46" net1
+    lab_cnitool node1 check "v${version//./}n46" "$POD" net1
+    detached "v${version//./}n46" net1
+  done
+}
