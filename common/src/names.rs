@@ -17,6 +17,12 @@ fn digest(container_id: &str) -> [u8; 32] {
     Sha256::digest(container_id.as_bytes()).into()
 }
 
+/// A number that follows from a container's id, the same in every version of the tools.
+pub fn container_number(container_id: &str) -> u32 {
+    let [a, b, c, d, ..] = digest(container_id);
+    u32::from_be_bytes([a, b, c, d])
+}
+
 /// Name of the node's end: `veth` and 11 hexadecimal digits, 15 characters in all as the kernel allows (`IFNAMSIZ`).
 pub fn host_veth(container_id: &str) -> String {
     let digits: String = digest(container_id).iter().take(6).map(|byte| format!("{byte:02x}")).collect();

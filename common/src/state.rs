@@ -3,7 +3,6 @@
 use std::{
     env,
     fs::{self, File, OpenOptions},
-    hash::{DefaultHasher, Hash, Hasher},
     io::{self, Write},
     os::fd::{AsFd, BorrowedFd, RawFd},
     path::PathBuf,
@@ -15,7 +14,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::document::Request;
+use crate::{document::Request, names::container_number};
 
 /// The state directory: `UNDERPASS_STATE`, else `/run/underpass`.
 pub fn directory() -> PathBuf {
@@ -90,11 +89,7 @@ impl Lock<'_> {
     fn byte(self) -> i64 {
         match self {
             Self::Node => 0,
-            Self::Container(id) => {
-                let mut hasher = DefaultHasher::new();
-                id.hash(&mut hasher);
-                1 + i64::try_from(hasher.finish() >> 2).unwrap_or(0)
-            }
+            Self::Container(id) => 1 + i64::from(container_number(id)),
         }
     }
 
