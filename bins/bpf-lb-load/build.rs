@@ -45,10 +45,23 @@ fn build(out: &Path, object: &Path) -> Result<(), String> {
     let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
     let flags = ["-Cdebuginfo=2", "-Clink-arg=--btf", &format!("--cfg=bpf_target_arch=\"{arch}\"")].join("\x1f");
     let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["build", "--release", "--package", "bpf-lb-ebpf", "-Zbuild-std=core", "--target", target, "--target-dir"])
+        .args([
+            "build",
+            "--release",
+            "--package",
+            "bpf-lb-ebpf",
+            "-Zbuild-std=core",
+            "--target",
+            target,
+            "--target-dir",
+        ])
         .arg(out.join("target"))
         // The profile of the workspace is for the size of the tools; the linker does the rest of the work here.
-        .args(["opt-level=3", "lto=false", "strip=\"none\""].iter().flat_map(|set| ["--config".into(), format!("profile.release.{set}")]))
+        .args(
+            ["opt-level=3", "lto=false", "strip=\"none\""]
+                .iter()
+                .flat_map(|set| ["--config".into(), format!("profile.release.{set}")]),
+        )
         .env("RUSTC", &rustc)
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags)
@@ -69,7 +82,8 @@ fn build(out: &Path, object: &Path) -> Result<(), String> {
 fn rustc_with_core() -> Option<PathBuf> {
     let asked = env::var_os(TOOLCHAIN).map(PathBuf::from);
     let path = env::var_os("PATH").unwrap_or_default();
-    let on_path: Vec<_> = env::split_paths(&path).map(|folder| folder.join("rustc")).filter(|rustc| rustc.is_file()).collect();
+    let on_path: Vec<_> =
+        env::split_paths(&path).map(|folder| folder.join("rustc")).filter(|rustc| rustc.is_file()).collect();
     let plain = asked.into_iter().chain(on_path.clone()).map(|rustc| (rustc, None));
     let nightly = on_path.into_iter().map(|rustc| (rustc, Some("+nightly")));
     plain.chain(nightly).find_map(|(rustc, toolchain)| {
@@ -81,8 +95,12 @@ fn rustc_with_core() -> Option<PathBuf> {
 }
 
 fn sysroot(rustc: &Path, toolchain: Option<&str>) -> Option<PathBuf> {
-    let output =
-        Command::new(rustc).env_remove("RUSTUP_TOOLCHAIN").args(toolchain).args(["--print", "sysroot"]).output().ok()?;
+    let output = Command::new(rustc)
+        .env_remove("RUSTUP_TOOLCHAIN")
+        .args(toolchain)
+        .args(["--print", "sysroot"])
+        .output()
+        .ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     output.status.success().then(|| PathBuf::from(OsString::from(text.trim())))
 }

@@ -70,7 +70,7 @@ pub struct Service {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Protocol {
-    /// Also MPTCP sockets' subflows.
+    /// The default.
     #[default]
     Tcp,
     /// Connected or not.
@@ -146,8 +146,6 @@ pub enum Change {
     Set(Box<Service>),
     /// The service is to be gone.
     Remove(ServiceName),
-    /// The node has these addresses.
-    NodeAddresses(Vec<IpAddr>),
     /// The table is to be like this, and contain nothing else.
     Table(ServiceTable),
 }

@@ -99,7 +99,7 @@ impl Entry {
 
     /// An entry for `count` slots from `base` on.
     pub const fn new(base: u32, count: u32, affinity: bool, least_connections: bool, kind: u8) -> Self {
-        let flags = Self::PRESENT | Self::AFFINITY * affinity as u64 | Self::LEAST * least_connections as u64;
+        let flags = Self::PRESENT | (Self::AFFINITY * affinity as u64) | (Self::LEAST * least_connections as u64);
         Self(base as u64 | (count as u64) << 32 | flags | (kind as u64 & 3) << Self::KIND)
     }
 
@@ -303,7 +303,7 @@ pub struct Config {
     /// How many of `node_addresses` are in use.
     pub node_address_count: Word,
     /// The node's addresses, IPv4 ones IPv4-mapped.
-    pub node_addresses: [[u32; 4]; NODE_ADDRESSES],
+    pub node_addresses: [[Word; 4]; NODE_ADDRESSES],
 }
 
 /// How many words `node_ports` has: a bit for each port of TCP, then one for each port of UDP.
@@ -319,7 +319,7 @@ pub const fn node_port_bit(port: u16, protocol: u8) -> (u32, u64) {
 pub const NAME_LEN: usize = 144;
 
 /// What the programs do not need, but `show` does, in `names`, by service.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Name {
     /// `namespace/name:port name`, filled up with zeros.

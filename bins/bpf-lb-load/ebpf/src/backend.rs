@@ -1,7 +1,9 @@
 //! From the address that a process asked for to the backend that it gets.
 
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, generated::bpf_ktime_get_coarse_ns};
-use bpf_lb_abi::{Affinity, Address, Backend, Client, Endpoint, Entry, Header, NO_SLOT, Participation, Slot, Translation};
+use bpf_lb_abi::{
+    Address, Affinity, Backend, Client, Endpoint, Entry, Header, NO_SLOT, Participation, Slot, Translation,
+};
 
 use crate::{
     atomic::add,
@@ -67,7 +69,9 @@ impl<A: Tables> Frontend<A> {
         // Another one than the first: as many places after it as there are others.
         let second = first + 1 + below(count - 1);
         let other = self.slot(if second < count { second } else { second - count })?;
-        let (Some(one), Some(two)) = (BACKENDS.get(slot.backend), BACKENDS.get(other.backend)) else { return Some(slot) };
+        let (Some(one), Some(two)) = (BACKENDS.get(slot.backend), BACKENDS.get(other.backend)) else {
+            return Some(slot);
+        };
         Some(if two.open.load() < one.open.load() { other } else { slot })
     }
 

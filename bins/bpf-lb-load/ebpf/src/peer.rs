@@ -169,7 +169,8 @@ const FREE: Translation<[u32; 4]> =
 #[inline(always)]
 pub(crate) fn forget(socket: *mut bpf_sock) {
     // SAFETY: the context, which is the socket here, is valid while the program runs.
-    let (cookie, family) = unsafe { (bpf_get_socket_cookie(socket.cast()), (&raw const (*socket).family).read_volatile()) };
+    let (cookie, family) =
+        unsafe { (bpf_get_socket_cookie(socket.cast()), (&raw const (*socket).family).read_volatile()) };
     if let Some(place) = place::<u32>(cookie) {
         release(cookie, place);
     }
@@ -178,7 +179,9 @@ pub(crate) fn forget(socket: *mut bpf_sock) {
     {
         release(cookie, place);
     }
-    if overflowed() && let Some(overflow) = storage(socket, false) {
+    if overflowed()
+        && let Some(overflow) = storage(socket, false)
+    {
         for translation in &overflow.translations {
             uncount(translation);
         }

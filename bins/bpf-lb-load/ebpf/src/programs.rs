@@ -110,9 +110,11 @@ fn bind<A: Tables>(socket: *mut bpf_sock, address: A, is_any: bool) -> i32 {
     }
     let endpoint = Endpoint::new(address, port.to_be(), protocol);
     // SAFETY: the index is one aligned word.
-    let is_node_port = || unsafe { A::services().get(endpoint) }
-        .and_then(|index| A::headers().get(*index))
-        .is_some_and(|header| Entry(header.entry.load()).kind() == Entry::NODE_PORT);
+    let is_node_port = || {
+        unsafe { A::services().get(endpoint) }
+            .and_then(|index| A::headers().get(*index))
+            .is_some_and(|header| Entry(header.entry.load()).kind() == Entry::NODE_PORT)
+    };
     if is_any || is_node_port() { fail(EADDRINUSE) } else { ALLOW }
 }
 

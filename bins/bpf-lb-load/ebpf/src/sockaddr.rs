@@ -18,8 +18,9 @@ pub(crate) trait Sockaddr: Copy {
     fn endpoint(self) -> Endpoint<Self::Address> {
         let context = self.context();
         // SAFETY: the context is valid while the program runs. Volatile, since only loads of the field's size are let through.
-        let (port, protocol) =
-            unsafe { ((&raw const (*context).user_port).read_volatile(), (&raw const (*context).protocol).read_volatile()) };
+        let (port, protocol) = unsafe {
+            ((&raw const (*context).user_port).read_volatile(), (&raw const (*context).protocol).read_volatile())
+        };
         // A protocol that does not fit, as MPTCP's, is none of ours.
         Endpoint::new(self.address(), port as u16, if protocol > 255 { 0 } else { protocol as u8 })
     }
