@@ -43,7 +43,7 @@ pub fn apply(kernel: &mut Kernel, table: &ServiceTable) -> Result<Summary, Apply
     }
     // Last, since an address may have moved from one of these to one of those.
     for key in gone {
-        summary.removed += usize::from(kernel.remove(&key)?);
+        summary.removed += usize::from(kernel.remove(&key));
     }
     Ok(summary)
 }
@@ -56,7 +56,7 @@ pub fn change(kernel: &mut Kernel, change: &Change) -> Result<Summary, ApplyErro
             let spec = Spec::new(service, &kernel.node_addresses())?;
             count(&mut summary, kernel.set(&service.key(), spec)?);
         }
-        Change::Remove(name) => summary.removed += usize::from(kernel.remove(&name.key())?),
+        Change::Remove(name) => summary.removed += usize::from(kernel.remove(&name.key())),
         Change::Table(table) => return apply(kernel, table),
     }
     Ok(summary)

@@ -5,14 +5,10 @@ use std::{
     path::Path,
 };
 
-use aya::{
-    Pod,
-    maps::{HashMap, MapData},
-};
-use bpf_lb_abi::{Address, Endpoint, Entry, Header, Long, NO_SLOT, Slot, TCP, UDP, Word};
+use bpf_lb_abi::{Address, CELLS, Cell, Endpoint, Entry, Long, PROBES, Slot, TCP, UDP};
 
 use crate::{
-    maps::{MapsError, mapped, pinned},
+    maps::{MapsError, mapped},
     space::Space,
     spec::Frontend,
     sys::Mapped,
@@ -20,9 +16,11 @@ use crate::{
 };
 
 /// An address as the maps hold it, and as the table does.
-pub trait Family: Address + Pod {
+pub trait Family: Address {
     /// What the names of the family's maps end with.
     const SUFFIX: char;
+    /// The address that means none.
+    const UNSPECIFIED: IpAddr;
     /// Nothing if it is of the other family.
     fn from_ip(address: IpAddr) -> Option<Self>;
     /// The inverse of [`Family::from_ip`].
@@ -31,6 +29,7 @@ pub trait Family: Address + Pod {
 
 impl Family for u32 {
     const SUFFIX: char = '4';
+    const UNSPECIFIED: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
     fn from_ip(address: IpAddr) -> Option<Self> {
         match address {
@@ -46,6 +45,7 @@ impl Family for u32 {
 
 impl Family for [u32; 4] {
     const SUFFIX: char = '6';
+    const UNSPECIFIED: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
     fn from_ip(address: IpAddr) -> Option<Self> {
         match address {
@@ -85,13 +85,25 @@ fn address<A: Family>(endpoint: &Endpoint<A>) -> SocketAddr {
     SocketAddr::new(endpoint.address.to_ip(), u16::from_be(endpoint.port))
 }
 
-/// A run of slots: the first, and how many.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A run of slots: one that is about the run, and one for each backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Run {
-    /// Index into the slots.
+    /// Index of the first slot.
     pub base: u32,
-    /// How many slots; none for a set that is empty.
-    pub len: u32,
+    /// How many backends.
+    pub count: u32,
+}
+
+impl Run {
+    /// The run to which an entry leads.
+    pub const fn of(entry: Entry) -> Self {
+        Self { base: entry.base(), count: entry.count() }
+    }
+
+    /// The slot of the backend at `index`.
+    pub const fn slot(self, index: u32) -> u32 {
+        self.base + 1 + index
+    }
 }
 
 /// A place in `backends`, and what it was given for.
@@ -103,155 +115,188 @@ pub struct BackendRef {
     pub generation: u32,
 }
 
-/// What a header says beside the key.
+/// What a run's first slot says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// See [`Entry`].
-    pub entry: Entry,
-    /// See [`bpf_lb_abi::Header::service`].
+pub struct About {
+    /// Index into `names`.
     pub service: u32,
-    /// In seconds.
+    /// The timeout of session affinity.
     pub affinity_seconds: u32,
 }
 
-/// The maps of a family.
-pub struct Tables<A: Family> {
-    services: HashMap<MapData, Endpoint<A>, u32>,
-    headers: Mapped<Header<A>>,
-    slots: Mapped<Slot<A>>,
-    header_space: Space,
-    slot_space: Space,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CellState {
+    Free,
+    Taken,
+    /// Programs may have found the frontend that was here, and not yet read where it leads.
+    Retired,
 }
 
-impl<A: Family> Tables<A>
-where
-    Endpoint<A>: Pod,
-{
+/// A counter that has moved: what is counted in the old place after it was copied still has to follow.
+#[derive(Debug)]
+struct Moved {
+    from: u32,
+    to: u32,
+    copied: u64,
+}
+
+/// The maps of a family.
+#[derive(Debug)]
+pub struct Tables<A: Family> {
+    cells: Mapped<Cell<A>>,
+    states: Vec<CellState>,
+    slots: Mapped<Slot<A>>,
+    slot_space: Space,
+    moved: Vec<Moved>,
+}
+
+const CELLS_PER_BUCKET: u32 = CELLS as u32;
+
+impl<A: Family> Tables<A> {
     /// Opens the maps that are pinned in `folder`.
     pub fn open(folder: &Path) -> Result<Self, MapsError> {
         let name = |stem: &str| format!("{stem}{}", A::SUFFIX);
-        let headers: Mapped<Header<A>> = mapped(folder, &name("headers"))?;
+        let cells: Mapped<Cell<A>> = mapped(folder, &name("frontends"))?;
         let slots: Mapped<Slot<A>> = mapped(folder, &name("slots"))?;
         Ok(Self {
-            services: HashMap::try_from(pinned(folder, &name("services"))?)
-                .map_err(|source| MapsError::new(&name("services"), source))?,
-            header_space: Space::new(headers.capacity(), []),
+            states: vec![CellState::Free; cells.capacity() as usize],
             slot_space: Space::new(slots.capacity(), []),
-            headers,
+            cells,
             slots,
+            moved: Vec::new(),
         })
     }
 
-    /// All frontends with their headers' places, and marks those and the slots that they lead to as used.
-    pub fn read(&mut self) -> Result<Vec<(Frontend, u32, Target)>, MapsError> {
+    /// All frontends with their cells, and marks those and the slots that they lead to as taken.
+    pub fn read(&mut self) -> Vec<(Frontend, u32, Entry)> {
         let mut frontends = Vec::new();
-        for element in self.services.iter() {
-            let (key, header) = element.map_err(|source| MapsError::new("services", source))?;
-            let Some(target) = self.target(header) else { continue };
-            let protocol = if key.protocol == UDP { Protocol::Udp } else { Protocol::Tcp };
-            frontends.push((Frontend { address: address(&key), protocol }, header, target));
+        for (cell, state) in (0..).zip(&mut self.states) {
+            let Some(found) = self.cells.get(cell) else { continue };
+            let entry = Entry(found.entry.load());
+            if entry.is_present() {
+                *state = CellState::Taken;
+                let protocol = if found.key.protocol == UDP { Protocol::Udp } else { Protocol::Tcp };
+                frontends.push((Frontend { address: address(&found.key), protocol }, cell, entry));
+            }
         }
-        self.header_space = Space::new(self.headers.capacity(), frontends.iter().map(|(_, header, _)| (*header, 1)));
-        let mut runs: Vec<_> =
-            frontends.iter().map(|(.., target)| (target.entry.base(), target.entry.count())).collect();
+        let mut runs: Vec<_> = frontends.iter().map(|(.., entry)| (entry.base(), entry.count() + 1)).collect();
         runs.sort_unstable();
         runs.dedup();
         self.slot_space = Space::new(self.slots.capacity(), runs);
-        Ok(frontends)
+        frontends
     }
 
-    fn target(&self, header: u32) -> Option<Target> {
-        let header = self.headers.get(header)?;
-        Some(Target {
-            entry: Entry(header.entry.load()),
-            service: header.service.load(),
-            affinity_seconds: header.affinity_seconds.load(),
+    /// What a run's first slot says, and how many connections it refused.
+    pub fn about(&self, run: Run) -> Option<(About, u64)> {
+        let slot = self.slots.get(run.base)?;
+        Some((About { service: slot.backend, affinity_seconds: slot.generation }, slot.connections.load()))
+    }
+
+    /// The backends of a run, and how many connections each got.
+    pub fn backends(&self, run: Run) -> impl Iterator<Item = (SocketAddr, BackendRef, u64)> {
+        (0..run.count).filter_map(move |index| self.slots.get(run.slot(index))).map(|slot| {
+            let backend = BackendRef { id: slot.backend, generation: slot.generation };
+            (address(&slot.endpoint), backend, slot.connections.load())
         })
     }
 
-    /// How many connections to a frontend were refused.
-    pub fn refused(&self, header: u32) -> u64 {
-        self.headers.get(header).map_or(0, |header| header.refused.load())
+    /// A cell for a new frontend: one of the first bucket, of those that programs look into, that has any left.
+    pub fn allocate_cell(&mut self, frontend: &Frontend) -> Option<u32> {
+        let hash = endpoint::<A>(frontend.address, frontend.protocol)?.hash();
+        let buckets = self.cells.capacity() / CELLS_PER_BUCKET;
+        let cells = (0..PROBES).flat_map(|probe| {
+            let bucket = (hash.wrapping_add(probe)) & (buckets - 1);
+            bucket * CELLS_PER_BUCKET..(bucket + 1) * CELLS_PER_BUCKET
+        });
+        let cell = cells.into_iter().find(|cell| self.states.get(*cell as usize) == Some(&CellState::Free))?;
+        self.set_state(cell, CellState::Taken);
+        Some(cell)
     }
 
-    /// The backends of a run.
-    pub fn backends(&self, run: Run) -> impl Iterator<Item = (SocketAddr, BackendRef)> {
-        (0..run.len)
-            .filter_map(move |offset| self.slots.get(run.base.checked_add(offset)?))
-            .map(|slot| (address(&slot.endpoint), BackendRef { id: slot.backend, generation: slot.generation }))
+    fn set_state(&mut self, cell: u32, state: CellState) {
+        if let Some(place) = self.states.get_mut(cell as usize) {
+            *place = state;
+        }
     }
 
-    /// A place for a new frontend's header.
-    pub fn allocate_header(&mut self) -> Option<u32> {
-        self.header_space.allocate(1)
+    /// Gives back a cell that was not used.
+    pub fn free_cell(&mut self, cell: u32) {
+        self.set_state(cell, CellState::Free);
     }
 
-    /// Gives back a header's place that was not used.
-    pub fn free_header(&mut self, header: u32) {
-        self.header_space.free(header, 1);
-    }
-
-    /// Places for a run of backends.
-    pub fn allocate_run(&mut self, len: u32) -> Option<Run> {
-        self.slot_space.allocate(len).map(|base| Run { base, len })
+    /// Places for a run of `count` backends.
+    pub fn allocate_run(&mut self, count: u32) -> Option<Run> {
+        self.slot_space.allocate(count + 1).map(|base| Run { base, count })
     }
 
     /// Gives back a run that was not used.
     pub fn free_run(&mut self, run: Run) {
-        self.slot_space.free(run.base, run.len);
+        self.slot_space.free(run.base, run.count + 1);
     }
 
     /// Gives back a run that programs may still be reading.
     pub fn retire_run(&mut self, run: Run) {
-        self.slot_space.retire(run.base, run.len);
+        self.slot_space.retire(run.base, run.count + 1);
     }
 
-    /// Frees what was retired.
+    /// Frees what was retired: no program runs any more that has seen it.
     pub fn settle(&mut self) {
-        self.header_space.settle();
         self.slot_space.settle();
+        for Moved { from, to, copied } in std::mem::take(&mut self.moved) {
+            if let (Some(from), Some(to)) = (self.slots.get(from), self.slots.get(to)) {
+                to.connections.add(from.connections.load() - copied);
+            }
+        }
+        for cell in self.states.iter_mut().filter(|cell| **cell == CellState::Retired) {
+            *cell = CellState::Free;
+        }
     }
 
-    /// Writes a slot of a run that no entry names yet.
-    pub fn write_slot(&self, index: u32, backend: SocketAddr, protocol: Protocol, known: BackendRef) {
-        if let Some(endpoint) = endpoint(backend, protocol) {
-            self.slots.put(index, Slot { endpoint, backend: known.id, generation: known.generation, pad: A::PAD });
+    /// Writes the first slot of a run that no entry names yet. The count goes on from that of `old`.
+    pub fn write_about(&mut self, run: Run, about: About, old: Option<Run>) {
+        let nowhere = SocketAddr::new(A::UNSPECIFIED, 0);
+        let backend = BackendRef { id: about.service, generation: about.affinity_seconds };
+        self.write_slot(run.base, nowhere, Protocol::Tcp, backend, old.map(|old| old.base));
+    }
+
+    /// Writes a slot of a run that no entry names yet. The count goes on from that of the slot `old`.
+    pub fn write_slot(&mut self, slot: u32, to: SocketAddr, protocol: Protocol, backend: BackendRef, old: Option<u32>) {
+        let Some(endpoint) = endpoint(to, protocol) else { return };
+        let copied = old.and_then(|old| self.slots.get(old)).map_or(0, |old| old.connections.load());
+        self.slots.put(
+            slot,
+            Slot {
+                connections: Long::new(copied),
+                endpoint,
+                backend: backend.id,
+                generation: backend.generation,
+                pad: A::PAD,
+            },
+        );
+        if let Some(from) = old {
+            self.moved.push(Moved { from, to: slot, copied });
         }
     }
 
     /// Lets a new frontend appear.
-    pub fn insert(&mut self, frontend: &Frontend, header: u32, target: Target) -> Result<(), MapsError> {
-        let Some(key) = endpoint(frontend.address, frontend.protocol) else { return Ok(()) };
-        self.headers.put(
-            header,
-            Header {
-                entry: Long::new(target.entry.0),
-                refused: Long::new(0),
-                key,
-                service: Word::new(target.service),
-                affinity_seconds: Word::new(target.affinity_seconds),
-                pad: A::PAD,
-            },
-        );
-        self.services.insert(key, header, 0).map_err(|source| MapsError::new("services", source))
-    }
-
-    /// Changes where a frontend leads. The entry goes last: with it the new backends are seen.
-    pub fn lead(&self, header: u32, target: Target) {
-        if let Some(header) = self.headers.get(header) {
-            header.service.store(target.service);
-            header.affinity_seconds.store(target.affinity_seconds);
-            header.entry.store(target.entry.0);
-        }
-    }
-
-    /// Lets a frontend disappear.
-    pub fn remove(&mut self, frontend: &Frontend, header: u32) -> Result<(), MapsError> {
-        self.lead(header, Target { entry: Entry::NONE, service: NO_SLOT, affinity_seconds: 0 });
+    pub fn insert(&self, frontend: &Frontend, cell: u32, entry: Entry) {
         if let Some(key) = endpoint(frontend.address, frontend.protocol) {
-            self.services.remove(&key).map_err(|source| MapsError::new("services", source))?;
+            // Whoever sees the key, or half of it, and not yet the entry, goes on as if neither was there.
+            self.cells.put(cell, Cell { key, pad: A::PAD, entry: Long::new(Entry::NONE.0) });
+            self.lead(cell, entry);
         }
-        self.header_space.retire(header, 1);
-        Ok(())
+    }
+
+    /// Changes where a frontend leads.
+    pub fn lead(&self, cell: u32, entry: Entry) {
+        if let Some(place) = self.cells.get(cell) {
+            place.entry.store(entry.0);
+        }
+    }
+
+    /// Lets a frontend disappear. The key stays, since others may have gone past it to the next bucket.
+    pub fn remove(&mut self, cell: u32) {
+        self.lead(cell, Entry::NONE);
+        self.set_state(cell, CellState::Retired);
     }
 }

@@ -9,12 +9,12 @@ use std::{
     path::Path,
 };
 
-use aya::maps::{Array, ArrayOfMaps, HashMap as BpfHashMap, IterableMap as _, MapData};
+use aya::maps::{Array, ArrayOfMaps, MapData};
 use bpf_lb_abi::{Backend, Config, Entry, Long, NO_SLOT, Name, Scope, Word, node_port_bit};
 use thiserror::Error;
 
 use crate::{
-    family::{BackendRef, Run, Tables, Target, number},
+    family::{About, BackendRef, Family as _, Run, Tables, number, words},
     maps::{MapsError, mapped, pinned},
     name,
     space::Space,
@@ -53,10 +53,10 @@ pub struct Installed {
     pub backends: BTreeMap<SocketAddr, BackendRef>,
 }
 
-/// Who has a frontend, and where its header is.
+/// Who has a frontend, and where its cell is.
 #[derive(Clone, Debug)]
 struct Owned {
-    header: u32,
+    cell: u32,
     owner: String,
 }
 
@@ -64,7 +64,7 @@ struct Owned {
 pub struct Kernel {
     four: Tables<u32>,
     six: Tables<[u32; 4]>,
-    names: BpfHashMap<MapData, u32, Name>,
+    names: Mapped<Name>,
     backends: Mapped<Backend>,
     node_ports: Mapped<Long>,
     config: Mapped<Config>,
@@ -91,13 +91,12 @@ macro_rules! tables {
 impl Kernel {
     /// Opens the maps that are pinned in `folder`, and reads them.
     pub fn open(folder: &Path) -> Result<Self, MapsError> {
-        let names = BpfHashMap::try_from(pinned(folder, "names")?).map_err(|source| MapsError::new("names", source))?;
         let grace =
             ArrayOfMaps::try_from(pinned(folder, "grace")?).map_err(|source| MapsError::new("grace", source))?;
         let mut kernel = Self {
             four: Tables::open(folder)?,
             six: Tables::open(folder)?,
-            names,
+            names: mapped(folder, "names")?,
             backends: mapped(folder, "backends")?,
             node_ports: mapped(folder, "node_ports")?,
             config: mapped(folder, "config")?,
@@ -107,42 +106,36 @@ impl Kernel {
             services: BTreeMap::new(),
             owners: HashMap::new(),
         };
-        kernel.read()?;
+        kernel.read();
         Ok(kernel)
     }
 
-    fn read(&mut self) -> Result<(), MapsError> {
+    fn read(&mut self) {
         let mut by_id = HashMap::new();
-        for element in self.names.iter() {
-            let (id, record) = element.map_err(|source| MapsError::new("names", source))?;
-            let (key, spec) = name::decode(&record);
-            by_id.insert(id, key.clone());
-            self.services.insert(key, Installed { spec, id, runs: BTreeMap::new(), backends: BTreeMap::new() });
+        for id in 0..self.names.capacity() {
+            if let Some((key, spec)) = self.names.get(id).and_then(name::decode) {
+                by_id.insert(id, key.clone());
+                self.services.insert(key, Installed { spec, id, runs: BTreeMap::new(), backends: BTreeMap::new() });
+            }
         }
-        let frontends = self.four.read()?.into_iter().chain(self.six.read()?);
-        for (frontend, header, target) in frontends.collect::<Vec<_>>() {
-            let owner = by_id.get(&target.service).cloned().unwrap_or_default();
-            self.adopt(frontend, &owner, target);
-            self.owners.insert(frontend, Owned { header, owner });
+        let four = self.four.read();
+        let frontends = four.into_iter().chain(self.six.read());
+        for (frontend, cell, entry) in frontends.collect::<Vec<_>>() {
+            let about = tables!(self, frontend.address.is_ipv6(), tables => tables.about(Run::of(entry)));
+            let owner = about.and_then(|(about, _)| by_id.get(&about.service)).cloned().unwrap_or_default();
+            self.adopt(frontend, &owner, entry);
+            self.owners.insert(frontend, Owned { cell, owner });
         }
         let used = self.services.values().flat_map(|service| service.backends.values().map(|backend| (backend.id, 1)));
         self.backend_space = Space::new(self.backends.capacity(), used);
-        let places = self.names_len()?;
-        self.name_space = Space::new(places, by_id.keys().map(|id| (*id, 1)));
-        Ok(())
-    }
-
-    fn names_len(&self) -> Result<u32, MapsError> {
-        let info = self.names.map().info().map_err(|source| MapsError::new("names", source))?;
-        Ok(info.max_entries())
+        self.name_space = Space::new(self.names.capacity(), by_id.keys().map(|id| (*id, 1)));
     }
 
     /// Takes note of a frontend that is in the maps.
-    fn adopt(&mut self, frontend: Frontend, owner: &str, target: Target) {
+    fn adopt(&mut self, frontend: Frontend, owner: &str, entry: Entry) {
         let Some(service) = self.services.get_mut(owner) else { return };
-        let set = (target.entry.scope(), frontend.address.is_ipv6());
-        let run = Run { base: target.entry.base(), len: target.entry.count() };
-        service.spec.frontends.insert(frontend, target.entry.kind());
+        let (set, run) = ((entry.scope(), frontend.address.is_ipv6()), Run::of(entry));
+        service.spec.frontends.insert(frontend, entry.kind());
         let runs = service.runs.entry(set).or_default();
         if runs.contains(&run) {
             return;
@@ -150,7 +143,7 @@ impl Kernel {
         runs.push(run);
         let members = service.spec.sets.entry(set).or_default();
         let backends: Vec<_> = tables!(self, set.1, tables => tables.backends(run).collect());
-        for (address, backend) in backends {
+        for (address, backend, _) in backends {
             members.insert(address, backend.generation & Backend::LOCAL != 0);
             service.backends.insert(address, backend);
         }
@@ -164,8 +157,8 @@ impl Kernel {
             for ((scope, v6), runs) in &service.runs {
                 for run in runs {
                     let slots = tables!(self, *v6, tables => tables.backends(*run).collect::<Vec<_>>());
-                    for (slot, (_, backend)) in (run.base..).zip(slots) {
-                        members.entry(backend.id).or_insert([NO_SLOT; 2])[*scope as usize] = slot;
+                    for (index, (_, backend, _)) in (0..).zip(slots) {
+                        members.entry(backend.id).or_insert([NO_SLOT; 2])[*scope as usize] = run.slot(index);
                     }
                 }
             }
@@ -207,29 +200,33 @@ impl Kernel {
         self.config.get(0)
     }
 
-    /// How many connections to a service were refused for want of a backend.
-    pub fn refused(&self, service: &Installed) -> u64 {
-        let headers = service.spec.frontends.keys().filter_map(|frontend| Some((frontend, self.owners.get(frontend)?)));
-        let refused = |(frontend, owned): (&Frontend, &Owned)| match frontend.address {
-            SocketAddr::V4(_) => self.four.refused(owned.header),
-            SocketAddr::V6(_) => self.six.refused(owned.header),
-        };
-        headers.map(refused).sum()
+    /// What was counted of a service: connections that were refused for want of a backend, and those of each backend.
+    pub fn counts(&self, service: &Installed) -> (u64, BTreeMap<SocketAddr, u64>) {
+        let (mut refused, mut connections) = (0, BTreeMap::new());
+        for ((_, v6), run) in service.runs.iter().flat_map(|(set, runs)| runs.iter().map(move |run| (set, *run))) {
+            let (about, backends): (_, Vec<_>) = if *v6 {
+                (self.six.about(run), self.six.backends(run).collect())
+            } else {
+                (self.four.about(run), self.four.backends(run).collect())
+            };
+            refused += about.map_or(0, |(_, refused)| refused);
+            for (address, _, count) in backends {
+                *connections.entry(address).or_default() += count;
+            }
+        }
+        (refused, connections)
     }
 
-    /// A backend's counters.
-    pub fn backend(&self, backend: BackendRef) -> Option<&Backend> {
-        self.backends.get(backend.id)
+    /// How many sockets are translated to a backend now.
+    pub fn open_sockets(&self, backend: BackendRef) -> u64 {
+        self.backends.get(backend.id).map_or(0, |backend| backend.open.load())
     }
 
     /// The addresses on which node ports answer.
     pub fn node_addresses(&self) -> Vec<IpAddr> {
         let Some(config) = self.config() else { return Vec::new() };
         let count = config.node_address_count.load() as usize;
-        let address = |words: &[Word; 4]| {
-            let words = words.each_ref().map(Word::load);
-            crate::family::Family::to_ip(words).to_canonical()
-        };
+        let address = |words: &[Word; 4]| words.each_ref().map(Word::load).to_ip().to_canonical();
         config.node_addresses.iter().take(count).map(address).collect()
     }
 
@@ -241,7 +238,7 @@ impl Kernel {
                 IpAddr::V4(address) => address.to_ipv6_mapped(),
                 IpAddr::V6(address) => *address,
             };
-            for (place, word) in place.iter().zip(crate::family::words(address)) {
+            for (place, word) in place.iter().zip(words(address)) {
                 place.store(word);
             }
         }
@@ -281,7 +278,7 @@ impl Kernel {
             }
             draft => draft?,
         };
-        self.write(key, spec, old, draft)?;
+        self.write(key, spec, old, draft);
         Ok(true)
     }
 
@@ -323,6 +320,8 @@ impl Kernel {
         for (set, backends) in &spec.sets {
             if let Some(old) = old
                 && old.spec.sets.get(set) == Some(backends)
+                && old.spec.affinity_seconds == spec.affinity_seconds
+                && old.spec.protocol == spec.protocol
                 && let Some([run]) = old.runs.get(set).map(Vec::as_slice)
             {
                 draft.kept_runs.insert(*set, *run);
@@ -334,9 +333,9 @@ impl Kernel {
             draft.new_runs.insert(*set, run);
         }
         for frontend in spec.frontends.keys().filter(|frontend| !self.owners.contains_key(frontend)) {
-            let header = tables!(self, frontend.address.is_ipv6(), tables => tables.allocate_header())
+            let cell = tables!(self, frontend.address.is_ipv6(), tables => tables.allocate_cell(frontend))
                 .ok_or(("a frontend", "--max-services"))?;
-            draft.new_headers.insert(*frontend, header);
+            draft.new_cells.insert(*frontend, cell);
         }
         Ok(())
     }
@@ -351,16 +350,15 @@ impl Kernel {
         for ((_, v6), run) in draft.new_runs {
             tables!(self, v6, tables => tables.free_run(run));
         }
-        for (frontend, header) in draft.new_headers {
-            tables!(self, frontend.address.is_ipv6(), tables => tables.free_header(header));
+        for (frontend, cell) in draft.new_cells {
+            tables!(self, frontend.address.is_ipv6(), tables => tables.free_cell(cell));
         }
     }
 
     /// Writes what nobody reads yet, then lets the frontends lead there, then takes the old away.
-    fn write(&mut self, key: &str, spec: Spec, old: Option<Installed>, draft: Draft) -> Result<(), UpdateError> {
-        let record = name::encode(key, &spec);
-        if old.as_ref().is_none_or(|old| name::encode(key, &old.spec) != record) {
-            self.names.insert(draft.id, record, 0).map_err(|source| MapsError::new("names", source))?;
+    fn write(&mut self, key: &str, spec: Spec, old: Option<Installed>, draft: Draft) {
+        if old.as_ref().is_none_or(|old| name::encode(key, &old.spec) != name::encode(key, &spec)) {
+            self.names.put(draft.id, name::encode(key, &spec));
         }
         let mut backends = old.as_ref().map(|old| old.backends.clone()).unwrap_or_default();
         let replaced: Vec<_> = draft.new_backends.keys().filter_map(|address| backends.remove(address)).collect();
@@ -368,141 +366,131 @@ impl Kernel {
             self.backends.put(backend.id, new_backend(*backend, draft.id));
             backends.insert(*address, *backend);
         }
+        let about = About { service: draft.id, affinity_seconds: spec.affinity_seconds.unwrap_or_default() };
+        for (set, run) in &draft.new_runs {
+            let before = old.as_ref().and_then(|old| old.runs.get(set)?.first()).copied();
+            self.write_run(*set, *run, about, before, &spec, &backends);
+        }
         let runs: BTreeMap<_, _> =
             draft.kept_runs.iter().chain(&draft.new_runs).map(|(set, run)| (*set, *run)).collect();
-        for (set, run) in &draft.new_runs {
-            self.write_run(*set, *run, &spec, &backends);
-        }
         for frontend in spec.frontends.keys() {
-            self.lead(
-                key,
-                frontend,
-                target(&spec, frontend, &runs, draft.id),
-                draft.new_headers.get(frontend).copied(),
-            )?;
+            self.lead(key, frontend, entry(&spec, frontend, &runs), draft.new_cells.get(frontend).copied());
         }
-        let installed = Installed {
-            id: draft.id,
-            runs: runs.iter().map(|(set, run)| (*set, vec![*run])).collect(),
-            backends,
-            spec,
-        };
-        self.clear(key, old, installed, &replaced)
+        let runs = runs.into_iter().map(|(set, run)| (set, vec![run])).collect();
+        let node_port = (old.as_ref().and_then(|old| old.spec.node_port), spec.node_port);
+        let mut new = Installed { id: draft.id, runs, backends, spec };
+        self.clear(key, old, &mut new, &replaced);
+        self.services.insert(key.into(), new);
+        if node_port.0 != node_port.1 {
+            self.write_node_ports();
+        }
     }
 
-    fn write_run(&mut self, (scope, v6): SetKey, run: Run, spec: &Spec, backends: &BTreeMap<SocketAddr, BackendRef>) {
+    fn write_run(
+        &mut self,
+        (scope, v6): SetKey,
+        run: Run,
+        about: About,
+        before: Option<Run>,
+        spec: &Spec,
+        backends: &BTreeMap<SocketAddr, BackendRef>,
+    ) {
+        tables!(self, v6, tables => tables.write_about(run, about, before));
         let members = spec.sets.get(&(scope, v6)).into_iter().flat_map(BTreeMap::keys);
-        for (slot, address) in (run.base..).zip(members) {
+        for (index, address) in (0..).zip(members) {
             let Some(backend) = backends.get(address) else { continue };
-            tables!(self, v6, tables => tables.write_slot(slot, *address, spec.protocol, *backend));
-            if let Some(place) = self.backends.get(backend.id) {
-                place.slots[scope as usize].store(slot);
-            }
+            let Some(place) = self.backends.get(backend.id).map(|place| &place.slots[scope as usize]) else { continue };
+            let before = Some(place.load()).filter(|slot| *slot != NO_SLOT);
+            let slot = run.slot(index);
+            tables!(self, v6, tables => tables.write_slot(slot, *address, spec.protocol, *backend, before));
+            place.store(slot);
         }
     }
 
-    fn lead(&mut self, key: &str, frontend: &Frontend, target: Target, new: Option<u32>) -> Result<(), MapsError> {
-        let header = match (self.owners.get(frontend), new) {
+    fn lead(&mut self, key: &str, frontend: &Frontend, entry: Entry, new: Option<u32>) {
+        let v6 = frontend.address.is_ipv6();
+        let cell = match (self.owners.get(frontend), new) {
             (Some(owned), _) => {
-                tables!(self, frontend.address.is_ipv6(), tables => tables.lead(owned.header, target));
-                owned.header
+                tables!(self, v6, tables => tables.lead(owned.cell, entry));
+                owned.cell
             }
-            (None, Some(header)) => {
-                tables!(self, frontend.address.is_ipv6(), tables => tables.insert(frontend, header, target))?;
-                header
+            (None, Some(cell)) => {
+                tables!(self, v6, tables => tables.insert(frontend, cell, entry));
+                cell
             }
-            (None, None) => return Ok(()),
+            (None, None) => return,
         };
-        let before = self.owners.insert(*frontend, Owned { header, owner: key.into() });
+        let before = self.owners.insert(*frontend, Owned { cell, owner: key.into() });
         if let Some(other) =
             before.filter(|owned| owned.owner != key).and_then(|owned| self.services.get_mut(&owned.owner))
         {
             other.spec.frontends.remove(frontend);
         }
-        Ok(())
     }
 
     /// Takes away what the service had and has no more.
-    fn clear(
-        &mut self,
-        key: &str,
-        old: Option<Installed>,
-        new: Installed,
-        replaced: &[BackendRef],
-    ) -> Result<(), UpdateError> {
-        let Installed { spec, runs, backends, .. } = &new;
-        let node_ports = old.as_ref().and_then(|old| old.spec.node_port) != spec.node_port;
+    fn clear(&mut self, key: &str, old: Option<Installed>, new: &mut Installed, replaced: &[BackendRef]) {
         let mut gone = replaced.to_vec();
-        if let Some(old) = &old {
-            for frontend in old.spec.frontends.keys().filter(|frontend| !spec.frontends.contains_key(frontend)) {
-                self.remove_frontend(key, frontend)?;
+        if let Some(old) = old {
+            for frontend in old.spec.frontends.keys().filter(|frontend| !new.spec.frontends.contains_key(frontend)) {
+                self.remove_frontend(key, frontend);
             }
-            for (address, backend) in &old.backends {
-                let sets =
-                    |scope| spec.sets.iter().any(|(set, members)| set.0 == scope && members.contains_key(address));
-                self.leave(*backend, sets(Scope::Internal), sets(Scope::External));
-                if !sets(Scope::Internal) && !sets(Scope::External) {
+            for (address, backend) in old.backends.iter().filter(|(_, backend)| !replaced.contains(backend)) {
+                let stays = [Scope::Internal, Scope::External].map(|scope| {
+                    new.spec.sets.iter().any(|(set, members)| set.0 == scope && members.contains_key(address))
+                });
+                self.leave(*backend, stays);
+                if stays == [false; 2] {
+                    new.backends.remove(address);
                     gone.push(*backend);
                 }
             }
             for (set, run) in old.runs.iter().flat_map(|(set, runs)| runs.iter().map(move |run| (set, run))) {
-                if runs.get(set).is_none_or(|kept| !kept.contains(run)) {
+                if new.runs.get(set).is_none_or(|kept| !kept.contains(run)) {
                     tables!(self, set.1, tables => tables.retire_run(*run));
                 }
             }
         }
-        for backend in &gone {
-            self.leave(*backend, false, false);
+        self.retire_backends(gone);
+    }
+
+    fn retire_backends(&mut self, gone: impl IntoIterator<Item = BackendRef>) {
+        for backend in gone {
+            self.leave(backend, [false; 2]);
             self.backend_space.retire(backend.id, 1);
         }
-        let mut new = new.clone();
-        new.backends = backends.iter().filter(|(_, backend)| !gone.contains(backend)).map(|(a, b)| (*a, *b)).collect();
-        self.services.insert(key.into(), new);
-        if node_ports {
-            self.write_node_ports();
-        }
-        Ok(())
     }
 
-    fn leave(&self, backend: BackendRef, internal: bool, external: bool) {
-        if let Some(place) = self.backends.get(backend.id) {
-            for (slot, stays) in place.slots.iter().zip([internal, external]) {
-                if !stays {
-                    slot.store(NO_SLOT);
-                }
-            }
+    fn leave(&self, backend: BackendRef, stays: [bool; 2]) {
+        let slots = self.backends.get(backend.id).into_iter().flat_map(|place| &place.slots);
+        for (slot, _) in slots.zip(stays).filter(|(_, stays)| !stays) {
+            slot.store(NO_SLOT);
         }
     }
 
-    fn remove_frontend(&mut self, key: &str, frontend: &Frontend) -> Result<(), MapsError> {
-        if let Some(owned) = self.owners.get(frontend)
-            && owned.owner == key
-        {
-            tables!(self, frontend.address.is_ipv6(), tables => tables.remove(frontend, owned.header))?;
+    fn remove_frontend(&mut self, key: &str, frontend: &Frontend) {
+        if let Some(owned) = self.owners.get(frontend).filter(|owned| owned.owner == key) {
+            tables!(self, frontend.address.is_ipv6(), tables => tables.remove(owned.cell));
             self.owners.remove(frontend);
         }
-        Ok(())
     }
 
     /// Removes the service `key`. Says whether it was there.
-    pub fn remove(&mut self, key: &str) -> Result<bool, UpdateError> {
-        let Some(service) = self.services.remove(key) else { return Ok(false) };
+    pub fn remove(&mut self, key: &str) -> bool {
+        let Some(service) = self.services.remove(key) else { return false };
         for frontend in service.spec.frontends.keys() {
-            self.remove_frontend(key, frontend)?;
+            self.remove_frontend(key, frontend);
         }
-        for backend in service.backends.values() {
-            self.leave(*backend, false, false);
-            self.backend_space.retire(backend.id, 1);
-        }
+        self.retire_backends(service.backends.into_values());
         for (set, run) in service.runs.iter().flat_map(|(set, runs)| runs.iter().map(move |run| (set, run))) {
             tables!(self, set.1, tables => tables.retire_run(*run));
         }
-        self.names.remove(&service.id).map_err(|source| MapsError::new("names", source))?;
+        self.names.put(service.id, name::NONE);
         self.name_space.retire(service.id, 1);
         if service.spec.node_port.is_some() {
             self.write_node_ports();
         }
-        Ok(true)
+        true
     }
 }
 
@@ -514,12 +502,11 @@ struct Draft {
     new_backends: BTreeMap<SocketAddr, BackendRef>,
     kept_runs: BTreeMap<SetKey, Run>,
     new_runs: BTreeMap<SetKey, Run>,
-    new_headers: BTreeMap<Frontend, u32>,
+    new_cells: BTreeMap<Frontend, u32>,
 }
 
 const fn new_backend(backend: BackendRef, service: u32) -> Backend {
     Backend {
-        connections: Long::new(0),
         open: Long::new(0),
         slots: [Word::new(NO_SLOT), Word::new(NO_SLOT)],
         generation: Word::new(backend.generation),
@@ -527,13 +514,10 @@ const fn new_backend(backend: BackendRef, service: u32) -> Backend {
     }
 }
 
-fn target(spec: &Spec, frontend: &Frontend, runs: &BTreeMap<SetKey, Run>, service: u32) -> Target {
+fn entry(spec: &Spec, frontend: &Frontend, runs: &BTreeMap<SetKey, Run>) -> Entry {
     let kind = spec.frontends.get(frontend).copied().unwrap_or_default();
-    let run = spec.set_of(frontend).and_then(|set| runs.get(&set)).copied().unwrap_or(Run { base: 0, len: 0 });
-    let affinity = spec.affinity_seconds.is_some();
-    Target {
-        entry: Entry::new(run.base, run.len, affinity, spec.least_connections, kind),
-        service,
-        affinity_seconds: spec.affinity_seconds.unwrap_or_default(),
-    }
+    let run = spec.set_of(frontend).and_then(|set| runs.get(&set));
+    run.map_or(Entry::NONE, |run| {
+        Entry::new(run.base, run.count, spec.affinity_seconds.is_some(), spec.least_connections, kind)
+    })
 }

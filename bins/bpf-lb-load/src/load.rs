@@ -105,13 +105,12 @@ fn open_object(request: &Request, fresh: bool, set_retval: bool) -> Result<Ebpf>
     let folder = request.pins.maps();
     let Sizes { max_services, max_backends, max_sockets, max_clients } = request.sizes;
     let sockets = if fresh { max_sockets.next_power_of_two() } else { capacity(&folder, "peers4")? };
-    // Half of the slots are for the run that takes the place of another.
-    let slots = max_backends.saturating_mul(2);
+    let buckets = if fresh { max_services.next_power_of_two() } else { capacity(&folder, "frontends4")? };
+    // Half of the slots are for the run that takes the place of another; each run has one that is about the run.
+    let slots = max_backends.saturating_add(max_services).saturating_mul(2);
     let sizes = [
-        ("services4", max_services),
-        ("services6", max_services),
-        ("headers4", max_services),
-        ("headers6", max_services),
+        ("frontends4", buckets),
+        ("frontends6", buckets),
         ("names", max_services),
         ("slots4", slots),
         ("slots6", slots),
@@ -121,10 +120,12 @@ fn open_object(request: &Request, fresh: bool, set_retval: bool) -> Result<Ebpf>
         ("affinity", max_clients),
     ];
     let others = ["overflow", "namespaces", "node_ports", "config", "grace"];
-    let mask = sockets - 1;
+    let (peer_mask, frontend_mask) = (sockets - 1, buckets - 1);
     let retval = u32::from(set_retval);
     let mut loader = EbpfLoader::new();
-    loader.override_global("PEER_MASK", &mask, true).override_global("SET_RETVAL", &retval, true);
+    for (name, value) in [("PEER_MASK", &peer_mask), ("FRONTEND_MASK", &frontend_mask), ("SET_RETVAL", &retval)] {
+        loader.override_global(name, value, true);
+    }
     for (map, size) in sizes {
         loader.map_max_entries(map, size);
     }

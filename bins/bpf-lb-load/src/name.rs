@@ -6,6 +6,10 @@ use bpf_lb_abi::{NAME_LEN, Name, UDP};
 
 use crate::{family::number, spec::Spec, table::Protocol};
 
+/// The record of no service.
+pub const NONE: Name =
+    Name { name: [0; NAME_LEN], port: 0, node_port: 0, protocol: 0, flags: 0, zero: 0, affinity_seconds: 0, pad: 0 };
+
 /// The record of the service `key`.
 pub fn encode(key: &str, spec: &Spec) -> Name {
     let mut name = [0; NAME_LEN];
@@ -21,14 +25,18 @@ pub fn encode(key: &str, spec: &Spec) -> Name {
         flags: flag(spec.internal_local, Name::INTERNAL_LOCAL)
             | flag(spec.external_local, Name::EXTERNAL_LOCAL)
             | flag(spec.least_connections, Name::LEAST),
-        pad: 0,
+        zero: 0,
         affinity_seconds: spec.affinity_seconds.unwrap_or_default(),
+        pad: 0,
     }
 }
 
-/// The inverse of [`encode`]: the key, and a service without frontends and backends.
-pub fn decode(record: &Name) -> (String, Spec) {
+/// The inverse of [`encode`]: the key, and a service without frontends and backends. Nothing if there is none.
+pub fn decode(record: &Name) -> Option<(String, Spec)> {
     let len = record.name.iter().position(|byte| *byte == 0).unwrap_or(NAME_LEN);
+    if len == 0 {
+        return None;
+    }
     let key = String::from_utf8_lossy(record.name.get(..len).unwrap_or_default()).into_owned();
     let spec = Spec {
         port: record.port,
@@ -41,5 +49,5 @@ pub fn decode(record: &Name) -> (String, Spec) {
         frontends: BTreeMap::new(),
         sets: BTreeMap::new(),
     };
-    (key, spec)
+    Some((key, spec))
 }

@@ -95,9 +95,14 @@ pub fn text(kernel: &Kernel) -> String {
             let count = spec.set_of(frontend).and_then(|set| spec.sets.get(&set)).map_or(0, |set| set.len());
             let _infallible = writeln!(text, "  {kind:<13} {frontend:<48} {count} backends");
         }
+        let (_, connections) = kernel.counts(installed);
         for (address, backend) in &installed.backends {
-            let (open, total) = kernel.backend(*backend).map_or((0, 0), |b| (b.open.load(), b.connections.load()));
-            let open = if spec.least_connections { format!("  {open} open") } else { String::new() };
+            let total = connections.get(address).copied().unwrap_or_default();
+            let open = if spec.least_connections {
+                format!("  {} open", kernel.open_sockets(*backend))
+            } else {
+                String::new()
+            };
             let _infallible = writeln!(text, "    -> {address:<50} {total} connections{open}");
         }
     }

@@ -38,16 +38,17 @@ pub struct BackendStats {
 pub fn stats(kernel: &Kernel) -> Vec<ServiceStats> {
     let stats = |(key, installed): (&String, &crate::kernel::Installed)| {
         let (namespace, name, port_name) = show::parts(key);
-        let backends = installed.backends.iter().filter_map(|(address, backend)| {
-            let counters = kernel.backend(*backend)?;
-            let open = installed.spec.least_connections.then(|| counters.open.load());
-            Some((*address, BackendStats { connections: counters.connections.load(), open }))
+        let (refused, connections) = kernel.counts(installed);
+        let backends = installed.backends.iter().map(|(address, backend)| {
+            let connections = connections.get(address).copied().unwrap_or_default();
+            let open = installed.spec.least_connections.then(|| kernel.open_sockets(*backend));
+            (*address, BackendStats { connections, open })
         });
         ServiceStats {
             namespace: namespace.into(),
             name: name.into(),
             port_name: port_name.into(),
-            refused: kernel.refused(installed),
+            refused,
             backends: backends.collect(),
         }
     };

@@ -17,14 +17,16 @@ pub struct Mapped<T> {
 }
 
 impl<T> Mapped<T> {
-    /// Maps the values of `map`, which must be an array of `T` made with `BPF_F_MMAPABLE`.
+    /// Maps the values of `map`, which must be an array of `T`, or of arrays of `T`, made with `BPF_F_MMAPABLE`.
     pub fn new(map: &MapData) -> io::Result<Self> {
         let info = map.info().map_err(io::Error::other)?;
+        let value = info.value_size() as usize;
         // The kernel rounds the size of a value up to eight bytes.
-        if info.value_size() as usize != size_of::<T>() || !size_of::<T>().is_multiple_of(8) {
-            return Err(io::Error::other(format!("values of {} bytes, not {}", info.value_size(), size_of::<T>())));
+        if !value.is_multiple_of(size_of::<T>()) || !value.is_multiple_of(8) {
+            return Err(io::Error::other(format!("values of {value} bytes, not {}", size_of::<T>())));
         }
-        let len = info.max_entries();
+        let per_value = u32::try_from(value / size_of::<T>()).map_err(io::Error::other)?;
+        let len = info.max_entries().saturating_mul(per_value);
         // SAFETY: a new mapping, of no more than the map's own size.
         let start = unsafe {
             libc::mmap(
@@ -46,12 +48,12 @@ impl<T> Mapped<T> {
         len as usize * size_of::<T>()
     }
 
-    /// How many values there are.
+    /// How many there are.
     pub const fn capacity(&self) -> u32 {
         self.len
     }
 
-    /// The value at `index`.
+    /// The one at `index`.
     pub fn get(&self, index: u32) -> Option<&T> {
         // SAFETY: inside the mapping. What changes while it is borrowed is made of atomic words.
         (index < self.len).then(|| unsafe { self.start.add(index as usize).as_ref() })

@@ -6,12 +6,18 @@
 //! How a connection finds its backend:
 //!
 //! ```text
-//! services[address, port, protocol] -> index of a Header -> slots[base + n] -> the backend's Endpoint
+//! frontends[hash of address, port, protocol] -> Entry -> slots[base + 1 + n] -> the backend's Endpoint
 //! ```
 //!
-//! A frontend keeps its [`Header`] for life, and its place in the hash with it. What changes is the header's `entry`, one
-//! 64-bit word that names a run of slots. An update writes a run that nobody reads yet and then stores that word, so a
-//! program sees all of the old backends or all of the new ones.
+//! That is two cache lines, and cache lines are what a connect() costs here: by the time of the next one the rest of the
+//! network stack has used the cache up. So the hash table is one of ours, in an array: a bucket is a cache line, and has
+//! keys and values side by side. (The kernel's has a line for the bucket, one for the element, and replaces elements
+//! instead of changing them.) Maps in arrays can be mapped into memory, so an update takes no system call.
+//!
+//! A frontend keeps its [`Cell`] for life. What changes is the cell's `entry`, one 64-bit word that names a run of slots.
+//! An update writes a run that nobody reads yet and then stores that word, so a program sees all of the old backends or
+//! all of the new ones. Cells, slots and backends that were given up are used again only when no program runs any more
+//! that could have seen them.
 
 #![no_std]
 
@@ -25,9 +31,11 @@ pub const LAYOUT: u32 = 1;
 /// An address family: `u32` is IPv4, `[u32; 4]` is IPv6, both in network byte order.
 pub trait Address: Copy + Eq {
     /// What fills a structure up to a multiple of eight bytes.
-    type Pad: Copy;
+    type Pad: Copy + core::fmt::Debug;
     /// `AF_INET` or `AF_INET6`.
     const FAMILY: u32;
+    /// All bits of the address, for a hash.
+    fn fold(self) -> u64;
     /// The value of [`Address::Pad`].
     const PAD: Self::Pad;
 }
@@ -36,12 +44,23 @@ impl Address for u32 {
     type Pad = [u32; 0];
     const FAMILY: u32 = 2;
     const PAD: Self::Pad = [];
+
+    #[inline(always)]
+    fn fold(self) -> u64 {
+        self as u64
+    }
 }
 
 impl Address for [u32; 4] {
     type Pad = [u32; 1];
     const FAMILY: u32 = 10;
     const PAD: Self::Pad = [0];
+
+    #[inline(always)]
+    fn fold(self) -> u64 {
+        let [first, second, third, fourth] = self.map(u64::from);
+        mix(first << 32 | second) ^ (third << 32 | fourth)
+    }
 }
 
 /// One end of a flow: the key of a frontend, or the address of a backend.
@@ -64,6 +83,23 @@ impl<A> Endpoint<A> {
     }
 }
 
+impl<A: Address> Endpoint<A> {
+    /// The hash by which a frontend is found. Its low bits are the number of the bucket.
+    #[inline(always)]
+    pub fn hash(&self) -> u32 {
+        let rest = (self.port as u64) << 32 | (self.protocol as u64) << 48;
+        mix(self.address.fold() ^ rest) as u32
+    }
+}
+
+/// Every bit of the result's lower half depends on every bit of `word`.
+#[inline(always)]
+const fn mix(word: u64) -> u64 {
+    // The golden ratio's multiplier (Knuth 6.4).
+    let product = (word ^ (word >> 29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    product ^ (product >> 32)
+}
+
 /// `IPPROTO_TCP`.
 pub const TCP: u8 = 6;
 /// `IPPROTO_UDP`.
@@ -79,10 +115,10 @@ pub enum Scope {
     External = 1,
 }
 
-/// A decoded [`Header::entry`]: which slots a frontend's connections are spread over, and how.
+/// A decoded [`Cell::entry`]: which slots a frontend's connections are spread over, and how.
 ///
 /// All of it in one word, because a program must read it in one load:
-/// bits 0 to 31 the first slot, 32 to 55 how many, 56 the frontend is there, 57 affinity, 58 least connections,
+/// bits 0 to 31 the slot before the first, 32 to 55 how many there are, 56 the frontend is there, 57 affinity, 58 least connections,
 /// 59 and 60 what kind of frontend it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry(pub u64);
@@ -97,7 +133,7 @@ impl Entry {
     const LEAST: u64 = 1 << 58;
     const KIND: u32 = 59;
 
-    /// An entry for `count` slots from `base` on.
+    /// An entry for the `count` slots after `base`.
     pub const fn new(base: u32, count: u32, affinity: bool, least_connections: bool, kind: u8) -> Self {
         let flags = Self::PRESENT | (Self::AFFINITY * affinity as u64) | (Self::LEAST * least_connections as u64);
         Self(base as u64 | (count as u64) << 32 | flags | (kind as u64 & 3) << Self::KIND)
@@ -108,12 +144,12 @@ impl Entry {
         self.0 & Self::PRESENT != 0
     }
 
-    /// The first slot.
+    /// The slot before the first: it is about the whole run, see [`Slot`].
     pub const fn base(self) -> u32 {
         self.0 as u32
     }
 
-    /// How many slots.
+    /// How many backends.
     pub const fn count(self) -> u32 {
         (self.0 >> 32) as u32 & Self::MAX_COUNT
     }
@@ -148,29 +184,42 @@ impl Entry {
     pub const NODE_PORT: u8 = 3;
 }
 
-/// A frontend, in `headers4` and `headers6`.
+/// A frontend.
 #[derive(Debug)]
 #[repr(C)]
-pub struct Header<A: Address> {
-    /// See [`Entry`].
-    pub entry: Long,
-    /// How many connections were refused because there was no backend.
-    pub refused: Long,
-    /// The key that leads here. A program compares it: between its look in the hash and its look here, the hash's
-    /// element may have been given to another key.
+pub struct Cell<A: Address> {
+    /// The address on which a Service answers. With port 0, nothing was here since the bucket was last not full.
     pub key: Endpoint<A>,
-    /// The service, as in [`Backend::service`].
-    pub service: Word,
-    /// Seconds for which a client that does not come back keeps its backend.
-    pub affinity_seconds: Word,
     /// Zero.
     pub pad: A::Pad,
+    /// See [`Entry`]. Not present: the frontend is gone, and the key stays until the cell is used again.
+    pub entry: Long,
 }
 
-/// A place in a run of backends, in `slots4` and `slots6`. Not changed while an entry names it.
-#[derive(Clone, Copy, Debug)]
+/// How many frontends fit into a bucket.
+pub const CELLS: usize = 4;
+
+/// How many buckets, from the one that the hash names, a key can be in. All before that with the key are full.
+pub const PROBES: u32 = 8;
+
+/// A place of the hash table, in `frontends4` and `frontends6`. There are as many as frontends are allowed, so only one
+/// in 50 of them is full.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Bucket<A: Address> {
+    /// In no order.
+    pub cells: [Cell<A>; CELLS],
+}
+
+/// A place in a run of backends, in `slots4` and `slots6`. Not changed while an entry names it, but for the count.
+///
+/// The first place of a run is about the run: there `connections` are those that were refused because there was no
+/// backend, `backend` is the service, and `generation` the timeout of session affinity in seconds.
+#[derive(Debug)]
 #[repr(C)]
 pub struct Slot<A: Address> {
+    /// Connections and flows begun. Here, since the programs have this cache line already.
+    pub connections: Long,
     /// Where the backend listens.
     pub endpoint: Endpoint<A>,
     /// Index into `backends`.
@@ -188,8 +237,6 @@ pub const NO_SLOT: u32 = u32::MAX;
 #[derive(Debug)]
 #[repr(C)]
 pub struct Backend {
-    /// Connections and flows begun.
-    pub connections: Long,
     /// Sockets of this node that are translated to it. Counted for services with least connections only.
     pub open: Long,
     /// By [`Scope`]: the slot in which the backend is found now, or [`NO_SLOT`].
@@ -197,7 +244,7 @@ pub struct Backend {
     /// Another one when the place is given to another backend, so that what remembers the old one can tell. Contains
     /// [`Backend::LOCAL`], since nothing else about a backend is not in its slot.
     pub generation: Word,
-    /// The service, as in [`Header::service`].
+    /// Index into `names`.
     pub service: Word,
 }
 
@@ -255,7 +302,7 @@ pub struct Overflow {
 pub struct Client {
     /// The cookie of the client's network namespace: the pod.
     pub netns: u64,
-    /// As in [`Header::service`].
+    /// Index into `names`.
     pub service: u32,
     /// [`Address::FAMILY`]: the backends of the two families are different ones.
     pub family: u32,
@@ -322,7 +369,7 @@ pub const NAME_LEN: usize = 144;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Name {
-    /// `namespace/name:port name`, filled up with zeros.
+    /// `namespace/name:port name`, filled up with zeros. Empty: there is no such service.
     pub name: [u8; NAME_LEN],
     /// The service's port, host byte order.
     pub port: u16,
@@ -333,9 +380,11 @@ pub struct Name {
     /// [`Name::INTERNAL_LOCAL`] and its like.
     pub flags: u8,
     /// Zero.
-    pub pad: u16,
+    pub zero: u16,
     /// Seconds, or 0.
     pub affinity_seconds: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 impl Name {
@@ -357,15 +406,15 @@ pub const MAPPED_PREFIX: u32 = 0xffff_u32.to_be();
 
 const _: () = {
     assert!(size_of::<Endpoint<u32>>() == 8 && size_of::<Endpoint<[u32; 4]>>() == 20);
-    assert!(size_of::<Header<u32>>() == 32 && size_of::<Header<[u32; 4]>>() == 48);
-    assert!(size_of::<Slot<u32>>() == 16 && size_of::<Slot<[u32; 4]>>() == 32);
-    assert!(size_of::<Backend>() == 32);
+    assert!(size_of::<Bucket<u32>>() == 64 && size_of::<Bucket<[u32; 4]>>() == 128);
+    assert!(size_of::<Slot<u32>>() == 24 && size_of::<Slot<[u32; 4]>>() == 40);
+    assert!(size_of::<Backend>() == 24);
     assert!(size_of::<Translation<u32>>() == 24 && size_of::<Translation<[u32; 4]>>() == 48);
     assert!(size_of::<Peer<u32>>() == 32 && size_of::<Peer<[u32; 4]>>() == 56);
     assert!(size_of::<Overflow>() == 48 * OVERFLOW);
     assert!(size_of::<Client>() == 16 && size_of::<Affinity>() == 16);
     assert!(size_of::<Config>() == 24 + 16 * NODE_ADDRESSES);
-    assert!(size_of::<Name>() == NAME_LEN + 12);
+    assert!(size_of::<Name>() == NAME_LEN + 16);
 };
 
 #[cfg(feature = "user")]
@@ -374,16 +423,10 @@ mod pod {
 
     use aya::Pod;
 
-    use super::{Affinity, Client, Endpoint, Name};
+    use super::{Affinity, Client};
 
     // SAFETY: `repr(C)`, `Copy`, valid for any bytes, and without padding by the assertions above.
-    unsafe impl Pod for Endpoint<u32> {}
-    // SAFETY: as above.
-    unsafe impl Pod for Endpoint<[u32; 4]> {}
-    // SAFETY: as above.
     unsafe impl Pod for Client {}
     // SAFETY: as above.
     unsafe impl Pod for Affinity {}
-    // SAFETY: as above.
-    unsafe impl Pod for Name {}
 }

@@ -50,6 +50,11 @@ macro_rules! word {
                 self.0.load(core::sync::atomic::Ordering::Acquire)
             }
 
+            /// Adds to the word, which others add to at the same time.
+            pub fn add(&self, value: $inner) {
+                self.0.fetch_add(value, core::sync::atomic::Ordering::Relaxed);
+            }
+
             /// Writes the word, after all that came before.
             pub fn store(&self, value: $inner) {
                 self.0.store(value, core::sync::atomic::Ordering::Release)

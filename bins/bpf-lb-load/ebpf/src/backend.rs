@@ -1,9 +1,9 @@
 //! From the address that a process asked for to the backend that it gets.
 
+use core::marker::PhantomData;
+
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, generated::bpf_ktime_get_coarse_ns};
-use bpf_lb_abi::{
-    Address, Affinity, Backend, Client, Endpoint, Entry, Header, NO_SLOT, Participation, Slot, Translation,
-};
+use bpf_lb_abi::{Affinity, Backend, Client, Endpoint, Entry, NO_SLOT, PROBES, Participation, Slot, Translation};
 
 use crate::{
     atomic::add,
@@ -11,20 +11,44 @@ use crate::{
     sockaddr::Sockaddr,
 };
 
+/// One less than the number of buckets in `frontends4` and in `frontends6`, a power of two. The loader sets it.
+#[unsafe(no_mangle)]
+static FRONTEND_MASK: u32 = 1023;
+
 /// A Service's address, as it was at one moment.
-pub(crate) struct Frontend<A: Address + 'static> {
-    header: &'static Header<A>,
+pub(crate) struct Frontend<A> {
     entry: Entry,
+    family: PhantomData<A>,
 }
 
 /// The frontend that the hook's address names, if there is one and the socket's network namespace takes part.
 #[inline(always)]
 pub(crate) fn frontend<S: Sockaddr>(sockaddr: S, wanted: &Endpoint<S::Address>) -> Option<Frontend<S::Address>> {
-    // SAFETY: the index is one aligned word, and the key in the header tells whether it is that of `wanted`.
-    let index = unsafe { *S::Address::services().get(wanted)? };
-    let header = S::Address::headers().get(index)?;
-    let entry = Entry(header.entry.load());
-    (entry.is_present() && header.key == *wanted && takes_part(sockaddr)).then_some(Frontend { header, entry })
+    let entry = find(wanted)?;
+    takes_part(sockaddr).then_some(Frontend { entry, family: PhantomData })
+}
+
+#[inline(always)]
+pub(crate) fn find<A: Tables>(wanted: &Endpoint<A>) -> Option<Entry> {
+    // SAFETY: a static that the loader sets before the program is there, and that nobody writes after.
+    let mask = unsafe { (&raw const FRONTEND_MASK).read_volatile() };
+    let hash = wanted.hash();
+    for probe in 0..PROBES {
+        let bucket = A::frontends().get((hash + probe) & mask)?;
+        for cell in &bucket.cells {
+            if cell.key == *wanted {
+                let entry = Entry(cell.entry.load());
+                if entry.is_present() {
+                    return Some(entry);
+                }
+            }
+        }
+        // The key would be here if there was room.
+        if bucket.cells.iter().any(|cell| cell.key.port == 0) {
+            return None;
+        }
+    }
+    None
 }
 
 #[inline(always)]
@@ -49,7 +73,7 @@ impl<A: Tables> Frontend<A> {
     #[inline(always)]
     pub(crate) fn choose<S: Sockaddr<Address = A>>(&self, sockaddr: S) -> Option<&'static Slot<A>> {
         if self.entry.count() == 0 {
-            add(&self.header.refused, 1);
+            add(&self.run()?.connections, 1);
             return None;
         }
         if self.entry.has_affinity() {
@@ -75,15 +99,21 @@ impl<A: Tables> Frontend<A> {
         Some(if two.open.load() < one.open.load() { other } else { slot })
     }
 
+    /// The slot that is about all of them.
+    #[inline(always)]
+    fn run(&self) -> Option<&'static Slot<A>> {
+        A::slots().get(self.entry.base())
+    }
+
     #[inline(always)]
     fn slot(&self, index: u32) -> Option<&'static Slot<A>> {
-        A::slots().get(self.entry.base() + index)
+        A::slots().get(self.entry.base() + 1 + index)
     }
 
     /// The backend that the client's network namespace used last, if that was not too long ago and it is still there.
     #[inline(always)]
     fn choose_for_client<S: Sockaddr<Address = A>>(&self, sockaddr: S) -> Option<&'static Slot<A>> {
-        let service = self.header.service.load();
+        let &Slot { backend: service, generation: timeout_seconds, .. } = self.run()?;
         let client = Client { netns: netns(sockaddr), service, family: A::FAMILY };
         // SAFETY: takes no arguments.
         let now = unsafe { bpf_ktime_get_coarse_ns() };
@@ -91,7 +121,7 @@ impl<A: Tables> Frontend<A> {
             // SAFETY: the element stays mapped while the program runs. Should it be given to another client meanwhile,
             // then `current` finds a backend of this service all the same, or none.
             let Affinity { backend, generation, last_ns } = unsafe { known.read_volatile() };
-            let timeout = u64::from(self.header.affinity_seconds.load()) * 1_000_000_000;
+            let timeout = u64::from(timeout_seconds) * 1_000_000_000;
             if now.saturating_sub(last_ns) <= timeout
                 && let Some(slot) = self.current(backend, generation, service)
             {
@@ -135,12 +165,12 @@ impl<A: Tables> Frontend<A> {
     #[inline(always)]
     pub(crate) fn translate(&self, wanted: Endpoint<A>, slot: &Slot<A>) -> Translation<A> {
         let mut id = slot.backend;
-        if let Some(backend) = BACKENDS.get(slot.backend) {
-            add(&backend.connections, 1);
-            if self.entry.least_connections() {
-                add(&backend.open, 1);
-                id |= Translation::<A>::COUNTED;
-            }
+        add(&slot.connections, 1);
+        if self.entry.least_connections()
+            && let Some(backend) = BACKENDS.get(slot.backend)
+        {
+            add(&backend.open, 1);
+            id |= Translation::<A>::COUNTED;
         }
         Translation { service: wanted, backend: slot.endpoint, id, generation: slot.generation }
     }

@@ -5,26 +5,19 @@ use aya_ebpf::{
     btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, SkStorage},
     macros::btf_map,
 };
-use bpf_lb_abi::{
-    Address, Affinity, Backend, Client, Config, Endpoint, Header, NODE_PORT_WORDS, Name, Overflow, Peer, Slot,
-};
+use bpf_lb_abi::{Address, Affinity, Backend, Bucket, Client, Config, NODE_PORT_WORDS, Name, Overflow, Peer, Slot};
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
-type Services<A> = HashMap<Endpoint<A>, u32, 1024>;
-type Headers<A> = Array<Header<A>, 1024, MMAPABLE>;
+type Frontends<A> = Array<Bucket<A>, 1024, MMAPABLE>;
 type Slots<A> = Array<Slot<A>, 1024, MMAPABLE>;
 type Peers<A> = Array<Peer<A>, 1024>;
 
-#[btf_map(name = "services4")]
-static SERVICES4: Services<u32> = Services::new();
-#[btf_map(name = "services6")]
-static SERVICES6: Services<[u32; 4]> = Services::new();
-#[btf_map(name = "headers4")]
-static HEADERS4: Headers<u32> = Headers::new();
-#[btf_map(name = "headers6")]
-static HEADERS6: Headers<[u32; 4]> = Headers::new();
+#[btf_map(name = "frontends4")]
+static FRONTENDS4: Frontends<u32> = Frontends::new();
+#[btf_map(name = "frontends6")]
+static FRONTENDS6: Frontends<[u32; 4]> = Frontends::new();
 #[btf_map(name = "slots4")]
 static SLOTS4: Slots<u32> = Slots::new();
 #[btf_map(name = "slots6")]
@@ -49,15 +42,14 @@ pub(crate) static CONFIG: Array<Config, 1, MMAPABLE> = Array::new();
 
 /// For the loader alone.
 #[btf_map(name = "names")]
-static NAMES: HashMap<u32, Name, 1024, NO_PREALLOC> = HashMap::new();
+static NAMES: Array<Name, 1024, MMAPABLE> = Array::new();
 /// For the loader alone: an update of a map of maps returns when no program runs any more that ran before it.
 #[btf_map(name = "grace")]
 static GRACE: ArrayOfMaps<Array<u32, 1>, 1> = ArrayOfMaps::new();
 
 /// The tables of an address family.
 pub(crate) trait Tables: Address + 'static {
-    fn services() -> &'static Services<Self>;
-    fn headers() -> &'static Headers<Self>;
+    fn frontends() -> &'static Frontends<Self>;
     fn slots() -> &'static Slots<Self>;
     fn peers() -> &'static Peers<Self>;
     /// The address as `overflow` keeps it.
@@ -68,12 +60,8 @@ pub(crate) trait Tables: Address + 'static {
 
 impl Tables for u32 {
     #[inline(always)]
-    fn services() -> &'static Services<Self> {
-        &SERVICES4
-    }
-    #[inline(always)]
-    fn headers() -> &'static Headers<Self> {
-        &HEADERS4
+    fn frontends() -> &'static Frontends<Self> {
+        &FRONTENDS4
     }
     #[inline(always)]
     fn slots() -> &'static Slots<Self> {
@@ -95,12 +83,8 @@ impl Tables for u32 {
 
 impl Tables for [u32; 4] {
     #[inline(always)]
-    fn services() -> &'static Services<Self> {
-        &SERVICES6
-    }
-    #[inline(always)]
-    fn headers() -> &'static Headers<Self> {
-        &HEADERS6
+    fn frontends() -> &'static Frontends<Self> {
+        &FRONTENDS6
     }
     #[inline(always)]
     fn slots() -> &'static Slots<Self> {

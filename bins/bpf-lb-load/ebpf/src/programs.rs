@@ -9,7 +9,7 @@ use aya_ebpf::{
 use bpf_lb_abi::{Endpoint, Entry, node_port_bit};
 
 use crate::{
-    backend::frontend,
+    backend::{find, frontend},
     maps::{CONFIG, NODE_PORTS, Tables},
     peer::{Socket, forget},
     sockaddr::{Inet, Inet6, Sockaddr},
@@ -109,12 +109,7 @@ fn bind<A: Tables>(socket: *mut bpf_sock, address: A, is_any: bool) -> i32 {
         return ALLOW;
     }
     let endpoint = Endpoint::new(address, port.to_be(), protocol);
-    // SAFETY: the index is one aligned word.
-    let is_node_port = || {
-        unsafe { A::services().get(endpoint) }
-            .and_then(|index| A::headers().get(*index))
-            .is_some_and(|header| Entry(header.entry.load()).kind() == Entry::NODE_PORT)
-    };
+    let is_node_port = || find(&endpoint).is_some_and(|entry| entry.kind() == Entry::NODE_PORT);
     if is_any || is_node_port() { fail(EADDRINUSE) } else { ALLOW }
 }
 

@@ -1,0 +1,424 @@
+//! The loops of `scripts/bench lb`: one client, pinned to a CPU, that connects to Services again and again.
+//!
+//! Runs in a network namespace and a cgroup that the script made; all traffic stays on the loopback interface.
+#![expect(unsafe_code, reason = "a loop around system calls is to measure those, not a wrapper's checks")]
+
+use std::{
+    io,
+    net::{Ipv4Addr, TcpListener, UdpSocket},
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::{
+    programs::{links::PinnedLink, loaded_programs},
+    sys::{Stats, enable_stats},
+};
+use bpf_lb_load::{
+    print,
+    table::{Algorithm, Backend, Protocol, Service, ServiceTable, SessionAffinity},
+};
+use clap::{Args, Parser, ValueEnum};
+use serde::Serialize;
+
+const SERVICE_PORT: u16 = 80;
+const BACKEND_PORT: u16 = 8080;
+
+#[derive(Parser)]
+enum Command {
+    /// Print a service table
+    Table(Table),
+    /// Run a loop and print what it took
+    Run(Run),
+}
+
+#[derive(Args)]
+struct Table {
+    #[arg(long)]
+    services: u32,
+    #[arg(long, default_value_t = 10)]
+    backends: u32,
+    #[arg(long)]
+    affinity: bool,
+    #[arg(long)]
+    least_connections: bool,
+    /// Raises the last backend's port by one in the first service, so that applying it changes one endpoint
+    #[arg(long)]
+    change_one: bool,
+}
+
+#[derive(Args)]
+struct Run {
+    #[arg(value_enum)]
+    case: Case,
+    /// To how many services the client connects in turn; 0 for an address that is none
+    #[arg(long, default_value_t = 1)]
+    services: u32,
+    #[arg(long, default_value_t = 20_000)]
+    count: u32,
+    /// Reads what the kernel counts of the programs that are pinned there
+    #[arg(long)]
+    pin_dir: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Case {
+    /// socket, SO_LINGER 0, connect, close
+    Tcp,
+    /// The same to IPv6 Services
+    Tcp6,
+    /// connect on one socket
+    UdpSame,
+    /// The same through IPv4-mapped addresses
+    UdpMapped,
+    /// socket, connect, close
+    UdpNew,
+    /// sendto and recvfrom on one socket
+    UdpEcho,
+    /// getpeername on one connected socket
+    Peer,
+}
+
+/// What a loop took.
+#[derive(Serialize)]
+struct Report {
+    case: Case,
+    services: u32,
+    count: u32,
+    wall_ns: f64,
+    /// Nanoseconds per run, as the kernel counts them.
+    programs: std::collections::BTreeMap<String, f64>,
+}
+
+fn main() -> Result<()> {
+    match Command::parse() {
+        Command::Table(table) => print::line(&table.make()),
+        Command::Run(run) => print::line(&run.measure()?),
+    }
+}
+
+fn cluster_ip(service: u32) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 96, 0, 0)) + service)
+}
+
+impl Table {
+    fn make(&self) -> ServiceTable {
+        let service = |index: u32, protocol: Protocol| Service {
+            namespace: "bench".into(),
+            name: format!("service-{index}"),
+            port_name: format!("{protocol:?}").to_lowercase(),
+            protocol,
+            port: SERVICE_PORT,
+            cluster_ips: vec![cluster_ip(index).into(), cluster_ip(index).to_ipv6_compatible().into()],
+            external_ips: Vec::new(),
+            load_balancer_ips: Vec::new(),
+            node_port: None,
+            internal_traffic_policy: Default::default(),
+            external_traffic_policy: Default::default(),
+            session_affinity: self.affinity.then_some(SessionAffinity { timeout_seconds: 10_800 }),
+            lb_algorithm: if self.least_connections { Algorithm::LeastConnections } else { Algorithm::Random },
+            backends: self.backends(index),
+        };
+        let both = |index| [Protocol::Tcp, Protocol::Udp].map(|protocol| service(index, protocol));
+        ServiceTable { node_addresses: Vec::new(), services: (0..self.services).flat_map(both).collect() }
+    }
+
+    fn backends(&self, service: u32) -> Vec<Backend> {
+        let address = |index: u32| u32::from(Ipv4Addr::new(127, 1, 0, 1)) + service * self.backends + index;
+        let backend = |index: u32| {
+            let changed = self.change_one && service == 0 && index + 1 == self.backends;
+            Backend {
+                address: Ipv4Addr::from(address(index)).into(),
+                port: BACKEND_PORT + u16::from(changed),
+                local: false,
+                scope: None,
+            }
+        };
+        let six =
+            Backend { address: std::net::Ipv6Addr::LOCALHOST.into(), port: BACKEND_PORT, local: false, scope: None };
+        (0..self.backends).map(backend).chain([six]).collect()
+    }
+}
+
+impl Run {
+    fn measure(&self) -> Result<Report> {
+        pin_to_cpu(0)?;
+        let stop = AtomicBool::new(false);
+        let tcp = TcpListener::bind(("::", BACKEND_PORT))?;
+        // One for each backend of the first service, since an answer comes from the address that its socket has.
+        let udp: Vec<_> = (1..=10)
+            .map(|host| UdpSocket::bind((Ipv4Addr::new(127, 1, 0, host), BACKEND_PORT)))
+            .collect::<Result<_, _>>()?;
+        std::thread::scope(|scope| {
+            let stop = &stop;
+            let mut servers = vec![scope.spawn(|| serve(&tcp, stop))];
+            servers.extend(udp.iter().map(|socket| scope.spawn(|| echo(socket, stop))));
+            let report = self.run();
+            stop.store(true, Relaxed);
+            for server in servers {
+                server.join().map_err(|_| io::Error::other("a server died"))??;
+            }
+            report
+        })
+    }
+
+    fn run(&self) -> Result<Report> {
+        let mut client = Client::new(self.case, self.services)?;
+        client.times(self.count / 10)?;
+        let stats = self.pin_dir.is_some().then(|| enable_stats(Stats::RunTime)).transpose()?;
+        let before = self.counters()?;
+        let start = Instant::now();
+        client.times(self.count)?;
+        let wall = start.elapsed();
+        let after = self.counters()?;
+        drop(stats);
+        let per_run = |(name, time, runs): &(String, u64, u64)| {
+            let (_, old_time, old_runs) = before.iter().find(|(old, ..)| old == name)?;
+            let runs = runs - old_runs;
+            (runs >= u64::from(self.count) / 2).then(|| (name.clone(), (time - old_time) as f64 / runs as f64))
+        };
+        Ok(Report {
+            case: self.case,
+            services: self.services,
+            count: self.count,
+            wall_ns: wall.as_nanos() as f64 / f64::from(self.count),
+            programs: after.iter().filter_map(per_run).collect(),
+        })
+    }
+
+    /// Of each pinned program the time it ran, in ns, and how often.
+    fn counters(&self) -> Result<Vec<(String, u64, u64)>> {
+        let Some(pins) = &self.pin_dir else { return Ok(Vec::new()) };
+        let mut counters = Vec::new();
+        let programs: Vec<_> = loaded_programs().collect::<Result<_, _>>()?;
+        for entry in std::fs::read_dir(pins.join("links")).context("--pin-dir")? {
+            let entry = entry?;
+            let link: aya::programs::links::FdLink = PinnedLink::from_pin(entry.path())?.into();
+            let id = link.info()?.program_id();
+            if let Some(program) = programs.iter().find(|program| program.id() == id) {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                counters.push((name, program.run_time().as_nanos() as u64, program.run_count()));
+            }
+        }
+        Ok(counters)
+    }
+}
+
+fn serve(listener: &TcpListener, stop: &AtomicBool) -> io::Result<()> {
+    pin_to_cpu(1)?;
+    listener.set_nonblocking(true)?;
+    while !stop.load(Relaxed) {
+        match listener.accept() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn echo(socket: &UdpSocket, stop: &AtomicBool) -> io::Result<()> {
+    pin_to_cpu(1)?;
+    socket.set_read_timeout(Some(std::time::Duration::from_millis(50)))?;
+    let mut buffer = [0; 64];
+    while !stop.load(Relaxed) {
+        if let Ok((len, from)) = socket.recv_from(&mut buffer) {
+            socket.send_to(&buffer[..len], from)?;
+        }
+    }
+    Ok(())
+}
+
+fn pin_to_cpu(cpu: usize) -> io::Result<()> {
+    // SAFETY: a set of CPUs is plain data.
+    check(unsafe {
+        let mut cpus: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut cpus);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const cpus)
+    })?;
+    Ok(())
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// The client of one loop.
+struct Client {
+    case: Case,
+    addresses: Vec<Address>,
+    next: usize,
+    socket: libc::c_int,
+}
+
+#[derive(Clone, Copy)]
+enum Address {
+    Four(libc::sockaddr_in),
+    Six(libc::sockaddr_in6),
+}
+
+impl Address {
+    fn new(case: Case, address: Ipv4Addr) -> Self {
+        let port = SERVICE_PORT.to_be();
+        let six = |address: std::net::Ipv6Addr| {
+            // SAFETY: a socket address is plain data.
+            let mut name: libc::sockaddr_in6 = unsafe { std::mem::zeroed() };
+            name.sin6_family = libc::AF_INET6 as u16;
+            name.sin6_port = port;
+            name.sin6_addr.s6_addr = address.octets();
+            Self::Six(name)
+        };
+        match case {
+            Case::Tcp6 => six(address.to_ipv6_compatible()),
+            Case::UdpMapped => six(address.to_ipv6_mapped()),
+            _ => {
+                // SAFETY: as above.
+                let mut name: libc::sockaddr_in = unsafe { std::mem::zeroed() };
+                name.sin_family = libc::AF_INET as u16;
+                name.sin_port = port;
+                name.sin_addr.s_addr = u32::from(address).to_be();
+                Self::Four(name)
+            }
+        }
+    }
+
+    fn raw(&self) -> (*const libc::sockaddr, libc::socklen_t) {
+        match self {
+            Self::Four(name) => ((&raw const *name).cast(), size_of_val(name) as u32),
+            Self::Six(name) => ((&raw const *name).cast(), size_of_val(name) as u32),
+        }
+    }
+}
+
+impl Client {
+    fn new(case: Case, services: u32) -> Result<Self> {
+        // An order in which no address is next to the one before it: a stride that is prime to the number of addresses.
+        let address = |index: u32| match services {
+            0 if matches!(case, Case::Tcp) => Ipv4Addr::LOCALHOST,
+            0 => Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 2, 0, 0)) + index * 7_919 % 10_000),
+            services => cluster_ip((u64::from(index) * 7_919 % u64::from(services)) as u32),
+        };
+        let count = if services == 0 { 10_000 } else { services };
+        let mut addresses: Vec<_> = (0..count).map(|index| Address::new(case, address(index))).collect();
+        if services == 0 && matches!(case, Case::Tcp) {
+            for address in &mut addresses {
+                if let Address::Four(name) = address {
+                    name.sin_port = BACKEND_PORT.to_be();
+                }
+            }
+        }
+        let socket = match case {
+            Case::UdpMapped => open(libc::AF_INET6, libc::SOCK_DGRAM)?,
+            Case::UdpSame | Case::UdpEcho => open(libc::AF_INET, libc::SOCK_DGRAM)?,
+            Case::Peer => open(libc::AF_INET, libc::SOCK_STREAM)?,
+            Case::Tcp | Case::Tcp6 | Case::UdpNew => -1,
+        };
+        let client = Self { case, addresses, next: 0, socket };
+        if matches!(case, Case::Peer) {
+            connect(socket, &client.addresses[0])?;
+        }
+        if matches!(case, Case::UdpEcho) {
+            ensure!(services == 1, "echo is for one service");
+            client.echo(0)?;
+        }
+        Ok(client)
+    }
+
+    fn times(&mut self, count: u32) -> Result<()> {
+        for _ in 0..count {
+            self.once()?;
+        }
+        Ok(())
+    }
+
+    fn once(&mut self) -> Result<()> {
+        let address = self.addresses[self.next];
+        self.next = if self.next + 1 == self.addresses.len() { 0 } else { self.next + 1 };
+        match self.case {
+            Case::Tcp => connect_and_reset(libc::AF_INET, &address)?,
+            Case::Tcp6 => connect_and_reset(libc::AF_INET6, &address)?,
+            Case::UdpSame | Case::UdpMapped => connect(self.socket, &address)?,
+            Case::UdpNew => {
+                let socket = open(libc::AF_INET, libc::SOCK_DGRAM)?;
+                connect(socket, &address)?;
+                close(socket)?;
+            }
+            Case::UdpEcho => self.echo(0)?,
+            Case::Peer => self.peer()?,
+        }
+        Ok(())
+    }
+
+    fn peer(&self) -> Result<()> {
+        // SAFETY: the kernel writes no more than it is told.
+        let name = unsafe {
+            let mut name: libc::sockaddr_in = std::mem::zeroed();
+            let mut len = size_of::<libc::sockaddr_in>() as u32;
+            check(libc::getpeername(self.socket, (&raw mut name).cast(), &raw mut len))?;
+            name
+        };
+        ensure!(u16::from_be(name.sin_port) == SERVICE_PORT, "getpeername shows port {}", u16::from_be(name.sin_port));
+        Ok(())
+    }
+
+    fn echo(&self, index: usize) -> Result<()> {
+        let (name, len) = self.addresses[index].raw();
+        let mut buffer = *b"12345678";
+        // SAFETY: the kernel reads the address and the buffer, and writes no more than it is told.
+        let from = unsafe {
+            let sent = libc::sendto(self.socket, buffer.as_ptr().cast(), buffer.len(), 0, name, len);
+            ensure!(sent == 8, "sendto: {}", io::Error::last_os_error());
+            let mut from: libc::sockaddr_in = std::mem::zeroed();
+            let mut len = size_of::<libc::sockaddr_in>() as u32;
+            let got = libc::recvfrom(
+                self.socket,
+                buffer.as_mut_ptr().cast(),
+                buffer.len(),
+                0,
+                (&raw mut from).cast(),
+                &raw mut len,
+            );
+            ensure!(got == 8, "recvfrom: {}", io::Error::last_os_error());
+            from
+        };
+        if u16::from_be(from.sin_port) != SERVICE_PORT {
+            bail!("an answer from port {}", u16::from_be(from.sin_port));
+        }
+        Ok(())
+    }
+}
+
+fn open(family: libc::c_int, kind: libc::c_int) -> io::Result<libc::c_int> {
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::socket(family, kind, 0) })
+}
+
+fn close(socket: libc::c_int) -> io::Result<()> {
+    // SAFETY: takes a number only.
+    check(unsafe { libc::close(socket) }).map(|_| ())
+}
+
+fn connect(socket: libc::c_int, address: &Address) -> io::Result<()> {
+    let (name, len) = address.raw();
+    // SAFETY: the kernel reads the address.
+    check(unsafe { libc::connect(socket, name, len) }).map(|_| ())
+}
+
+fn connect_and_reset(family: libc::c_int, address: &Address) -> io::Result<()> {
+    let socket = open(family, libc::SOCK_STREAM)?;
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    // SAFETY: the kernel reads the option.
+    check(unsafe {
+        libc::setsockopt(
+            socket,
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            (&raw const linger).cast(),
+            size_of::<libc::linger>() as u32,
+        )
+    })?;
+    connect(socket, address)?;
+    close(socket)
+}
