@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use aya::maps::HashMap;
+use aya::maps::{HashMap, MapError};
 use bpf_lb_abi::Participation;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
@@ -222,7 +222,7 @@ fn register(pins: &Pins, path: &Path, is_in: bool) -> Result<()> {
         return namespaces.insert(cookie, 1, 0).context("map namespaces");
     }
     match namespaces.remove(&cookie) {
-        Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         result => result.context("map namespaces"),
     }
 }
