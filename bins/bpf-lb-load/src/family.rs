@@ -70,7 +70,7 @@ pub fn words(address: Ipv6Addr) -> [u32; 4] {
 }
 
 /// The number of the protocol.
-pub const fn number(protocol: Protocol) -> u8 {
+pub const fn number(protocol: Protocol) -> u16 {
     match protocol {
         Protocol::Tcp => TCP,
         Protocol::Udp => UDP,
@@ -78,7 +78,7 @@ pub const fn number(protocol: Protocol) -> u8 {
 }
 
 fn endpoint<A: Family>(address: SocketAddr, protocol: Protocol) -> Option<Endpoint<A>> {
-    Some(Endpoint::new(A::from_ip(address.ip())?, address.port().to_be(), number(protocol)))
+    Some(Endpoint { address: A::from_ip(address.ip())?, port: address.port().to_be(), protocol: number(protocol) })
 }
 
 fn address<A: Family>(endpoint: &Endpoint<A>) -> SocketAddr {

@@ -8,7 +8,7 @@ use crate::{family::number, spec::Spec, table::Protocol};
 
 /// The record of no service.
 pub const NONE: Name =
-    Name { name: [0; NAME_LEN], port: 0, node_port: 0, protocol: 0, flags: 0, zero: 0, affinity_seconds: 0, pad: 0 };
+    Name { name: [0; NAME_LEN], port: 0, node_port: 0, protocol: 0, flags: 0, affinity_seconds: 0, pad: 0 };
 
 /// The record of the service `key`.
 pub fn encode(key: &str, spec: &Spec) -> Name {
@@ -16,7 +16,7 @@ pub fn encode(key: &str, spec: &Spec) -> Name {
     for (place, byte) in name.iter_mut().zip(key.bytes()) {
         *place = byte;
     }
-    let flag = |set: bool, flag: u8| if set { flag } else { 0 };
+    let flag = |set: bool, flag: u16| if set { flag } else { 0 };
     Name {
         name,
         port: spec.port,
@@ -25,7 +25,6 @@ pub fn encode(key: &str, spec: &Spec) -> Name {
         flags: flag(spec.internal_local, Name::INTERNAL_LOCAL)
             | flag(spec.external_local, Name::EXTERNAL_LOCAL)
             | flag(spec.least_connections, Name::LEAST),
-        zero: 0,
         affinity_seconds: spec.affinity_seconds.unwrap_or_default(),
         pad: 0,
     }

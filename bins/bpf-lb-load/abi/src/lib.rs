@@ -36,6 +36,8 @@ pub trait Address: Copy + Eq {
     const FAMILY: u32;
     /// All bits of the address, for a hash.
     fn fold(self) -> u64;
+    /// Whether the two are the same. (For an array, `==` is a call of `memcmp`.)
+    fn is(self, other: Self) -> bool;
     /// The value of [`Address::Pad`].
     const PAD: Self::Pad;
 }
@@ -49,6 +51,11 @@ impl Address for u32 {
     fn fold(self) -> u64 {
         self as u64
     }
+
+    #[inline(always)]
+    fn is(self, other: Self) -> bool {
+        self == other
+    }
 }
 
 impl Address for [u32; 4] {
@@ -61,10 +68,15 @@ impl Address for [u32; 4] {
         let [first, second, third, fourth] = self.map(u64::from);
         mix(first << 32 | second) ^ (third << 32 | fourth)
     }
+
+    #[inline(always)]
+    fn is(self, other: Self) -> bool {
+        self[3] == other[3] && self[2] == other[2] && self[1] == other[1] && self[0] == other[0]
+    }
 }
 
 /// One end of a flow: the key of a frontend, or the address of a backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Endpoint<A> {
     /// Network byte order.
@@ -72,14 +84,13 @@ pub struct Endpoint<A> {
     /// Network byte order.
     pub port: u16,
     /// `IPPROTO_TCP` or `IPPROTO_UDP`.
-    pub protocol: u8,
-    zero: u8,
+    pub protocol: u16,
 }
 
-impl<A> Endpoint<A> {
-    /// `address` and `port` in network byte order.
-    pub const fn new(address: A, port: u16, protocol: u8) -> Self {
-        Self { address, port, protocol, zero: 0 }
+impl<A: Address> PartialEq for Endpoint<A> {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        self.address.is(other.address) && self.port == other.port && self.protocol == other.protocol
     }
 }
 
@@ -101,9 +112,9 @@ const fn mix(word: u64) -> u64 {
 }
 
 /// `IPPROTO_TCP`.
-pub const TCP: u8 = 6;
+pub const TCP: u16 = 6;
 /// `IPPROTO_UDP`.
-pub const UDP: u8 = 17;
+pub const UDP: u16 = 17;
 
 /// Which of a service's sets of backends a frontend leads to: an index into [`Backend::slots`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -285,15 +296,18 @@ pub struct Peer<A> {
     pub translation: Translation<A>,
 }
 
-/// How many translations [`Overflow`] holds.
-pub const OVERFLOW: usize = 16;
+/// How many flows [`Overflow`] holds, a power of two.
+pub const FLOWS: usize = 16;
 
-/// A socket's further translations, in socket-local storage; IPv4 addresses are IPv4-mapped here.
+/// A socket's further translations, in socket-local storage; IPv4 addresses are IPv4-mapped here. Those with a zero
+/// `service.port` are free.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Overflow {
-    /// Those with a zero `service.port` are free. The first is a connection's.
-    pub translations: [Translation<[u32; 4]>; OVERFLOW],
+    /// The connection's, if the socket's place in `peers4` or `peers6` is another socket's.
+    pub connection: Translation<[u32; 4]>,
+    /// Those of an unconnected socket.
+    pub flows: [Translation<[u32; 4]>; FLOWS],
 }
 
 /// Who keeps to a backend, in `affinity`.
@@ -357,7 +371,7 @@ pub struct Config {
 pub const NODE_PORT_WORDS: u32 = 2 * 65536 / 64;
 
 /// The word and the bit of a node port in `node_ports`. `port` is in host byte order.
-pub const fn node_port_bit(port: u16, protocol: u8) -> (u32, u64) {
+pub const fn node_port_bit(port: u16, protocol: u16) -> (u32, u64) {
     let bit = port as u32 + if protocol == UDP { 65536 } else { 0 };
     (bit / 64, 1 << (bit % 64))
 }
@@ -376,11 +390,9 @@ pub struct Name {
     /// The node port, host byte order, or 0.
     pub node_port: u16,
     /// `IPPROTO_TCP` or `IPPROTO_UDP`.
-    pub protocol: u8,
+    pub protocol: u16,
     /// [`Name::INTERNAL_LOCAL`] and its like.
-    pub flags: u8,
-    /// Zero.
-    pub zero: u16,
+    pub flags: u16,
     /// Seconds, or 0.
     pub affinity_seconds: u32,
     /// Zero.
@@ -389,11 +401,11 @@ pub struct Name {
 
 impl Name {
     /// The internal traffic policy is `Local`.
-    pub const INTERNAL_LOCAL: u8 = 1;
+    pub const INTERNAL_LOCAL: u16 = 1;
     /// The external traffic policy is `Local`.
-    pub const EXTERNAL_LOCAL: u8 = 2;
+    pub const EXTERNAL_LOCAL: u16 = 2;
     /// The algorithm is least connections.
-    pub const LEAST: u8 = 4;
+    pub const LEAST: u16 = 4;
 }
 
 /// An IPv4 address as IPv6 sockets see it, `::ffff:a.b.c.d`. Network byte order.
@@ -411,7 +423,7 @@ const _: () = {
     assert!(size_of::<Backend>() == 24);
     assert!(size_of::<Translation<u32>>() == 24 && size_of::<Translation<[u32; 4]>>() == 48);
     assert!(size_of::<Peer<u32>>() == 32 && size_of::<Peer<[u32; 4]>>() == 56);
-    assert!(size_of::<Overflow>() == 48 * OVERFLOW);
+    assert!(size_of::<Overflow>() == 48 * (1 + FLOWS) && FLOWS.is_power_of_two());
     assert!(size_of::<Client>() == 16 && size_of::<Affinity>() == 16);
     assert!(size_of::<Config>() == 24 + 16 * NODE_ADDRESSES);
     assert!(size_of::<Name>() == NAME_LEN + 16);

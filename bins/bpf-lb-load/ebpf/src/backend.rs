@@ -3,7 +3,9 @@
 use core::marker::PhantomData;
 
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, generated::bpf_ktime_get_coarse_ns};
-use bpf_lb_abi::{Affinity, Backend, Client, Endpoint, Entry, NO_SLOT, PROBES, Participation, Slot, Translation};
+use bpf_lb_abi::{
+    Affinity, Backend, Client, Endpoint, Entry, NO_SLOT, PROBES, Participation, Scope, Slot, Translation, Word,
+};
 
 use crate::{
     atomic::add,
@@ -150,7 +152,9 @@ impl<A: Tables> Frontend<A> {
 
     #[inline(always)]
     fn slot_of(&self, backend: &Backend) -> u32 {
-        backend.slots[self.entry.scope() as usize].load()
+        // Both are read, since the verifier lets only programs with CAP_PERFMON add to a pointer what it knows.
+        let [internal, external] = backend.slots.each_ref().map(Word::load);
+        if self.entry.scope() == Scope::External { external } else { internal }
     }
 
     /// Whether a flow that was translated before may go on to the same backend.
@@ -172,7 +176,9 @@ impl<A: Tables> Frontend<A> {
             add(&backend.open, 1);
             id |= Translation::<A>::COUNTED;
         }
-        Translation { service: wanted, backend: slot.endpoint, id, generation: slot.generation }
+        let Endpoint { ref address, port, protocol } = slot.endpoint;
+        let backend = Endpoint { address: A::copy(address), port, protocol };
+        Translation { service: wanted, backend, id, generation: slot.generation }
     }
 }
 

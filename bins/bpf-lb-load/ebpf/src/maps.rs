@@ -52,6 +52,8 @@ pub(crate) trait Tables: Address + 'static {
     fn frontends() -> &'static Frontends<Self>;
     fn slots() -> &'static Slots<Self>;
     fn peers() -> &'static Peers<Self>;
+    /// A copy, word by word: one in whole would be a call of `memmove`.
+    fn copy(&self) -> Self;
     /// The address as `overflow` keeps it.
     fn to_ipv6(self) -> [u32; 4];
     /// The inverse of [`Tables::to_ipv6`].
@@ -70,6 +72,10 @@ impl Tables for u32 {
     #[inline(always)]
     fn peers() -> &'static Peers<Self> {
         &PEERS4
+    }
+    #[inline(always)]
+    fn copy(&self) -> Self {
+        *self
     }
     #[inline(always)]
     fn to_ipv6(self) -> [u32; 4] {
@@ -93,6 +99,11 @@ impl Tables for [u32; 4] {
     #[inline(always)]
     fn peers() -> &'static Peers<Self> {
         &PEERS6
+    }
+    #[inline(always)]
+    fn copy(&self) -> Self {
+        // SAFETY: a reference can be read from.
+        self.each_ref().map(|word| unsafe { core::ptr::from_ref(word).read_volatile() })
     }
     #[inline(always)]
     fn to_ipv6(self) -> [u32; 4] {

@@ -7,7 +7,7 @@ use aya_ebpf::{
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     helpers::generated::{bpf_get_socket_cookie, bpf_sk_storage_get},
 };
-use bpf_lb_abi::{Endpoint, Overflow, Peer, Translation};
+use bpf_lb_abi::{Endpoint, FLOWS, Overflow, Peer, Translation};
 
 use crate::{
     atomic::set_if_zero,
@@ -69,8 +69,8 @@ impl<A: Tables> Socket<A> {
             return true;
         }
         self.overflow(true).is_some_and(|overflow| {
-            uncount(&overflow.translations[0]);
-            overflow.translations[0] = widen(&translation);
+            uncount(&overflow.connection);
+            overflow.connection = widen(&translation);
             true
         })
     }
@@ -87,8 +87,11 @@ impl<A: Tables> Socket<A> {
     #[inline(always)]
     fn forget_overflow(&self) {
         if let Some(overflow) = self.overflow(false) {
-            uncount(&overflow.translations[0]);
-            overflow.translations[0] = FREE;
+            uncount(&overflow.connection);
+            // Word by word: to write all of it would be a call of `memset`.
+            overflow.connection.service.port = 0;
+            overflow.connection.backend.port = 0;
+            overflow.connection.id = 0;
         }
     }
 
@@ -111,11 +114,11 @@ impl<A: Tables> Socket<A> {
         }
         let Some(overflow) = self.overflow(true) else { return false };
         let translation = widen(&translation);
-        // The first is for a connection.
-        for place in &mut overflow.translations[1..] {
-            if place.service.port == 0 || place.service == translation.service {
-                uncount(place);
-                *place = translation;
+        for turn in 0..FLOWS as u64 {
+            let flow = &mut overflow.flows[flow(self.cookie, turn)];
+            if flow.service.port == 0 || flow.service == translation.service {
+                uncount(flow);
+                *flow = translation;
                 return true;
             }
         }
@@ -128,7 +131,7 @@ impl<A: Tables> Socket<A> {
         if let Some(first) = self.first() {
             return (first.backend == *backend).then_some(first.service);
         }
-        let connection = overflowed().then(|| self.overflow(false))??.translations[0];
+        let connection = overflowed().then(|| self.overflow(false))??.connection;
         (connection.backend == wide(backend)).then(|| narrow(&connection.service))
     }
 
@@ -144,13 +147,16 @@ impl<A: Tables> Socket<A> {
     #[inline(always)]
     fn search(&self, is_it: impl Fn(&Translation<[u32; 4]>) -> bool) -> Option<Translation<A>> {
         let overflow = overflowed().then(|| self.overflow(false))??;
-        let found = overflow.translations.iter().find(|translation| is_it(translation))?;
-        Some(Translation {
-            service: narrow(&found.service),
-            backend: narrow(&found.backend),
-            id: found.id,
-            generation: found.generation,
-        })
+        if is_it(&overflow.connection) {
+            return Some(translation(&overflow.connection));
+        }
+        for turn in 0..FLOWS as u64 {
+            let flow = &overflow.flows[flow(self.cookie, turn)];
+            if is_it(flow) {
+                return Some(translation(flow));
+            }
+        }
+        None
     }
 
     #[inline(always)]
@@ -162,8 +168,12 @@ impl<A: Tables> Socket<A> {
     }
 }
 
-const FREE: Translation<[u32; 4]> =
-    Translation { service: Endpoint::new([0; 4], 0, 0), backend: Endpoint::new([0; 4], 0, 0), id: 0, generation: 0 };
+/// The flow to look at in that turn: in an order that the cookie says. The verifier lets programs without
+/// CAP_PERFMON use an index that it knows nothing about, or a constant one, but none that is known for each turn.
+#[inline(always)]
+fn flow(cookie: u64, turn: u64) -> usize {
+    (cookie ^ turn) as usize & (FLOWS - 1)
+}
 
 /// Gives back what a socket that is closed held.
 #[inline(always)]
@@ -182,8 +192,9 @@ pub(crate) fn forget(socket: *mut bpf_sock) {
     if overflowed()
         && let Some(overflow) = storage(socket, false)
     {
-        for translation in &overflow.translations {
-            uncount(translation);
+        uncount(&overflow.connection);
+        for turn in 0..FLOWS as u64 {
+            uncount(&overflow.flows[flow(cookie, turn)]);
         }
     }
 }
@@ -225,12 +236,22 @@ fn storage(socket: *mut bpf_sock, create: bool) -> Option<&'static mut Overflow>
 
 #[inline(always)]
 fn wide<A: Tables>(endpoint: &Endpoint<A>) -> Endpoint<[u32; 4]> {
-    Endpoint::new(endpoint.address.to_ipv6(), endpoint.port, endpoint.protocol)
+    Endpoint { address: endpoint.address.to_ipv6(), port: endpoint.port, protocol: endpoint.protocol }
 }
 
 #[inline(always)]
 fn narrow<A: Tables>(endpoint: &Endpoint<[u32; 4]>) -> Endpoint<A> {
-    Endpoint::new(A::from_ipv6(endpoint.address), endpoint.port, endpoint.protocol)
+    Endpoint { address: A::from_ipv6(endpoint.address), port: endpoint.port, protocol: endpoint.protocol }
+}
+
+#[inline(always)]
+fn translation<A: Tables>(wide: &Translation<[u32; 4]>) -> Translation<A> {
+    Translation {
+        service: narrow(&wide.service),
+        backend: narrow(&wide.backend),
+        id: wide.id,
+        generation: wide.generation,
+    }
 }
 
 #[inline(always)]

@@ -97,7 +97,7 @@ fn bind<A: Tables>(socket: *mut bpf_sock, address: A, is_any: bool) -> i32 {
     let (port, protocol, netns) = unsafe {
         (
             (&raw const (*socket).src_port).read_volatile() as u16,
-            (&raw const (*socket).protocol).read_volatile() as u8,
+            (&raw const (*socket).protocol).read_volatile() as u16,
             bpf_get_netns_cookie(socket.cast()),
         )
     };
@@ -108,7 +108,7 @@ fn bind<A: Tables>(socket: *mut bpf_sock, address: A, is_any: bool) -> i32 {
     if NODE_PORTS.get(word).is_none_or(|word| word & bit == 0) {
         return ALLOW;
     }
-    let endpoint = Endpoint::new(address, port.to_be(), protocol);
+    let endpoint = Endpoint { address, port: port.to_be(), protocol };
     let is_node_port = || find(&endpoint).is_some_and(|entry| entry.kind() == Entry::NODE_PORT);
     if is_any || is_node_port() { fail(EADDRINUSE) } else { ALLOW }
 }

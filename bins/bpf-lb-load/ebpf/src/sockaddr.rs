@@ -12,7 +12,8 @@ pub(crate) trait Sockaddr: Copy {
 
     fn context(self) -> *mut bpf_sock_addr;
     fn address(self) -> Self::Address;
-    fn set_address(self, address: Self::Address);
+    /// By reference, since a copy of four words would be a call of `memmove`.
+    fn set_address(self, address: &Self::Address);
 
     #[inline(always)]
     fn endpoint(self) -> Endpoint<Self::Address> {
@@ -21,13 +22,12 @@ pub(crate) trait Sockaddr: Copy {
         let (port, protocol) = unsafe {
             ((&raw const (*context).user_port).read_volatile(), (&raw const (*context).protocol).read_volatile())
         };
-        // A protocol that does not fit, as MPTCP's, is none of ours.
-        Endpoint::new(self.address(), port as u16, if protocol > 255 { 0 } else { protocol as u8 })
+        Endpoint { address: self.address(), port: port as u16, protocol: protocol as u16 }
     }
 
     #[inline(always)]
     fn rewrite(self, endpoint: &Endpoint<Self::Address>) {
-        self.set_address(endpoint.address);
+        self.set_address(&endpoint.address);
         // SAFETY: as above.
         unsafe { (&raw mut (*self.context()).user_port).write_volatile(endpoint.port.into()) }
     }
@@ -56,9 +56,9 @@ impl Sockaddr for Inet {
         unsafe { (&raw const (*self.0).user_ip4).read_volatile() }
     }
     #[inline(always)]
-    fn set_address(self, address: u32) {
+    fn set_address(self, address: &u32) {
         // SAFETY: as above.
-        unsafe { (&raw mut (*self.0).user_ip4).write_volatile(address) }
+        unsafe { (&raw mut (*self.0).user_ip4).write_volatile(*address) }
     }
 }
 
@@ -94,7 +94,7 @@ impl Sockaddr for Inet6 {
         [0, 1, 2, 3].map(|index| unsafe { word(self.0, index).read_volatile() })
     }
     #[inline(always)]
-    fn set_address(self, address: [u32; 4]) {
+    fn set_address(self, address: &[u32; 4]) {
         // SAFETY: as above.
         unsafe {
             word(self.0, 0).write_volatile(address[0]);
@@ -122,8 +122,8 @@ impl Sockaddr for Mapped {
         unsafe { word(self.0, 3).read_volatile() }
     }
     #[inline(always)]
-    fn set_address(self, address: u32) {
+    fn set_address(self, address: &u32) {
         // SAFETY: as above.
-        unsafe { word(self.0, 3).write_volatile(address) }
+        unsafe { word(self.0, 3).write_volatile(*address) }
     }
 }
