@@ -48,3 +48,12 @@ lb_backends() {
 lb_stat() {
   lab_lb node1 stats | jq -c "$1"
 }
+
+# lb_under_fire CHANGES KILLS: clients connect while services change and the loader is killed (see lab/fire.py).
+lb_under_fire() {
+  expect 0 lab_served node1/pod timeout "${LAB_TIMEOUT:-60}" python3 "$LAB_SOURCE/fire.py" \
+    "$(lab_lb_program)" /sys/fs/bpf/underpass "$1" "$2"
+  assert_json "$output" '[.failed, .changes, .kills]' "[0,$1,$2]"
+  # Four clients that are hardly ever there would show nothing.
+  assert_json "$output" '.connections >= .changes / 10' true
+}
