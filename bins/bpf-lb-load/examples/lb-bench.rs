@@ -4,21 +4,26 @@
 #![expect(unsafe_code, reason = "a loop around system calls is to measure those, not a wrapper's checks")]
 
 use std::{
+    collections::BTreeMap,
     io,
-    net::{Ipv4Addr, TcpListener, UdpSocket},
-    path::PathBuf,
+    net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
+    os::fd::{AsFd as _, AsRawFd as _},
+    path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::Instant,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
+    maps::MapData,
     programs::{links::PinnedLink, loaded_programs},
     sys::{Stats, enable_stats},
 };
 use bpf_lb_load::{
+    apply::{self, apply},
+    kernel::Kernel,
     print,
-    table::{Algorithm, Backend, Protocol, Service, ServiceTable, SessionAffinity},
+    table::{Algorithm, Backend, Change, Protocol, Service, ServiceTable, SessionAffinity},
 };
 use clap::{Args, Parser, ValueEnum};
 use serde::Serialize;
@@ -32,6 +37,13 @@ enum Command {
     Table(Table),
     /// Run a loop and print what it took
     Run(Run),
+    /// Fill the maps, change one endpoint, and print what each took
+    Fill(Fill),
+    /// Print how much memory each map takes
+    Memory {
+        #[arg(long)]
+        pin_dir: PathBuf,
+    },
 }
 
 #[derive(Args)]
@@ -44,9 +56,29 @@ struct Table {
     affinity: bool,
     #[arg(long)]
     least_connections: bool,
-    /// Raises the last backend's port by one in the first service, so that applying it changes one endpoint
+    /// TCP alone; else each service has TCP and UDP
     #[arg(long)]
-    change_one: bool,
+    tcp_only: bool,
+}
+
+#[derive(Args)]
+struct Fill {
+    #[arg(long)]
+    pin_dir: PathBuf,
+    #[command(flatten)]
+    table: Table,
+}
+
+/// What filling took, in microseconds, the changes as medians of 1,000.
+#[derive(Serialize)]
+struct Filled {
+    services: u32,
+    backends: u32,
+    fill_us: u128,
+    same_again_us: u128,
+    change_one_endpoint_us: f64,
+    change_one_endpoint_worst_us: f64,
+    empty_us: u128,
 }
 
 #[derive(Args)]
@@ -58,6 +90,12 @@ struct Run {
     services: u32,
     #[arg(long, default_value_t = 20_000)]
     count: u32,
+    /// Of so many times the loop, the shortest counts
+    #[arg(long, default_value_t = 5)]
+    repeat: u32,
+    /// The client's sockets are made in this cgroup, the servers' are not
+    #[arg(long)]
+    cgroup: Option<PathBuf>,
     /// Reads what the kernel counts of the programs that are pinned there
     #[arg(long)]
     pin_dir: Option<PathBuf>,
@@ -72,6 +110,8 @@ enum Case {
     Tcp6,
     /// connect on one socket
     UdpSame,
+    /// The same to one address that is no Service
+    UdpMiss,
     /// The same through IPv4-mapped addresses
     UdpMapped,
     /// socket, connect, close
@@ -87,16 +127,66 @@ enum Case {
 struct Report {
     case: Case,
     services: u32,
-    count: u32,
+    /// Of one turn of the loop. With the kernel's counting it is longer.
     wall_ns: f64,
     /// Nanoseconds per run, as the kernel counts them.
-    programs: std::collections::BTreeMap<String, f64>,
+    programs: BTreeMap<String, f64>,
 }
 
 fn main() -> Result<()> {
     match Command::parse() {
         Command::Table(table) => print::line(&table.make()),
         Command::Run(run) => print::line(&run.measure()?),
+        Command::Fill(fill) => print::line(&fill.measure()?),
+        Command::Memory { pin_dir } => print::line(&memory(&pin_dir)?),
+    }
+}
+
+/// By map, in bytes, as the kernel charges it.
+fn memory(pins: &Path) -> Result<BTreeMap<String, u64>> {
+    let mut memory = BTreeMap::new();
+    for entry in std::fs::read_dir(pins.join("maps")).context("--pin-dir")? {
+        let entry = entry?;
+        let map = MapData::from_pin(entry.path())?;
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd()))?;
+        let bytes = info.lines().find_map(|line| line.strip_prefix("memlock:")).context("no memlock in fdinfo")?;
+        memory.insert(entry.file_name().to_string_lossy().into_owned(), bytes.trim().parse()?);
+    }
+    Ok(memory)
+}
+
+impl Fill {
+    fn measure(&self) -> Result<Filled> {
+        let table = self.table.make();
+        let mut kernel = Kernel::open(&self.pin_dir.join("maps"))?;
+        kernel.recover()?;
+        let mut time = |table: &ServiceTable| -> Result<u128> {
+            let start = Instant::now();
+            apply(&mut kernel, table)?;
+            Ok(start.elapsed().as_micros())
+        };
+        let (fill_us, same_again_us) = (time(&table)?, time(&table)?);
+        let mut changes = Vec::new();
+        for turn in 0..1_000 {
+            let mut service = table.services[turn % table.services.len()].clone();
+            service.backends[0].port += 1 + turn as u16;
+            let start = Instant::now();
+            let change = Change::Set(Box::new(service));
+            apply::change(&mut kernel, &change)?;
+            changes.push(start.elapsed().as_nanos() as f64 / 1e3);
+        }
+        changes.sort_by(f64::total_cmp);
+        let start = Instant::now();
+        apply(&mut kernel, &ServiceTable::default())?;
+        Ok(Filled {
+            services: self.table.services,
+            backends: self.table.backends,
+            fill_us,
+            same_again_us,
+            change_one_endpoint_us: changes[changes.len() / 2],
+            change_one_endpoint_worst_us: changes[changes.len() - 1],
+            empty_us: start.elapsed().as_micros(),
+        })
     }
 }
 
@@ -122,20 +212,18 @@ impl Table {
             lb_algorithm: if self.least_connections { Algorithm::LeastConnections } else { Algorithm::Random },
             backends: self.backends(index),
         };
-        let both = |index| [Protocol::Tcp, Protocol::Udp].map(|protocol| service(index, protocol));
-        ServiceTable { node_addresses: Vec::new(), services: (0..self.services).flat_map(both).collect() }
+        let protocols = if self.tcp_only { &[Protocol::Tcp][..] } else { &[Protocol::Tcp, Protocol::Udp] };
+        let all = |index| protocols.iter().map(move |protocol| service(index, *protocol));
+        ServiceTable { node_addresses: Vec::new(), services: (0..self.services).flat_map(all).collect() }
     }
 
     fn backends(&self, service: u32) -> Vec<Backend> {
         let address = |index: u32| u32::from(Ipv4Addr::new(127, 1, 0, 1)) + service * self.backends + index;
-        let backend = |index: u32| {
-            let changed = self.change_one && service == 0 && index + 1 == self.backends;
-            Backend {
-                address: Ipv4Addr::from(address(index)).into(),
-                port: BACKEND_PORT + u16::from(changed),
-                local: false,
-                scope: None,
-            }
+        let backend = |index: u32| Backend {
+            address: Ipv4Addr::from(address(index)).into(),
+            port: BACKEND_PORT,
+            local: false,
+            scope: None,
         };
         let six =
             Backend { address: std::net::Ipv6Addr::LOCALHOST.into(), port: BACKEND_PORT, local: false, scope: None };
@@ -148,6 +236,9 @@ impl Run {
         pin_to_cpu(0)?;
         let stop = AtomicBool::new(false);
         let tcp = TcpListener::bind(("::", BACKEND_PORT))?;
+        // Room for connections that the server gets round to later: else the client waits for it.
+        // SAFETY: takes numbers only.
+        check(unsafe { libc::listen(tcp.as_raw_fd(), 65_535) })?;
         // One for each backend of the first service, since an answer comes from the address that its socket has.
         let udp: Vec<_> = (1..=10)
             .map(|host| UdpSocket::bind((Ipv4Addr::new(127, 1, 0, host), BACKEND_PORT)))
@@ -158,6 +249,7 @@ impl Run {
             servers.extend(udp.iter().map(|socket| scope.spawn(|| echo(socket, stop))));
             let report = self.run();
             stop.store(true, Relaxed);
+            let _wakes_the_server = TcpStream::connect((Ipv4Addr::LOCALHOST, BACKEND_PORT));
             for server in servers {
                 server.join().map_err(|_| io::Error::other("a server died"))??;
             }
@@ -166,8 +258,20 @@ impl Run {
     }
 
     fn run(&self) -> Result<Report> {
+        if let Some(cgroup) = &self.cgroup {
+            std::fs::write(cgroup.join("cgroup.procs"), "0").context("--cgroup")?;
+        }
         let mut client = Client::new(self.case, self.services)?;
         client.times(self.count / 10)?;
+        let mut report =
+            Report { case: self.case, services: self.services, wall_ns: f64::MAX, programs: BTreeMap::new() };
+        for _ in 0..self.repeat {
+            self.once(&mut client, &mut report)?;
+        }
+        Ok(report)
+    }
+
+    fn once(&self, client: &mut Client, report: &mut Report) -> Result<()> {
         let stats = self.pin_dir.is_some().then(|| enable_stats(Stats::RunTime)).transpose()?;
         let before = self.counters()?;
         let start = Instant::now();
@@ -175,18 +279,17 @@ impl Run {
         let wall = start.elapsed();
         let after = self.counters()?;
         drop(stats);
-        let per_run = |(name, time, runs): &(String, u64, u64)| {
-            let (_, old_time, old_runs) = before.iter().find(|(old, ..)| old == name)?;
+        report.wall_ns = report.wall_ns.min(wall.as_nanos() as f64 / f64::from(self.count));
+        for (name, time, runs) in after {
+            let Some((_, old_time, old_runs)) = before.iter().find(|(old, ..)| *old == name) else { continue };
             let runs = runs - old_runs;
-            (runs >= u64::from(self.count) / 2).then(|| (name.clone(), (time - old_time) as f64 / runs as f64))
-        };
-        Ok(Report {
-            case: self.case,
-            services: self.services,
-            count: self.count,
-            wall_ns: wall.as_nanos() as f64 / f64::from(self.count),
-            programs: after.iter().filter_map(per_run).collect(),
-        })
+            // Others than the loop's own run now and then.
+            if runs >= u64::from(self.count) / 2 {
+                let best = report.programs.entry(name).or_insert(f64::MAX);
+                *best = best.min((time - old_time) as f64 / runs as f64);
+            }
+        }
+        Ok(())
     }
 
     /// Of each pinned program the time it ran, in ns, and how often.
@@ -209,12 +312,9 @@ impl Run {
 
 fn serve(listener: &TcpListener, stop: &AtomicBool) -> io::Result<()> {
     pin_to_cpu(1)?;
-    listener.set_nonblocking(true)?;
     while !stop.load(Relaxed) {
-        match listener.accept() {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
-            _ => {}
-        }
+        // A connection that was reset before it was accepted is no connection any more.
+        let _aborted = listener.accept();
     }
     Ok(())
 }
@@ -300,7 +400,11 @@ impl Client {
             0 => Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 2, 0, 0)) + index * 7_919 % 10_000),
             services => cluster_ip((u64::from(index) * 7_919 % u64::from(services)) as u32),
         };
-        let count = if services == 0 { 10_000 } else { services };
+        let count = match case {
+            Case::UdpMiss => 1,
+            _ if services == 0 => 10_000,
+            _ => services,
+        };
         let mut addresses: Vec<_> = (0..count).map(|index| Address::new(case, address(index))).collect();
         if services == 0 && matches!(case, Case::Tcp) {
             for address in &mut addresses {
@@ -311,7 +415,7 @@ impl Client {
         }
         let socket = match case {
             Case::UdpMapped => open(libc::AF_INET6, libc::SOCK_DGRAM)?,
-            Case::UdpSame | Case::UdpEcho => open(libc::AF_INET, libc::SOCK_DGRAM)?,
+            Case::UdpSame | Case::UdpMiss | Case::UdpEcho => open(libc::AF_INET, libc::SOCK_DGRAM)?,
             Case::Peer => open(libc::AF_INET, libc::SOCK_STREAM)?,
             Case::Tcp | Case::Tcp6 | Case::UdpNew => -1,
         };
@@ -339,7 +443,7 @@ impl Client {
         match self.case {
             Case::Tcp => connect_and_reset(libc::AF_INET, &address)?,
             Case::Tcp6 => connect_and_reset(libc::AF_INET6, &address)?,
-            Case::UdpSame | Case::UdpMapped => connect(self.socket, &address)?,
+            Case::UdpSame | Case::UdpMiss | Case::UdpMapped => connect(self.socket, &address)?,
             Case::UdpNew => {
                 let socket = open(libc::AF_INET, libc::SOCK_DGRAM)?;
                 connect(socket, &address)?;
