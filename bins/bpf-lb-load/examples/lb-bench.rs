@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     io,
     net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::Instant,
@@ -39,6 +39,8 @@ enum Command {
     Run(Run),
     /// Fill the maps, change one endpoint, and print what each took
     Fill(Fill),
+    /// Attach a program that does nothing to connect4, run the loop udp-miss and print what it took
+    Empty(Run),
     /// Print how much memory each map takes
     Memory {
         #[arg(long)]
@@ -88,10 +90,10 @@ struct Run {
     /// To how many services the client connects in turn; 0 for an address that is none
     #[arg(long, default_value_t = 1)]
     services: u32,
-    #[arg(long, default_value_t = 20_000)]
+    #[arg(long, default_value_t = 2_000)]
     count: u32,
-    /// Of so many times the loop, the shortest counts
-    #[arg(long, default_value_t = 5)]
+    /// Of so many times the loop, the shortest counts: what else the machine does only makes it longer
+    #[arg(long, default_value_t = 60)]
     repeat: u32,
     /// The client's sockets are made in this cgroup, the servers' are not
     #[arg(long)]
@@ -137,9 +139,45 @@ fn main() -> Result<()> {
     match Command::parse() {
         Command::Table(table) => print::line(&table.make()),
         Command::Run(run) => print::line(&run.measure()?),
+        Command::Empty(run) => {
+            let _link = attach_empty(run.cgroup.as_deref().context("--cgroup")?)?;
+            print::line(&run.measure()?)
+        }
         Command::Fill(fill) => print::line(&fill.measure()?),
         Command::Memory { pin_dir } => print::line(&memory(&pin_dir)?),
     }
+}
+
+/// A link that holds a program `return 1`: what counting alone costs.
+fn attach_empty(cgroup: &Path) -> Result<OwnedFd> {
+    const BPF_PROG_LOAD: libc::c_long = 5;
+    const BPF_LINK_CREATE: libc::c_long = 28;
+    const CGROUP_SOCK_ADDR: u32 = 18;
+    const CGROUP_INET4_CONNECT: u32 = 10;
+    // r0 = 1; exit
+    let program: [u64; 2] = [0x0000_0001_0000_00b7, 0x95];
+    let licence = c"GPL";
+    let mut load = [0_u32; 18];
+    load[0] = CGROUP_SOCK_ADDR;
+    load[1] = 2;
+    load[2..4].copy_from_slice(&halves(program.as_ptr() as u64));
+    load[4..6].copy_from_slice(&halves(licence.as_ptr() as u64));
+    load[12..14].copy_from_slice(&[u32::from_le_bytes(*b"empt"), u32::from_le_bytes(*b"y\0\0\0")]);
+    load[17] = CGROUP_INET4_CONNECT;
+    let bpf = |command: libc::c_long, attributes: &[u32]| -> io::Result<OwnedFd> {
+        // SAFETY: the kernel reads as many bytes as it is told, and what they point to outlives the call.
+        let fd = unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), 4 * attributes.len()) };
+        // SAFETY: the call made it, and nobody else has it.
+        check(fd as libc::c_int).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+    };
+    let loaded = bpf(BPF_PROG_LOAD, &load).context("load a program that does nothing")?;
+    let cgroup = std::fs::File::open(cgroup)?;
+    let link = [loaded.as_raw_fd() as u32, cgroup.as_raw_fd() as u32, CGROUP_INET4_CONNECT, 0];
+    Ok(bpf(BPF_LINK_CREATE, &link)?)
+}
+
+const fn halves(word: u64) -> [u32; 2] {
+    [word as u32, (word >> 32) as u32]
 }
 
 /// By map, in bytes, as the kernel charges it.
@@ -262,7 +300,7 @@ impl Run {
             std::fs::write(cgroup.join("cgroup.procs"), "0").context("--cgroup")?;
         }
         let mut client = Client::new(self.case, self.services)?;
-        client.times(self.count / 10)?;
+        client.times(self.count)?;
         let mut report =
             Report { case: self.case, services: self.services, wall_ns: f64::MAX, programs: BTreeMap::new() };
         for _ in 0..self.repeat {
@@ -272,8 +310,8 @@ impl Run {
     }
 
     fn once(&self, client: &mut Client, report: &mut Report) -> Result<()> {
-        let stats = self.pin_dir.is_some().then(|| enable_stats(Stats::RunTime)).transpose()?;
         let before = self.counters()?;
+        let stats = (!before.is_empty()).then(|| enable_stats(Stats::RunTime)).transpose()?;
         let start = Instant::now();
         client.times(self.count)?;
         let wall = start.elapsed();
@@ -294,9 +332,12 @@ impl Run {
 
     /// Of each pinned program the time it ran, in ns, and how often.
     fn counters(&self) -> Result<Vec<(String, u64, u64)>> {
-        let Some(pins) = &self.pin_dir else { return Ok(Vec::new()) };
         let mut counters = Vec::new();
         let programs: Vec<_> = loaded_programs().collect::<Result<_, _>>()?;
+        if let Some(empty) = programs.iter().find(|program| program.name() == b"empty") {
+            counters.push(("empty".into(), empty.run_time().as_nanos() as u64, empty.run_count()));
+        }
+        let Some(pins) = &self.pin_dir else { return Ok(counters) };
         for entry in std::fs::read_dir(pins.join("links")).context("--pin-dir")? {
             let entry = entry?;
             let link: aya::programs::links::FdLink = PinnedLink::from_pin(entry.path())?.into();
