@@ -52,7 +52,11 @@ pub struct Frontend {
 
 impl std::fmt::Display for Frontend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{:?}", self.address, self.protocol)
+        let protocol = match self.protocol {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+        };
+        f.pad(&format!("{}/{protocol}", self.address))
     }
 }
 
