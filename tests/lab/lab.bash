@@ -23,6 +23,8 @@ source "$LAB_SOURCE/overlay.bash"
 source "$LAB_SOURCE/services.bash"
 # shellcheck source=kubernetes.bash
 source "$LAB_SOURCE/kubernetes.bash"
+# shellcheck source=balancer.bash
+source "$LAB_SOURCE/balancer.bash"
 # shellcheck source=observe.bash
 source "$LAB_SOURCE/observe.bash"
 

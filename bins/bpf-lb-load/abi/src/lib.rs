@@ -1,0 +1,444 @@
+//! The layout of the socket load balancer's maps, shared by the programs and by the loader.
+//!
+//! All addresses and ports are in network byte order, as the kernel hands them to the programs; all else is in the
+//! machine's. No type has implicit padding, so every byte of a key is one that was written: see the assertions at the end.
+//!
+//! How a connection finds its backend:
+//!
+//! ```text
+//! frontends[hash of address, port, protocol] -> Entry -> slots[base + 1 + n] -> the backend's Endpoint
+//! ```
+//!
+//! That is two cache lines, and cache lines are what a connect() costs here: by the time of the next one the rest of the
+//! network stack has used the cache up. So the hash table is one of ours, in an array: a bucket is a cache line, and has
+//! keys and values side by side. (The kernel's has a line for the bucket, one for the element, and replaces elements
+//! instead of changing them.) Maps in arrays can be mapped into memory, so an update takes no system call.
+//!
+//! A frontend keeps its [`Cell`] for life. What changes is the cell's `entry`, one 64-bit word that names a run of slots.
+//! An update writes a run that nobody reads yet and then stores that word, so a program sees all of the old backends or
+//! all of the new ones. Cells, slots and backends that were given up are used again only when no program runs any more
+//! that could have seen them.
+
+#![no_std]
+
+mod word;
+
+pub use word::{Long, Word};
+
+/// Raised whenever a type or the meaning of a field changes: maps with another number are not touched.
+pub const LAYOUT: u32 = 1;
+
+/// An address family: `u32` is IPv4, `[u32; 4]` is IPv6, both in network byte order.
+pub trait Address: Copy + Eq {
+    /// What fills a structure up to a multiple of eight bytes.
+    type Pad: Copy + core::fmt::Debug;
+    /// `AF_INET` or `AF_INET6`.
+    const FAMILY: u32;
+    /// All bits of the address, for a hash.
+    fn fold(self) -> u64;
+    /// Whether the two are the same. (For an array, `==` is a call of `memcmp`.)
+    fn is(self, other: Self) -> bool;
+    /// The value of [`Address::Pad`].
+    const PAD: Self::Pad;
+}
+
+impl Address for u32 {
+    type Pad = [u32; 0];
+    const FAMILY: u32 = 2;
+    const PAD: Self::Pad = [];
+
+    #[inline(always)]
+    fn fold(self) -> u64 {
+        self as u64
+    }
+
+    #[inline(always)]
+    fn is(self, other: Self) -> bool {
+        self == other
+    }
+}
+
+impl Address for [u32; 4] {
+    type Pad = [u32; 1];
+    const FAMILY: u32 = 10;
+    const PAD: Self::Pad = [0];
+
+    #[inline(always)]
+    fn fold(self) -> u64 {
+        let [first, second, third, fourth] = self.map(u64::from);
+        mix(first << 32 | second) ^ (third << 32 | fourth)
+    }
+
+    #[inline(always)]
+    fn is(self, other: Self) -> bool {
+        self[3] == other[3] && self[2] == other[2] && self[1] == other[1] && self[0] == other[0]
+    }
+}
+
+/// One end of a flow: the key of a frontend, or the address of a backend.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Endpoint<A> {
+    /// Network byte order.
+    pub address: A,
+    /// Network byte order.
+    pub port: u16,
+    /// `IPPROTO_TCP` or `IPPROTO_UDP`.
+    pub protocol: u16,
+}
+
+impl<A: Address> PartialEq for Endpoint<A> {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        self.address.is(other.address) && self.port == other.port && self.protocol == other.protocol
+    }
+}
+
+impl<A: Address> Endpoint<A> {
+    /// The hash by which a frontend is found. Its low bits are the number of the bucket.
+    #[inline(always)]
+    pub fn hash(&self) -> u32 {
+        let rest = (self.port as u64) << 32 | (self.protocol as u64) << 48;
+        mix(self.address.fold() ^ rest) as u32
+    }
+}
+
+/// Every bit of the result's lower half depends on every bit of `word`.
+#[inline(always)]
+const fn mix(word: u64) -> u64 {
+    // The golden ratio's multiplier (Knuth 6.4).
+    let product = (word ^ (word >> 29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    product ^ (product >> 32)
+}
+
+/// `IPPROTO_TCP`.
+pub const TCP: u16 = 6;
+/// `IPPROTO_UDP`.
+pub const UDP: u16 = 17;
+
+/// Which of a service's sets of backends a frontend leads to: an index into [`Backend::slots`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Scope {
+    /// ClusterIPs, external and load balancer addresses.
+    Internal = 0,
+    /// Node ports.
+    External = 1,
+}
+
+/// A decoded [`Cell::entry`]: which slots a frontend's connections are spread over, and how.
+///
+/// All of it in one word, because a program must read it in one load:
+/// bits 0 to 31 the slot before the first, 32 to 55 how many there are, 56 the frontend is there, 57 affinity, 58 least connections,
+/// 59 and 60 what kind of frontend it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry(pub u64);
+
+impl Entry {
+    /// No frontend.
+    pub const NONE: Self = Self(0);
+    /// The most backends that a set can have.
+    pub const MAX_COUNT: u32 = (1 << 24) - 1;
+    const PRESENT: u64 = 1 << 56;
+    const AFFINITY: u64 = 1 << 57;
+    const LEAST: u64 = 1 << 58;
+    const KIND: u32 = 59;
+
+    /// An entry for the `count` slots after `base`.
+    pub const fn new(base: u32, count: u32, affinity: bool, least_connections: bool, kind: u8) -> Self {
+        let flags = Self::PRESENT | (Self::AFFINITY * affinity as u64) | (Self::LEAST * least_connections as u64);
+        Self(base as u64 | (count as u64) << 32 | flags | (kind as u64 & 3) << Self::KIND)
+    }
+
+    /// Whether the frontend is there at all.
+    pub const fn is_present(self) -> bool {
+        self.0 & Self::PRESENT != 0
+    }
+
+    /// The slot before the first: it is about the whole run, see [`Slot`].
+    pub const fn base(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// How many backends.
+    pub const fn count(self) -> u32 {
+        (self.0 >> 32) as u32 & Self::MAX_COUNT
+    }
+
+    /// Whether a client keeps its backend.
+    pub const fn has_affinity(self) -> bool {
+        self.0 & Self::AFFINITY != 0
+    }
+
+    /// Whether the backend with fewer open connections is taken.
+    pub const fn least_connections(self) -> bool {
+        self.0 & Self::LEAST != 0
+    }
+
+    /// What kind of frontend this is: 0 ClusterIP, 1 external address, 2 load balancer address, 3 node port.
+    pub const fn kind(self) -> u8 {
+        (self.0 >> Self::KIND) as u8 & 3
+    }
+
+    /// Which set of backends the frontend leads to.
+    pub const fn scope(self) -> Scope {
+        if self.kind() == Self::NODE_PORT { Scope::External } else { Scope::Internal }
+    }
+
+    /// The kind of a ClusterIP.
+    pub const CLUSTER_IP: u8 = 0;
+    /// The kind of an external address.
+    pub const EXTERNAL_IP: u8 = 1;
+    /// The kind of a load balancer's address.
+    pub const LOAD_BALANCER_IP: u8 = 2;
+    /// The kind of a node port.
+    pub const NODE_PORT: u8 = 3;
+}
+
+/// A frontend.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Cell<A: Address> {
+    /// The address on which a Service answers. With port 0, nothing was here since the bucket was last not full.
+    pub key: Endpoint<A>,
+    /// Zero.
+    pub pad: A::Pad,
+    /// See [`Entry`]. Not present: the frontend is gone, and the key stays until the cell is used again.
+    pub entry: Long,
+}
+
+/// How many frontends fit into a bucket.
+pub const CELLS: usize = 4;
+
+/// How many buckets, from the one that the hash names, a key can be in. All before that with the key are full.
+pub const PROBES: u32 = 8;
+
+/// A place of the hash table, in `frontends4` and `frontends6`. There are as many as frontends are allowed, so only one
+/// in 50 of them is full.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Bucket<A: Address> {
+    /// In no order.
+    pub cells: [Cell<A>; CELLS],
+}
+
+/// A place in a run of backends, in `slots4` and `slots6`. Not changed while an entry names it, but for the count.
+///
+/// The first place of a run is about the run: there `connections` are those that were refused because there was no
+/// backend, `backend` is the service, and `generation` the timeout of session affinity in seconds.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Slot<A: Address> {
+    /// Connections and flows begun. Here, since the programs have this cache line already.
+    pub connections: Long,
+    /// Where the backend listens.
+    pub endpoint: Endpoint<A>,
+    /// Index into `backends`.
+    pub backend: u32,
+    /// That of the backend when the slot was written.
+    pub generation: u32,
+    /// Zero.
+    pub pad: A::Pad,
+}
+
+/// In [`Backend::slots`]: the backend is in no such set.
+pub const NO_SLOT: u32 = u32::MAX;
+
+/// A backend of one service, in `backends`.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Backend {
+    /// Sockets of this node that are translated to it. Counted for services with least connections only.
+    pub open: Long,
+    /// By [`Scope`]: the slot in which the backend is found now, or [`NO_SLOT`].
+    pub slots: [Word; 2],
+    /// Another one when the place is given to another backend, so that what remembers the old one can tell. Contains
+    /// [`Backend::LOCAL`], since nothing else about a backend is not in its slot.
+    pub generation: Word,
+    /// Index into `names`.
+    pub service: Word,
+}
+
+impl Backend {
+    /// In [`Backend::generation`]: the backend is on this node.
+    pub const LOCAL: u32 = 1;
+}
+
+/// What a socket was translated from, and to.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Translation<A> {
+    /// What the process asked for.
+    pub service: Endpoint<A>,
+    /// What it got.
+    pub backend: Endpoint<A>,
+    /// Index into `backends`, and [`Translation::COUNTED`].
+    pub id: u32,
+    /// That of the backend at that time.
+    pub generation: u32,
+}
+
+impl<A> Translation<A> {
+    /// In [`Translation::id`]: the socket is counted in [`Backend::open`].
+    pub const COUNTED: u32 = 1 << 31;
+}
+
+/// A socket's first translation, in `peers4` and `peers6`: at the place that the low bits of its cookie name.
+///
+/// A place belongs to a socket from its first translation until it is released; who finds it taken uses [`Overflow`].
+/// Cookies are unique as long as the kernel runs, so no socket is taken for another, and nothing is evicted.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Peer<A> {
+    /// The owner's cookie, or 0.
+    pub cookie: Long,
+    /// Read and written by the owner's calls only, which the socket's lock orders.
+    pub translation: Translation<A>,
+}
+
+/// How many flows [`Overflow`] holds, a power of two.
+pub const FLOWS: usize = 16;
+
+/// A socket's further translations, in socket-local storage; IPv4 addresses are IPv4-mapped here. Those with a zero
+/// `service.port` are free.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Overflow {
+    /// The connection's, if the socket's place in `peers4` or `peers6` is another socket's.
+    pub connection: Translation<[u32; 4]>,
+    /// Those of an unconnected socket.
+    pub flows: [Translation<[u32; 4]>; FLOWS],
+}
+
+/// Who keeps to a backend, in `affinity`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Client {
+    /// The cookie of the client's network namespace: the pod.
+    pub netns: u64,
+    /// Index into `names`.
+    pub service: u32,
+    /// [`Address::FAMILY`]: the backends of the two families are different ones.
+    pub family: u32,
+}
+
+/// The backend it keeps to.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Affinity {
+    /// Index into `backends`.
+    pub backend: u32,
+    /// That of the backend at that time.
+    pub generation: u32,
+    /// When it last connected, by `CLOCK_MONOTONIC_COARSE`, in ns.
+    pub last_ns: u64,
+}
+
+/// Which network namespaces take part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Participation {
+    /// All of them.
+    All = 0,
+    /// All but those in `namespaces`.
+    AllBut = 1,
+    /// Only those in `namespaces`.
+    Only = 2,
+}
+
+/// How many addresses a node can have.
+pub const NODE_ADDRESSES: usize = 64;
+
+/// The one element of `config`.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Config {
+    /// [`LAYOUT`] of whoever made the maps.
+    pub layout: Word,
+    /// [`Participation`].
+    pub participation: Word,
+    /// The cookie of the node's own network namespace: nobody may bind a node port there.
+    pub node_netns: Long,
+    /// 1 as soon as any socket uses [`Overflow`]: until then nobody has to look there.
+    pub overflowed: Word,
+    /// How many of `node_addresses` are in use.
+    pub node_address_count: Word,
+    /// The node's addresses, IPv4 ones IPv4-mapped.
+    pub node_addresses: [[Word; 4]; NODE_ADDRESSES],
+}
+
+/// How many words `node_ports` has: a bit for each port of TCP, then one for each port of UDP.
+pub const NODE_PORT_WORDS: u32 = 2 * 65536 / 64;
+
+/// The word and the bit of a node port in `node_ports`. `port` is in host byte order.
+pub const fn node_port_bit(port: u16, protocol: u16) -> (u32, u64) {
+    let bit = port as u32 + if protocol == UDP { 65536 } else { 0 };
+    (bit / 64, 1 << (bit % 64))
+}
+
+/// How long a service's name can be: namespace (63), name (63), port name (15) and what stands between.
+pub const NAME_LEN: usize = 144;
+
+/// What the programs do not need, but `show` does, in `names`, by service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Name {
+    /// `namespace/name:port name`, filled up with zeros. Empty: there is no such service.
+    pub name: [u8; NAME_LEN],
+    /// The service's port, host byte order.
+    pub port: u16,
+    /// The node port, host byte order, or 0.
+    pub node_port: u16,
+    /// `IPPROTO_TCP` or `IPPROTO_UDP`.
+    pub protocol: u16,
+    /// [`Name::INTERNAL_LOCAL`] and its like.
+    pub flags: u16,
+    /// Seconds, or 0.
+    pub affinity_seconds: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+impl Name {
+    /// The internal traffic policy is `Local`.
+    pub const INTERNAL_LOCAL: u16 = 1;
+    /// The external traffic policy is `Local`.
+    pub const EXTERNAL_LOCAL: u16 = 2;
+    /// The algorithm is least connections.
+    pub const LEAST: u16 = 4;
+}
+
+/// An IPv4 address as IPv6 sockets see it, `::ffff:a.b.c.d`. Network byte order.
+pub const fn mapped(address: u32) -> [u32; 4] {
+    [0, 0, MAPPED_PREFIX, address]
+}
+
+/// The third word of an IPv4-mapped address.
+pub const MAPPED_PREFIX: u32 = 0xffff_u32.to_be();
+
+const _: () = {
+    assert!(size_of::<Endpoint<u32>>() == 8 && size_of::<Endpoint<[u32; 4]>>() == 20);
+    assert!(size_of::<Bucket<u32>>() == 64 && size_of::<Bucket<[u32; 4]>>() == 128);
+    assert!(size_of::<Slot<u32>>() == 24 && size_of::<Slot<[u32; 4]>>() == 40);
+    assert!(size_of::<Backend>() == 24);
+    assert!(size_of::<Translation<u32>>() == 24 && size_of::<Translation<[u32; 4]>>() == 48);
+    assert!(size_of::<Peer<u32>>() == 32 && size_of::<Peer<[u32; 4]>>() == 56);
+    assert!(size_of::<Overflow>() == 48 * (1 + FLOWS) && FLOWS.is_power_of_two());
+    assert!(size_of::<Client>() == 16 && size_of::<Affinity>() == 16);
+    assert!(size_of::<Config>() == 24 + 16 * NODE_ADDRESSES);
+    assert!(size_of::<Name>() == NAME_LEN + 16);
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    #![expect(unsafe_code, reason = "aya takes only types that are marked as plain data")]
+
+    use aya::Pod;
+
+    use super::{Affinity, Client};
+
+    // SAFETY: `repr(C)`, `Copy`, valid for any bytes, and without padding by the assertions above.
+    unsafe impl Pod for Client {}
+    // SAFETY: as above.
+    unsafe impl Pod for Affinity {}
+}

@@ -1,0 +1,211 @@
+//! From the address that a process asked for to the backend that it gets.
+
+use core::marker::PhantomData;
+
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, generated::bpf_ktime_get_coarse_ns};
+use bpf_lb_abi::{
+    Affinity, Backend, Client, Endpoint, Entry, NO_SLOT, PROBES, Participation, Scope, Slot, Translation, Word,
+};
+
+use crate::{
+    atomic::add,
+    maps::{AFFINITY, BACKENDS, CONFIG, NAMESPACES, Tables},
+    sockaddr::Sockaddr,
+};
+
+/// One less than the number of buckets in `frontends4` and in `frontends6`, a power of two. The loader sets it.
+#[unsafe(no_mangle)]
+static FRONTEND_MASK: u32 = 1023;
+
+/// A Service's address, as it was at one moment.
+pub(crate) struct Frontend<A> {
+    entry: Entry,
+    family: PhantomData<A>,
+}
+
+/// The frontend that the hook's address names, if there is one and the socket's network namespace takes part.
+#[inline(always)]
+pub(crate) fn frontend<S: Sockaddr>(sockaddr: S, wanted: &Endpoint<S::Address>) -> Option<Frontend<S::Address>> {
+    let entry = find(wanted)?;
+    takes_part(sockaddr).then_some(Frontend { entry, family: PhantomData })
+}
+
+#[inline(always)]
+pub(crate) fn find<A: Tables>(wanted: &Endpoint<A>) -> Option<Entry> {
+    // SAFETY: a static that the loader sets before the program is there, and that nobody writes after.
+    let mask = unsafe { (&raw const FRONTEND_MASK).read_volatile() };
+    let hash = wanted.hash();
+    for probe in 0..PROBES {
+        let bucket = A::frontends().get((hash + probe) & mask)?;
+        for cell in &bucket.cells {
+            if cell.key == *wanted {
+                let entry = Entry(cell.entry.load());
+                if entry.is_present() {
+                    return Some(entry);
+                }
+            }
+        }
+        // The key would be here if there was room.
+        if bucket.cells.iter().any(|cell| cell.key.port == 0) {
+            return None;
+        }
+    }
+    None
+}
+
+#[inline(always)]
+fn takes_part<S: Sockaddr>(sockaddr: S) -> bool {
+    let Some(config) = CONFIG.get(0) else { return true };
+    let participation = config.participation.load();
+    if participation == Participation::All as u32 {
+        return true;
+    }
+    let registered = NAMESPACES.get_ptr(netns(sockaddr)).is_some();
+    registered == (participation == Participation::Only as u32)
+}
+
+#[inline(always)]
+fn netns<S: Sockaddr>(sockaddr: S) -> u64 {
+    // SAFETY: the context is valid while the program runs.
+    unsafe { bpf_get_netns_cookie(sockaddr.context().cast()) }
+}
+
+impl<A: Tables> Frontend<A> {
+    /// The backend for a new connection or flow, or nothing if the service has none.
+    #[inline(always)]
+    pub(crate) fn choose<S: Sockaddr<Address = A>>(&self, sockaddr: S) -> Option<&'static Slot<A>> {
+        if self.entry.count() == 0 {
+            add(&self.run()?.connections, 1);
+            return None;
+        }
+        if self.entry.has_affinity() {
+            return self.choose_for_client(sockaddr);
+        }
+        self.choose_anew()
+    }
+
+    #[inline(always)]
+    fn choose_anew(&self) -> Option<&'static Slot<A>> {
+        let count = self.entry.count();
+        let first = below(count);
+        let slot = self.slot(first)?;
+        if !self.entry.least_connections() || count == 1 {
+            return Some(slot);
+        }
+        // Another one than the first: as many places after it as there are others.
+        let second = first + 1 + below(count - 1);
+        let other = self.slot(if second < count { second } else { second - count })?;
+        let (Some(one), Some(two)) = (BACKENDS.get(slot.backend), BACKENDS.get(other.backend)) else {
+            return Some(slot);
+        };
+        Some(if two.open.load() < one.open.load() { other } else { slot })
+    }
+
+    /// The slot that is about all of them.
+    #[inline(always)]
+    fn run(&self) -> Option<&'static Slot<A>> {
+        A::slots().get(self.entry.base())
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<&'static Slot<A>> {
+        A::slots().get(self.entry.base() + 1 + index)
+    }
+
+    /// The backend that the client's network namespace used last, if that was not too long ago and it is still there.
+    #[inline(always)]
+    fn choose_for_client<S: Sockaddr<Address = A>>(&self, sockaddr: S) -> Option<&'static Slot<A>> {
+        let &Slot { backend: service, generation: timeout_seconds, .. } = self.run()?;
+        let client = Client { netns: netns(sockaddr), service, family: A::FAMILY };
+        // SAFETY: takes no arguments.
+        let now = unsafe { bpf_ktime_get_coarse_ns() };
+        if let Some(known) = AFFINITY.get_ptr_mut(&client) {
+            // SAFETY: the element stays mapped while the program runs. Should it be given to another client meanwhile,
+            // then `current` finds a backend of this service all the same, or none.
+            let Affinity { backend, generation, last_ns } = unsafe { known.read_volatile() };
+            let timeout = u64::from(timeout_seconds) * 1_000_000_000;
+            if now.saturating_sub(last_ns) <= timeout
+                && let Some(slot) = self.current(backend, generation, service)
+            {
+                // SAFETY: as above.
+                unsafe { (&raw mut (*known).last_ns).write_volatile(now) };
+                return Some(slot);
+            }
+        }
+        let slot = self.choose_anew()?;
+        let value = Affinity { backend: slot.backend, generation: slot.generation, last_ns: now };
+        // An LRU map makes room by itself; without an entry the next connection chooses anew.
+        let _full = AFFINITY.insert(&client, &value, 0);
+        Some(slot)
+    }
+
+    /// Where a remembered backend is now, if it still is one of this frontend's.
+    #[inline(always)]
+    fn current(&self, backend: u32, generation: u32, service: u32) -> Option<&'static Slot<A>> {
+        let known = BACKENDS.get(backend)?;
+        if known.generation.load() != generation || known.service.load() != service {
+            return None;
+        }
+        let slot = A::slots().get(self.slot_of(known))?;
+        (slot.backend == backend).then_some(slot)
+    }
+
+    #[inline(always)]
+    fn slot_of(&self, backend: &Backend) -> u32 {
+        // Both are read, since the verifier lets only programs with CAP_PERFMON add to a pointer what it knows.
+        let [internal, external] = backend.slots.each_ref().map(Word::load);
+        if self.entry.scope() == Scope::External { external } else { internal }
+    }
+
+    /// Whether a flow that was translated before may go on to the same backend.
+    #[inline(always)]
+    pub(crate) fn still_leads_to(&self, translation: &Translation<A>) -> bool {
+        BACKENDS.get(translation.id & !Translation::<A>::COUNTED).is_some_and(|backend| {
+            backend.generation.load() == translation.generation && self.slot_of(backend) != NO_SLOT
+        })
+    }
+
+    /// Counts a connection to `slot`, and what there is to remember of it.
+    #[inline(always)]
+    pub(crate) fn translate(&self, wanted: Endpoint<A>, slot: &Slot<A>) -> Translation<A> {
+        let mut id = slot.backend;
+        add(&slot.connections, 1);
+        if self.entry.least_connections()
+            && let Some(backend) = BACKENDS.get(slot.backend)
+        {
+            add(&backend.open, 1);
+            id |= Translation::<A>::COUNTED;
+        }
+        let Endpoint { ref address, port, protocol } = slot.endpoint;
+        let backend = Endpoint { address: A::copy(address), port, protocol };
+        Translation { service: wanted, backend, id, generation: slot.generation }
+    }
+}
+
+/// Takes a socket that is closed, or goes elsewhere, off its backend's count.
+#[inline(always)]
+pub(crate) fn uncount<A>(translation: &Translation<A>) {
+    if translation.id & Translation::<A>::COUNTED != 0
+        && let Some(backend) = BACKENDS.get(translation.id & !Translation::<A>::COUNTED)
+        && backend.generation.load() == translation.generation
+    {
+        add(&backend.open, 1_u64.wrapping_neg());
+    }
+}
+
+/// A number below `count`, each as likely as any other: Lemire's multiplication (arXiv 1805.10941), which draws again
+/// in the few cases that would favour some.
+#[inline(always)]
+fn below(count: u32) -> u32 {
+    let mut high = 0;
+    for _ in 0..4 {
+        // SAFETY: takes no arguments.
+        let product = u64::from(unsafe { bpf_get_prandom_u32() }) * u64::from(count);
+        let low = product as u32;
+        high = (product >> 32) as u32;
+        if low >= count || low >= count.wrapping_neg() % count {
+            break;
+        }
+    }
+    high
+}

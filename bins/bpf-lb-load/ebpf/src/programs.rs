@@ -1,0 +1,159 @@
+//! The programs, one for each hook.
+
+use aya_ebpf::{
+    bindings::bpf_sock,
+    helpers::generated::{bpf_get_netns_cookie, bpf_set_retval},
+    macros::{cgroup_sock, cgroup_sock_addr},
+    programs::{SockAddrContext, SockContext},
+};
+use bpf_lb_abi::{Endpoint, Entry, node_port_bit};
+
+use crate::{
+    backend::{find, frontend},
+    maps::{CONFIG, NODE_PORTS, Tables},
+    peer::{Socket, forget},
+    sockaddr::{Inet, Inet6, Sockaddr},
+};
+
+/// The system call goes on.
+const ALLOW: i32 = 1;
+/// The system call fails.
+const REFUSE: i32 = 0;
+
+const ECONNREFUSED: i32 = 111;
+const EADDRINUSE: i32 = 98;
+
+/// Whether the kernel has `bpf_set_retval` (5.18); without it a refused call fails with EPERM. The loader sets it.
+#[unsafe(no_mangle)]
+static SET_RETVAL: u32 = 1;
+
+#[inline(always)]
+fn fail(errno: i32) -> i32 {
+    // SAFETY: a static that the loader sets before the program is there, and that nobody writes after.
+    if unsafe { (&raw const SET_RETVAL).read_volatile() } != 0 {
+        // SAFETY: takes a number only.
+        unsafe { bpf_set_retval(-errno) };
+    }
+    REFUSE
+}
+
+#[inline(always)]
+fn connect<S: Sockaddr>(sockaddr: S) -> i32 {
+    let wanted = sockaddr.endpoint();
+    let socket = Socket::of(sockaddr);
+    let Some(frontend) = frontend(sockaddr, &wanted) else {
+        if let Some(socket) = socket {
+            socket.disconnect();
+        }
+        return ALLOW;
+    };
+    let Some(slot) = frontend.choose(sockaddr) else { return fail(ECONNREFUSED) };
+    if socket.is_some_and(|socket| socket.connect(frontend.translate(wanted, slot))) {
+        sockaddr.rewrite(&slot.endpoint);
+    }
+    ALLOW
+}
+
+/// A datagram that is sent to an address. As with a connection tracker, a socket's flow to a service keeps its backend.
+#[inline(always)]
+fn send<S: Sockaddr>(sockaddr: S) -> i32 {
+    let wanted = sockaddr.endpoint();
+    let Some(frontend) = frontend(sockaddr, &wanted) else { return ALLOW };
+    let Some(socket) = Socket::of(sockaddr) else { return ALLOW };
+    if let Some(known) = socket.sent_to(&wanted)
+        && frontend.still_leads_to(&known)
+    {
+        sockaddr.rewrite(&known.backend);
+        return ALLOW;
+    }
+    let Some(slot) = frontend.choose(sockaddr) else { return fail(ECONNREFUSED) };
+    if socket.send(frontend.translate(wanted, slot)) {
+        sockaddr.rewrite(&slot.endpoint);
+    }
+    ALLOW
+}
+
+#[inline(always)]
+fn receive<S: Sockaddr>(sockaddr: S) -> i32 {
+    if let Some(service) = Socket::of(sockaddr).and_then(|socket| socket.sender(&sockaddr.endpoint())) {
+        sockaddr.rewrite(&service);
+    }
+    ALLOW
+}
+
+#[inline(always)]
+fn peer_name<S: Sockaddr>(sockaddr: S) -> i32 {
+    if let Some(service) = Socket::of(sockaddr).and_then(|socket| socket.peer(&sockaddr.endpoint())) {
+        sockaddr.rewrite(&service);
+    }
+    ALLOW
+}
+
+/// Keeps the node's own processes off a port that, on the node's addresses, leads to a Service: whoever bound it would
+/// never be reached there.
+#[inline(always)]
+fn bind<A: Tables>(socket: *mut bpf_sock, address: A, is_any: bool) -> i32 {
+    // SAFETY: the context is valid while the program runs.
+    let (port, protocol, netns) = unsafe {
+        (
+            (&raw const (*socket).src_port).read_volatile() as u16,
+            (&raw const (*socket).protocol).read_volatile() as u16,
+            bpf_get_netns_cookie(socket.cast()),
+        )
+    };
+    if CONFIG.get(0).is_none_or(|config| config.node_netns.load() != netns) {
+        return ALLOW;
+    }
+    let (word, bit) = node_port_bit(port, protocol);
+    if NODE_PORTS.get(word).is_none_or(|word| word & bit == 0) {
+        return ALLOW;
+    }
+    let endpoint = Endpoint { address, port: port.to_be(), protocol };
+    let is_node_port = || find(&endpoint).is_some_and(|entry| entry.kind() == Entry::NODE_PORT);
+    if is_any || is_node_port() { fail(EADDRINUSE) } else { ALLOW }
+}
+
+/// Defines the two programs of a hook.
+macro_rules! sockaddr_programs {
+    ($verb:ident, $four:ident, $six:ident) => {
+        #[cgroup_sock_addr($four)]
+        pub fn $four(context: SockAddrContext) -> i32 {
+            $verb(Inet(context.sock_addr))
+        }
+
+        #[cgroup_sock_addr($six)]
+        pub fn $six(context: SockAddrContext) -> i32 {
+            let sockaddr = Inet6(context.sock_addr);
+            match sockaddr.mapped() {
+                Some(mapped) => $verb(mapped),
+                None => $verb(sockaddr),
+            }
+        }
+    };
+}
+
+sockaddr_programs!(connect, connect4, connect6);
+sockaddr_programs!(send, sendmsg4, sendmsg6);
+sockaddr_programs!(receive, recvmsg4, recvmsg6);
+sockaddr_programs!(peer_name, getpeername4, getpeername6);
+
+#[cgroup_sock(sock_release)]
+pub fn sock_release(context: SockContext) -> i32 {
+    forget(context.sock);
+    ALLOW
+}
+
+#[cgroup_sock(post_bind4)]
+pub fn post_bind4(context: SockContext) -> i32 {
+    // SAFETY: the context is valid while the program runs.
+    let address = unsafe { (&raw const (*context.sock).src_ip4).read_volatile() };
+    bind(context.sock, address, address == 0)
+}
+
+#[cgroup_sock(post_bind6)]
+pub fn post_bind6(context: SockContext) -> i32 {
+    // SAFETY: the context is valid while the program runs, and the field has four words.
+    let address = [0, 1, 2, 3]
+        .map(|index| unsafe { (&raw const (*context.sock).src_ip6).cast::<u32>().add(index).read_volatile() });
+    bind(context.sock, address, address == [0; 4])
+}

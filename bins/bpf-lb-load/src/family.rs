@@ -1,0 +1,302 @@
+//! The maps of one address family: its frontends and its runs of backends.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+};
+
+use bpf_lb_abi::{Address, CELLS, Cell, Endpoint, Entry, Long, PROBES, Slot, TCP, UDP};
+
+use crate::{
+    maps::{MapsError, mapped},
+    space::Space,
+    spec::Frontend,
+    sys::Mapped,
+    table::Protocol,
+};
+
+/// An address as the maps hold it, and as the table does.
+pub trait Family: Address {
+    /// What the names of the family's maps end with.
+    const SUFFIX: char;
+    /// The address that means none.
+    const UNSPECIFIED: IpAddr;
+    /// Nothing if it is of the other family.
+    fn from_ip(address: IpAddr) -> Option<Self>;
+    /// The inverse of [`Family::from_ip`].
+    fn to_ip(self) -> IpAddr;
+}
+
+impl Family for u32 {
+    const SUFFIX: char = '4';
+    const UNSPECIFIED: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+    fn from_ip(address: IpAddr) -> Option<Self> {
+        match address {
+            IpAddr::V4(address) => Some(Self::from_ne_bytes(address.octets())),
+            IpAddr::V6(_) => None,
+        }
+    }
+
+    fn to_ip(self) -> IpAddr {
+        Ipv4Addr::from(self.to_ne_bytes()).into()
+    }
+}
+
+impl Family for [u32; 4] {
+    const SUFFIX: char = '6';
+    const UNSPECIFIED: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+
+    fn from_ip(address: IpAddr) -> Option<Self> {
+        match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => Some(words(address)),
+        }
+    }
+
+    fn to_ip(self) -> IpAddr {
+        let mut octets = [0; 16];
+        for (bytes, word) in octets.chunks_exact_mut(4).zip(self) {
+            bytes.copy_from_slice(&word.to_ne_bytes());
+        }
+        Ipv6Addr::from(octets).into()
+    }
+}
+
+/// An IPv6 address in four words, network byte order.
+pub fn words(address: Ipv6Addr) -> [u32; 4] {
+    let octets = address.octets();
+    [0, 4, 8, 12].map(|at| u32::from_ne_bytes([octets[at], octets[at + 1], octets[at + 2], octets[at + 3]]))
+}
+
+/// The number of the protocol.
+pub const fn number(protocol: Protocol) -> u16 {
+    match protocol {
+        Protocol::Tcp => TCP,
+        Protocol::Udp => UDP,
+    }
+}
+
+fn endpoint<A: Family>(address: SocketAddr, protocol: Protocol) -> Option<Endpoint<A>> {
+    Some(Endpoint { address: A::from_ip(address.ip())?, port: address.port().to_be(), protocol: number(protocol) })
+}
+
+fn address<A: Family>(endpoint: &Endpoint<A>) -> SocketAddr {
+    SocketAddr::new(endpoint.address.to_ip(), u16::from_be(endpoint.port))
+}
+
+/// A run of slots: one that is about the run, and one for each backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Run {
+    /// Index of the first slot.
+    pub base: u32,
+    /// How many backends.
+    pub count: u32,
+}
+
+impl Run {
+    /// The run to which an entry leads.
+    pub const fn of(entry: Entry) -> Self {
+        Self { base: entry.base(), count: entry.count() }
+    }
+
+    /// The slot of the backend at `index`.
+    pub const fn slot(self, index: u32) -> u32 {
+        self.base + 1 + index
+    }
+}
+
+/// A place in `backends`, and what it was given for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackendRef {
+    /// Index into `backends`.
+    pub id: u32,
+    /// See [`bpf_lb_abi::Backend::generation`].
+    pub generation: u32,
+}
+
+/// What a run's first slot says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct About {
+    /// Index into `names`.
+    pub service: u32,
+    /// The timeout of session affinity.
+    pub affinity_seconds: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CellState {
+    Free,
+    Taken,
+    /// Programs may have found the frontend that was here, and not yet read where it leads.
+    Retired,
+}
+
+/// A counter that has moved: what is counted in the old place after it was copied still has to follow.
+#[derive(Debug)]
+struct Moved {
+    from: u32,
+    to: u32,
+    copied: u64,
+}
+
+/// The maps of a family.
+#[derive(Debug)]
+pub struct Tables<A: Family> {
+    cells: Mapped<Cell<A>>,
+    states: Vec<CellState>,
+    slots: Mapped<Slot<A>>,
+    slot_space: Space,
+    moved: Vec<Moved>,
+}
+
+const CELLS_PER_BUCKET: u32 = CELLS as u32;
+
+impl<A: Family> Tables<A> {
+    /// Opens the maps that are pinned in `folder`.
+    pub fn open(folder: &Path) -> Result<Self, MapsError> {
+        let name = |stem: &str| format!("{stem}{}", A::SUFFIX);
+        let cells: Mapped<Cell<A>> = mapped(folder, &name("frontends"))?;
+        let slots: Mapped<Slot<A>> = mapped(folder, &name("slots"))?;
+        Ok(Self {
+            states: vec![CellState::Free; cells.capacity() as usize],
+            slot_space: Space::new(slots.capacity(), []),
+            cells,
+            slots,
+            moved: Vec::new(),
+        })
+    }
+
+    /// All frontends with their cells, and marks those and the slots that they lead to as taken.
+    pub fn read(&mut self) -> Vec<(Frontend, u32, Entry)> {
+        let mut frontends = Vec::new();
+        for (cell, state) in (0..).zip(&mut self.states) {
+            let Some(found) = self.cells.get(cell) else { continue };
+            let entry = Entry(found.entry.load());
+            if entry.is_present() {
+                *state = CellState::Taken;
+                let protocol = if found.key.protocol == UDP { Protocol::Udp } else { Protocol::Tcp };
+                frontends.push((Frontend { address: address(&found.key), protocol }, cell, entry));
+            }
+        }
+        let mut runs: Vec<_> = frontends.iter().map(|(.., entry)| (entry.base(), entry.count() + 1)).collect();
+        runs.sort_unstable();
+        runs.dedup();
+        self.slot_space = Space::new(self.slots.capacity(), runs);
+        frontends
+    }
+
+    /// What a run's first slot says, and how many connections it refused.
+    pub fn about(&self, run: Run) -> Option<(About, u64)> {
+        let slot = self.slots.get(run.base)?;
+        Some((About { service: slot.backend, affinity_seconds: slot.generation }, slot.connections.load()))
+    }
+
+    /// The backends of a run, and how many connections each got.
+    pub fn backends(&self, run: Run) -> impl Iterator<Item = (SocketAddr, BackendRef, u64)> {
+        (0..run.count).filter_map(move |index| self.slots.get(run.slot(index))).map(|slot| {
+            let backend = BackendRef { id: slot.backend, generation: slot.generation };
+            (address(&slot.endpoint), backend, slot.connections.load())
+        })
+    }
+
+    /// A cell for a new frontend: one of the first bucket, of those that programs look into, that has any left.
+    pub fn allocate_cell(&mut self, frontend: &Frontend) -> Option<u32> {
+        let hash = endpoint::<A>(frontend.address, frontend.protocol)?.hash();
+        let buckets = self.cells.capacity() / CELLS_PER_BUCKET;
+        let cells = (0..PROBES).flat_map(|probe| {
+            let bucket = (hash.wrapping_add(probe)) & (buckets - 1);
+            bucket * CELLS_PER_BUCKET..(bucket + 1) * CELLS_PER_BUCKET
+        });
+        let cell = cells.into_iter().find(|cell| self.states.get(*cell as usize) == Some(&CellState::Free))?;
+        self.set_state(cell, CellState::Taken);
+        Some(cell)
+    }
+
+    fn set_state(&mut self, cell: u32, state: CellState) {
+        if let Some(place) = self.states.get_mut(cell as usize) {
+            *place = state;
+        }
+    }
+
+    /// Gives back a cell that was not used.
+    pub fn free_cell(&mut self, cell: u32) {
+        self.set_state(cell, CellState::Free);
+    }
+
+    /// Places for a run of `count` backends.
+    pub fn allocate_run(&mut self, count: u32) -> Option<Run> {
+        self.slot_space.allocate(count + 1).map(|base| Run { base, count })
+    }
+
+    /// Gives back a run that was not used.
+    pub fn free_run(&mut self, run: Run) {
+        self.slot_space.free(run.base, run.count + 1);
+    }
+
+    /// Gives back a run that programs may still be reading.
+    pub fn retire_run(&mut self, run: Run) {
+        self.slot_space.retire(run.base, run.count + 1);
+    }
+
+    /// Frees what was retired: no program runs any more that has seen it.
+    pub fn settle(&mut self) {
+        self.slot_space.settle();
+        for Moved { from, to, copied } in std::mem::take(&mut self.moved) {
+            if let (Some(from), Some(to)) = (self.slots.get(from), self.slots.get(to)) {
+                to.connections.add(from.connections.load() - copied);
+            }
+        }
+        for cell in self.states.iter_mut().filter(|cell| **cell == CellState::Retired) {
+            *cell = CellState::Free;
+        }
+    }
+
+    /// Writes the first slot of a run that no entry names yet. The count goes on from that of `old`.
+    pub fn write_about(&mut self, run: Run, about: About, old: Option<Run>) {
+        let nowhere = SocketAddr::new(A::UNSPECIFIED, 0);
+        let backend = BackendRef { id: about.service, generation: about.affinity_seconds };
+        self.write_slot(run.base, nowhere, Protocol::Tcp, backend, old.map(|old| old.base));
+    }
+
+    /// Writes a slot of a run that no entry names yet. The count goes on from that of the slot `old`.
+    pub fn write_slot(&mut self, slot: u32, to: SocketAddr, protocol: Protocol, backend: BackendRef, old: Option<u32>) {
+        let Some(endpoint) = endpoint(to, protocol) else { return };
+        let copied = old.and_then(|old| self.slots.get(old)).map_or(0, |old| old.connections.load());
+        self.slots.put(
+            slot,
+            Slot {
+                connections: Long::new(copied),
+                endpoint,
+                backend: backend.id,
+                generation: backend.generation,
+                pad: A::PAD,
+            },
+        );
+        if let Some(from) = old {
+            self.moved.push(Moved { from, to: slot, copied });
+        }
+    }
+
+    /// Lets a new frontend appear.
+    pub fn insert(&self, frontend: &Frontend, cell: u32, entry: Entry) {
+        if let Some(key) = endpoint(frontend.address, frontend.protocol) {
+            // Whoever sees the key, or half of it, and not yet the entry, goes on as if neither was there.
+            self.cells.put(cell, Cell { key, pad: A::PAD, entry: Long::new(Entry::NONE.0) });
+            self.lead(cell, entry);
+        }
+    }
+
+    /// Changes where a frontend leads.
+    pub fn lead(&self, cell: u32, entry: Entry) {
+        if let Some(place) = self.cells.get(cell) {
+            place.entry.store(entry.0);
+        }
+    }
+
+    /// Lets a frontend disappear. The key stays, since others may have gone past it to the next bucket.
+    pub fn remove(&mut self, cell: u32) {
+        self.lead(cell, Entry::NONE);
+        self.set_state(cell, CellState::Retired);
+    }
+}

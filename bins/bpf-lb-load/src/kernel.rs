@@ -1,0 +1,523 @@
+//! The service table as the kernel has it, and the changes that can be made to it.
+//!
+//! The maps are the only state. A writer reads them once, and keeps what it read up to date with what it writes; if it is
+//! killed at any point, the programs go on with what is there, and the next writer finds it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, SocketAddr},
+    path::Path,
+};
+
+use aya::maps::{Array, ArrayOfMaps, MapData};
+use bpf_lb_abi::{Backend, Config, Entry, Long, NO_SLOT, Name, Scope, Word, node_port_bit};
+use thiserror::Error;
+
+use crate::{
+    family::{About, BackendRef, Family as _, Run, Tables, number, words},
+    maps::{MapsError, mapped, pinned},
+    name,
+    space::Space,
+    spec::{Frontend, SetKey, Spec},
+    sys::Mapped,
+};
+
+/// Why a change was not made.
+#[derive(Debug, Error)]
+pub enum UpdateError {
+    /// No change was made to the kernel, and the next one may be.
+    #[error("{service}: no room for {what}; load with a larger {option}")]
+    Full {
+        /// Its key.
+        service: String,
+        /// What there is no room for.
+        what: &'static str,
+        /// The option that says how much.
+        option: &'static str,
+    },
+    /// The change may be made in part. The next writer finds out.
+    #[error(transparent)]
+    Maps(#[from] MapsError),
+}
+
+/// A service in the maps.
+#[derive(Clone, Debug)]
+pub struct Installed {
+    /// What it is meant to be.
+    pub spec: Spec,
+    /// Its index in `names`.
+    pub id: u32,
+    /// The runs to which its frontends lead. More than one to a set if a writer was killed between two frontends.
+    runs: BTreeMap<SetKey, Vec<Run>>,
+    /// All of its sets' backends.
+    pub backends: BTreeMap<SocketAddr, BackendRef>,
+}
+
+/// Who has a frontend, and where its cell is.
+#[derive(Clone, Debug)]
+struct Owned {
+    cell: u32,
+    owner: String,
+}
+
+/// The maps, and what is in them.
+pub struct Kernel {
+    four: Tables<u32>,
+    six: Tables<[u32; 4]>,
+    names: Mapped<Name>,
+    backends: Mapped<Backend>,
+    node_ports: Mapped<Long>,
+    config: Mapped<Config>,
+    grace: ArrayOfMaps<MapData, Array<MapData, u32>>,
+    name_space: Space,
+    backend_space: Space,
+    services: BTreeMap<String, Installed>,
+    owners: HashMap<Frontend, Owned>,
+}
+
+/// Calls a method of the tables of the right family.
+macro_rules! tables {
+    ($kernel:expr, $v6:expr, $tables:ident => $body:expr) => {
+        if $v6 {
+            let $tables = &mut $kernel.six;
+            $body
+        } else {
+            let $tables = &mut $kernel.four;
+            $body
+        }
+    };
+}
+
+impl Kernel {
+    /// Opens the maps that are pinned in `folder`, and reads them.
+    pub fn open(folder: &Path) -> Result<Self, MapsError> {
+        let grace =
+            ArrayOfMaps::try_from(pinned(folder, "grace")?).map_err(|source| MapsError::new("grace", source))?;
+        let mut kernel = Self {
+            four: Tables::open(folder)?,
+            six: Tables::open(folder)?,
+            names: mapped(folder, "names")?,
+            backends: mapped(folder, "backends")?,
+            node_ports: mapped(folder, "node_ports")?,
+            config: mapped(folder, "config")?,
+            grace,
+            name_space: Space::new(0, []),
+            backend_space: Space::new(0, []),
+            services: BTreeMap::new(),
+            owners: HashMap::new(),
+        };
+        kernel.read();
+        Ok(kernel)
+    }
+
+    fn read(&mut self) {
+        let mut by_id = HashMap::new();
+        for id in 0..self.names.capacity() {
+            if let Some((key, spec)) = self.names.get(id).and_then(name::decode) {
+                by_id.insert(id, key.clone());
+                self.services.insert(key, Installed { spec, id, runs: BTreeMap::new(), backends: BTreeMap::new() });
+            }
+        }
+        let four = self.four.read();
+        let frontends = four.into_iter().chain(self.six.read());
+        for (frontend, cell, entry) in frontends.collect::<Vec<_>>() {
+            let about = tables!(self, frontend.address.is_ipv6(), tables => tables.about(Run::of(entry)));
+            let owner = about.and_then(|(about, _)| by_id.get(&about.service)).cloned().unwrap_or_default();
+            self.adopt(frontend, &owner, entry);
+            self.owners.insert(frontend, Owned { cell, owner });
+        }
+        let used = self.services.values().flat_map(|service| service.backends.values().map(|backend| (backend.id, 1)));
+        self.backend_space = Space::new(self.backends.capacity(), used);
+        self.name_space = Space::new(self.names.capacity(), by_id.keys().map(|id| (*id, 1)));
+    }
+
+    /// Takes note of a frontend that is in the maps.
+    fn adopt(&mut self, frontend: Frontend, owner: &str, entry: Entry) {
+        let Some(service) = self.services.get_mut(owner) else { return };
+        let (set, run) = ((entry.scope(), frontend.address.is_ipv6()), Run::of(entry));
+        service.spec.frontends.insert(frontend, entry.kind());
+        let runs = service.runs.entry(set).or_default();
+        if runs.contains(&run) {
+            return;
+        }
+        runs.push(run);
+        let members = service.spec.sets.entry(set).or_default();
+        let backends: Vec<_> = tables!(self, set.1, tables => tables.backends(run).collect());
+        for (address, backend, _) in backends {
+            members.insert(address, backend.generation & Backend::LOCAL != 0);
+            service.backends.insert(address, backend);
+        }
+    }
+
+    /// Readies for changes what a writer that was killed may have left half done, and waits until no program reads what
+    /// that writer gave up.
+    pub fn recover(&mut self) -> Result<(), MapsError> {
+        let mut members: HashMap<u32, [u32; 2]> = HashMap::new();
+        for service in self.services.values() {
+            for ((scope, v6), runs) in &service.runs {
+                for run in runs {
+                    let slots = tables!(self, *v6, tables => tables.backends(*run).collect::<Vec<_>>());
+                    for (index, (_, backend, _)) in (0..).zip(slots) {
+                        members.entry(backend.id).or_insert([NO_SLOT; 2])[*scope as usize] = run.slot(index);
+                    }
+                }
+            }
+        }
+        for id in 0..self.backends.capacity() {
+            let slots = members.get(&id).unwrap_or(&[NO_SLOT; 2]);
+            if let Some(backend) = self.backends.get(id) {
+                for (word, slot) in backend.slots.iter().zip(slots) {
+                    if word.load() != *slot {
+                        word.store(*slot);
+                    }
+                }
+            }
+        }
+        self.write_node_ports();
+        self.settle()
+    }
+
+    /// Waits until every program that runs now has ended, and frees what was retired.
+    ///
+    /// An update of a map of maps from user space returns after such a wait (`maybe_wait_bpf_programs` in the kernel).
+    fn settle(&mut self) -> Result<(), MapsError> {
+        let inner = Array::create(1, 0).map_err(|source| MapsError::new("grace", source))?;
+        self.grace.set(0, &inner, 0).map_err(|source| MapsError::new("grace", source))?;
+        self.four.settle();
+        self.six.settle();
+        self.name_space.settle();
+        self.backend_space.settle();
+        Ok(())
+    }
+
+    /// The services, by key.
+    pub const fn services(&self) -> &BTreeMap<String, Installed> {
+        &self.services
+    }
+
+    /// What the programs and the loader share beside the table.
+    pub fn config(&self) -> Option<&Config> {
+        self.config.get(0)
+    }
+
+    /// What was counted of a service: connections that were refused for want of a backend, and those of each backend.
+    pub fn counts(&self, service: &Installed) -> (u64, BTreeMap<SocketAddr, u64>) {
+        let (mut refused, mut connections) = (0, BTreeMap::new());
+        for ((_, v6), run) in service.runs.iter().flat_map(|(set, runs)| runs.iter().map(move |run| (set, *run))) {
+            let (about, backends): (_, Vec<_>) = if *v6 {
+                (self.six.about(run), self.six.backends(run).collect())
+            } else {
+                (self.four.about(run), self.four.backends(run).collect())
+            };
+            refused += about.map_or(0, |(_, refused)| refused);
+            for (address, _, count) in backends {
+                *connections.entry(address).or_default() += count;
+            }
+        }
+        (refused, connections)
+    }
+
+    /// How many sockets are translated to a backend now.
+    pub fn open_sockets(&self, backend: BackendRef) -> u64 {
+        self.backends.get(backend.id).map_or(0, |backend| backend.open.load())
+    }
+
+    /// The addresses on which node ports answer.
+    pub fn node_addresses(&self) -> Vec<IpAddr> {
+        let Some(config) = self.config() else { return Vec::new() };
+        let count = config.node_address_count.load() as usize;
+        let address = |words: &[Word; 4]| words.each_ref().map(Word::load).to_ip().to_canonical();
+        config.node_addresses.iter().take(count).map(address).collect()
+    }
+
+    /// Sets the addresses on which node ports answer, for the services that are set from now on.
+    pub fn set_node_addresses(&self, addresses: &[IpAddr]) {
+        let Some(config) = self.config() else { return };
+        for (place, address) in config.node_addresses.iter().zip(addresses) {
+            let address = match address {
+                IpAddr::V4(address) => address.to_ipv6_mapped(),
+                IpAddr::V6(address) => *address,
+            };
+            for (place, word) in place.iter().zip(words(address)) {
+                place.store(word);
+            }
+        }
+        config.node_address_count.store(u32::try_from(addresses.len()).unwrap_or_default());
+    }
+
+    fn write_node_ports(&self) {
+        let mut words = vec![0; self.node_ports.capacity() as usize];
+        for service in self.services.values() {
+            if let Some(port) = service.spec.node_port {
+                let (word, bit) = node_port_bit(port, number(service.spec.protocol));
+                if let Some(word) = words.get_mut(word as usize) {
+                    *word |= bit;
+                }
+            }
+        }
+        for (index, value) in (0..).zip(words) {
+            if let Some(word) = self.node_ports.get(index) {
+                word.store(value);
+            }
+        }
+    }
+
+    /// Makes the service `key` be like `spec`. Says whether there was anything to do.
+    ///
+    /// Frontends that belong to another service are taken from it.
+    pub fn set(&mut self, key: &str, spec: Spec) -> Result<bool, UpdateError> {
+        let old = self.services.get(key).cloned();
+        let torn = old.as_ref().is_some_and(|old| old.runs.values().any(|runs| runs.len() > 1));
+        if !torn && old.as_ref().is_some_and(|old| old.spec == spec) {
+            return Ok(false);
+        }
+        let draft = match self.draft(key, &spec, old.as_ref()) {
+            Err(UpdateError::Full { .. }) => {
+                self.settle()?;
+                self.draft(key, &spec, old.as_ref())?
+            }
+            draft => draft?,
+        };
+        self.write(key, spec, old, draft);
+        Ok(true)
+    }
+
+    /// Finds room for all that is new, or for nothing.
+    fn draft(&mut self, key: &str, spec: &Spec, old: Option<&Installed>) -> Result<Draft, UpdateError> {
+        let mut draft = Draft::default();
+        match self.fill(&mut draft, spec, old) {
+            Ok(()) => Ok(draft),
+            Err((what, option)) => {
+                self.give_back(draft);
+                Err(UpdateError::Full { service: key.into(), what, option })
+            }
+        }
+    }
+
+    fn fill(
+        &mut self,
+        draft: &mut Draft,
+        spec: &Spec,
+        old: Option<&Installed>,
+    ) -> Result<(), (&'static str, &'static str)> {
+        draft.id = match old {
+            Some(old) => old.id,
+            None => {
+                let id = self.name_space.allocate(1).ok_or(("the service", "--max-services"))?;
+                draft.new_id = Some(id);
+                id
+            }
+        };
+        for (address, local) in spec.sets.values().flatten() {
+            let known = old.and_then(|old| old.backends.get(address)).or_else(|| draft.new_backends.get(address));
+            if known.is_none_or(|known| known.generation & Backend::LOCAL != u32::from(*local)) {
+                let id = self.backend_space.allocate(1).ok_or(("a backend", "--max-backends"))?;
+                let generation = self.backends.get(id).map_or(0, |place| place.generation.load());
+                let generation = (generation & !Backend::LOCAL).wrapping_add(2) | u32::from(*local);
+                draft.new_backends.insert(*address, BackendRef { id, generation });
+            }
+        }
+        for (set, backends) in &spec.sets {
+            if let Some(old) = old
+                && old.spec.sets.get(set) == Some(backends)
+                && old.spec.affinity_seconds == spec.affinity_seconds
+                && old.spec.protocol == spec.protocol
+                && let Some([run]) = old.runs.get(set).map(Vec::as_slice)
+            {
+                draft.kept_runs.insert(*set, *run);
+                continue;
+            }
+            let len = u32::try_from(backends.len()).unwrap_or(u32::MAX);
+            let run =
+                tables!(self, set.1, tables => tables.allocate_run(len)).ok_or(("the backends", "--max-backends"))?;
+            draft.new_runs.insert(*set, run);
+        }
+        for frontend in spec.frontends.keys().filter(|frontend| !self.owners.contains_key(frontend)) {
+            let cell = tables!(self, frontend.address.is_ipv6(), tables => tables.allocate_cell(frontend))
+                .ok_or(("a frontend", "--max-services"))?;
+            draft.new_cells.insert(*frontend, cell);
+        }
+        Ok(())
+    }
+
+    fn give_back(&mut self, draft: Draft) {
+        if let Some(id) = draft.new_id {
+            self.name_space.free(id, 1);
+        }
+        for backend in draft.new_backends.values() {
+            self.backend_space.free(backend.id, 1);
+        }
+        for ((_, v6), run) in draft.new_runs {
+            tables!(self, v6, tables => tables.free_run(run));
+        }
+        for (frontend, cell) in draft.new_cells {
+            tables!(self, frontend.address.is_ipv6(), tables => tables.free_cell(cell));
+        }
+    }
+
+    /// Writes what nobody reads yet, then lets the frontends lead there, then takes the old away.
+    fn write(&mut self, key: &str, spec: Spec, old: Option<Installed>, draft: Draft) {
+        if old.as_ref().is_none_or(|old| name::encode(key, &old.spec) != name::encode(key, &spec)) {
+            self.names.put(draft.id, name::encode(key, &spec));
+        }
+        let mut backends = old.as_ref().map(|old| old.backends.clone()).unwrap_or_default();
+        let replaced: Vec<_> = draft.new_backends.keys().filter_map(|address| backends.remove(address)).collect();
+        for (address, backend) in &draft.new_backends {
+            self.backends.put(backend.id, new_backend(*backend, draft.id));
+            backends.insert(*address, *backend);
+        }
+        let about = About { service: draft.id, affinity_seconds: spec.affinity_seconds.unwrap_or_default() };
+        for (set, run) in &draft.new_runs {
+            let before = old.as_ref().and_then(|old| old.runs.get(set)?.first()).copied();
+            self.write_run(*set, *run, about, before, &spec, &backends);
+        }
+        let runs: BTreeMap<_, _> =
+            draft.kept_runs.iter().chain(&draft.new_runs).map(|(set, run)| (*set, *run)).collect();
+        for frontend in spec.frontends.keys() {
+            self.lead(key, frontend, entry(&spec, frontend, &runs), draft.new_cells.get(frontend).copied());
+        }
+        let runs = runs.into_iter().map(|(set, run)| (set, vec![run])).collect();
+        let node_port = (old.as_ref().and_then(|old| old.spec.node_port), spec.node_port);
+        let mut new = Installed { id: draft.id, runs, backends, spec };
+        self.clear(key, old, &mut new, &replaced);
+        self.services.insert(key.into(), new);
+        if node_port.0 != node_port.1 {
+            self.write_node_ports();
+        }
+    }
+
+    fn write_run(
+        &mut self,
+        (scope, v6): SetKey,
+        run: Run,
+        about: About,
+        before: Option<Run>,
+        spec: &Spec,
+        backends: &BTreeMap<SocketAddr, BackendRef>,
+    ) {
+        tables!(self, v6, tables => tables.write_about(run, about, before));
+        let members = spec.sets.get(&(scope, v6)).into_iter().flat_map(BTreeMap::keys);
+        for (index, address) in (0..).zip(members) {
+            let Some(backend) = backends.get(address) else { continue };
+            let Some(place) = self.backends.get(backend.id).map(|place| &place.slots[scope as usize]) else { continue };
+            let before = Some(place.load()).filter(|slot| *slot != NO_SLOT);
+            let slot = run.slot(index);
+            tables!(self, v6, tables => tables.write_slot(slot, *address, spec.protocol, *backend, before));
+            place.store(slot);
+        }
+    }
+
+    fn lead(&mut self, key: &str, frontend: &Frontend, entry: Entry, new: Option<u32>) {
+        let v6 = frontend.address.is_ipv6();
+        let cell = match (self.owners.get(frontend), new) {
+            (Some(owned), _) => {
+                tables!(self, v6, tables => tables.lead(owned.cell, entry));
+                owned.cell
+            }
+            (None, Some(cell)) => {
+                tables!(self, v6, tables => tables.insert(frontend, cell, entry));
+                cell
+            }
+            (None, None) => return,
+        };
+        let before = self.owners.insert(*frontend, Owned { cell, owner: key.into() });
+        if let Some(other) =
+            before.filter(|owned| owned.owner != key).and_then(|owned| self.services.get_mut(&owned.owner))
+        {
+            other.spec.frontends.remove(frontend);
+        }
+    }
+
+    /// Takes away what the service had and has no more.
+    fn clear(&mut self, key: &str, old: Option<Installed>, new: &mut Installed, replaced: &[BackendRef]) {
+        let mut gone = replaced.to_vec();
+        if let Some(old) = old {
+            for frontend in old.spec.frontends.keys().filter(|frontend| !new.spec.frontends.contains_key(frontend)) {
+                self.remove_frontend(key, frontend);
+            }
+            for (address, backend) in old.backends.iter().filter(|(_, backend)| !replaced.contains(backend)) {
+                let stays = [Scope::Internal, Scope::External].map(|scope| {
+                    new.spec.sets.iter().any(|(set, members)| set.0 == scope && members.contains_key(address))
+                });
+                self.leave(*backend, stays);
+                if stays == [false; 2] {
+                    new.backends.remove(address);
+                    gone.push(*backend);
+                }
+            }
+            for (set, run) in old.runs.iter().flat_map(|(set, runs)| runs.iter().map(move |run| (set, run))) {
+                if new.runs.get(set).is_none_or(|kept| !kept.contains(run)) {
+                    tables!(self, set.1, tables => tables.retire_run(*run));
+                }
+            }
+        }
+        self.retire_backends(gone);
+    }
+
+    fn retire_backends(&mut self, gone: impl IntoIterator<Item = BackendRef>) {
+        for backend in gone {
+            self.leave(backend, [false; 2]);
+            self.backend_space.retire(backend.id, 1);
+        }
+    }
+
+    fn leave(&self, backend: BackendRef, stays: [bool; 2]) {
+        let slots = self.backends.get(backend.id).into_iter().flat_map(|place| &place.slots);
+        for (slot, _) in slots.zip(stays).filter(|(_, stays)| !stays) {
+            slot.store(NO_SLOT);
+        }
+    }
+
+    fn remove_frontend(&mut self, key: &str, frontend: &Frontend) {
+        if let Some(owned) = self.owners.get(frontend).filter(|owned| owned.owner == key) {
+            tables!(self, frontend.address.is_ipv6(), tables => tables.remove(owned.cell));
+            self.owners.remove(frontend);
+        }
+    }
+
+    /// Removes the service `key`. Says whether it was there.
+    pub fn remove(&mut self, key: &str) -> bool {
+        let Some(service) = self.services.remove(key) else { return false };
+        for frontend in service.spec.frontends.keys() {
+            self.remove_frontend(key, frontend);
+        }
+        self.retire_backends(service.backends.into_values());
+        for (set, run) in service.runs.iter().flat_map(|(set, runs)| runs.iter().map(move |run| (set, run))) {
+            tables!(self, set.1, tables => tables.retire_run(*run));
+        }
+        self.names.put(service.id, name::NONE);
+        self.name_space.retire(service.id, 1);
+        if service.spec.node_port.is_some() {
+            self.write_node_ports();
+        }
+        true
+    }
+}
+
+/// Room for what is new in a service.
+#[derive(Default)]
+struct Draft {
+    id: u32,
+    new_id: Option<u32>,
+    new_backends: BTreeMap<SocketAddr, BackendRef>,
+    kept_runs: BTreeMap<SetKey, Run>,
+    new_runs: BTreeMap<SetKey, Run>,
+    new_cells: BTreeMap<Frontend, u32>,
+}
+
+const fn new_backend(backend: BackendRef, service: u32) -> Backend {
+    Backend {
+        open: Long::new(0),
+        slots: [Word::new(NO_SLOT), Word::new(NO_SLOT)],
+        generation: Word::new(backend.generation),
+        service: Word::new(service),
+    }
+}
+
+fn entry(spec: &Spec, frontend: &Frontend, runs: &BTreeMap<SetKey, Run>) -> Entry {
+    let kind = spec.frontends.get(frontend).copied().unwrap_or_default();
+    let run = spec.set_of(frontend).and_then(|set| runs.get(&set));
+    run.map_or(Entry::NONE, |run| {
+        Entry::new(run.base, run.count, spec.affinity_seconds.is_some(), spec.least_connections, kind)
+    })
+}

@@ -1,0 +1,19 @@
+//! The user side of the socket load balancer: one table in, one set of maps out.
+
+pub mod apply;
+pub mod cli;
+pub mod family;
+pub mod kernel;
+pub mod load;
+pub mod maps;
+pub mod name;
+pub mod netns;
+pub mod pins;
+pub mod print;
+pub mod probe;
+pub mod show;
+pub mod space;
+pub mod spec;
+pub mod stats;
+pub mod sys;
+pub mod table;

@@ -1,0 +1,211 @@
+//! Loads the programs, attaches them to a cgroup and pins them; or replaces those that are there.
+
+use std::{
+    fs::File,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{CgroupAttachMode, Program, links::FdLink},
+};
+use bpf_lb_abi::{Config, LAYOUT, Participation};
+
+use crate::{
+    maps::{mapped, pinned_data},
+    netns,
+    pins::Pins,
+    probe::{self, HOOKS, Hook},
+    sys::{self, Mapped},
+};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bpf-lb"));
+
+/// How much the maps hold. Taken when they are made, and kept from then on.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Sizes {
+    /// How many service addresses of each family
+    #[arg(long, default_value_t = 32_768, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub max_services: u32,
+    /// How many backends, of all services together
+    #[arg(long, default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(1..=1 << 26))]
+    pub max_backends: u32,
+    /// How many translated sockets of each family are remembered in the fast way; rounded up to a power of two
+    #[arg(long, default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub max_sockets: u32,
+    /// How many pairs of a pod and a service with session affinity are remembered
+    #[arg(long, default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub max_clients: u32,
+}
+
+/// What `load` is asked for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Where to pin.
+    pub pins: Pins,
+    /// The directory of a cgroup v2.
+    pub cgroup: PathBuf,
+    /// Which network namespaces take part; as before if nothing is said, and all of them at first.
+    pub participation: Option<Participation>,
+    /// The network namespace in which node ports are protected; the loader's own if nothing is said.
+    pub node_netns: Option<PathBuf>,
+    /// For maps that are to be made.
+    pub sizes: Sizes,
+}
+
+/// Loads, attaches and pins. Run again, it replaces the programs and keeps what the maps hold.
+///
+/// Returns the features that the kernel lacks.
+pub fn load(request: &Request) -> Result<Vec<String>> {
+    if let Some(missing) = option_env!("BPF_LB_MISSING") {
+        bail!("this bpf-lb-load was built without its kernel side ({missing}); install that and build again");
+    }
+    let cgroup = File::open(&request.cgroup).with_context(|| format!("cgroup {}", request.cgroup.display()))?;
+    let pins = &request.pins;
+    pins.create()?;
+    let _lock = pins.lock()?;
+    let fresh = !pins.is_loaded();
+    if !fresh {
+        check_layout(pins)?;
+    }
+    let result = load_and_attach(request, &cgroup, fresh);
+    if result.is_err() && fresh {
+        // What went wrong first is what matters.
+        let _also_failed = pins.remove();
+    }
+    result
+}
+
+fn load_and_attach(request: &Request, cgroup: &File, fresh: bool) -> Result<Vec<String>> {
+    let pins = &request.pins;
+    let mut missing = Vec::new();
+    let set_retval = probe::has_set_retval()?;
+    if !set_retval {
+        missing.push("bpf_set_retval (Linux 5.18): a Service without backends gives EPERM, not ECONNREFUSED".into());
+    }
+    let mut object = open_object(request, fresh, set_retval)?;
+    configure(request, fresh)?;
+    for hook in HOOKS {
+        if let Err(error) = install(&mut object, hook, cgroup, pins) {
+            if hook.required {
+                return Err(error);
+            }
+            missing.push(format!("{} (Linux {}): {}: {error:#}", hook.program, hook.since, hook.without));
+        }
+    }
+    for obsolete in pins.links().iter().filter(|link| HOOKS.iter().all(|hook| hook.program != link.as_str())) {
+        std::fs::remove_file(pins.link(obsolete)).with_context(|| format!("unpin {obsolete}"))?;
+    }
+    Ok(missing)
+}
+
+fn open_object(request: &Request, fresh: bool, set_retval: bool) -> Result<Ebpf> {
+    let folder = request.pins.maps();
+    let Sizes { max_services, max_backends, max_sockets, max_clients } = request.sizes;
+    let sockets = if fresh { max_sockets.next_power_of_two() } else { capacity(&folder, "peers4")? };
+    let buckets = if fresh { max_services.next_power_of_two() } else { capacity(&folder, "frontends4")? };
+    // Half of the slots are for the run that takes the place of another; each run has one that is about the run.
+    let slots = max_backends.saturating_add(max_services).saturating_mul(2);
+    let sizes = [
+        ("frontends4", buckets),
+        ("frontends6", buckets),
+        ("names", max_services),
+        ("slots4", slots),
+        ("slots6", slots),
+        ("backends", max_backends),
+        ("peers4", sockets),
+        ("peers6", sockets),
+        ("affinity", max_clients),
+    ];
+    let others = ["overflow", "namespaces", "node_ports", "config", "grace"];
+    let (peer_mask, frontend_mask) = (sockets - 1, buckets - 1);
+    let retval = u32::from(set_retval);
+    let mut loader = EbpfLoader::new();
+    for (name, value) in [("PEER_MASK", &peer_mask), ("FRONTEND_MASK", &frontend_mask), ("SET_RETVAL", &retval)] {
+        loader.override_global(name, value, true);
+    }
+    for (map, size) in sizes {
+        loader.map_max_entries(map, size);
+    }
+    for map in sizes.iter().map(|(map, _)| *map).chain(others) {
+        loader.map_pin_path(map, folder.join(map));
+    }
+    loader.load(OBJECT).context("make the maps; this takes CAP_BPF and CAP_NET_ADMIN, and Linux 5.12")
+}
+
+fn capacity(folder: &Path, map: &str) -> Result<u32> {
+    let info = pinned_data(folder, map)?.info().with_context(|| map.to_owned())?;
+    Ok(info.max_entries())
+}
+
+fn configure(request: &Request, fresh: bool) -> Result<()> {
+    let config: Mapped<Config> = mapped(&request.pins.maps(), "config")?;
+    let config = config.get(0).context("the map config is empty")?;
+    if fresh {
+        config.layout.store(LAYOUT);
+    }
+    if let Some(participation) = request.participation {
+        config.participation.store(participation as u32);
+    }
+    let node_netns = match &request.node_netns {
+        Some(path) => netns::cookie(path).with_context(|| path.display().to_string()),
+        None => netns::own_cookie().context("the loader's network namespace"),
+    };
+    config.node_netns.store(node_netns.context("SO_NETNS_COOKIE (Linux 5.14)")?);
+    Ok(())
+}
+
+fn install(object: &mut Ebpf, hook: &Hook, cgroup: &File, pins: &Pins) -> Result<()> {
+    let program = object.program_mut(hook.program).with_context(|| format!("no program {}", hook.program))?;
+    let pin = pins.link(hook.program);
+    // The error's text has the verifier's log.
+    let what = || format!("load {}", hook.program);
+    match program {
+        Program::CgroupSockAddr(program) => {
+            program.load().with_context(what)?;
+            if pin.exists() {
+                return replace(&pin, program.fd()?.as_fd());
+            }
+            let link = program.attach(cgroup, CgroupAttachMode::Single).with_context(|| attach(hook))?;
+            pin_link(program.take_link(link)?.try_into()?, &pin)
+        }
+        Program::CgroupSock(program) => {
+            program.load().with_context(what)?;
+            if pin.exists() {
+                return replace(&pin, program.fd()?.as_fd());
+            }
+            let link = program.attach(cgroup, CgroupAttachMode::Single).with_context(|| attach(hook))?;
+            pin_link(program.take_link(link)?.try_into()?, &pin)
+        }
+        _ => Err(anyhow!("{} is of another kind than it should be", hook.program)),
+    }
+}
+
+fn attach(hook: &Hook) -> String {
+    format!("attach {} to the cgroup; is it one of cgroup v2?", hook.program)
+}
+
+fn replace(pin: &Path, program: std::os::fd::BorrowedFd<'_>) -> Result<()> {
+    let link = sys::open_pinned(pin).with_context(|| pin.display().to_string())?;
+    sys::replace_program(link.as_fd(), program).with_context(|| format!("replace the program of {}", pin.display()))
+}
+
+fn pin_link(link: FdLink, pin: &Path) -> Result<()> {
+    link.pin(pin).with_context(|| format!("pin {}", pin.display()))?;
+    Ok(())
+}
+
+/// Refuses maps that another version made in another form.
+pub fn check_layout(pins: &Pins) -> Result<()> {
+    let config: Result<Mapped<Config>, _> = mapped(&pins.maps(), "config");
+    let found = config.as_ref().ok().and_then(|config| config.get(0)).map(|config| config.layout.load());
+    ensure!(
+        found == Some(LAYOUT),
+        "the pinned maps have layout {}, this bpf-lb-load knows {LAYOUT}: run unload, load and apply; connections that are \
+         open go on, new ones take the host path in between",
+        found.map_or_else(|| "of an unknown kind".into(), |layout| layout.to_string())
+    );
+    Ok(())
+}

@@ -1,0 +1,46 @@
+//! Where the maps are pinned, and how they are opened.
+
+use std::{io, path::Path};
+
+use aya::maps::{Map, MapData, MapError};
+use thiserror::Error;
+
+use crate::sys::Mapped;
+
+/// The folder of the maps inside the pin directory.
+pub const FOLDER: &str = "maps";
+
+/// A map that could not be opened, read or written.
+#[derive(Debug, Error)]
+#[error("map {map}: {source}")]
+pub struct MapsError {
+    map: String,
+    source: MapError,
+}
+
+impl MapsError {
+    /// What went wrong with which map.
+    pub fn new(map: &str, source: MapError) -> Self {
+        Self { map: map.into(), source }
+    }
+
+    /// As [`MapsError::new`].
+    pub fn io(map: &str, error: io::Error) -> Self {
+        Self::new(map, MapError::IoError(error))
+    }
+}
+
+/// The map of that name, pinned in `folder`.
+pub fn pinned_data(folder: &Path, name: &str) -> Result<MapData, MapsError> {
+    MapData::from_pin(folder.join(name)).map_err(|source| MapsError::new(name, source))
+}
+
+/// As [`pinned_data`], typed by its kind.
+pub fn pinned(folder: &Path, name: &str) -> Result<Map, MapsError> {
+    Map::from_map_data(pinned_data(folder, name)?).map_err(|source| MapsError::new(name, source))
+}
+
+/// The values of an array, shared with the programs.
+pub fn mapped<T>(folder: &Path, name: &str) -> Result<Mapped<T>, MapsError> {
+    Mapped::new(&pinned_data(folder, name)?).map_err(|error| MapsError::io(name, error))
+}

@@ -1,0 +1,52 @@
+//! What `names` holds of a service.
+
+use std::collections::BTreeMap;
+
+use bpf_lb_abi::{NAME_LEN, Name, UDP};
+
+use crate::{family::number, spec::Spec, table::Protocol};
+
+/// The record of no service.
+pub const NONE: Name =
+    Name { name: [0; NAME_LEN], port: 0, node_port: 0, protocol: 0, flags: 0, affinity_seconds: 0, pad: 0 };
+
+/// The record of the service `key`.
+pub fn encode(key: &str, spec: &Spec) -> Name {
+    let mut name = [0; NAME_LEN];
+    for (place, byte) in name.iter_mut().zip(key.bytes()) {
+        *place = byte;
+    }
+    let flag = |set: bool, flag: u16| if set { flag } else { 0 };
+    Name {
+        name,
+        port: spec.port,
+        node_port: spec.node_port.unwrap_or_default(),
+        protocol: number(spec.protocol),
+        flags: flag(spec.internal_local, Name::INTERNAL_LOCAL)
+            | flag(spec.external_local, Name::EXTERNAL_LOCAL)
+            | flag(spec.least_connections, Name::LEAST),
+        affinity_seconds: spec.affinity_seconds.unwrap_or_default(),
+        pad: 0,
+    }
+}
+
+/// The inverse of [`encode`]: the key, and a service without frontends and backends. Nothing if there is none.
+pub fn decode(record: &Name) -> Option<(String, Spec)> {
+    let len = record.name.iter().position(|byte| *byte == 0).unwrap_or(NAME_LEN);
+    if len == 0 {
+        return None;
+    }
+    let key = String::from_utf8_lossy(record.name.get(..len).unwrap_or_default()).into_owned();
+    let spec = Spec {
+        port: record.port,
+        node_port: (record.node_port != 0).then_some(record.node_port),
+        protocol: if record.protocol == UDP { Protocol::Udp } else { Protocol::Tcp },
+        internal_local: record.flags & Name::INTERNAL_LOCAL != 0,
+        external_local: record.flags & Name::EXTERNAL_LOCAL != 0,
+        least_connections: record.flags & Name::LEAST != 0,
+        affinity_seconds: (record.affinity_seconds != 0).then_some(record.affinity_seconds),
+        frontends: BTreeMap::new(),
+        sets: BTreeMap::new(),
+    };
+    Some((key, spec))
+}

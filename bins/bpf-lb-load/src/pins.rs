@@ -1,0 +1,105 @@
+//! The pin directory: where the kernel keeps links and maps when no loader runs.
+
+use std::{
+    fs::{self, DirBuilder, File, TryLockError},
+    io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use crate::{kernel::Kernel, maps};
+
+/// The folder of the links inside the pin directory.
+const LINKS: &str = "links";
+
+/// A directory on a BPF file system that belongs to one load balancer.
+#[derive(Clone, Debug)]
+pub struct Pins(PathBuf);
+
+impl Pins {
+    /// The directory `path`, whether it is there or not.
+    pub fn new(path: &Path) -> Self {
+        Self(path.into())
+    }
+
+    /// Where the maps are.
+    pub fn maps(&self) -> PathBuf {
+        self.0.join(maps::FOLDER)
+    }
+
+    /// Where the link of that program is.
+    pub fn link(&self, program: &str) -> PathBuf {
+        self.0.join(LINKS).join(program)
+    }
+
+    /// The programs whose links are pinned.
+    pub fn links(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.0.join(LINKS)).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    }
+
+    /// Whether a load balancer is there.
+    pub fn is_loaded(&self) -> bool {
+        self.maps().join("config").exists()
+    }
+
+    /// Makes the directory, for root only.
+    pub fn create(&self) -> Result<()> {
+        let parent = self.0.parent().context("--pin-dir has no parent directory")?;
+        let magic = statfs(parent).with_context(|| parent.display().to_string())?.filesystem_type();
+        ensure!(
+            magic == BPF_FS_MAGIC,
+            "{} is not on a BPF file system; mount one there: mount -t bpf bpf {}",
+            parent.display(),
+            parent.display()
+        );
+        for folder in [self.0.clone(), self.maps(), self.0.join(LINKS)] {
+            match DirBuilder::new().mode(0o700).create(&folder) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                result => result.with_context(|| folder.display().to_string())?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes links, then maps, then the directory. What is not there is no error.
+    pub fn remove(&self) -> Result<()> {
+        for folder in [self.0.join(LINKS), self.maps(), self.0.clone()] {
+            match fs::read_dir(&folder) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                entries => {
+                    for entry in entries.with_context(|| folder.display().to_string())? {
+                        let path = entry?.path();
+                        fs::remove_file(&path).with_context(|| path.display().to_string())?;
+                    }
+                }
+            }
+            fs::remove_dir(&folder).with_context(|| folder.display().to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Keeps other writers out for as long as the file is open.
+    pub fn lock(&self) -> Result<File> {
+        let directory = File::open(&self.0).with_context(|| self.not_loaded())?;
+        match directory.try_lock() {
+            Ok(()) => Ok(directory),
+            Err(TryLockError::WouldBlock) => bail!("another loader is writing to {}", self.0.display()),
+            Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", self.0.display())),
+        }
+    }
+
+    /// Opens the maps, if they are of this version.
+    pub fn open(&self) -> Result<Kernel> {
+        ensure!(self.is_loaded(), self.not_loaded());
+        crate::load::check_layout(self)?;
+        Kernel::open(&self.maps()).with_context(|| format!("read the maps in {}", self.maps().display()))
+    }
+
+    fn not_loaded(&self) -> String {
+        format!("no load balancer is pinned in {}; run bpf-lb-load load first", self.0.display())
+    }
+}

@@ -1,0 +1,45 @@
+//! What the load balancer needs of the kernel, and since when it is there.
+
+use anyhow::{Context as _, Result};
+use aya::{
+    programs::ProgramType,
+    sys::{BpfHelper, is_helper_supported},
+};
+
+/// A program, and what it is for.
+#[derive(Debug)]
+pub struct Hook {
+    /// Its name, in the object and in the pin directory.
+    pub program: &'static str,
+    /// The first version of Linux that has the hook and all that the program uses.
+    pub since: &'static str,
+    /// Whether there is any use in the others without it.
+    pub required: bool,
+    /// What does not work without it.
+    pub without: &'static str,
+}
+
+const fn hook(program: &'static str, since: &'static str, without: &'static str) -> Hook {
+    Hook { program, since, required: without.is_empty(), without }
+}
+
+/// In the order in which they are attached: what undoes a translation is there before the first one is made.
+pub const HOOKS: &[Hook] = &[
+    hook("sock_release", "5.12", ""),
+    hook("getpeername4", "5.12", "getpeername shows the backend"),
+    hook("getpeername6", "5.12", "getpeername shows the backend"),
+    hook("recvmsg4", "5.12", ""),
+    hook("recvmsg6", "5.12", ""),
+    hook("post_bind4", "5.12", "node ports are not kept free"),
+    hook("post_bind6", "5.12", "node ports are not kept free"),
+    hook("sendmsg4", "5.12", ""),
+    hook("sendmsg6", "5.12", ""),
+    hook("connect4", "5.12", ""),
+    hook("connect6", "5.12", ""),
+];
+
+/// Whether programs can say with which error a call fails.
+pub fn has_set_retval() -> Result<bool> {
+    is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval)
+        .context("look for bpf_set_retval; this takes CAP_BPF and CAP_NET_ADMIN")
+}

@@ -1,0 +1,110 @@
+//! The table as the kernel has it, as JSON or for a terminal.
+
+use std::{fmt::Write as _, net::IpAddr};
+
+use bpf_lb_abi::{Entry, Scope};
+
+use crate::{
+    kernel::{Installed, Kernel},
+    spec::Spec,
+    table::{Algorithm, Backend, BackendScope, Service, ServiceTable, SessionAffinity, TrafficPolicy},
+};
+
+/// The service table that the maps hold. Applying it changes nothing.
+pub fn table(kernel: &Kernel) -> ServiceTable {
+    ServiceTable {
+        node_addresses: kernel.node_addresses(),
+        services: kernel.services().iter().map(|(key, installed)| service(key, installed)).collect(),
+    }
+}
+
+/// Namespace, name and port name out of a service's key.
+pub fn parts(key: &str) -> (&str, &str, &str) {
+    let (namespace, rest) = key.split_once('/').unwrap_or(("", key));
+    let (name, port_name) = rest.split_once(':').unwrap_or((rest, ""));
+    (namespace, name, port_name)
+}
+
+fn service(key: &str, installed: &Installed) -> Service {
+    let spec = &installed.spec;
+    let (namespace, name, port_name) = parts(key);
+    let addresses = |kind: u8| -> Vec<IpAddr> {
+        spec.frontends.iter().filter(|(_, of)| **of == kind).map(|(frontend, _)| frontend.address.ip()).collect()
+    };
+    let policy = |local: bool| if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
+    Service {
+        namespace: namespace.into(),
+        name: name.into(),
+        port_name: port_name.into(),
+        protocol: spec.protocol,
+        port: spec.port,
+        cluster_ips: addresses(Entry::CLUSTER_IP),
+        external_ips: addresses(Entry::EXTERNAL_IP),
+        load_balancer_ips: addresses(Entry::LOAD_BALANCER_IP),
+        node_port: spec.node_port,
+        internal_traffic_policy: policy(spec.internal_local),
+        external_traffic_policy: policy(spec.external_local),
+        session_affinity: spec.affinity_seconds.map(|timeout_seconds| SessionAffinity { timeout_seconds }),
+        lb_algorithm: if spec.least_connections { Algorithm::LeastConnections } else { Algorithm::Random },
+        backends: backends(spec),
+    }
+}
+
+fn backends(spec: &Spec) -> Vec<Backend> {
+    let mut members: Vec<_> = spec.sets.values().flatten().collect();
+    members.sort_unstable();
+    members.dedup();
+    let backend = |(address, local): (&std::net::SocketAddr, &bool)| {
+        // Missing from a set that is there, and not because of the policy.
+        let missing = |scope: Scope, policy_local: bool| {
+            let set = spec.sets.get(&(scope, address.is_ipv6()));
+            set.is_some_and(|set| !set.contains_key(address)) && (*local || !policy_local)
+        };
+        let scope = if missing(Scope::External, spec.external_local) {
+            Some(BackendScope::Internal)
+        } else if missing(Scope::Internal, spec.internal_local) {
+            Some(BackendScope::External)
+        } else {
+            None
+        };
+        Backend { address: address.ip(), port: address.port(), local: *local, scope }
+    };
+    members.into_iter().map(backend).collect()
+}
+
+/// The table for people: a line for each address, and under it its backends.
+pub fn text(kernel: &Kernel) -> String {
+    let mut text = String::new();
+    for (key, installed) in kernel.services() {
+        let spec = &installed.spec;
+        let mut notes = String::new();
+        if spec.least_connections {
+            notes.push_str("  least-connections");
+        }
+        if let Some(seconds) = spec.affinity_seconds {
+            let _infallible = write!(notes, "  affinity {seconds}s");
+        }
+        let _infallible = writeln!(text, "{}{notes}", key.trim_end_matches(':'));
+        for (frontend, kind) in &spec.frontends {
+            let kind = match *kind {
+                Entry::CLUSTER_IP => "ClusterIP",
+                Entry::EXTERNAL_IP => "ExternalIP",
+                Entry::LOAD_BALANCER_IP => "LoadBalancer",
+                _ => "NodePort",
+            };
+            let count = spec.set_of(frontend).and_then(|set| spec.sets.get(&set)).map_or(0, |set| set.len());
+            let _infallible = writeln!(text, "  {kind:<13} {frontend:<48} {count} backends");
+        }
+        let (_, connections) = kernel.counts(installed);
+        for (address, backend) in &installed.backends {
+            let total = connections.get(address).copied().unwrap_or_default();
+            let open = if spec.least_connections {
+                format!("  {} open", kernel.open_sockets(*backend))
+            } else {
+                String::new()
+            };
+            let _infallible = writeln!(text, "    -> {address:<50} {total} connections{open}");
+        }
+    }
+    text
+}

@@ -1,0 +1,139 @@
+//! The few system calls for which neither aya nor nix has a safe function.
+#![expect(unsafe_code, reason = "system calls and shared memory")]
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    ptr::NonNull,
+};
+
+use aya::maps::MapData;
+
+/// The values of a memory-mapped array map, shared with the programs that use it.
+#[derive(Debug)]
+pub struct Mapped<T> {
+    start: NonNull<T>,
+    len: u32,
+}
+
+impl<T> Mapped<T> {
+    /// Maps the values of `map`, which must be an array of `T`, or of arrays of `T`, made with `BPF_F_MMAPABLE`.
+    pub fn new(map: &MapData) -> io::Result<Self> {
+        let info = map.info().map_err(io::Error::other)?;
+        let value = info.value_size() as usize;
+        // The kernel rounds the size of a value up to eight bytes.
+        if !value.is_multiple_of(size_of::<T>()) || !value.is_multiple_of(8) {
+            return Err(io::Error::other(format!("values of {value} bytes, not {}", size_of::<T>())));
+        }
+        let per_value = u32::try_from(value / size_of::<T>()).map_err(io::Error::other)?;
+        let len = info.max_entries().saturating_mul(per_value);
+        // SAFETY: a new mapping, of no more than the map's own size.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                Self::bytes(len),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.fd().as_fd().as_raw_fd(),
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        NonNull::new(start.cast()).map(|start| Self { start, len }).ok_or_else(|| io::Error::other("mapped at 0"))
+    }
+
+    const fn bytes(len: u32) -> usize {
+        len as usize * size_of::<T>()
+    }
+
+    /// How many there are.
+    pub const fn capacity(&self) -> u32 {
+        self.len
+    }
+
+    /// The one at `index`.
+    pub fn get(&self, index: u32) -> Option<&T> {
+        // SAFETY: inside the mapping. What changes while it is borrowed is made of atomic words.
+        (index < self.len).then(|| unsafe { self.start.add(index as usize).as_ref() })
+    }
+
+    /// Writes a value that no program reads yet. Out of bounds it does nothing.
+    pub fn put(&self, index: u32, value: T) {
+        if index < self.len {
+            // SAFETY: inside the mapping, and nobody else reads or writes it.
+            unsafe { self.start.add(index as usize).write_volatile(value) }
+        }
+    }
+}
+
+impl<T> Drop for Mapped<T> {
+    fn drop(&mut self) {
+        // SAFETY: maps what `new` mapped, and every reference to it is gone.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), Self::bytes(self.len)) };
+    }
+}
+
+/// The part of the kernel's `union bpf_attr` that `BPF_LINK_UPDATE` reads.
+#[repr(C)]
+struct LinkUpdate {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
+
+/// Replaces the program of a link in one step. Needs Linux 5.7.
+pub fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    const BPF_LINK_UPDATE: libc::c_long = 29;
+    let attr = LinkUpdate {
+        link_fd: link.as_raw_fd().cast_unsigned(),
+        new_prog_fd: program.as_raw_fd().cast_unsigned(),
+        flags: 0,
+        old_prog_fd: 0,
+    };
+    // SAFETY: the kernel reads as much of the attribute as its size says.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_UPDATE, &raw const attr, size_of::<LinkUpdate>()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Opens what is pinned at `path`.
+pub fn open_pinned(path: &std::path::Path) -> io::Result<OwnedFd> {
+    use std::os::unix::ffi::OsStrExt as _;
+
+    #[repr(C)]
+    struct ObjectGet {
+        pathname: u64,
+        bpf_fd: u32,
+        file_flags: u32,
+    }
+    const BPF_OBJ_GET: libc::c_long = 7;
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes())?;
+    let attr = ObjectGet { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
+    // SAFETY: as above, and the path outlives the call.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const attr, size_of::<ObjectGet>()) };
+    let fd = i32::try_from(fd).unwrap_or(-1);
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call made it, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The cookie of the network namespace in which `socket` was made. Needs Linux 5.14.
+pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut len = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or_default();
+    // SAFETY: the kernel writes eight bytes at most.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,186 @@
+//! The service table: what the load balancer is fed with, and what it shows.
+
+use std::net::IpAddr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// All Services that a node's pods can reach through their sockets.
+///
+/// Whoever writes it has done the work of choosing: a backend in it is ready to be used by clients on this node, with
+/// readiness, topology hints and the fallback to terminating endpoints already taken into account.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServiceTable {
+    /// The addresses of the node on which node ports answer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub node_addresses: Vec<IpAddr>,
+    /// One for each port of each Kubernetes Service.
+    #[serde(default)]
+    pub services: Vec<Service>,
+}
+
+/// One port of a Kubernetes Service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Service {
+    /// The Kubernetes namespace.
+    pub namespace: String,
+    /// The Service's name.
+    pub name: String,
+    /// The port's name, empty if it has none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub port_name: String,
+    /// The port's protocol.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// The port on which the addresses below answer.
+    pub port: u16,
+    /// The cluster addresses, of one or of both families.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cluster_ips: Vec<IpAddr>,
+    /// The external addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub external_ips: Vec<IpAddr>,
+    /// The addresses that a load balancer gave it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// The port on which the node's own addresses answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_port: Option<u16>,
+    /// Whether the cluster addresses lead to backends on this node only.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub internal_traffic_policy: TrafficPolicy,
+    /// Whether the node port leads to backends on this node only. External and load balancer addresses are reached from
+    /// inside the cluster here, for which the Kubernetes API promises the policy `Cluster`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub external_traffic_policy: TrafficPolicy,
+    /// Whether a pod keeps its backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_affinity: Option<SessionAffinity>,
+    /// How a backend is chosen.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub lb_algorithm: Algorithm,
+    /// The endpoints. With none, connections are refused.
+    #[serde(default)]
+    pub backends: Vec<Backend>,
+}
+
+/// The protocol of a Service's port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// The default.
+    #[default]
+    Tcp,
+    /// Connected or not.
+    Udp,
+}
+
+/// As in the Kubernetes API.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TrafficPolicy {
+    /// All backends.
+    #[default]
+    Cluster,
+    /// Those on this node.
+    Local,
+}
+
+/// `sessionAffinity: ClientIP`. The client is the pod, known by its network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SessionAffinity {
+    /// Seconds after its last connection for which a client keeps its backend.
+    #[serde(default = "default_timeout")]
+    #[schemars(range(min = 1, max = 86400))]
+    pub timeout_seconds: u32,
+}
+
+const fn default_timeout() -> u32 {
+    10_800
+}
+
+/// How a backend is chosen among those of a service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Algorithm {
+    /// Each with the same probability.
+    #[default]
+    Random,
+    /// Of two drawn at random, the one to which fewer sockets of this node are connected.
+    LeastConnections,
+}
+
+/// An endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Backend {
+    /// The pod's address.
+    pub address: IpAddr,
+    /// The pod's port.
+    pub port: u16,
+    /// Whether it is on this node.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub local: bool,
+    /// Whom it serves, if not everybody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<BackendScope>,
+}
+
+/// For which of a service's addresses a backend is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendScope {
+    /// The cluster, external and load balancer addresses.
+    Internal,
+    /// The node port.
+    External,
+}
+
+/// One line of what `follow` reads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Change {
+    /// The service is to be like this, whether it was there or not.
+    Set(Box<Service>),
+    /// The service is to be gone.
+    Remove(ServiceName),
+    /// The table is to be like this, and contain nothing else.
+    Table(ServiceTable),
+}
+
+/// What tells a service from others.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServiceName {
+    /// The Kubernetes namespace.
+    pub namespace: String,
+    /// The Service's name.
+    pub name: String,
+    /// The port's name, empty if it has none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub port_name: String,
+}
+
+impl Service {
+    /// `namespace/name:port name`, by which the load balancer knows the service.
+    pub fn key(&self) -> String {
+        key(&self.namespace, &self.name, &self.port_name)
+    }
+}
+
+impl ServiceName {
+    /// As [`Service::key`].
+    pub fn key(&self) -> String {
+        key(&self.namespace, &self.name, &self.port_name)
+    }
+}
+
+fn key(namespace: &str, name: &str, port_name: &str) -> String {
+    format!("{namespace}/{name}:{port_name}")
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}

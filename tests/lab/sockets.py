@@ -1,0 +1,93 @@
+"""Servers that say on which address they were reached, and clients that tell what they see.
+
+Every call has a time limit: a test that goes wrong fails, it does not hang."""
+
+import errno
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM
+
+PORT = 8080
+
+
+def family_of(address):
+    return AF_INET6 if ":" in address else AF_INET
+
+
+def new(kind, address_or_family):
+    family = family_of(address_or_family) if isinstance(address_or_family, str) else address_or_family
+    made = socket.socket(family, kind)
+    made.settimeout(5)
+    return made
+
+
+def serve(*addresses, port=PORT):
+    """On each address a TCP and a UDP server that answers with its address."""
+    for address in addresses:
+        for kind in SOCK_STREAM, SOCK_DGRAM:
+            listener = socket.socket(family_of(address), kind)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((address, port))
+            if kind == SOCK_STREAM:
+                listener.listen(1000)
+            work = accept_all if kind == SOCK_STREAM else answer_all
+            threading.Thread(target=work, args=(listener, address), daemon=True).start()
+
+
+def accept_all(listener, address):
+    while True:
+        connection, _ = listener.accept()
+        connection.sendall(address.encode())
+        connection.close()
+
+
+def answer_all(server, address):
+    while True:
+        _, sender = server.recvfrom(64)
+        server.sendto(address.encode(), sender)
+
+
+def connect(kind, address, port=80, family=None):
+    """A socket connected to address."""
+    made = new(kind, family or address)
+    made.connect((address, port))
+    return made
+
+
+def answer(connected):
+    """Which backend a connected socket reaches."""
+    if connected.type == SOCK_DGRAM:
+        connected.send(b"?")
+    return connected.recv(64).decode()
+
+
+def reach(kind, address, port=80, family=None):
+    """Which backend a new connection to address reaches."""
+    with connect(kind, address, port, family) as connected:
+        return answer(connected)
+
+
+def ask(sender, address, port=80):
+    """Which backend answers a datagram to address, and from where the answer seems to come."""
+    sender.sendto(b"?", (address, port))
+    data, source = sender.recvfrom(64)
+    return data.decode(), source[:2]
+
+
+def errno_of(call, *arguments, **options):
+    """The name of the error with which a call fails, or None."""
+    try:
+        call(*arguments, **options)
+    except OSError as error:
+        return errno.errorcode[error.errno] if error.errno else "timed out"
+    return None
+
+
+def equal(actual, expected, what=""):
+    if actual != expected:
+        sys.exit(f"{what}\nexpected: {expected}\nactual:   {actual}")

@@ -1,0 +1,231 @@
+# The socket load balancer: which backend a connection gets.
+
+load helpers
+load lb
+
+setup_file() {
+  lb_suite || return 0
+  lb_pod second
+}
+
+teardown_file() {
+  lab_down
+}
+
+@test "each of seven backends gets its share of 70,000 connections" {
+  lb_services "$(lb_service even "{\"protocol\": \"UDP\", \"clusterIps\": [\"10.96.0.1\"],
+    \"backends\": $(lb_backends 127.0.0.{2,3,4,5,6,7,8})}")"
+  lab_sockets node1/pod <<'PY'
+udp = new(SOCK_DGRAM, AF_INET)
+for _ in range(70_000):
+    udp.connect(("10.96.0.1", 80))
+PY
+  # Chi square with six degrees of freedom: more than 38.3 happens once in a million runs.
+  lb_stat '.[0].backends | [.[].connections] | (add / 7) as $mean
+    | {count: length, sum: add, even: ((map(. - $mean | . * .) | add / $mean) < 38.3)}' >"$BATS_TEST_TMPDIR/shares"
+  assert_equal "$(<"$BATS_TEST_TMPDIR/shares")" '{"count":7,"sum":70000,"even":true}'
+}
+
+# A service with affinity, TCP and UDP, and 50 backends.
+lb_sticky() {
+  local more
+  more="{\"clusterIps\": [\"10.96.0.1\"], \"sessionAffinity\": {\"timeoutSeconds\": $1},
+    \"backends\": $(lb_backends 127.0.1.{1..50})}"
+  lb_services "$(lb_service sticky "$more")" "$(lb_service sticky-udp "$(jq -c '.protocol = "UDP"' <<<"$more")")"
+}
+
+serve_50='
+serve(*(f"127.0.1.{host}" for host in range(1, 51)))
+'
+
+@test "with session affinity a pod keeps its backend, TCP and UDP each its own, and another pod has another" {
+  local pod
+  lb_sticky 60
+  for pod in pod second; do
+    lab_sockets node1/$pod <<<"$serve_50"'
+found = {kind: {reach(kind, "10.96.0.1") for _ in range(20)} for kind in (SOCK_STREAM, SOCK_DGRAM)}
+equal([len(backends) for backends in found.values()], [1, 1])
+found[SOCK_DGRAM].add(ask(new(SOCK_DGRAM, AF_INET), "10.96.0.1")[0])
+equal(len(found[SOCK_DGRAM]), 1, "an unconnected socket")
+'
+  done
+  # Two processes of a pod are one client; two pods, and two protocols, are different ones. Three draws out of 50.
+  lab_sockets node1/pod <<<"$serve_50"'
+reach(SOCK_STREAM, "10.96.0.1")
+'
+  assert_equal "$(lb_stat '[.[0].backends[].connections | select(. > 0)] | length | . == 1 or . == 2')" true
+  assert_equal "$(lb_stat '[.[].backends[].connections] | add')" 83
+}
+
+@test "session affinity ends when the pod stays away for longer than the timeout, and not before" {
+  lb_sticky 2
+  lab_sockets node1/pod <<<"$serve_50"'
+first = reach(SOCK_STREAM, "10.96.0.1")
+for _ in range(4):
+    # Less than the timeout each, more than that together.
+    time.sleep(1)
+    equal(reach(SOCK_STREAM, "10.96.0.1"), first, "still there")
+found = set()
+for _ in range(3):
+    time.sleep(2.2)
+    found.add(reach(SOCK_STREAM, "10.96.0.1"))
+# That three draws out of 50 all are the first one happens once in 125,000 runs.
+equal(found == {first}, False, "still there after the timeout")
+'
+}
+
+@test "with session affinity a pod whose backend goes gets another one and keeps that" {
+  lb_sticky 60
+  local first
+  first=$(lab_sockets node1/pod <<<"$serve_50"'
+print(reach(SOCK_STREAM, "10.96.0.1"))
+')
+  lab_lb node1 show | jq -c --arg first "$first" '.services[].backends |= map(select(.address != $first))' |
+    lab_lb node1 apply
+  lab_sockets node1/pod "$first" <<<"$serve_50"'
+found = {reach(SOCK_STREAM, "10.96.0.1") for _ in range(20)}
+equal((len(found), sys.argv[1] in found), (1, False))
+'
+}
+
+@test "with session affinity a pod keeps its backend while other backends come and go" {
+  lb_sticky 60
+  local first
+  first=$(lab_sockets node1/pod <<<"$serve_50"'
+print(reach(SOCK_STREAM, "10.96.0.1"))
+')
+  lab_lb node1 show | jq -c --arg first "$first" '
+    .services[].backends |= (map(select(.address == $first or (.address | endswith("7")))) + [{address: "127.0.0.9", port: 8080}])' |
+    lab_lb node1 apply
+  lab_sockets node1/pod "$first" <<<"$serve_50"'
+equal({reach(SOCK_STREAM, "10.96.0.1") for _ in range(20)}, {sys.argv[1]})
+'
+}
+
+lb_least() {
+  local more
+  more="{\"clusterIps\": [\"10.96.0.1\", \"fd02::1\"], \"lbAlgorithm\": \"least-connections\",
+    \"backends\": $(lb_backends "$@")}"
+  lb_services "$(lb_service least "$more")" "$(lb_service least-udp "$(jq -c '.protocol = "UDP"' <<<"$more")")"
+}
+
+# How many sockets are open to each backend of a service, IPv4 first.
+lb_open() {
+  lb_stat ".[] | select(.name == \"$1\") | .backends | [.[].open]"
+}
+
+@test "with least-connections the backend with fewer open connections gets the next one" {
+  lb_least 127.0.0.2 127.0.0.3 fd01::2 fd01::3
+  lab_sockets node1/pod >"$BATS_TEST_TMPDIR/out" 2>&1 <<'PY' &
+serve("127.0.0.2", "127.0.0.3", "fd01::2", "fd01::3")
+held = [connect(SOCK_STREAM, address) for address in ("10.96.0.1", "fd02::1") for _ in range(50)]
+held += [connect(SOCK_DGRAM, "10.96.0.1") for _ in range(30)]
+time.sleep(3)
+PY
+  sleep 2
+  # Of two backends both are drawn each time, so they are level after each pair.
+  assert_equal "$(lb_open least)" '[25,25,25,25]'
+  assert_equal "$(lb_open least-udp)" '[15,15,0,0]'
+  wait
+  assert_equal "$(<"$BATS_TEST_TMPDIR/out")" ''
+  assert_equal "$(lb_open least)" '[0,0,0,0]'
+}
+
+@test "with random the open connections do not matter" {
+  lb_services "$(lb_service random "{\"clusterIps\": [\"10.96.0.1\"], \"backends\": $(lb_backends 127.0.0.2 127.0.0.3)}")"
+  lab_sockets node1/pod <<'PY'
+serve("127.0.0.2", "127.0.0.3")
+found = Counter(answer(connect(SOCK_STREAM, "10.96.0.1")) for _ in range(400))
+# Level to the last connection happens by chance once in 25 runs; least-connections would do it each time.
+equal(min(found.values()) < 200 or max(Counter(reach(SOCK_STREAM, "10.96.0.1") for _ in range(400)).values()) != 200, True)
+PY
+}
+
+@test "a least-connections count falls when a socket is closed, refused, connected elsewhere or its process is killed" {
+  lb_least 127.0.0.2 127.0.0.3
+  lab_sockets node1/pod <<'PY'
+serve("127.0.0.3")
+for _ in range(20):
+    errno_of(reach, SOCK_STREAM, "10.96.0.1")
+udp = new(SOCK_DGRAM, AF_INET)
+for _ in range(20):
+    udp.connect(("10.96.0.1", 80))
+udp.connect(("127.0.0.3", PORT))
+sender = new(SOCK_DGRAM, AF_INET)
+for _ in range(20):
+    sender.sendto(b"?", ("10.96.0.1", 80))
+sender.close()
+PY
+  assert_equal "$(lb_open least)" '[0,0]'
+  assert_equal "$(lb_open least-udp)" '[0,0]'
+  lab_sockets node1/pod <<'PY' || true
+serve("127.0.0.2", "127.0.0.3")
+held = [connect(kind, "10.96.0.1") for kind in (SOCK_STREAM, SOCK_DGRAM) for _ in range(200)]
+os.kill(os.getpid(), 9)
+PY
+  assert_equal "$(lb_open least)" '[0,0]'
+  assert_equal "$(lb_open least-udp)" '[0,0]'
+}
+
+@test "a least-connections count is exact while eight processes connect and die" {
+  lb_services
+  lb_least 127.0.0.2 127.0.0.3 127.0.0.4 127.0.0.5
+  lab_sockets node1/pod <<'PY'
+serve("127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5")
+children = []
+for child in range(8):
+    pid = os.fork()
+    if pid == 0:
+        held = []
+        for turn in range(200 + child):
+            held.append(connect(SOCK_DGRAM, "10.96.0.1"))
+            if turn % 3 == 0:
+                held.pop(0).close()
+        os.kill(os.getpid(), 9)
+    children.append(pid)
+for pid in children:
+    os.waitpid(pid, 0)
+PY
+  assert_equal "$(lb_open least-udp)" '[0,0,0,0]'
+  assert_equal "$(lb_stat '[.[] | select(.name == "least-udp") | .backends[].connections] | add')" 1628
+}
+
+@test "with the internal traffic policy Local a ClusterIP leads to local backends only" {
+  lb_services "$(lb_service local '{"clusterIps": ["10.96.0.1"], "externalIps": ["192.0.2.1"], "nodePort": 30080,
+    "internalTrafficPolicy": "Local", "backends": [{"address": "127.0.0.2", "port": 8080, "local": true},
+    {"address": "127.0.0.3", "port": 8080}]}')" \
+    "$(lb_service remote "{\"clusterIps\": [\"10.96.0.2\"], \"internalTrafficPolicy\": \"Local\",
+      \"backends\": $(lb_backends 127.0.0.2)}")"
+  lab_sockets node1/pod <<'PY'
+serve("127.0.0.2", "127.0.0.3")
+equal({reach(SOCK_STREAM, "10.96.0.1") for _ in range(40)}, {"127.0.0.2"})
+equal({reach(SOCK_STREAM, "127.9.9.9", 30080) for _ in range(40)}, {"127.0.0.2", "127.0.0.3"}, "the node port")
+equal(errno_of(connect, SOCK_STREAM, "10.96.0.2"), "ECONNREFUSED", "no local backend")
+PY
+}
+
+@test "with the external traffic policy Local the node port leads to local backends only, external addresses to all" {
+  lb_services "$(lb_service local '{"clusterIps": ["10.96.0.1"], "externalIps": ["192.0.2.1"],
+    "loadBalancerIps": ["192.0.2.2"], "nodePort": 30080,
+    "externalTrafficPolicy": "Local", "backends": [{"address": "127.0.0.2", "port": 8080, "local": true},
+    {"address": "127.0.0.3", "port": 8080}]}')"
+  lab_sockets node1/pod <<'PY'
+serve("127.0.0.2", "127.0.0.3")
+equal({reach(SOCK_STREAM, "127.9.9.9", 30080) for _ in range(40)}, {"127.0.0.2"})
+for address in "10.96.0.1", "192.0.2.1", "192.0.2.2":
+    equal({reach(SOCK_STREAM, address) for _ in range(40)}, {"127.0.0.2", "127.0.0.3"}, address)
+PY
+}
+
+@test "a backend that is for one scope serves only the addresses of that scope" {
+  lb_services "$(lb_service scoped '{"clusterIps": ["10.96.0.1"], "externalIps": ["192.0.2.1"], "nodePort": 30080,
+    "backends": [{"address": "127.0.0.2", "port": 8080, "scope": "internal"},
+    {"address": "127.0.0.3", "port": 8080, "scope": "external"}, {"address": "127.0.0.4", "port": 8080}]}')"
+  lab_sockets node1/pod <<'PY'
+serve("127.0.0.2", "127.0.0.3", "127.0.0.4")
+for address in "10.96.0.1", "192.0.2.1":
+    equal({reach(SOCK_STREAM, address) for _ in range(40)}, {"127.0.0.2", "127.0.0.4"}, address)
+equal({reach(SOCK_STREAM, "127.9.9.9", 30080) for _ in range(40)}, {"127.0.0.3", "127.0.0.4"})
+PY
+  assert_json "$(lab_lb node1 show)" '[.services[0].backends[].scope]' '["internal","external",null]'
+}

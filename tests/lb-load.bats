@@ -1,0 +1,213 @@
+# The socket load balancer: loading, replacing, unloading.
+
+load helpers
+load lb
+
+setup_file() {
+  lb_suite || return 0
+}
+
+teardown_file() {
+  lab_down
+}
+
+# What setup_file loaded, and a table that the tests look for.
+setup() {
+  [ -z "${SUITE_SKIP-}" ] || skip "$SUITE_SKIP"
+  lab_reload node1 2>/dev/null
+  lb_services "$(lb_service web "{\"clusterIps\": [\"10.96.0.1\"], \"backends\": $(lb_backends 127.0.0.2)}")" \
+    "$(lb_service dns "{\"protocol\": \"UDP\", \"clusterIps\": [\"10.96.0.1\"], \"backends\": $(lb_backends 127.0.0.2)}")"
+}
+
+lb_reaches() {
+  lab_sockets node1/pod <<'PY'
+serve("127.0.0.2")
+equal([reach(kind, "10.96.0.1") for kind in (SOCK_STREAM, SOCK_DGRAM)], ["127.0.0.2"] * 2)
+PY
+}
+
+# The kernel itself puts two files into each BPF file system.
+lb_no_pins() {
+  expect 0 lab_in node1 find /sys/fs/bpf -mindepth 1 -not -name '*.debug'
+  assert_equal "$output" ''
+}
+
+@test "loading again replaces the programs and keeps the table" {
+  local table
+  table=$(lab_lb node1 show)
+  lab_reload node1
+  assert_equal "$(lab_lb node1 show)" "$table"
+  lb_reaches
+  expect 0 lab_in node1 ls /sys/fs/bpf/underpass/links
+  assert_equal "${#lines[@]}" 11
+}
+
+@test "everything goes on while no loader runs" {
+  lb_reaches
+  assert_equal "$(pgrep --full "$(lab_lb_program)" || true)" ''
+}
+
+@test "a new build takes over while clients connect without pause, and none of them fails" {
+  lab_sockets node1/pod >"$BATS_TEST_TMPDIR/clients" 2>&1 <<'PY' &
+serve("127.0.0.2")
+end, count = time.monotonic() + 8, 0
+sender = new(SOCK_DGRAM, AF_INET)
+while time.monotonic() < end:
+    for kind in SOCK_STREAM, SOCK_DGRAM:
+        connected = connect(kind, "10.96.0.1")
+        equal((connected.getpeername(), answer(connected)), (("10.96.0.1", 80), "127.0.0.2"))
+        connected.close()
+    equal(ask(sender, "10.96.0.1"), ("127.0.0.2", ("10.96.0.1", 80)))
+    count += 1
+print("went on" if count > 1000 else f"only {count}")
+PY
+  # Another file of the same contents is as good as another build: the kernel gets new programs from it.
+  cp "$(lab_lb_program)" "$LAB/bin/bpf-lb-load.new"
+  for _ in 1 2 3 4 5 6 7 8 9 10; do
+    lab_in node1 "$LAB/bin/bpf-lb-load.new" load --cgroup "$(<"$LAB/host/node1/cgroup")"
+  done
+  wait
+  assert_equal "$(<"$BATS_TEST_TMPDIR/clients")" 'went on'
+}
+
+@test "sockets that were translated before an upgrade are known after it" {
+  mkfifo "$BATS_TEST_TMPDIR/ready" "$BATS_TEST_TMPDIR/go"
+  lab_sockets node1/pod "$BATS_TEST_TMPDIR" >"$BATS_TEST_TMPDIR/client" 2>&1 3>&- <<'PY' &
+serve("127.0.0.2")
+connected, sender = connect(SOCK_DGRAM, "10.96.0.1"), new(SOCK_DGRAM, AF_INET)
+sender.sendto(b"?", ("10.96.0.1", 80))
+open(sys.argv[1] + "/ready", "w").close()
+open(sys.argv[1] + "/go").read()
+equal(connected.getpeername(), ("10.96.0.1", 80))
+equal(sender.recvfrom(64), (b"127.0.0.2", ("10.96.0.1", 80)))
+print("known")
+PY
+  : <"$BATS_TEST_TMPDIR/ready"
+  lab_reload node1
+  : >"$BATS_TEST_TMPDIR/go"
+  wait
+  assert_equal "$(<"$BATS_TEST_TMPDIR/client")" known
+}
+
+@test "unload detaches everything and leaves no pin" {
+  lab_lb node1 unload
+  lb_no_pins
+  lab_sockets node1/pod <<'PY'
+equal(errno_of(connect, SOCK_STREAM, "10.96.0.1"), "ENETUNREACH")
+PY
+  expect 1 lab_lb node1 show
+  assert_contains "$stderr" 'load first'
+  expect 1 lab_lb node1 unload
+}
+
+@test "pins are for root only" {
+  expect 0 lab_in node1 sh -c 'stat --format %a /sys/fs/bpf/underpass /sys/fs/bpf/underpass/*; find /sys/fs/bpf/underpass -type f -perm /077'
+  assert_equal "$output" $'700\n700\n700'
+}
+
+@test "CAP_BPF and CAP_NET_ADMIN are enough to load, apply and show" {
+  lab_lb node1 unload
+  local cgroup program
+  cgroup=$(<"$LAB/host/node1/cgroup") program=$(lab_lb_program)
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  expect 0 lab_in node1 setpriv --bounding-set -all,+bpf,+net_admin --inh-caps -all,+bpf,+net_admin sh -c '
+    grep -q "CapEff:.0*8000001000$" /proc/self/status || { grep CapEff /proc/self/status; exit 3; }
+    "$0" load --cgroup "$1" && printf "{\"services\": []}\n" | "$0" apply && "$0" show' "$program" "$cgroup"
+  lb_services "$(lb_service web "{\"clusterIps\": [\"10.96.0.1\"], \"backends\": $(lb_backends 127.0.0.2)}")" \
+    "$(lb_service dns "{\"protocol\": \"UDP\", \"clusterIps\": [\"10.96.0.1\"], \"backends\": $(lb_backends 127.0.0.2)}")"
+  lb_reaches
+}
+
+@test "maps of another layout are refused with a word about what to do, and go on working" {
+  # The layout is the first word of the map config.
+  lab_in node1 python3 - /sys/fs/bpf/underpass/maps/config <<'PY'
+import ctypes, mmap, os, struct, sys
+path = ctypes.create_string_buffer(sys.argv[1].encode())
+libc = ctypes.CDLL(None, use_errno=True)
+attributes = struct.pack("QII", ctypes.addressof(path), 0, 0)
+config = libc.syscall(321, 7, attributes, len(attributes))
+words = mmap.mmap(config, 4096)
+words[:4] = struct.pack("I", 4711)
+PY
+  for command in load\ --cgroup\ "$(<"$LAB/host/node1/cgroup")" show stats follow; do
+    # shellcheck disable=SC2086 # a list of arguments
+    expect 1 lab_lb node1 $command </dev/null
+    assert_contains "$stderr" 'layout 4711'
+    assert_contains "$stderr" 'unload, load and apply'
+  done
+  lb_reaches
+  lab_lb node1 unload
+}
+
+@test "a cgroup that is none, and a pin directory on another file system, are errors that leave nothing" {
+  lab_lb node1 unload
+  expect 1 lab_lb node1 load --cgroup /proc
+  assert_contains "$stderr" cgroup
+  expect 1 lab_lb node1 load --cgroup /nowhere
+  assert_contains "$stderr" /nowhere
+  expect 1 lab_lb node1 --pin-dir /run/underpass-pins load --cgroup "$(<"$LAB/host/node1/cgroup")"
+  assert_contains "$stderr" 'mount -t bpf'
+  lb_no_pins
+}
+
+@test "two load balancers live side by side, each with its own pins" {
+  local cgroup
+  cgroup=$(lab_cgroup second)
+  lab_lb node1 --pin-dir /sys/fs/bpf/second load --cgroup "$cgroup" --max-services 16 --max-backends 16
+  assert_json "$(lab_lb node1 --pin-dir /sys/fs/bpf/second show)" '.services | length' 0
+  assert_json "$(lab_lb node1 show)" '.services | length' 2
+  lab_lb node1 --pin-dir /sys/fs/bpf/second unload
+  lb_reaches
+}
+
+lb_is_locked() {
+  ! lab_in node1 flock --nonblock /sys/fs/bpf/underpass true
+}
+
+@test "a second writer is told that another one is at work" {
+  mkfifo "$BATS_TEST_TMPDIR/changes"
+  lab_lb node1 follow <"$BATS_TEST_TMPDIR/changes" >/dev/null 3>&- &
+  exec 5>"$BATS_TEST_TMPDIR/changes"
+  lab_until 5 lb_is_locked
+  expect 1 lab_lb node1 apply <<<'{}'
+  assert_contains "$stderr" 'another loader'
+  expect 0 lab_lb node1 show
+  exec 5>&-
+  wait
+}
+
+@test "sockets beyond --max-sockets are translated and remembered as well" {
+  lab_lb node1 unload
+  lab_reload node1 --max-sockets 1
+  lb_services "$(lb_service web "{\"clusterIps\": [\"10.96.0.1\", \"fd02::1\"], \"lbAlgorithm\": \"least-connections\",
+      \"backends\": $(lb_backends 127.0.0.2 fd01::2)}")" \
+    "$(lb_service dns "{\"protocol\": \"UDP\", \"clusterIps\": [\"10.96.0.1\", \"fd02::1\"],
+      \"lbAlgorithm\": \"least-connections\", \"backends\": $(lb_backends 127.0.0.2 fd01::2)}")"
+  lab_sockets node1/pod <<'PY'
+serve("127.0.0.2", "fd01::2")
+for address, backend in ("10.96.0.1", "127.0.0.2"), ("fd02::1", "fd01::2"), ("::ffff:10.96.0.1", "127.0.0.2"):
+    held = [connect(kind, address) for kind in (SOCK_STREAM, SOCK_DGRAM) for _ in range(5)]
+    for connected in held:
+        equal((connected.getpeername()[:2], answer(connected)), ((address, 80), backend))
+    udp = held[-1]
+    udp.connect((backend if "ffff" not in address else "::ffff:127.0.0.2", PORT))
+    equal(udp.getpeername()[1], PORT, "connected to the backend itself")
+    senders = [new(SOCK_DGRAM, address) for _ in range(5)]
+    for sender in senders * 2:
+        equal(ask(sender, address), (backend, (address, 80)))
+PY
+  assert_equal "$(lb_stat '[.[].backends[].open] | add')" 0
+}
+
+@test "a service table that makes no sense changes nothing" {
+  local before bad web
+  before=$(lab_lb node1 show)
+  web=$(lb_service web '{"clusterIps": ["10.96.0.5"]}')
+  for bad in "$(jq -c '.port = 0' <<<"$web")" "$(jq -c '.clusterIps = ["0.0.0.0"]' <<<"$web")" \
+    "$(jq -c '.sessionAffinity = {timeoutSeconds: 0}' <<<"$web")" "$(jq -c '.colour = "red"' <<<"$web")" \
+    "$(jq -c '.backends = [{address: "10.0.0.1", port: 0}]' <<<"$web")" "$web, $web" \
+    "$web, $(jq -c '.name = "thief"' <<<"$web")"; do
+    expect 1 lab_lb node1 apply <<<"{\"services\": [$bad]}"
+    assert_equal "$(lab_lb node1 show)" "$before"
+  done
+}

@@ -1,0 +1,196 @@
+# The socket load balancer: the service table, from JSON to the kernel and back.
+
+load helpers
+load lb
+
+setup_file() {
+  lb_suite --max-services 32768 --max-backends 131072
+}
+
+teardown_file() {
+  lab_down
+}
+
+# A table with something of everything.
+lb_rich_table() {
+  jq -c . <<'EOT'
+{"nodeAddresses": ["127.9.9.9", "fd01::9"], "services": [
+  {"namespace": "a", "name": "all", "portName": "http", "protocol": "TCP", "port": 80,
+   "clusterIps": ["10.96.0.1", "fd02::1"], "externalIps": ["192.0.2.1"], "loadBalancerIps": ["192.0.2.2"],
+   "nodePort": 30080, "externalTrafficPolicy": "Local", "sessionAffinity": {"timeoutSeconds": 77},
+   "lbAlgorithm": "least-connections", "backends": [
+     {"address": "127.0.0.2", "port": 8080, "local": true}, {"address": "127.0.0.3", "port": 8081},
+     {"address": "127.0.0.4", "port": 8080, "local": true, "scope": "external"}, {"address": "fd01::2", "port": 8080}]},
+  {"namespace": "a", "name": "dns", "protocol": "UDP", "port": 53, "clusterIps": ["10.96.0.2"],
+   "internalTrafficPolicy": "Local", "backends": [{"address": "127.0.0.2", "port": 53, "local": true}]},
+  {"namespace": "b", "name": "empty", "protocol": "TCP", "port": 443, "clusterIps": ["10.96.0.3"], "backends": []}
+]}
+EOT
+}
+
+# lb_many SERVICES BACKENDS: a table of that many TCP services with that many backends each.
+lb_many() {
+  jq -nc --argjson services "$1" --argjson backends "$2" '
+    def address($net; $n): "\($net).\($n / 65536 | floor % 256).\($n / 256 | floor % 256).\($n % 256)";
+    {services: [range($services) as $s | {namespace: "many", name: "s\($s)", port: 80, clusterIps: [address(10; $s)],
+      backends: [range($backends) | {address: address(127; $s * $backends + . + 65536), port: 8080}]}]}'
+}
+
+@test "show prints the table that was applied, and applying that again changes nothing" {
+  local table
+  table=$(lb_rich_table)
+  assert_equal "$(lab_lb node1 apply <<<"$table")" '{"set":3,"removed":0,"unchanged":0}'
+  assert_equal "$(lab_lb node1 show | jq -c .)" "$table"
+  assert_equal "$(lab_lb node1 show | lab_lb node1 apply)" '{"set":0,"removed":0,"unchanged":3}'
+}
+
+@test "apply changes what is different, and nothing else" {
+  lb_rich_table | lab_lb node1 apply >/dev/null
+  assert_equal "$(lb_rich_table | jq -c '.services |= (map(select(.name != "empty")) | .[1].backends = [])' |
+    lab_lb node1 apply)" '{"set":1,"removed":1,"unchanged":1}'
+  # The counts of what stays go on.
+  lb_services "$(lb_service web "{\"clusterIps\": [\"10.96.0.9\"], \"protocol\": \"UDP\", \"backends\": $(lb_backends 127.0.0.2)}")"
+  lab_sockets node1/pod <<<'for _ in range(10): connect(SOCK_DGRAM, "10.96.0.9")'
+  lb_services "$(lb_service web "{\"clusterIps\": [\"10.96.0.9\"], \"protocol\": \"UDP\", \"backends\": $(lb_backends 127.0.0.{2,3})}")"
+  assert_equal "$(lb_stat '.[0].backends | map_values(.connections)')" '{"127.0.0.2:8080":10,"127.0.0.3:8080":0}'
+}
+
+@test "follow makes one change a line, says what it did, and goes on after a line that makes no sense" {
+  lb_rich_table | lab_lb node1 apply >/dev/null
+  expect 0 lab_lb node1 follow <<'LINES'
+{"remove": {"namespace": "b", "name": "empty"}}
+{"remove": {"namespace": "b", "name": "empty"}}
+not JSON
+{"set": {"namespace": "b", "name": "new", "port": 0}}
+{"set": {"namespace": "b", "name": "new", "port": 443, "clusterIps": ["10.96.0.3"]}}
+{"set": {"namespace": "b", "name": "new", "port": 443, "clusterIps": ["10.96.0.3"]}}
+{"table": {"services": []}}
+LINES
+  assert_equal "$(jq -c '[.line, .set, .removed, .unchanged, has("error")]' <<<"$output")" '[1,0,1,0,false]
+[2,0,0,0,false]
+[3,null,null,null,true]
+[4,null,null,null,true]
+[5,1,0,0,false]
+[6,0,0,1,false]
+[7,0,3,0,false]'
+  assert_json "$(lab_lb node1 show)" '.services' '[]'
+}
+
+@test "an address that moves to another service goes over without a gap" {
+  lb_services "$(lb_service old "{\"clusterIps\": [\"10.96.0.1\"], \"backends\": $(lb_backends 127.0.0.2)}")"
+  lab_sockets node1/pod >"$BATS_TEST_TMPDIR/client" 2>&1 <<'PY' &
+serve("127.0.0.2", "127.0.0.3")
+found, end = Counter(), time.monotonic() + 4
+while time.monotonic() < end:
+    found[reach(SOCK_STREAM, "10.96.0.1")] += 1
+equal(set(found), {"127.0.0.2", "127.0.0.3"})
+PY
+  local name
+  for name in new old new old new old; do
+    sleep 0.4
+    lb_services "$(lb_service $name "{\"clusterIps\": [\"10.96.0.1\"],
+      \"backends\": $(lb_backends 127.0.0.$([ $name = old ] && echo 2 || echo 3))}")"
+  done
+  wait
+  assert_equal "$(<"$BATS_TEST_TMPDIR/client")" ''
+  # Taken from one that stays.
+  lab_lb node1 follow >/dev/null <<<"{\"set\": $(lb_service thief '{"clusterIps": ["10.96.0.1"]}')}"
+  assert_json "$(lab_lb node1 show)" '[.services[] | {name, clusterIps}]' \
+    '[{"name":"old","clusterIps":null},{"name":"thief","clusterIps":["10.96.0.1"]}]'
+}
+
+@test "counters are printed for Prometheus too" {
+  lb_services "$(lb_service web "{\"clusterIps\": [\"10.96.0.1\"], \"protocol\": \"UDP\", \"lbAlgorithm\": \"least-connections\",
+    \"backends\": $(lb_backends 127.0.0.2)}")" "$(lb_service none '{"clusterIps": ["10.96.0.2"]}')"
+  lab_sockets node1/pod <<'PY'
+for _ in range(7):
+    connect(SOCK_DGRAM, "10.96.0.1")
+errno_of(connect, SOCK_STREAM, "10.96.0.2")
+PY
+  expect 0 lab_lb node1 stats --format prometheus
+  assert_equal "$(grep -v '^#' <<<"$output")" 'underpass_lb_refused_total{namespace="test",service="none",port=""} 1
+underpass_lb_refused_total{namespace="test",service="web",port=""} 0
+underpass_lb_connections_total{namespace="test",service="web",port="",backend="127.0.0.2:8080"} 7
+underpass_lb_open_sockets{namespace="test",service="web",port="",backend="127.0.0.2:8080"} 0'
+}
+
+@test "show prints a table for people on a terminal" {
+  lb_rich_table | lab_lb node1 apply >/dev/null
+  expect 0 lab_in node1 script --quiet --command "$(lab_lb_program) show" /dev/null
+  assert_contains "$output" 'a/all:http  least-connections  affinity 77s'
+  assert_contains "$output" '10.96.0.1:80/TCP'
+  assert_contains "$output" '-> 127.0.0.3:8081'
+}
+
+@test "the schema describes what apply and follow read and what stats prints" {
+  assert_json "$(lab_lb node1 schema)" '[.title, (.properties | keys)]' '["ServiceTable",["nodeAddresses","services"]]'
+  assert_json "$(lab_lb node1 schema change)" '[.oneOf[].required[0]]' '["set","remove","table"]'
+  assert_json "$(lab_lb node1 schema stats)" '.type' array
+}
+
+@test "10,000 services with 10 backends each are loaded, shown, changed and removed" {
+  lab_lb node1 apply <<<'{}' >/dev/null
+  lb_many 10000 10 >"$BATS_TEST_TMPDIR/table"
+  assert_equal "$(lab_lb node1 apply <"$BATS_TEST_TMPDIR/table")" '{"set":10000,"removed":0,"unchanged":0}'
+  assert_json "$(lab_lb node1 show)" '[(.services | length), ([.services[].backends | length] | add)]' '[10000,100000]'
+  assert_equal "$(jq -c '.services[5000].backends[3].port = 9' "$BATS_TEST_TMPDIR/table" | lab_lb node1 apply)" \
+    '{"set":1,"removed":0,"unchanged":9999}'
+  lab_sockets node1/pod <<'PY'
+# Backend 0 of service 5000 is number 5000 * 10 + 65536.
+serve(*(f"127.1.195.{80 + number}" for number in range(10)))
+found = {errno_of(reach, SOCK_STREAM, "10.0.19.136") for _ in range(200)}
+# The fourth has another port now, on which nobody listens.
+equal(found, {None, "ECONNREFUSED"})
+PY
+  assert_equal "$(lab_lb node1 apply <<<'{}')" '{"set":0,"removed":10000,"unchanged":0}'
+}
+
+@test "100 services with 1,000 backends each are loaded, shown, changed and removed" {
+  lab_lb node1 apply <<<'{}' >/dev/null
+  lb_many 100 1000 >"$BATS_TEST_TMPDIR/table"
+  assert_equal "$(lab_lb node1 apply <"$BATS_TEST_TMPDIR/table")" '{"set":100,"removed":0,"unchanged":0}'
+  assert_json "$(lab_lb node1 show)" '[(.services | length), ([.services[].backends | length] | add)]' '[100,100000]'
+  assert_equal "$(jq -c 'del(.services[50].backends[500])' "$BATS_TEST_TMPDIR/table" | lab_lb node1 apply)" \
+    '{"set":1,"removed":0,"unchanged":99}'
+  assert_json "$(lab_lb node1 show)" '[.services[].backends | length] | add' 99999
+  assert_equal "$(lab_lb node1 apply <<<'{}')" '{"set":0,"removed":100,"unchanged":0}'
+}
+
+@test "what does not fit is refused by name, and what was there stays" {
+  local cgroup small=/sys/fs/bpf/small
+  cgroup=$(lab_cgroup small)
+  lab_lb node1 --pin-dir $small load --cgroup "$cgroup" --max-services 4 --max-backends 12
+  lb_many 4 2 | lab_lb node1 --pin-dir $small apply >/dev/null
+  expect 1 lab_lb node1 --pin-dir $small apply <<<"$(lb_many 4 4)"
+  assert_contains "$stderr" '--max-backends'
+  expect 1 lab_lb node1 --pin-dir $small apply <<<"$(lb_many 5 1)"
+  assert_contains "$stderr" '--max-services'
+  assert_json "$(lab_lb node1 --pin-dir $small show)" '[.services[].backends | length > 0] | all' true
+  # And the room is there again when it is needed.
+  for _ in 1 2 3 4 5 6 7 8 9 10; do
+    lb_many 4 1 | lab_lb node1 --pin-dir $small apply >/dev/null
+    lb_many 4 2 | lab_lb node1 --pin-dir $small apply >/dev/null
+    lab_lb node1 --pin-dir $small apply <<<'{}' >/dev/null
+  done
+  lab_lb node1 --pin-dir $small unload
+}
+
+@test "all maps together take less than 50 MB with the default sizes" {
+  local cgroup
+  cgroup=$(lab_cgroup sizes)
+  lab_lb node1 --pin-dir /sys/fs/bpf/sizes load --cgroup "$cgroup"
+  lab_in node1 python3 - /sys/fs/bpf/sizes/maps >"$BATS_TEST_TMPDIR/bytes" <<'PY'
+import ctypes, os, struct, sys
+libc, total = ctypes.CDLL(None, use_errno=True), 0
+for name in os.listdir(sys.argv[1]):
+    path = ctypes.create_string_buffer(os.path.join(sys.argv[1], name).encode())
+    attributes = struct.pack("QII", ctypes.addressof(path), 0, 0)
+    with open(f"/proc/self/fdinfo/{libc.syscall(321, 7, attributes, len(attributes))}", encoding="ascii") as info:
+        total += sum(int(line.split()[1]) for line in info if line.startswith("memlock"))
+print(total)
+PY
+  printf '# maps: %s bytes\n' "$(<"$BATS_TEST_TMPDIR/bytes")" >&3
+  [ "$(<"$BATS_TEST_TMPDIR/bytes")" -gt 1000000 ]
+  [ "$(<"$BATS_TEST_TMPDIR/bytes")" -lt 50000000 ]
+  lab_lb node1 --pin-dir /sys/fs/bpf/sizes unload
+}

@@ -1,0 +1,59 @@
+# What the suites of the socket load balancer share: one node, on it a pod with addresses to serve on, and the program.
+
+# lb_suite [LOAD OPTION...]: for setup_file.
+lb_suite() {
+  suite_needs_lab || return
+  lb_needs_program || return
+  lab_up 1
+  lb_pod pod
+  lab_balancer node1 "$@"
+}
+
+lb_needs_program() {
+  local program
+  program=$(lab_lb_program)
+  [ -x "$program" ] || suite_skips "$program is not built: run scripts/build" || return
+  ! grep -aq 'the kernel side of bpf-lb-load was not built' "$program" ||
+    suite_skips 'bpf-lb-load has no kernel side: run scripts/setup and scripts/build'
+}
+
+# lb_pod NAME: a pod that has nothing but addresses of its own: 127.0.0.0/8, and fd01::2 to fd01::9.
+lb_pod() {
+  local host
+  lab_sandbox node1 "$1"
+  for host in 2 3 4 5 6 7 8 9; do lab_in "node1/$1" ip address add "fd01::$host/128" dev lo nodad; done
+}
+
+# lb_apply JSON: the whole table.
+lb_apply() {
+  lab_lb node1 apply <<<"$1" >/dev/null
+}
+
+# lb_service NAME JSON: a service of the table, as JSON, with defaults for what is left out.
+lb_service() {
+  jq -nc --arg name "$1" --argjson more "$2" '{namespace: "test", name: $name, port: 80} + $more'
+}
+
+# lb_services JSON...: the table with these services.
+lb_services() {
+  lb_apply "{\"nodeAddresses\": [\"127.9.9.9\", \"fd01::9\"], \"services\": [$(IFS=, && printf '%s' "$*")]}"
+}
+
+# lb_backends ADDRESS...: a list of backends on port 8080.
+lb_backends() {
+  jq -nc '[$ARGS.positional[] | {address: ., port: 8080}]' --args "$@"
+}
+
+# lb_stat FILTER: what a jq filter finds in the counters.
+lb_stat() {
+  lab_lb node1 stats | jq -c "$1"
+}
+
+# lb_under_fire CHANGES KILLS: clients connect while services change and the loader is killed (see lab/fire.py).
+lb_under_fire() {
+  expect 0 lab_served node1/pod timeout "${LAB_TIMEOUT:-60}" python3 "$LAB_SOURCE/fire.py" \
+    "$(lab_lb_program)" /sys/fs/bpf/underpass "$1" "$2"
+  assert_json "$output" '[.failed, .changes, .kills]' "[0,$1,$2]"
+  # Four clients that are hardly ever there would show nothing.
+  assert_json "$output" '.connections >= .changes / 10' true
+}
