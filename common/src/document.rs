@@ -230,13 +230,16 @@ impl PodDocument {
         Self { version: VERSION, request, settings, mode, routing, cidrs, veth, applied, error }
     }
 
-    /// What ADD removed or replaced and DEL puts back, last change first.
+    /// What ADD removed or replaced and DEL puts back, last change first; of several changes of one thing, what was there
+    /// before the first.
     pub fn put_back(&self, which: impl Fn(&Placed) -> bool) -> Vec<Placed> {
         let previous = |operation: &Operation| match operation {
             Operation::Add(_) => None,
             Operation::Delete(placed) | Operation::Replace { from: placed, .. } => Some(placed.clone()),
         };
-        self.applied.iter().rev().filter_map(previous).filter(|placed| which(placed)).collect()
+        let all: Vec<_> = self.applied.iter().rev().filter_map(previous).filter(|placed| which(placed)).collect();
+        let is_first = |(n, placed): &(usize, &Placed)| !all[n + 1..].iter().any(|earlier| placed.collides(earlier));
+        all.iter().enumerate().filter(is_first).map(|(_, placed)| placed.clone()).collect()
     }
 
     /// The interface's addresses: as `detect-mode` noted them, else as prevResult has them; none when both are lost.
@@ -246,6 +249,20 @@ impl PodDocument {
         }
         let previous = CniResult::previous(&self.request.config).unwrap_or_default();
         previous.ips_of(&self.request.ifname).map(|ip| ip.address).collect()
+    }
+
+    /// The MAC address that the interface is to get: `podMACPrefix` and the last four bytes of its first address; `None` to
+    /// leave it.
+    pub fn nic_mac(&self) -> Option<Mac> {
+        let [a, b] = self.settings.pod_mac_prefix?;
+        let (c, d, e, f) = match self.nic_addresses().first()?.addr() {
+            IpAddr::V4(address) => address.octets().into(),
+            IpAddr::V6(address) => {
+                let [.., c, d, e, f] = address.octets();
+                (c, d, e, f)
+            }
+        };
+        Some(Mac([a, b, c, d, e, f]))
     }
 
     /// Whether the interface is the pod's first.

@@ -1,7 +1,7 @@
 //! What is the same in every tool: flags, standard input and output, errors as data, plan and apply.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, IsTerminal, Read, Write},
     path::Path,
     process::ExitCode,
@@ -54,6 +54,26 @@ pub trait Tool {
     /// # Errors
     /// When the document lacks what the tool needs.
     fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure>;
+
+    /// Looks at what no plan can show, before ADD changes anything.
+    ///
+    /// # Errors
+    /// Why ADD must not go on.
+    fn before_add(_document: &PodDocument, _kernel: &Kernel) -> impl Future<Output = Result<(), Failure>> {
+        async { Ok(()) }
+    }
+
+    /// Tells others what ADD has changed.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    fn after_add(
+        _document: &PodDocument,
+        _kernel: &Kernel,
+        _done: &[Operation],
+    ) -> impl Future<Output = Result<(), Failure>> {
+        async { Ok(()) }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -142,12 +162,16 @@ async fn work<T: Tool>(document: &mut PodDocument, output: Output) -> Result<Opt
     })?;
     match output.of(&operations, document.request.netns.as_deref()) {
         Some(text) => Ok(Some(text)),
-        None => carry_out(document, &kernel, operations).await.map(|()| None),
+        None => carry_out::<T>(document, &kernel, operations).await.map(|()| None),
     }
 }
 
 /// Applies the plan; in CHECK, expects it to be empty.
-async fn carry_out(document: &mut PodDocument, kernel: &Kernel, operations: Vec<Operation>) -> Result<(), Failure> {
+async fn carry_out<T: Tool>(
+    document: &mut PodDocument,
+    kernel: &Kernel,
+    operations: Vec<Operation>,
+) -> Result<(), Failure> {
     let failures = match document.request.command {
         Command::Check => {
             let differences: Vec<_> = operations.iter().map(ToString::to_string).collect();
@@ -156,7 +180,13 @@ async fn carry_out(document: &mut PodDocument, kernel: &Kernel, operations: Vec<
             return if operations.is_empty() { Ok(()) } else { Err(failure) };
         }
         Command::Del | Command::Gc => kernel.apply_all(&operations).await,
-        _ => kernel.apply(&operations).await.map(|()| vec![])?,
+        _ => {
+            T::before_add(document, kernel).await?;
+            kernel.apply(&operations).await?;
+            let told = T::after_add(document, kernel, &operations).await;
+            document.applied.extend(operations);
+            return told;
+        }
     };
     document.applied.extend(operations);
     match failures.split_first() {
@@ -298,10 +328,20 @@ impl log::Log for Logger {
 
 /// Sends log messages to standard error, one JSON object a line, and to the file that the configuration asks for.
 pub fn init_log(tool: &'static str, options: &LogOptions, attachment: &str) {
-    let open = |path: &String| OpenOptions::new().create(true).append(true).open(path).ok();
-    let file = options.log_file.as_ref().and_then(open).map(Mutex::new);
+    let open = |path: &String| {
+        let made = Path::new(path).parent().map_or(Ok(()), fs::create_dir_all);
+        made.and_then(|()| OpenOptions::new().create(true).append(true).open(path))
+    };
+    let (file, refused) = match options.log_file.as_ref().map(open) {
+        Some(Ok(file)) => (Some(Mutex::new(file)), None),
+        Some(Err(error)) => (None, Some(error)),
+        None => (None, None),
+    };
     let logger = Logger { tool, attachment: attachment.to_owned(), file };
     if log::set_boxed_logger(Box::new(logger)).is_ok() {
         log::set_max_level(options.log_level.parse().unwrap_or(log::LevelFilter::Info));
+    }
+    if let (Some(error), Some(path)) = (refused, &options.log_file) {
+        log::warn!("cannot write messages to {path}: {error}");
     }
 }

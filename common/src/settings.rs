@@ -267,7 +267,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "logOptions",
         default: "{\"logLevel\": \"info\", \"logFile\": \"\"}",
-        allowed: "logLevel error, warn, info or debug; logFile an absolute path",
+        allowed: "logLevel error, warn, info or debug; logFile an absolute path; logMaxSize, logMaxAge and logMaxCount (not used) numbers",
         effect: "which messages are written, and to which file besides standard error",
     },
 ];
@@ -322,9 +322,9 @@ fn refusal(key: &str, value: &Value) -> Failure {
         .details(format!("allowed: {}", allowed.unwrap_or_default()))
 }
 
-/// Spiderpool's configurations write what is not set as null or as an empty string.
+/// Spiderpool's configurations write what is not set as null, as an empty string or as an empty list.
 fn is_unset(value: &Value) -> bool {
-    value.is_null() || value.as_str() == Some("")
+    value.is_null() || value.as_str() == Some("") || value.as_array().is_some_and(Vec::is_empty)
 }
 
 fn list<T>(value: &Value, parse: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
@@ -439,13 +439,16 @@ fn log_options(value: &Value) -> Option<LogOptions> {
                 let level = value.as_str()?.to_ascii_lowercase();
                 options.log_level = match level.as_str() {
                     "warning" => "warn".to_owned(),
+                    "fatal" | "panic" => "error".to_owned(),
                     "error" | "warn" | "info" | "debug" => level,
                     _ => return None,
                 };
             }
             "logFile" => options.log_file = Some(value.as_str().filter(|path| path.starts_with('/'))?.to_owned()),
             // Spiderpool's rotation settings: who reads the file rotates it.
-            "logMaxSize" | "logMaxAge" | "logMaxCount" => {}
+            "logMaxSize" | "logMaxAge" | "logMaxCount" => {
+                unsigned(value)?;
+            }
             _ => return None,
         }
     }

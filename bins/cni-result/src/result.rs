@@ -1,8 +1,9 @@
 //! The answer to the container runtime: CNI specification 1.1.0, section 5 "Result Types".
 
 use common::{
-    document::{Command, PodDocument},
+    document::{Command, ModeKind, PodDocument},
     failure::Failure,
+    mac::Mac,
     result::VERSIONS,
 };
 use ipnet::IpNet;
@@ -35,6 +36,7 @@ fn extended(document: &PodDocument) -> Value {
     let config = &document.request.config;
     let mut result = config["prevResult"].clone();
     result["cniVersion"] = config["cniVersion"].clone();
+    let served = document.mode.as_ref().is_some_and(|mode| mode.mode != ModeKind::Disable);
     let first = document.mode.as_ref().is_some_and(|mode| mode.first);
     if let Some(pair) = document.veth.as_ref().filter(|_| first) {
         let sandbox = document.request.netns.as_deref().map(|path| path.display().to_string());
@@ -50,11 +52,23 @@ fn extended(document: &PodDocument) -> Value {
             None => result["interfaces"] = json!(ends),
         }
     }
+    if let Some(mac) = document.nic_mac().filter(|_| served) {
+        name_mac(&mut result, &document.request.ifname, mac);
+    }
     // Before CNI 1.1.0 a route could not say in which table it is.
     if config["cniVersion"] == VERSIONS[4] {
         name_tables(&mut result, document);
     }
     result
+}
+
+/// The interface's MAC address, which `podMACPrefix` has changed.
+fn name_mac(result: &mut Value, nic: &str, mac: Mac) {
+    let interfaces = result["interfaces"].as_array_mut().into_iter().flatten();
+    let ours = |interface: &&mut Value| {
+        interface["name"] == nic && interface["sandbox"].as_str().is_some_and(|sandbox| !sandbox.is_empty())
+    };
+    interfaces.filter(ours).for_each(|interface| interface["mac"] = json!(mac));
 }
 
 /// Names the table of each default route that is in the interface's own table and not in the main one.

@@ -3,7 +3,7 @@
 use common::{
     document::{Mode, ModeKind, PodDocument},
     failure::Failure,
-    object::{Family, Object, Placed, Sysctl},
+    object::{Family, LinkAddress, Object, Placed, QueueLength, Sysctl},
 };
 
 /// In a teardown what was there before, else what is to be there.
@@ -15,17 +15,25 @@ pub fn put_back_or_wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure
     if mode.mode == ModeKind::Disable {
         return Ok(vec![]);
     }
-    Ok(document.settings.pod_rp_filter.into_iter().flat_map(|value| rp_filter(mode, value)).collect())
+    let mut wanted: Vec<_> =
+        document.settings.pod_rp_filter.into_iter().flat_map(|value| rp_filter(mode, value)).collect();
+    let dev = &mode.nic.name;
+    wanted.extend(
+        document.settings.tx_queue_len.map(|packets| Object::QueueLength(QueueLength { dev: dev.clone(), packets })),
+    );
+    wanted.extend(document.nic_mac().map(|mac| Object::LinkAddress(LinkAddress { dev: dev.clone(), mac })));
+    Ok(wanted.into_iter().map(Placed::pod).collect())
 }
 
 /// The kernel takes the greater of `all` and the interface's own value, and gives `default` to every interface that
 /// comes later (`IN_DEV_RPFILTER`): all of them have to be written. IPv6 has no such sysctl.
-fn rp_filter(mode: &Mode, value: u8) -> Vec<Placed> {
-    if mode.uplink.source(Family::Ipv4).is_none() {
+fn rp_filter(mode: &Mode, value: u8) -> Vec<Object> {
+    let addresses = mode.nic.addresses.iter().map(ipnet::IpNet::addr).chain(mode.uplink.sources.iter().copied());
+    if !addresses.map(Family::of).any(|family| family == Family::Ipv4) {
         return vec![];
     }
     ["all", "default", &mode.nic.name, &mode.uplink.dev]
         .map(|dev| Sysctl { path: format!("net/ipv4/conf/{dev}/rp_filter"), value: value.to_string() })
-        .map(|sysctl| Placed::pod(Object::Sysctl(sysctl)))
+        .map(Object::Sysctl)
         .to_vec()
 }

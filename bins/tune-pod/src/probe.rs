@@ -1,0 +1,137 @@
+//! Whether another host has the pod's addresses, and whether its gateways are there: what is asked, and what an answer
+//! means. Pure.
+
+use std::net::IpAddr;
+
+use common::{
+    document::PodDocument,
+    failure::{Code, Failure},
+    mac::Mac,
+    result::CniResult,
+};
+
+use crate::packet::{self, Claim};
+
+/// What is not known yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inquiry {
+    nic: String,
+    mac: Mac,
+    /// The MAC addresses of all the pod's interfaces: on one network with this one, another of them answers for its
+    /// addresses too.
+    own: Vec<Mac>,
+    addresses: Vec<IpAddr>,
+    gateways: Vec<IpAddr>,
+}
+
+impl Inquiry {
+    /// What the configuration wants to know of the interface with the MAC address `mac`, in a pod that has the MAC
+    /// addresses `own`; `None` if nothing.
+    pub fn new(document: &PodDocument, mac: Mac, own: Vec<Mac>) -> Option<Self> {
+        let settings = &document.settings;
+        let result = CniResult::previous(&document.request.config).ok()?;
+        let (mut addresses, mut gateways) = (vec![], vec![]);
+        if settings.detect_ip_conflict {
+            addresses = document.nic_addresses().iter().map(|net| net.addr()).collect();
+        }
+        if settings.detect_gateway {
+            gateways = result.ips_of(&document.request.ifname).filter_map(|ip| ip.gateway).collect();
+            gateways.sort();
+            gateways.dedup();
+        }
+        let nic = document.request.ifname.clone();
+        (!addresses.is_empty() || !gateways.is_empty()).then_some(Self { nic, mac, own, addresses, gateways })
+    }
+
+    /// The frames to send: for each address, and each gateway that has not answered yet.
+    pub fn frames(&self) -> Vec<Vec<u8>> {
+        let probes = self.addresses.iter().map(|address| packet::probe(self.mac, *address));
+        probes.chain(self.gateways.iter().map(|gateway| packet::question(self.mac, *gateway))).collect()
+    }
+
+    /// Takes note of what a host says.
+    ///
+    /// # Errors
+    /// When another host has one of the addresses.
+    pub fn hear(&mut self, claim: Claim) -> Result<(), Failure> {
+        if self.own.contains(&claim.mac) {
+            return Ok(());
+        }
+        if self.addresses.contains(&claim.address) {
+            let Claim { address, mac, .. } = claim;
+            let msg = format!("another host has the address {address} of {}: its MAC address is {mac}", self.nic);
+            return Err(Failure::new(Code::AddressConflict, msg)
+                .details("give one of the two another address, or set detectIPConflict to false"));
+        }
+        if !claim.tentative {
+            self.gateways.retain(|gateway| *gateway != claim.address);
+        }
+        Ok(())
+    }
+
+    /// Whether nothing is left to wait for. That nobody has an address shows in silence alone.
+    pub fn is_over(&self) -> bool {
+        self.addresses.is_empty() && self.gateways.is_empty()
+    }
+
+    /// The verdict when the time is over.
+    ///
+    /// # Errors
+    /// When a gateway has not answered.
+    pub fn verdict(&self) -> Result<(), Failure> {
+        if self.gateways.is_empty() {
+            return Ok(());
+        }
+        let list: Vec<_> = self.gateways.iter().map(ToString::to_string).collect();
+        let msg = format!("no answer from the gateway of {}: {}", self.nic, list.join(", "));
+        Err(Failure::new(Code::GatewayUnreachable, msg)
+            .details("see to it that it answers ARP or neighbour solicitations, raise detectOptions, or set detectGateway to false"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inquiry(addresses: &[&str], gateways: &[&str]) -> Inquiry {
+        let parse = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let (mac, own) = (Mac([2; 6]), vec![Mac([2; 6]), Mac([6; 6])]);
+        Inquiry { nic: "eth0".to_owned(), mac, own, addresses: parse(addresses), gateways: parse(gateways) }
+    }
+
+    fn claim(address: &str, mac: u8, tentative: bool) -> Claim {
+        Claim { address: address.parse().unwrap(), mac: Mac([mac; 6]), tentative }
+    }
+
+    #[test]
+    fn another_host_with_an_address_or_about_to_take_it_is_a_conflict_that_names_its_mac() {
+        for tentative in [false, true] {
+            let failure = inquiry(&["10.0.0.2"], &[]).hear(claim("10.0.0.2", 4, tentative)).unwrap_err();
+            assert_eq!(failure.code, Code::AddressConflict as u32);
+            assert!(failure.msg.contains("04:04:04:04:04:04"), "{failure}");
+        }
+    }
+
+    #[test]
+    fn what_we_say_ourselves_and_what_others_say_of_other_addresses_is_no_conflict() {
+        let mut inquiry = inquiry(&["10.0.0.2"], &[]);
+        assert_eq!(inquiry.hear(claim("10.0.0.2", 2, true)), Ok(()));
+        assert_eq!(inquiry.hear(claim("10.0.0.2", 6, false)), Ok(()));
+        assert_eq!(inquiry.hear(claim("10.0.0.3", 4, false)), Ok(()));
+        assert!(!inquiry.is_over());
+        assert_eq!(inquiry.verdict(), Ok(()));
+    }
+
+    #[test]
+    fn it_is_over_when_all_gateways_have_answered_and_one_that_has_not_is_named() {
+        let mut inquiry = inquiry(&[], &["10.0.0.1", "fd00::1"]);
+        inquiry.hear(claim("10.0.0.1", 4, false)).unwrap();
+        inquiry.hear(claim("fd00::1", 4, true)).unwrap();
+        assert_eq!(inquiry.frames().len(), 1);
+        let failure = inquiry.verdict().unwrap_err();
+        assert_eq!(failure.code, Code::GatewayUnreachable as u32);
+        assert!(failure.msg.ends_with(": fd00::1"), "{failure}");
+        inquiry.hear(claim("fd00::1", 4, false)).unwrap();
+        assert!(inquiry.is_over());
+    }
+}
