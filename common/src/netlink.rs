@@ -178,7 +178,7 @@ impl Netlink {
             .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("there is no link {name}")))
     }
 
-    /// The addresses of global scope, with the index of the link that each is on.
+    /// The addresses of global scope and IPv4 link-local ones, with the index of the link that each is on.
     ///
     /// # Errors
     /// What the kernel says.
@@ -540,9 +540,6 @@ fn parse_link(message: RouteNetlinkMessage) -> Option<Link> {
 
 fn parse_address(message: RouteNetlinkMessage) -> Option<(u32, IpNet)> {
     let RouteNetlinkMessage::NewAddress(message) = message else { return None };
-    if message.header.scope != AddressScope::Universe {
-        return None;
-    }
     let local = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(address) => Some(*address),
         _ => None,
@@ -553,7 +550,12 @@ fn parse_address(message: RouteNetlinkMessage) -> Option<(u32, IpNet)> {
             _ => None,
         })
     })?;
-    Some((message.header.index, IpNet::new(address, message.header.prefix_len).ok()?))
+    let counts = match message.header.scope {
+        AddressScope::Universe => true,
+        AddressScope::Link => address.is_ipv4(),
+        _ => false,
+    };
+    counts.then_some((message.header.index, IpNet::new(address, message.header.prefix_len).ok()?))
 }
 
 fn parse_neighbour(message: RouteNetlinkMessage, dev: &str) -> Option<Neighbour> {

@@ -170,7 +170,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "mode",
         default: "auto",
-        allowed: "auto, underlay, overlay or disable",
+        allowed: "auto, underlay, overlay, disable or disabled (the same)",
         effect: "the way into the node: a veth pair, the pod's overlay interface, none, or whichever fits",
     },
     Setting {
@@ -189,7 +189,7 @@ pub const SETTINGS: &[Setting] = &[
         key: "tunePodRoutes",
         default: "true",
         allowed: "true or false",
-        effect: "whether a further interface's routes move to a table of their own",
+        effect: "whether each interface of a pod with several gets a routing table for packets from its addresses",
     },
     Setting {
         key: "serviceCIDR",
@@ -213,7 +213,7 @@ pub const SETTINGS: &[Setting] = &[
         key: "policyRoutes",
         default: "[]",
         allowed: "a list of {\"dst\": CIDR, \"gw\": address} of one family each",
-        effect: "further routes for the interface",
+        effect: "further routes for the interface, in its own table and in the main one",
     },
     Setting {
         key: "hostRuleTable",
@@ -262,7 +262,7 @@ pub const SETTINGS: &[Setting] = &[
         key: "detectOptions",
         default: "{\"retries\": 3, \"interval\": \"10ms\", \"timeout\": \"100ms\"}",
         allowed: "retries from 1 to 100; interval and timeout as durations such as 100ms or 1s, up to 1m",
-        effect: "how often and how long these two ask",
+        effect: "how many probes these two send, the time between two, and the time after the last",
     },
     Setting {
         key: "logOptions",
@@ -453,4 +453,109 @@ fn log_options(value: &Value) -> Option<LogOptions> {
         }
     }
     Some(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, env, fs, path::Path};
+
+    use serde_json::json;
+
+    use super::*;
+
+    const INTRODUCTION: &str = "\
+# Settings
+
+Keys of the plugin configuration, named as in Spiderpool's coordinator. What a configuration leaves out, sets to null, or
+sets to an empty string or list, the cluster's defaults decide, else the default below. Keys that are not listed are ignored.
+
+| Setting | Default | Allowed | Effect |
+| --- | --- | --- | --- |
+";
+    const ERRORS: &str = "
+## Errors
+
+A value that is not allowed is CNI error 7 in ADD and CHECK: its message names the setting and the value, its details say what
+is allowed, of every setting that is wrong. DEL and GC go on with the default instead. Further errors that settings lead to:
+
+| Setting | Code | When |
+| --- | --- | --- |
+| mode | 7 | the mode cannot be had for this interface; the details say what to change |
+| podDefaultCniNic | 7 | overlay mode, and the pod has no such interface with an address |
+| podDefaultRouteNic | 7 | the pod has no such interface and none can still be added by this name |
+| serviceCIDR, overlayPodCIDR | 11 (STATUS: 50) | neither is set, and the cluster's are not known yet |
+| policyRoutes, vethLinkAddress, vethMTU, txQueueLen, podMACPrefix | 100 | the kernel refuses the value for this interface |
+| detectIPConflict | 103 | another host has one of the addresses; the message names its MAC address |
+| detectGateway | 104 | the gateway does not answer; the message names it |
+";
+
+    /// The text of deploy/settings.md. `UNDERPASS_WRITE_SETTINGS=1 cargo test -p common settings` writes it.
+    fn page() -> String {
+        let cell = |text: &str| text.replace('|', "\\|");
+        let row = |setting: &Setting| {
+            format!(
+                "| {} | `{}` | {} | {} |\n",
+                setting.key,
+                cell(setting.default),
+                cell(setting.allowed),
+                cell(setting.effect)
+            )
+        };
+        let rows: String = SETTINGS.iter().map(row).collect();
+        format!("{INTRODUCTION}{rows}{ERRORS}")
+    }
+
+    #[test]
+    fn the_page_of_settings_is_what_the_code_says() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/settings.md");
+        if env::var_os("UNDERPASS_WRITE_SETTINGS").is_some() {
+            fs::write(&path, page()).unwrap();
+        }
+        assert_eq!(fs::read_to_string(&path).unwrap(), page(), "run with UNDERPASS_WRITE_SETTINGS=1 to write it");
+    }
+
+    #[test]
+    fn each_default_that_is_a_value_is_the_one_that_applies() {
+        for setting in SETTINGS.iter().filter(|setting| !setting.default.starts_with('(')) {
+            let value: Value = serde_json::from_str(setting.default).unwrap_or_else(|_| json!(setting.default));
+            let (settings, failures) = Settings::resolve(&json!({ setting.key: value }), &Value::Null);
+            assert_eq!((settings, failures), (Settings::default(), vec![]), "{}", setting.key);
+        }
+    }
+
+    #[test]
+    fn each_setting_is_read_and_a_value_of_another_kind_is_refused_with_what_is_allowed() {
+        for setting in SETTINGS {
+            let (settings, failures) = Settings::resolve(&json!({ setting.key: {"no": "such"} }), &Value::Null);
+            let [failure] = &failures[..] else { panic!("{}: {failures:?}", setting.key) };
+            assert!(failure.msg.starts_with(&format!("setting {}: ", setting.key)), "{failure}");
+            assert_eq!(failure.details, format!("allowed: {}", setting.allowed));
+            assert_eq!(settings, Settings::default());
+        }
+    }
+
+    #[test]
+    fn the_list_has_every_setting_of_the_document() {
+        let schema = schemars::schema_for!(Settings);
+        let fields = schema.get("properties").and_then(Value::as_object).unwrap();
+        let fields: BTreeSet<&str> = fields.keys().map(String::as_str).collect();
+        assert_eq!(fields, SETTINGS.iter().map(|setting| setting.key).collect());
+    }
+
+    #[test]
+    fn the_configuration_wins_over_the_cluster_and_what_is_unset_does_not_count() {
+        let cluster =
+            json!({"mode": "underlay", "hostRuleTable": 600, "serviceCIDR": ["10.96.0.0/12"], "podRPFilter": -1});
+        let config = json!({"mode": "", "hostRuleTable": 700, "serviceCIDR": [], "podRPFilter": null});
+        let (settings, failures) = Settings::resolve(&config, &cluster);
+        assert_eq!(failures, []);
+        let expected = Settings {
+            mode: ModeSetting::Underlay,
+            host_rule_table: 700,
+            service_cidr: Some(vec!["10.96.0.0/12".parse().unwrap()]),
+            pod_rp_filter: None,
+            ..Settings::default()
+        };
+        assert_eq!(settings, expected);
+    }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use common::{
     document::{HostSide, Uplink},
-    netlink::{Link, Netlink},
+    netlink::{Link, Netlink, is_link_local},
 };
 use ipnet::IpNet;
 
@@ -24,7 +24,7 @@ pub type PodAddress = (IpNet, Option<IpAddr>);
 pub async fn addresses(node: &Netlink, pod: &[PodAddress], host_veth: &str) -> io::Result<Vec<IpAddr>> {
     let mut names: HashMap<u32, String> = HashMap::new();
     let mut all = vec![];
-    for (index, net) in node.addresses().await? {
+    for (index, net) in node.addresses().await?.into_iter().filter(|(_, net)| !is_link_local(net.addr())) {
         if let Entry::Vacant(entry) = names.entry(index) {
             entry.insert(node.link_by_index(index).await?.map(|link| link.name).unwrap_or_default());
         }

@@ -4,7 +4,7 @@ use std::{io, net::IpAddr};
 
 use common::{
     names::POD_VETH,
-    netlink::{Link, Netlink, RouteFilter, RuleEntry},
+    netlink::{Link, Netlink, RouteFilter, RuleEntry, is_link_local},
     object::Route,
 };
 use ipnet::IpNet;
@@ -55,7 +55,8 @@ impl Pod {
     /// The addresses of global scope on a link.
     pub fn addresses_of(&self, name: &str) -> Vec<IpNet> {
         let index = self.link(name).map(|link| link.index);
-        self.addresses.iter().filter(|(on, _)| Some(*on) == index).map(|(_, net)| *net).collect()
+        let global = |net: &IpNet| !is_link_local(net.addr());
+        self.addresses.iter().filter(|(on, net)| Some(*on) == index && global(net)).map(|(_, net)| *net).collect()
     }
 
     /// The next hops of a link's default routes.

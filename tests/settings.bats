@@ -1,0 +1,424 @@
+# Every setting of the plugin configuration: what it does in the kernel or on the wire, what happens without it, and what a
+# wrong value is answered with.
+
+load helpers
+
+setup_file() {
+  suite_lab || return 0
+  lab_network 7 eth1
+  lab_network_config node1 second46 46 "$(lab_coordinator_json 46)" eth1
+  lab_network_config node1 behind46 46 '' eth1
+  lab_snapshot node1 >"$LAB/node.clean"
+}
+
+teardown_file() {
+  lab_down
+}
+
+# Every test has one pod whose macvlan NIC is there and on which our plugin has not run.
+setup() {
+  [ -z "${SUITE_SKIP-}" ] || skip "$SUITE_SKIP"
+  POD=pod$BATS_TEST_NUMBER
+  lab_pod node1 "$POD" plain46
+  CONFIG=$(lab_chained node1 "$POD" underlay46)
+  P4=$(lab_address "node1/$POD" 4) P6=$(lab_address "node1/$POD" 6)
+  POD_BEFORE=$(lab_snapshot "node1/$POD")
+}
+
+# The next test starts on a clean node, whatever this one did.
+teardown() {
+  [ -z "${SUITE_SKIP-}" ] || return 0
+  lab_plugin node1 coordinator DEL "$POD" net1 <<<"$CONFIG"
+  lab_plugin node1 coordinator DEL "$POD" eth0 <<<"$CONFIG"
+  lab_in node1 ip netns delete "$POD"
+  gateway_back
+  assert_same "$(cat "$LAB/node.clean")" "$(lab_snapshot node1)"
+}
+
+# gateway_back: the gateway has the addresses that it had.
+gateway_back() {
+  lab_in gateway ip address replace 10.6.0.1/16 dev net6
+  lab_in gateway ip address replace fd00:6::1/64 dev net6 nodad
+}
+
+# coordinator COMMAND FILTER [IFNAME]: one call with the configuration, changed by jq from here on; leaves lab_status and lab_stdout.
+coordinator() {
+  CONFIG=$(jq -c "$2" <<<"$CONFIG")
+  lab_plugin node1 coordinator "$1" "$POD" "${3:-eth0}" <<<"$CONFIG"
+}
+
+# added FILTER: ADD, which succeeds.
+added() {
+  coordinator ADD "$1"
+  assert_equal "$lab_status" 0 || fail "$lab_stdout" "$lab_stderr"
+}
+
+# further [FILTER]: a second NIC of the pod, behind eth1, if it is not there, and our plugin's ADD for it.
+further() {
+  lab_in "node1/$POD" ip link show net1 >/dev/null 2>&1 || lab_attach node1 "$POD" behind46 net1
+  NET1=$(lab_chained node1 "$POD" second46 net1 | jq -c "${1:-.}")
+  lab_plugin node1 coordinator ADD "$POD" net1 <<<"$NET1"
+  assert_equal "$lab_status" 0 || fail "$lab_stdout" "$lab_stderr"
+}
+
+# refused FILTER CODE PART...: ADD fails with a CNI error of this code that contains the parts, and nothing has changed.
+refused() {
+  local config=$CONFIG code=$2 filter=$1 part
+  shift 2
+  coordinator ADD "$filter"
+  CONFIG=$config
+  assert_equal "$lab_status" 1 || fail "accepted: $filter"
+  assert_json "$lab_stdout" .code "$code"
+  for part in "$@"; do assert_contains "$(jq -r '.msg + " " + .details' <<<"$lab_stdout")" "$part"; done
+  assert_same "$POD_BEFORE" "$(lab_snapshot "node1/$POD")"
+  assert_same "$(cat "$LAB/node.clean")" "$(lab_snapshot node1)"
+}
+
+pod_ip() {
+  lab_in "node1/$POD" ip -json "$@"
+}
+
+@test "a wrong value of any setting is refused with an error that names it and says what is allowed" {
+  local setting value
+  while IFS='|' read -r setting value; do
+    refused ".$setting = $value" 7 "setting ${setting%%.*}: " 'allowed: ' || fail "$setting = $value"
+  done <<'EOF2'
+mode|"overlaid"
+mode|1
+podDefaultCniNic|"a name that is too long"
+podDefaultCniNic|7
+podDefaultRouteNic|"eth/0"
+tunePodRoutes|"yes"
+serviceCIDR|"10.233.64.0/18"
+serviceCIDR|["10.233.64.0"]
+overlayPodCIDR|["10.233.0.1/18"]
+overlayPodCIDR|["fd00:233::/148"]
+hijackCIDR|["169.254.20.256"]
+hijackCIDR|["0.0.0.0/0"]
+policyRoutes|[{"dst": "10.9.0.0/16"}]
+policyRoutes|[{"dst": "10.9.0.0/16", "gw": "fd00:6::1"}]
+policyRoutes|{"dst": "10.9.0.0/16", "gw": "10.6.0.1"}
+hostRuleTable|0
+hostRuleTable|254
+hostRuleTable|"500"
+podRPFilter|3
+podRPFilter|-2
+txQueueLen|-1
+txQueueLen|4294967296
+podMACPrefix|"0a"
+podMACPrefix|"0b:1"
+podMACPrefix|"01:00"
+vethLinkAddress|"10.6.0.9"
+vethLinkAddress|"fe80::1"
+vethMTU|67
+vethMTU|65536
+detectIPConflict|"true"
+detectGateway|1
+detectOptions|{"retries": 0}
+detectOptions|{"interval": "soon"}
+detectOptions|{"timeout": "61s"}
+detectOptions|{"timeout": 1}
+detectOptions|{"patience": "1s"}
+logOptions|{"logLevel": "loud"}
+logOptions|{"logFile": "relative.log"}
+logOptions|{"logMaxSize": "big"}
+EOF2
+}
+
+@test "without settings each has the default that the page of settings says" {
+  expect 0 lab_in node1 env CNI_COMMAND=ADD CNI_CONTAINERID=a CNI_NETNS="/run/netns/$POD" CNI_IFNAME=eth0 \
+    "$(lab_libexec)/cni-request" < <(jq -c '{cniVersion, name, type, prevResult}' <<<"$CONFIG")
+  assert_json "$output" '.settings | [.mode, .podDefaultCniNic, .podDefaultRouteNic, .tunePodRoutes, .serviceCIDR,
+    .overlayPodCIDR, .hijackCIDR, .policyRoutes, .hostRuleTable, .podRPFilter, .txQueueLen, .podMACPrefix, .vethLinkAddress,
+    .vethMTU, .detectIPConflict, .detectGateway, .detectOptions.retries, .logOptions.logLevel, .logOptions.logFile]' \
+    '["auto","eth0",null,true,null,null,[],[],500,0,null,null,null,null,false,false,3,"info",null]'
+}
+
+@test "a configuration written for Spiderpool's coordinator is accepted as it is" {
+  local written
+  written=$(jq -c '{cniVersion, name, type, prevResult}' <<<"$CONFIG")
+  CONFIG=$(jq -c --argjson written "$written" '. + $written' <<'EOF2'
+{
+  "mode": "auto", "tunePodRoutes": true, "podDefaultRouteNic": "", "podDefaultCniNic": "eth0", "detectGateway": false,
+  "detectIPConflict": false, "podMACPrefix": "0a:1b", "overlayPodCIDR": ["10.233.0.0/18", "fd00:233::/48"],
+  "serviceCIDR": [" 10.233.64.0/18 ", "fd00:233:64::/108"], "hijackCIDR": ["169.254.20.10/32"], "hostRuleTable": 500,
+  "hostRPFilter": 0, "podRPFilter": 0, "txQueueLen": 0, "vethLinkAddress": "169.254.100.1", "vethMTU": 0,
+  "policyRoutes": [{"dst": "10.9.0.0/16", "gw": "10.6.0.1"}], "multusNicPrefix": "net",
+  "detectOptions": {"retries": 3, "interval": "1s", "timeout": "1s"},
+  "logOptions": {"logLevel": "debug", "logFile": "/run/spidernet/coordinator.log", "logMaxSize": 100, "logMaxAge": 30, "logMaxCount": 10}
+}
+EOF2
+  )
+  added .
+  coordinator CHECK ".prevResult = $lab_stdout"
+  assert_equal "$lab_status" 0 || fail "$lab_stdout"
+  expect 0 pod_ip route show 169.254.20.10
+  assert_json "$output" '.[0].dev' veth0
+  added '.serviceCIDR = [] | .overlayPodCIDR = [] | .hijackCIDR = [] | .policyRoutes = [] | .serviceCIDR = ["10.96.0.0/12"]'
+  lab_in node1 rm -r /run/spidernet
+}
+
+@test "podDefaultCniNic: the pod's first NIC may have another name" {
+  lab_in "node1/$POD" ip link set eth0 name lan0
+  coordinator ADD '(.prevResult.interfaces[] | select(.name == "eth0").name) = "lan0"' lan0
+  assert_equal "$lab_status" 1
+  assert_contains "$lab_stdout" podDefaultCniNic
+  coordinator ADD '.podDefaultCniNic = "lan0"' lan0
+  assert_equal "$lab_status" 0 || fail "$lab_stdout"
+  expect 0 pod_ip link show veth0
+  coordinator DEL . lan0
+}
+
+@test "tunePodRoutes: a further NIC's routes stay where they are when it is false" {
+  added .
+  further '.tunePodRoutes = false'
+  assert_equal "$(rule_tables "node1/$POD" 4)$(rule_tables "node1/$POD" 6)" ''
+  expect 0 pod_ip -6 route show default
+  assert_json "$output" '[.[] | .dev // .nexthops[].dev] | sort' '["eth0","net1"]'
+  lab_plugin node1 coordinator CHECK "$POD" net1 <<<"$NET1"
+  assert_equal "$lab_status" 0 || fail "$lab_stdout"
+  lab_plugin node1 coordinator DEL "$POD" net1 <<<"$NET1"
+  further .
+  [ -n "$(rule_tables "node1/$POD" 4)" ]
+}
+
+@test "serviceCIDR and overlayPodCIDR: exactly these are routed through the node" {
+  added '.serviceCIDR = ["10.96.0.0/12"] | .overlayPodCIDR = ["10.244.0.0/16", "fd00:244::/56"]'
+  expect 0 pod_ip route show dev veth0
+  assert_json "$output" '[.[].dst | select(. != "10.6.212.101" and . != "10.7.212.101")] | sort' '["10.244.0.0/16","10.96.0.0/12"]'
+  expect 0 pod_ip -6 route show dev veth0
+  assert_contains "$output" fd00:244::/56
+}
+
+@test "hijackCIDR: addresses and CIDRs, and their packets leave by the way into the node" {
+  added '.hijackCIDR = ["169.254.20.10", "198.51.100.0/24", "2001:db8::1"]'
+  local address
+  for address in 169.254.20.10 198.51.100.7 2001:db8::1; do
+    lab_capture veth "node1/$POD" veth0 "udp port 53"
+    lab_capture nic "node1/$POD" eth0 "udp port 53"
+    expect 1 lab_ask "node1/$POD" udp $address 53 0.3
+    assert_contains "$(lab_captured veth)" "> $address.53"
+    assert_equal "$(lab_captured nic)" ''
+  done
+  added '.hijackCIDR = []'
+  expect 0 pod_ip route get 198.51.100.7
+  assert_json "$output" '.[0].dev' eth0
+}
+
+@test "policyRoutes: the interface's own routes, in the main table and in its own" {
+  added '.policyRoutes = [{"dst": "10.9.0.0/16", "gw": "10.6.0.7"}, {"dst": "fd00:9::/64", "gw": "fd00:6::7"}]'
+  expect 0 pod_ip route show 10.9.0.0/16
+  assert_json "$output" '[.[] | [.gateway, .dev]]' '[["10.6.0.7","eth0"]]'
+  expect 0 pod_ip -6 route show fd00:9::/64
+  assert_json "$output" '[.[] | [.gateway, .dev]]' '[["fd00:6::7","eth0"]]'
+  further '.policyRoutes = [{"dst": "10.10.0.0/16", "gw": "10.7.0.7"}]'
+  expect 0 pod_ip route show table all 10.10.0.0/16
+  assert_json "$output" '[.[] | [.gateway, .dev, .table]]' '[["10.7.0.7","net1","101"],["10.7.0.7","net1",null]]'
+  added '.policyRoutes = []'
+  expect 0 pod_ip route show table all 10.9.0.0/16
+  assert_equal "$(jq -c . <<<"$output")" '[]'
+}
+
+@test "finding 13: with podDefaultRouteNic=net1 net1's policyRoutes stay net1's" {
+  added .
+  further '.podDefaultRouteNic = "net1" | .policyRoutes = [{"dst": "10.10.0.0/16", "gw": "10.7.0.7"}]'
+  local table
+  table=$(rule_tables "node1/$POD" 4 | sed -n "s/^$P4 //p")
+  expect 0 pod_ip route show table "$table"
+  [[ $output != *10.10.0.0* ]] || fail "in eth0's table: $output"
+  expect 0 pod_ip route get 10.10.0.1
+  assert_json "$output" '.[0] | [.gateway, .dev]' '["10.7.0.7","net1"]'
+}
+
+@test "hostRuleTable: the node's routes to its pods are in this table, 500 by default" {
+  added .
+  expect 0 lab_in node1 ip -json route show table 500
+  assert_json "$output" '[.[].dst]' "[\"$P4\"]"
+  added '.hostRuleTable = 777'
+  expect 0 lab_in node1 ip -json route show table 777
+  assert_json "$output" '[.[].dst]' "[\"$P4\"]"
+  expect 0 lab_in node1 ip -json rule show
+  assert_json "$output" '[.[] | select(.table == "500" or .table == "777").table]' '["777"]'
+}
+
+@test "podRPFilter: 0 by default, and what is asked for" {
+  local value
+  lab_rp_filter "node1/$POD" 2
+  for value in 0 1 2; do
+    added "$([ $value = 0 ] && printf . || printf '.podRPFilter = %d' $value)"
+    expect 0 lab_in "node1/$POD" sh -c 'cd /proc/sys/net/ipv4/conf && cat all/rp_filter default/rp_filter eth0/rp_filter veth0/rp_filter | sort -u'
+    assert_equal "$output" $value
+  done
+}
+
+@test "finding 11: txQueueLen is set on the pod's NIC and not on the node's of the same name; 0 leaves it" {
+  local node before
+  node=$(lab_in node1 cat /sys/class/net/eth0/tx_queue_len)
+  before=$(pod_ip link show eth0 | jq .[0].txqlen)
+  added '.txQueueLen = 0'
+  assert_equal "$(pod_ip link show eth0 | jq .[0].txqlen)" "$before"
+  added '.txQueueLen = 4321'
+  assert_equal "$(pod_ip link show eth0 | jq .[0].txqlen)" 4321
+  assert_equal "$(lab_in node1 cat /sys/class/net/eth0/tx_queue_len)" "$node"
+  further '.txQueueLen = 1234'
+  assert_equal "$(pod_ip link show net1 | jq .[0].txqlen)" 1234
+  coordinator CHECK '.txQueueLen = 4322'
+  assert_contains "$lab_stdout" 'txqueuelen 4321'
+  coordinator DEL .
+  assert_equal "$(pod_ip link show eth0 | jq .[0].txqlen)" "$before"
+}
+
+# mac_of PREFIX ADDRESS: the prefix and the last four bytes of the address.
+mac_of() {
+  python3 -c 'import ipaddress, sys
+print(":".join([sys.argv[1]] + ["%02x" % b for b in ipaddress.ip_address(sys.argv[2]).packed[-4:]]))' "$1" "$2"
+}
+
+@test "podMACPrefix: prefix and address make the MAC address, which the network is told at once" {
+  local before mac seen
+  before=$(pod_ip link show eth0 | jq -r .[0].address)
+  mac=$(mac_of 0a:1b "$P4")
+  lab_capture told client eth0 arp or icmp6
+  added '.podMACPrefix = "0a:1b"'
+  assert_equal "$(pod_ip link show eth0 | jq -r .[0].address)" "$mac"
+  seen=$(lab_captured told)
+  assert_contains "$seen" "$mac > ff:ff:ff:ff:ff:ff, ethertype ARP (0x0806), length 42: Request who-has $P4 tell $P4"
+  assert_contains "$seen" "$mac > 33:33:00:00:00:01"
+  assert_contains "$seen" "neighbor advertisement, tgt is $P6"
+  coordinator DEL .
+  assert_equal "$(pod_ip link show eth0 | jq -r .[0].address)" "$before"
+}
+
+@test "podMACPrefix: without it the MAC address stays and nobody is told; an IPv6 pod's last four bytes count" {
+  local before
+  before=$(pod_ip link show eth0 | jq -r .[0].address)
+  lab_capture told client eth0 "arp and arp[6:2] = 1 and arp[14:4] = arp[24:4]"
+  added .
+  assert_equal "$(lab_captured told)" ''
+  assert_equal "$(pod_ip link show eth0 | jq -r .[0].address)" "$before"
+  coordinator DEL .
+  added '.podMACPrefix = "0A-1B" | .prevResult.ips |= map(select(.address | contains(":")))'
+  assert_equal "$(pod_ip link show eth0 | jq -r .[0].address)" "$(mac_of 0a:1b "$P6")"
+}
+
+@test "finding 17: with podMACPrefix the result has the new MAC address, and macvlan's own CHECK passes on it" {
+  added '.podMACPrefix = "0a:1b"'
+  local result=$lab_stdout
+  assert_json "$result" '.interfaces[] | select(.name == "eth0" and .sandbox).mac' "$(mac_of 0a:1b "$P4")"
+  assert_json "$result" '.ips' "$(jq -c .prevResult.ips <<<"$CONFIG")"
+  coordinator CHECK ".prevResult = $result"
+  assert_equal "$lab_status" 0 || fail "$lab_stdout"
+  lab_network_config node1 prefixed46 46 "$(lab_coordinator_json 46 | jq -c '.podMACPrefix = "0a:1b"')"
+  lab_pod node1 prefixed prefixed46
+  lab_cnitool node1 check prefixed46 prefixed
+  lab_pod_delete node1 prefixed prefixed46
+}
+
+@test "vethLinkAddress: the pod's end of the veth pair has it, and no address without it" {
+  added .
+  assert_equal "$(pod_ip address show dev veth0 | jq -c '[.[].addr_info[] | .local]')" '[]'
+  added '.vethLinkAddress = "169.254.200.1"'
+  assert_equal "$(pod_ip address show dev veth0 | jq -c '[.[].addr_info[] | [.local, .prefixlen, .scope]]')" \
+    '[["169.254.200.1",32,"link"]]'
+  added '.vethLinkAddress = "169.254.200.1"'
+}
+
+@test "vethMTU: the NIC's own by default, jumbo frames included, else what is asked for" {
+  lab_in node1 ip link set eth0 mtu 9000
+  lab_in "node1/$POD" ip link set eth0 mtu 9000
+  added .
+  assert_equal "$(pod_ip link show veth0 | jq .[0].mtu)" 9000
+  added '.vethMTU = 1400'
+  assert_equal "$(pod_ip link show veth0 | jq .[0].mtu)" 1400
+  expect 0 lab_in node1 ip -json link show
+  assert_json "$output" '[.[] | select(.ifalias // "" | startswith("underpass ")).mtu]' '[1400]'
+  lab_in node1 ip link set eth0 mtu 1500
+}
+
+@test "detectIPConflict: another host with one of the addresses fails ADD, which names its MAC address" {
+  local address mac
+  mac=$(lab_in client cat /sys/class/net/eth0/address)
+  for address in "$P4/16" "$P6/64"; do
+    lab_in client ip address add "$address" dev eth0 nodad
+    refused '.detectIPConflict = true' 103 "${address%/*}" "$mac"
+    # Off, which is the default, nobody asks.
+    added 'del(.detectIPConflict)'
+    coordinator DEL .
+    lab_in client ip address delete "$address" dev eth0
+  done
+  added '.detectIPConflict = true'
+}
+
+@test "detectIPConflict: a pod with two NICs on one network is not in conflict with itself" {
+  added '.detectIPConflict = true'
+  lab_attach node1 "$POD" plain46 net1
+  lab_plugin node1 coordinator ADD "$POD" net1 < <(lab_chained node1 "$POD" underlay46 net1 | jq -c '.detectIPConflict = true')
+  assert_equal "$lab_status" 0 || fail "$lab_stdout"
+}
+
+@test "detectGateway: a gateway that does not answer fails ADD, which names it" {
+  added '.detectGateway = true'
+  coordinator DEL .
+  lab_in gateway ip address delete 10.6.0.1/16 dev net6
+  refused '.detectGateway = true' 104 10.6.0.1 'set detectGateway to false'
+  # Off, which is the default, nobody asks.
+  added 'del(.detectGateway)'
+  coordinator DEL .
+  gateway_back
+  lab_in gateway ip address delete fd00:6::1/64 dev net6
+  refused '.detectGateway = true' 104 fd00:6::1
+  gateway_back
+  added '.detectGateway = true'
+}
+
+# milliseconds COMMAND...: how long it takes.
+milliseconds() {
+  local start=${EPOCHREALTIME/./}
+  "$@" >&2
+  printf '%d\n' $(((${EPOCHREALTIME/./} - start) / 1000))
+}
+
+@test "detectOptions: as many probes as retries say, interval apart, then timeout" {
+  local took
+  lab_capture probes client eth0 "arp and ether src $(pod_ip link show eth0 | jq -r .[0].address) and arp[14:4] = 0"
+  took=$(milliseconds added '.detectIPConflict = true | .detectOptions = {"retries": 4, "interval": "200ms", "timeout": "500ms"}')
+  [ "$took" -ge 1100 ] || fail "took $took ms"
+  assert_equal "$(lab_captured probes | wc -l)" 4
+}
+
+@test "detectOptions: all addresses and gateways of both families are waited for at once" {
+  local took
+  lab_in gateway ip address delete 10.6.0.1/16 dev net6
+  lab_in gateway ip address delete fd00:6::1/64 dev net6
+  took=$(milliseconds refused '.detectIPConflict = true | .detectGateway = true
+    | .detectOptions = {"retries": 1, "timeout": "3s"}' 104 10.6.0.1 fd00:6::1)
+  [ "$took" -ge 3000 ] && [ "$took" -lt 6000 ] || fail "took $took ms"
+}
+
+@test "detectOptions: an answer ends the wait for a gateway, and a conflict ends it at once" {
+  local took
+  took=$(milliseconds added '.detectGateway = true | .detectOptions = {"retries": 3, "interval": "20s", "timeout": "20s"}')
+  [ "$took" -lt 10000 ] || fail "took $took ms"
+  coordinator DEL .
+  lab_in client ip address add "$P4/16" dev eth0
+  took=$(milliseconds refused '.detectIPConflict = true | .detectOptions = {"retries": 3, "interval": "20s", "timeout": "20s"}' 103 "$P4")
+  lab_in client ip address delete "$P4/16" dev eth0
+  [ "$took" -lt 10000 ] || fail "took $took ms"
+}
+
+@test "logOptions: messages go to the file, its directory is made, and the level chooses" {
+  local log=/run/logs/deep/underpass.log
+  added '.logOptions = {"logLevel": "debug", "logFile": "'$log'"}'
+  expect 0 lab_in node1 cat $log
+  assert_equal "$(jq -r .tool <<<"$output" | sort -u | grep -c -e set-routes -e set-rules -e mk-veth)" 3
+  assert_equal "$(jq -r .attachment <<<"$output" | sort -u)" "lab-$POD/eth0"
+  lab_in node1 rm $log
+  coordinator DEL '.logOptions.logLevel = "error"'
+  added '.logOptions.logLevel = "error"'
+  expect 0 lab_in node1 sh -c "cat $log 2>/dev/null | grep -v '\"level\":\"error\"' || :"
+  assert_equal "$output" ''
+  # A log that cannot be written fails no pod.
+  lab_in node1 rm -r /run/logs
+  added '.logOptions = {"logFile": "/proc/nowhere/underpass.log"}'
+  assert_contains "$lab_stderr" /proc/nowhere/underpass.log
+}
