@@ -41,3 +41,13 @@ lab_sockets() {
   { printf 'from sockets import *\n' && cat; } |
     lab_served "$where" env PYTHONPATH="$LAB_SOURCE" PYTHONDONTWRITEBYTECODE=1 timeout "${LAB_TIMEOUT:-60}" python3 - "$@"
 }
+
+# lab_lb_services NODE: gives the load balancer there the Services that lab_service made.
+lab_lb_services() {
+  jq -c --arg node "$1" '
+    {services: [.[] as $service | $service.protocols[] | {
+      namespace: "lab", name: $service.name, portName: ascii_downcase, protocol: ., port: $service.port,
+      clusterIps: $service.ips,
+      backends: [$service.backends[] | . as $backend | .ips[] | {address: ., port: $backend.port, local: ($backend.node == $node)}]
+    }]}' "$LAB/services.json" | lab_lb "$1" apply >/dev/null
+}

@@ -1,0 +1,73 @@
+# The socket load balancer and pods on the data-centre network, by macvlan.
+
+load helpers
+load lb
+
+setup_file() {
+  suite_needs_lab || return 0
+  lb_needs_program || return 0
+  lab_up 2
+  lab_pod node1 pod plain46
+  lab_pod node1 both underlay46
+  lab_pod node2 backend plain46
+  lab_serve node2/backend 8080
+  lab_serve node1/pod 8080
+  lab_service far 80:8080 node2/backend
+  lab_service own 80:8080 node1/pod
+  lab_balancer node1
+  lab_lb_services node1
+}
+
+teardown_file() {
+  lab_down
+}
+
+# lb_ask POD PROTOCOL ADDRESS: as lab_ask, by a process that the load balancer serves.
+lb_ask() {
+  lab_served "node1/$1" "$LAB_SOURCE/identify" ask "$2" "$3" 80
+}
+
+@test "a macvlan pod's SYN to a ClusterIP leaves its eth0 addressed to the backend pod, and getpeername shows the ClusterIP" {
+  local family service backend
+  for family in 4 6; do
+    service=$(lab_cluster_ip far $family) backend=$(lab_address node2/backend $family)
+    lab_capture syn node1/pod eth0 "tcp"
+    lab_sockets node1/pod "$service" <<'PY'
+with connect(SOCK_STREAM, sys.argv[1]) as connected:
+    equal(connected.getpeername()[:2], (sys.argv[1], 80))
+PY
+    lab_captured syn >"$BATS_TEST_TMPDIR/packets"
+    assert_contains "$(grep -F 'Flags [S],' "$BATS_TEST_TMPDIR/packets")" " > $backend.8080:"
+    expect 1 grep -F "$service" "$BATS_TEST_TMPDIR/packets"
+  done
+}
+
+@test "a macvlan pod without a host path reaches a Service over TCP and UDP, and the backend sees the pod itself" {
+  local family protocol
+  for family in 4 6; do
+    for protocol in tcp udp; do
+      assert_equal "$(lb_ask pod $protocol "$(lab_cluster_ip far $family)")" "backend $(lab_address node1/pod $family)"
+    done
+    # The same pod, by a process that is not served.
+    assert_no_answer node1/pod "$(lab_cluster_ip far $family)" 80
+  done
+}
+
+@test "a macvlan pod reaches itself through its own Service" {
+  local family protocol
+  for family in 4 6; do
+    for protocol in tcp udp; do
+      assert_equal "$(lb_ask pod $protocol "$(lab_cluster_ip own $family)")" "pod $(lab_address node1/pod $family)"
+    done
+  done
+}
+
+@test "what the socket path does not see takes the host path" {
+  lab_capture served node1/both veth0 'tcp port 80'
+  assert_equal "$(lb_ask both tcp "$(lab_cluster_ip far 4)")" "backend $(lab_address node1/both 4)"
+  assert_equal "$(lab_captured served)" ''
+  lab_capture host node1/both veth0 'tcp port 80'
+  expect 0 lab_ask node1/both tcp "$(lab_cluster_ip far 4)" 80
+  assert_contains "$output" 'backend '
+  assert_contains "$(lab_captured host)" "$(lab_cluster_ip far 4).80"
+}
