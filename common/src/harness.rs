@@ -302,8 +302,9 @@ struct Logger {
 
 impl log::Log for Logger {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        // The netlink crates describe every packet at debug level.
-        !metadata.target().starts_with("netlink") || metadata.level() <= log::Level::Warn
+        // The netlink crates describe every packet at debug level; a Kubernetes client's errors come back to who asked.
+        let from = |part: &str| metadata.target().starts_with(part);
+        !from("tower") && !from("kube") && (!from("netlink") || metadata.level() <= log::Level::Warn)
     }
 
     fn log(&self, record: &log::Record<'_>) {

@@ -5,10 +5,11 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
     os::fd::{AsFd, BorrowedFd, RawFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use nix::{
+    errno::Errno,
     fcntl::{FcntlArg, fcntl},
     libc,
 };
@@ -20,6 +21,9 @@ use crate::{document::Request, names::container_number};
 pub fn directory() -> PathBuf {
     env::var_os("UNDERPASS_STATE").map_or_else(|| PathBuf::from("/run/underpass"), PathBuf::from)
 }
+
+/// File in the state directory that says why `cluster.json` is not there yet.
+pub const PENDING: &str = "cluster.pending";
 
 /// What the cluster says, as the node agent keeps it: `settings` and `cidrs`. Null where there is none.
 ///
@@ -56,6 +60,20 @@ pub fn save(request: &Request, document: &Value) -> io::Result<()> {
     let new = path.with_extension("new");
     File::create(&new)?.write_all(document.to_string().as_bytes())?;
     fs::rename(&new, &path)
+}
+
+/// Writes a file of the state directory, which is made if it is not there. A reader sees the old content or the new.
+///
+/// # Errors
+/// What the file system says.
+pub fn write(path: &Path, content: &str) -> io::Result<()> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    File::create(&new)?.write_all(content.as_bytes())?;
+    fs::rename(&new, path)
 }
 
 /// Forgets an attachment.
@@ -104,6 +122,20 @@ impl Lock<'_> {
         Ok(file)
     }
 
+    /// Takes the lock if nobody has it; `None` if somebody does.
+    ///
+    /// # Errors
+    /// When the state directory cannot be written.
+    pub fn try_acquire(self) -> io::Result<Option<File>> {
+        fs::create_dir_all(directory())?;
+        let file = OpenOptions::new().create(true).append(true).open(directory().join("lock"))?;
+        match fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&self.range())) {
+            Ok(_) => Ok(Some(file)),
+            Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Waits for the lock on a descriptor that this process was started with (`F_OFD_SETLKW`, fcntl(2)). The lock
     /// belongs to the open file description: it lasts until the last process that inherited it has ended.
     ///
@@ -116,14 +148,17 @@ impl Lock<'_> {
     }
 
     fn acquire_on(self, file: BorrowedFd<'_>) -> io::Result<()> {
-        let range = libc::flock {
+        fcntl(file, FcntlArg::F_OFD_SETLKW(&self.range()))?;
+        Ok(())
+    }
+
+    fn range(self) -> libc::flock {
+        libc::flock {
             l_type: libc::F_WRLCK as i16,
             l_whence: libc::SEEK_SET as i16,
             l_start: self.byte(),
             l_len: 1,
             l_pid: 0,
-        };
-        fcntl(file, FcntlArg::F_OFD_SETLKW(&range))?;
-        Ok(())
+        }
     }
 }
