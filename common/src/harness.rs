@@ -156,10 +156,7 @@ async fn work<T: Tool>(document: &mut PodDocument, output: Output) -> Result<Opt
         _ => None,
     };
     let kernel = Kernel::open(&document.request)?;
-    let found = T::observe(document, &kernel).await?;
-    let operations = plan(&T::wanted(document)?, &found).map_err(|conflict| {
-        Failure::new(Code::Kernel, conflict).details("remove it, or configure Underpass to use something else")
-    })?;
+    let operations = planned::<T>(document, &kernel).await?;
     match output.of(&operations, document.request.netns.as_deref()) {
         Some(text) => Ok(Some(text)),
         None => carry_out::<T>(document, &kernel, operations).await.map(|()| None),
@@ -193,6 +190,27 @@ async fn carry_out<T: Tool>(
         Some((first, rest)) => Err(rest.iter().fold(first.clone(), Failure::and)),
         None => Ok(()),
     }
+}
+
+async fn planned<T: Tool>(document: &mut PodDocument, kernel: &Kernel) -> Result<Vec<Operation>, Failure> {
+    let found = T::observe(document, kernel).await?;
+    let wanted = T::wanted(document)?;
+    plan(&wanted, &found).map_err(|conflict| {
+        Failure::new(Code::Kernel, conflict).details("remove it, or configure Underpass to use something else")
+    })
+}
+
+/// Makes in a running pod what an ADD would make of its document now. What is new comes before what is old goes, so that
+/// no packet is without a route that has one before and after. Returns what was done.
+///
+/// # Errors
+/// As for ADD; nothing has changed then.
+pub async fn converge<T: Tool>(document: &mut PodDocument) -> Result<Vec<Operation>, Failure> {
+    let kernel = Kernel::open(&document.request)?;
+    let mut operations = planned::<T>(document, &kernel).await?;
+    operations.sort_by_key(|operation| matches!(operation, Operation::Delete(_)));
+    kernel.apply(&operations).await?;
+    Ok(operations)
 }
 
 /// Reads the document, lets `work` complete it, and prints it: enriched, or with the error set.

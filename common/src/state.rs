@@ -2,10 +2,14 @@
 
 use std::{
     env,
-    fs::{self, File, OpenOptions},
+    fs::{self, DirEntry, File, OpenOptions},
     io::{self, Write},
-    os::fd::{AsFd, BorrowedFd, RawFd},
+    os::{
+        fd::{AsFd, BorrowedFd, RawFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use nix::{
@@ -91,6 +95,38 @@ pub fn forget(container_id: &str, ifname: &str) -> io::Result<()> {
 pub fn list() -> Vec<Value> {
     let files = fs::read_dir(attachments()).into_iter().flatten().flatten();
     files.filter_map(|file| serde_json::from_slice(&fs::read(file.path()).ok()?).ok()).collect()
+}
+
+/// An attachment whose document was saved.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Saved {
+    /// The container's id.
+    pub container_id: String,
+    /// The interface's name.
+    pub ifname: String,
+}
+
+/// The attachments with a saved document, and for each what changes whenever it is saved.
+pub fn saved() -> Vec<(Saved, (SystemTime, u64))> {
+    let files = fs::read_dir(attachments()).into_iter().flatten().flatten();
+    let entry = |file: DirEntry| {
+        let name = file.file_name().into_string().ok()?;
+        let (container_id, ifname) = name.strip_suffix(".json")?.split_once('@')?;
+        let metadata = file.metadata().ok()?;
+        let saved = Saved { container_id: container_id.to_owned(), ifname: ifname.to_owned() };
+        Some((saved, (metadata.modified().ok()?, metadata.ino())))
+    };
+    files.filter_map(entry).collect()
+}
+
+impl Saved {
+    /// The document.
+    ///
+    /// # Errors
+    /// When the file cannot be read, also when there is none any more, or is not JSON.
+    pub fn read(&self) -> io::Result<Value> {
+        Ok(serde_json::from_slice(&fs::read(file_of(&self.container_id, &self.ifname))?)?)
+    }
 }
 
 /// What is locked: one byte of one file each, so that no lock file is ever left over. A container's byte comes from
