@@ -39,7 +39,8 @@ pub async fn client(kubeconfig: Option<&Path>, context: Option<&str>) -> anyhow:
     };
     config.connect_timeout = Some(CONNECT);
     config.read_timeout = Some(SILENCE);
-    config.default_retry = false;
+    // What the API server refuses for the moment (429, 503, 504) is tried again.
+    config.default_retry = true;
     Client::try_from(config).context("cannot make a client of these credentials")
 }
 
