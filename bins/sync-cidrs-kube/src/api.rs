@@ -23,11 +23,12 @@ const SILENCE: Duration = Duration::from_secs(90);
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// A client with the credentials of a kubeconfig, else, as kubectl does it, of `KUBECONFIG`, of the user's own
-/// configuration, or of the pod's ServiceAccount.
+/// configuration, or of the pod's ServiceAccount. With `retry`, what the API server refuses for the moment (429, 503, 504)
+/// is tried again, longer and longer; a watch has a shorter patience of its own.
 ///
 /// # Errors
 /// When there are none, or they cannot be read.
-pub async fn client(kubeconfig: Option<&Path>, context: Option<&str>) -> anyhow::Result<Client> {
+pub async fn client(kubeconfig: Option<&Path>, context: Option<&str>, retry: bool) -> anyhow::Result<Client> {
     let options = KubeConfigOptions { context: context.map(str::to_owned), ..Default::default() };
     let mut config = match (kubeconfig, context) {
         (Some(path), _) => {
@@ -39,8 +40,7 @@ pub async fn client(kubeconfig: Option<&Path>, context: Option<&str>) -> anyhow:
     };
     config.connect_timeout = Some(CONNECT);
     config.read_timeout = Some(SILENCE);
-    // What the API server refuses for the moment (429, 503, 504) is tried again.
-    config.default_retry = true;
+    config.default_retry = retry;
     Client::try_from(config).context("cannot make a client of these credentials")
 }
 

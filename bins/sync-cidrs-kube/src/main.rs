@@ -104,7 +104,8 @@ fn options(flags: &ArgMatches) -> Options {
 async fn online(flags: &ArgMatches) -> anyhow::Result<Option<Value>> {
     let options = options(flags);
     let kubeconfig = flags.get_one::<PathBuf>("kubeconfig").map(PathBuf::as_path);
-    let client = api::client(kubeconfig, flags.get_one::<String>("context").map(String::as_str)).await?;
+    let context = flags.get_one::<String>("context").map(String::as_str);
+    let client = api::client(kubeconfig, context, !flags.get_flag("watch")).await?;
     if !flags.get_flag("watch") {
         return output(&api::survey(&client, &options).await?, flags).map(Some);
     }
