@@ -23,6 +23,7 @@ teardown_file() {
 # What a test that failed may have left.
 teardown() {
   [ -n "${LAB-}" ] || return 0
+  [ -e "$LAB/pid/apiserver" ] || lab_apiserver
   [ -e "$LAB/pid/agent" ] || agent_start
   [ ! -e "$LAB/pid/holder" ] || lab_stop holder KILL
   no_service_cidr more
@@ -154,7 +155,7 @@ monitor_saw() { grep -q "$1" "$LAB/log/monitor"; }
   lab_pod node1 busy follows
   lab_spawn holder node1 env PATH="$(lab_libexec):$PATH" CNI_COMMAND=CHECK CNI_CONTAINERID="$(container_id busy)" \
     CNI_NETNS=/run/netns/busy CNI_IFNAME=eth0 bash -c 'exec 9>>/run/underpass/lock
-      jq ".plugins[1] + {name, cniVersion}" /etc/cni/net.d/follows.conflist | cni-request --lock-fd 9 >/dev/null
+      jq .request.config "/run/underpass/attachments/$CNI_CONTAINERID@eth0.json" | cni-request --lock-fd 9 >/dev/null
       printf "held\n"; exec sleep 60'
   lab_until 5 grep -q held "$LAB/log/holder"
   service_cidr more 10.77.0.0/16
@@ -272,19 +273,18 @@ other_than() {
   lab_until 10 pending
   expect 1 agent ready
   assert_contains "$output" 'cannot list'
-  lab_sandbox node1 early
-  jq --argjson previous "$(cat "$LAB/host/node1/pod/pod/eth0.json")" '.plugins[1] + {name, cniVersion, prevResult: $previous}' \
+  lab_pod node1 early plain46
+  jq --argjson previous "$(cat "$LAB/host/node1/pod/early/eth0.json")" '.plugins[1] + {name, cniVersion: "1.1.0", prevResult: $previous}' \
     <(lab_in node1 cat /etc/cni/net.d/follows.conflist) >"$BATS_TEST_TMPDIR/conf"
   lab_plugin node1 coordinator STATUS early eth0 <"$BATS_TEST_TMPDIR/conf"
   assert_equal "$lab_status" 1
   assert_json "$lab_stdout" .code 50
   assert_contains "$lab_stdout" 'cannot list'
-  lab_in node1/early ip link add eth0 type dummy
   lab_plugin node1 coordinator ADD early eth0 <"$BATS_TEST_TMPDIR/conf"
   assert_json "$lab_stdout" .code 11
   lab_apiserver
   lab_until 20 agent ready
-  lab_in node1 ip netns delete early
+  lab_pod_delete node1 early plain46
 }
 
 pending() { lab_in node1 grep -q 'cannot list' /run/underpass/cluster.pending; }
