@@ -156,7 +156,7 @@ async fn work<T: Tool>(document: &mut PodDocument, output: Output) -> Result<Opt
         _ => None,
     };
     let kernel = Kernel::open(&document.request)?;
-    let operations = planned::<T>(document, &kernel).await?;
+    let operations = planned::<T>(document, &kernel, |_| true).await?;
     match output.of(&operations, document.request.netns.as_deref()) {
         Some(text) => Ok(Some(text)),
         None => carry_out::<T>(document, &kernel, operations).await.map(|()| None),
@@ -192,25 +192,35 @@ async fn carry_out<T: Tool>(
     }
 }
 
-async fn planned<T: Tool>(document: &mut PodDocument, kernel: &Kernel) -> Result<Vec<Operation>, Failure> {
-    let found = T::observe(document, kernel).await?;
-    let wanted = T::wanted(document)?;
+/// The plan for what is of concern.
+async fn planned<T: Tool>(
+    document: &mut PodDocument,
+    kernel: &Kernel,
+    concerns: impl Fn(&Placed) -> bool,
+) -> Result<Vec<Operation>, Failure> {
+    let mut found = T::observe(document, kernel).await?;
+    found.retain(|found| concerns(&found.placed));
+    let mut wanted = T::wanted(document)?;
+    wanted.retain(concerns);
     plan(&wanted, &found).map_err(|conflict| {
         Failure::new(Code::Kernel, conflict).details("remove it, or configure Underpass to use something else")
     })
 }
 
-/// Makes in a running pod what an ADD would make of its document now. What is new comes before what is old goes, so that
-/// no packet is without a route that has one before and after. Returns what was done.
+/// Makes in a running pod what an ADD would make of its document now, as far as it is of concern. What is new comes before
+/// what is old goes, so that no packet is without a route that has one before and after. Returns how much was done.
 ///
 /// # Errors
 /// As for ADD; nothing has changed then.
-pub async fn converge<T: Tool>(document: &mut PodDocument) -> Result<Vec<Operation>, Failure> {
+pub async fn converge<T: Tool>(
+    document: &mut PodDocument,
+    concerns: impl Fn(&Placed) -> bool,
+) -> Result<usize, Failure> {
     let kernel = Kernel::open(&document.request)?;
-    let mut operations = planned::<T>(document, &kernel).await?;
+    let mut operations = planned::<T>(document, &kernel, concerns).await?;
     operations.sort_by_key(|operation| matches!(operation, Operation::Delete(_)));
     kernel.apply(&operations).await?;
-    Ok(operations)
+    Ok(operations.len())
 }
 
 /// Reads the document, lets `work` complete it, and prints it: enriched, or with the error set.

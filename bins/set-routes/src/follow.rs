@@ -15,13 +15,14 @@ use std::{
 
 use common::{
     cidrs,
-    document::{Command, PodDocument, merge},
+    document::{Cidrs, Command, PodDocument},
     failure::{Code, Context, Failure},
     harness,
-    object::{Object, Operation, PROTOCOL},
+    object::{MAIN_TABLE, Netns, Object, Placed},
     settings::{LogOptions, Settings},
     state::{self, Lock, Saved},
 };
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::SetRoutes;
@@ -299,16 +300,34 @@ fn update(value: &Value, cluster: &Value) -> Result<usize, Failure> {
     if document.error.is_some() || document.request.command != Command::Add {
         return Ok(0);
     }
-    let Some(mut document) = renewed(document, cluster)? else { return Ok(0) };
-    let work = async { tokio::time::timeout(PATIENCE, harness::converge::<SetRoutes>(&mut document)).await };
-    let operations = harness::block_on(work)?
+    let before = document.cidrs.clone().unwrap_or_default();
+    let Some(document) = renewed(document, cluster)? else { return Ok(0) };
+    let changed = changed(&before, document.cidrs()?);
+    // The rest of the document is as old as its ADD: what became of the pod since then is none of its business.
+    let concerns = |placed: &Placed| is_route_to(placed, &changed);
+    let mut work = document.clone();
+    let converge = async { tokio::time::timeout(PATIENCE, harness::converge::<SetRoutes>(&mut work, concerns)).await };
+    let operations = harness::block_on(converge)?
         .map_err(|_| Failure::new(Code::Kernel, format!("not done within {} s", PATIENCE.as_secs())))??;
-    let count = operations.len();
-    document.applied.extend(operations.into_iter().filter(is_to_be_put_back));
-    let mut saved = merge(value.clone(), json!(document));
-    saved["settings"] = json!(document.settings);
+    let mut saved = value.clone();
+    (saved["cidrs"], saved["settings"]) = (json!(document.cidrs), json!(document.settings));
     state::save(&document.request, &saved).context(Code::Io, "cannot save its document")?;
-    Ok(count)
+    Ok(operations)
+}
+
+/// The CIDRs that only one of the two has.
+fn changed(before: &Cidrs, after: &Cidrs) -> Vec<IpNet> {
+    let only = |one: &Cidrs, other: &Cidrs| {
+        let other: Vec<IpNet> = other.all().collect();
+        one.all().filter(|cidr| !other.contains(cidr)).collect::<Vec<_>>()
+    };
+    [only(before, after), only(after, before)].concat()
+}
+
+/// Whether an object is a route in the pod's main table to one of these.
+fn is_route_to(placed: &Placed, destinations: &[IpNet]) -> bool {
+    let Placed { netns: Netns::Pod, object: Object::Route(route) } = placed else { return false };
+    route.table == MAIN_TABLE && destinations.contains(&route.destination)
 }
 
 /// The document with the CIDRs that apply now; none if they are those that it has.
@@ -326,20 +345,11 @@ fn renewed(mut document: PodDocument, cluster: &Value) -> Result<Option<PodDocum
     Ok(Some(document))
 }
 
-/// Whether an operation took something that is not ours away, which DEL is to put back.
-fn is_to_be_put_back(operation: &Operation) -> bool {
-    let taken = match operation {
-        Operation::Add(_) => return false,
-        Operation::Delete(placed) | Operation::Replace { from: placed, .. } => placed,
-    };
-    matches!(&taken.object, Object::Route(route) if route.protocol != PROTOCOL)
-}
-
 #[cfg(test)]
 mod tests {
     use common::{
-        document::{Cidrs, Request},
-        object::{MAIN_TABLE, Placed, Route},
+        document::Request,
+        object::{PROTOCOL, Route},
         settings::Settings,
     };
 
@@ -387,21 +397,29 @@ mod tests {
     }
 
     #[test]
-    fn del_puts_back_only_what_was_not_ours() {
-        let route = |protocol| {
-            Placed::pod(Object::Route(Route {
-                destination: "10.96.0.0/12".parse().unwrap(),
+    fn of_concern_are_the_pods_routes_to_what_has_changed() {
+        let cidrs = |text: &[&str]| Cidrs {
+            service: text.iter().map(|cidr| cidr.parse().unwrap()).collect(),
+            ..Cidrs::default()
+        };
+        let changed = changed(&cidrs(&["10.1.0.0/16", "10.2.0.0/16"]), &cidrs(&["10.2.0.0/16", "10.3.0.0/16"]));
+        assert_eq!(json!(changed), json!(["10.1.0.0/16", "10.3.0.0/16"]));
+        let route = |destination: &str, table| {
+            Object::Route(Route {
+                destination: destination.parse().unwrap(),
                 gateway: None,
                 dev: "eth0".to_owned(),
                 source: None,
-                table: MAIN_TABLE,
+                table,
                 metric: None,
                 onlink: false,
-                protocol,
-            }))
+                protocol: PROTOCOL,
+            })
         };
-        assert!(is_to_be_put_back(&Operation::Delete(route(4))));
-        assert!(!is_to_be_put_back(&Operation::Delete(route(PROTOCOL))));
-        assert!(!is_to_be_put_back(&Operation::Add(route(4))));
+        assert!(is_route_to(&Placed::pod(route("10.1.0.0/16", MAIN_TABLE)), &changed));
+        assert!(!is_route_to(&Placed::pod(route("10.2.0.0/16", MAIN_TABLE)), &changed));
+        assert!(!is_route_to(&Placed::pod(route("0.0.0.0/0", MAIN_TABLE)), &changed));
+        assert!(!is_route_to(&Placed::pod(route("10.1.0.0/16", 101)), &changed));
+        assert!(!is_route_to(&Placed::node(route("10.1.0.0/16", MAIN_TABLE)), &changed));
     }
 }
