@@ -156,10 +156,7 @@ async fn work<T: Tool>(document: &mut PodDocument, output: Output) -> Result<Opt
         _ => None,
     };
     let kernel = Kernel::open(&document.request)?;
-    let found = T::observe(document, &kernel).await?;
-    let operations = plan(&T::wanted(document)?, &found).map_err(|conflict| {
-        Failure::new(Code::Kernel, conflict).details("remove it, or configure Underpass to use something else")
-    })?;
+    let operations = planned::<T>(document, &kernel, |_| true).await?;
     match output.of(&operations, document.request.netns.as_deref()) {
         Some(text) => Ok(Some(text)),
         None => carry_out::<T>(document, &kernel, operations).await.map(|()| None),
@@ -193,6 +190,37 @@ async fn carry_out<T: Tool>(
         Some((first, rest)) => Err(rest.iter().fold(first.clone(), Failure::and)),
         None => Ok(()),
     }
+}
+
+/// The plan for what is of concern.
+async fn planned<T: Tool>(
+    document: &mut PodDocument,
+    kernel: &Kernel,
+    concerns: impl Fn(&Placed) -> bool,
+) -> Result<Vec<Operation>, Failure> {
+    let mut found = T::observe(document, kernel).await?;
+    found.retain(|found| concerns(&found.placed));
+    let mut wanted = T::wanted(document)?;
+    wanted.retain(concerns);
+    plan(&wanted, &found).map_err(|conflict| {
+        Failure::new(Code::Kernel, conflict).details("remove it, or configure Underpass to use something else")
+    })
+}
+
+/// Makes in a running pod what an ADD would make of its document now, as far as it is of concern. What is new comes before
+/// what is old goes, so that no packet is without a route that has one before and after. Returns how much was done.
+///
+/// # Errors
+/// As for ADD; nothing has changed then.
+pub async fn converge<T: Tool>(
+    document: &mut PodDocument,
+    concerns: impl Fn(&Placed) -> bool,
+) -> Result<usize, Failure> {
+    let kernel = Kernel::open(&document.request)?;
+    let mut operations = planned::<T>(document, &kernel, concerns).await?;
+    operations.sort_by_key(|operation| matches!(operation, Operation::Delete(_)));
+    kernel.apply(&operations).await?;
+    Ok(operations.len())
 }
 
 /// Reads the document, lets `work` complete it, and prints it: enriched, or with the error set.
@@ -302,8 +330,9 @@ struct Logger {
 
 impl log::Log for Logger {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        // The netlink crates describe every packet at debug level.
-        !metadata.target().starts_with("netlink") || metadata.level() <= log::Level::Warn
+        // The netlink crates describe every packet at debug level; a Kubernetes client's errors come back to who asked.
+        let from = |part: &str| metadata.target().starts_with(part);
+        !from("tower") && !from("kube") && (!from("netlink") || metadata.level() <= log::Level::Warn)
     }
 
     fn log(&self, record: &log::Record<'_>) {

@@ -2,13 +2,18 @@
 
 use std::{
     env,
-    fs::{self, File, OpenOptions},
+    fs::{self, DirEntry, File, OpenOptions},
     io::{self, Write},
-    os::fd::{AsFd, BorrowedFd, RawFd},
-    path::PathBuf,
+    os::{
+        fd::{AsFd, BorrowedFd, RawFd},
+        unix::fs::MetadataExt,
+    },
+    path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use nix::{
+    errno::Errno,
     fcntl::{FcntlArg, fcntl},
     libc,
 };
@@ -20,6 +25,9 @@ use crate::{document::Request, names::container_number};
 pub fn directory() -> PathBuf {
     env::var_os("UNDERPASS_STATE").map_or_else(|| PathBuf::from("/run/underpass"), PathBuf::from)
 }
+
+/// File in the state directory that says why `cluster.json` is not there yet.
+pub const PENDING: &str = "cluster.pending";
 
 /// What the cluster says, as the node agent keeps it: `settings` and `cidrs`. Null where there is none.
 ///
@@ -58,6 +66,20 @@ pub fn save(request: &Request, document: &Value) -> io::Result<()> {
     fs::rename(&new, &path)
 }
 
+/// Writes a file of the state directory, which is made if it is not there. A reader sees the old content or the new.
+///
+/// # Errors
+/// What the file system says.
+pub fn write(path: &Path, content: &str) -> io::Result<()> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    File::create(&new)?.write_all(content.as_bytes())?;
+    fs::rename(&new, path)
+}
+
 /// Forgets an attachment.
 ///
 /// # Errors
@@ -73,6 +95,38 @@ pub fn forget(container_id: &str, ifname: &str) -> io::Result<()> {
 pub fn list() -> Vec<Value> {
     let files = fs::read_dir(attachments()).into_iter().flatten().flatten();
     files.filter_map(|file| serde_json::from_slice(&fs::read(file.path()).ok()?).ok()).collect()
+}
+
+/// An attachment whose document was saved.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Saved {
+    /// The container's id.
+    pub container_id: String,
+    /// The interface's name.
+    pub ifname: String,
+}
+
+/// The attachments with a saved document, and for each what changes whenever it is saved.
+pub fn saved() -> Vec<(Saved, (SystemTime, u64))> {
+    let files = fs::read_dir(attachments()).into_iter().flatten().flatten();
+    let entry = |file: DirEntry| {
+        let name = file.file_name().into_string().ok()?;
+        let (container_id, ifname) = name.strip_suffix(".json")?.split_once('@')?;
+        let metadata = file.metadata().ok()?;
+        let saved = Saved { container_id: container_id.to_owned(), ifname: ifname.to_owned() };
+        Some((saved, (metadata.modified().ok()?, metadata.ino())))
+    };
+    files.filter_map(entry).collect()
+}
+
+impl Saved {
+    /// The document.
+    ///
+    /// # Errors
+    /// When the file cannot be read, also when there is none any more, or is not JSON.
+    pub fn read(&self) -> io::Result<Value> {
+        Ok(serde_json::from_slice(&fs::read(file_of(&self.container_id, &self.ifname))?)?)
+    }
 }
 
 /// What is locked: one byte of one file each, so that no lock file is ever left over. A container's byte comes from
@@ -104,6 +158,20 @@ impl Lock<'_> {
         Ok(file)
     }
 
+    /// Takes the lock if nobody has it; `None` if somebody does.
+    ///
+    /// # Errors
+    /// When the state directory cannot be written.
+    pub fn try_acquire(self) -> io::Result<Option<File>> {
+        fs::create_dir_all(directory())?;
+        let file = OpenOptions::new().create(true).append(true).open(directory().join("lock"))?;
+        match fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&self.range())) {
+            Ok(_) => Ok(Some(file)),
+            Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Waits for the lock on a descriptor that this process was started with (`F_OFD_SETLKW`, fcntl(2)). The lock
     /// belongs to the open file description: it lasts until the last process that inherited it has ended.
     ///
@@ -116,14 +184,17 @@ impl Lock<'_> {
     }
 
     fn acquire_on(self, file: BorrowedFd<'_>) -> io::Result<()> {
-        let range = libc::flock {
+        fcntl(file, FcntlArg::F_OFD_SETLKW(&self.range()))?;
+        Ok(())
+    }
+
+    fn range(self) -> libc::flock {
+        libc::flock {
             l_type: libc::F_WRLCK as i16,
             l_whence: libc::SEEK_SET as i16,
             l_start: self.byte(),
             l_len: 1,
             l_pid: 0,
-        };
-        fcntl(file, FcntlArg::F_OFD_SETLKW(&range))?;
-        Ok(())
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! Makes the routes in the pod and on the node.
 
+mod follow;
 mod plan;
 
-use std::{io, net::IpAddr, process::ExitCode};
+use std::{env, io, net::IpAddr, process::ExitCode};
 
 use common::{
     document::{Command, PodDocument, Routing},
@@ -21,6 +22,9 @@ use crate::plan::Teardown;
 struct SetRoutes;
 
 fn main() -> ExitCode {
+    if env::args_os().nth(1).is_some_and(|flag| flag == "--follow") {
+        return follow::run();
+    }
     harness::run::<SetRoutes>()
 }
 
@@ -28,8 +32,10 @@ impl Tool for SetRoutes {
     const ABOUT: About = About {
         name: "set-routes",
         does: "Makes the routes that lead from a pod through its node to Services and back; in DEL removes them and \
-               puts back those that had to move.",
-        example: "  cni-request < conf.json | detect-mode | sync-cidrs | mk-veth | set-routes --explain",
+               puts back those that had to move. With --follow it reads what sync-cidrs --watch prints, and gives every \
+               pod of the node that is running the routes that an ADD would give it now.",
+        example: "  cni-request < conf.json | detect-mode | sync-cidrs | mk-veth | set-routes --explain\n  \
+                  sync-cidrs --watch | set-routes --follow",
     };
 
     async fn observe(document: &mut PodDocument, kernel: &Kernel) -> Result<Vec<Found>, Failure> {

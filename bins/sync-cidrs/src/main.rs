@@ -1,14 +1,21 @@
 //! Says which CIDRs are reached through the node.
 
-mod plan;
-
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    env,
+    ffi::OsString,
+    fs,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{self, ExitCode},
+};
 
 use clap::{Arg, value_parser};
 use common::{
+    cidrs,
     document::{Command, PodDocument},
     failure::{Code, Context, Failure},
     harness::{self, About},
+    settings::LogOptions,
     state,
 };
 use serde_json::{Value, json};
@@ -16,46 +23,44 @@ use serde_json::{Value, json};
 const ABOUT: About = About {
     name: "sync-cidrs",
     does: "Notes in the pod document which CIDRs are reached through the node: those of the plugin configuration, \
-           else the cluster's, as a file has them. With --from it needs no document and prints the merged CIDRs of \
-           a file or of standard input.",
+           else the cluster's, as a file has them. With --kube, --watch or --from it needs no document: it finds the \
+           cluster's CIDRs out and prints them; see sync-cidrs --kube --help.",
     example: "  cni-request < conf.json | sync-cidrs | jq .cidrs\n  \
-              echo '{\"service\": [\"10.233.64.0/18\"]}' | sync-cidrs --from -",
+              sync-cidrs --kube\n  \
+              sync-cidrs --watch\n  \
+              kubectl get --all-namespaces configmaps,pods,nodes --output json | sync-cidrs --from -",
 };
 
+/// What asks for Kubernetes, with the first argument. That part is a program of its own, so that ADD does not load it.
+const KUBE: [&str; 3] = ["--kube", "--watch", "--from"];
+const KUBE_PROGRAM: &str = "sync-cidrs-kube";
+
 fn main() -> ExitCode {
-    let cli = harness::cli(ABOUT)
-        .arg(
-            Arg::new("file")
-                .long("file")
-                .value_parser(value_parser!(PathBuf))
-                .help("Read the cluster's CIDRs here rather than in the state directory's cluster.json"),
-        )
-        .arg(
-            Arg::new("from")
-                .long("from")
-                .value_parser(value_parser!(PathBuf))
-                .conflicts_with("file")
-                .help("Print the CIDRs of this file, or of standard input for -, checked and merged"),
-        );
-    let flags = cli.clone().get_matches();
-    match flags.get_one::<PathBuf>("from") {
-        Some(path) => print_from(path),
-        None => {
-            harness::run_filter_with(cli, ABOUT, |document, flags| sync(document, flags.get_one::<PathBuf>("file")))
-        }
+    let arguments: Vec<OsString> = env::args_os().skip(1).collect();
+    let asks = |argument: &OsString| {
+        let name = argument.to_str().unwrap_or_default();
+        KUBE.contains(&name.split('=').next().unwrap_or_default())
+    };
+    if arguments.iter().any(asks) {
+        return become_kube(&arguments);
     }
+    let cli = harness::cli(ABOUT).arg(
+        Arg::new("file")
+            .long("file")
+            .value_parser(value_parser!(PathBuf))
+            .help("Read the cluster's CIDRs here rather than in the state directory's cluster.json"),
+    );
+    harness::run_filter_with(cli, ABOUT, |document, flags| sync(document, flags.get_one::<PathBuf>("file")))
 }
 
-fn print_from(path: &PathBuf) -> ExitCode {
-    harness::init_log(ABOUT.name, &Default::default(), "");
-    let text = match path.to_str() {
-        Some("-") => harness::read_input(),
-        _ => std::fs::read(path).context(Code::Io, format!("cannot read {}", path.display())),
-    };
-    match text.and_then(|text| plan::parse(&text)) {
-        Ok(cidrs) => harness::print(&json!(plan::merged(&cidrs)).to_string(), ExitCode::SUCCESS),
-        Err(failure) => harness::fail(ABOUT.name, json!({}), failure),
-    }
+/// The program beside this one, with the same arguments.
+fn become_kube(arguments: &[OsString]) -> ExitCode {
+    let beside = env::current_exe().ok().and_then(|own| Some(own.parent()?.join(KUBE_PROGRAM)));
+    let program = beside.filter(|path| path.exists()).unwrap_or_else(|| PathBuf::from(KUBE_PROGRAM));
+    let error = process::Command::new(&program).args(arguments).exec();
+    harness::init_log(ABOUT.name, &LogOptions::default(), "");
+    let failure = Failure::new(Code::Io, format!("cannot run {}", program.display())).details(error);
+    harness::fail(ABOUT.name, json!({}), failure)
 }
 
 fn sync(document: &mut PodDocument, file: Option<&PathBuf>) -> Result<(), Failure> {
@@ -64,10 +69,29 @@ fn sync(document: &mut PodDocument, file: Option<&PathBuf>) -> Result<(), Failur
         return Ok(());
     }
     let cluster = match file {
-        Some(path) => std::fs::read(path).and_then(|text| Ok(serde_json::from_slice(&text)?)),
+        Some(path) => read(path),
         None => state::cluster().map(|mut cluster| cluster["cidrs"].take()),
     };
-    let cluster: Value = cluster.context(Code::Io, "cannot read the cluster's CIDRs")?;
-    document.cidrs = Some(plan::cidrs(&document.settings, &cluster, command)?);
+    let cluster = cluster.context(Code::Io, "cannot read the cluster's CIDRs")?;
+    let resolved = cidrs::resolve(&document.settings, &cluster, command);
+    document.cidrs = Some(resolved.map_err(why)?);
     Ok(())
+}
+
+/// A file with what `--kube` prints, or with its `cidrs` section alone.
+fn read(path: &Path) -> std::io::Result<Value> {
+    let mut value: Value = serde_json::from_slice(&fs::read(path)?)?;
+    let section = value.get_mut("cidrs").map(Value::take);
+    Ok(section.unwrap_or(value))
+}
+
+/// What keeps the node agent from knowing the CIDRs, where it has said so.
+fn why(failure: Failure) -> Failure {
+    match fs::read_to_string(state::directory().join(state::PENDING)) {
+        Ok(reason) => {
+            let details = format!("{}\nthe node agent says: {}", failure.details, reason.trim_end());
+            failure.details(details)
+        }
+        Err(_) => failure,
+    }
 }

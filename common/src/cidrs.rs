@@ -1,19 +1,20 @@
-//! Which CIDRs apply. Pure.
+//! Which CIDRs apply to an attachment. Pure.
 
-use common::{
+use ipnet::IpNet;
+use serde_json::Value;
+
+use crate::{
     document::{Cidrs, Command},
     failure::{Code, Context, Failure},
     settings::{ModeSetting, Settings},
 };
-use ipnet::IpNet;
-use serde_json::Value;
 
 /// The CIDRs of the configuration, and for those that it leaves open the cluster's.
 ///
 /// # Errors
 /// When the configuration leaves some open and nothing is known of the cluster yet: code 11 for ADD and CHECK, 50 for
 /// STATUS.
-pub fn cidrs(settings: &Settings, cluster: &Value, command: Command) -> Result<Cidrs, Failure> {
+pub fn resolve(settings: &Settings, cluster: &Value, command: Command) -> Result<Cidrs, Failure> {
     let configured = settings.service_cidr.is_some() || settings.overlay_pod_cidr.is_some();
     if cluster.is_null() && !configured && settings.mode != ModeSetting::Disable {
         let code = if command == Command::Status { Code::NotAvailable } else { Code::TryAgainLater };
@@ -31,15 +32,6 @@ pub fn cidrs(settings: &Settings, cluster: &Value, command: Command) -> Result<C
         pod: settings.overlay_pod_cidr.clone().unwrap_or(known.pod),
         hijack: settings.hijack_cidr.clone(),
     }))
-}
-
-/// The `cidrs` section as JSON text has it.
-///
-/// # Errors
-/// When it is not JSON of that form, or a CIDR does not parse.
-pub fn parse(text: &[u8]) -> Result<Cidrs, Failure> {
-    serde_json::from_slice(text)
-        .context(Code::Decoding, "expected {\"service\": [CIDR, ...], \"pod\": [...], \"hijack\": [...]}")
 }
 
 /// Without duplicates and without what another one contains; IPv4 first, in ascending order. A CIDR is named once, in
@@ -70,13 +62,13 @@ mod tests {
     fn the_configuration_wins_over_the_cluster() {
         let settings = Settings { service_cidr: Some(nets(&["10.96.0.0/12"])), ..Settings::default() };
         let cluster = json!({"service": ["10.233.64.0/18"], "pod": ["10.233.0.0/18"]});
-        let cidrs = cidrs(&settings, &cluster, Command::Add).unwrap();
+        let cidrs = resolve(&settings, &cluster, Command::Add).unwrap();
         assert_eq!(cidrs, Cidrs { service: nets(&["10.96.0.0/12"]), pod: nets(&["10.233.0.0/18"]), hijack: vec![] });
     }
 
     #[test]
     fn with_nothing_known_add_is_told_to_try_again_and_status_that_it_is_not_available() {
-        let code = |command| cidrs(&Settings::default(), &Value::Null, command).unwrap_err().code;
+        let code = |command| resolve(&Settings::default(), &Value::Null, command).unwrap_err().code;
         assert_eq!((code(Command::Add), code(Command::Status)), (11, 50));
     }
 

@@ -1,0 +1,262 @@
+//! Objects in, CIDRs out, each with where it came from. Pure.
+//!
+//! It asks for what it needs as it goes: what a question needs follows from the answers before it, so nobody reads all
+//! Nodes of a cluster whose kubeadm-config says it all.
+
+use std::{cell::RefCell, collections::BTreeSet, net::IpAddr};
+
+use common::{cidrs::merged, document::Cidrs};
+use ipnet::IpNet;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    check,
+    cni::{self, File},
+    kind::Kind,
+    settings::{self, Defaults, PodCidrType},
+    world::{Known, World},
+};
+
+mod calico;
+mod cilium;
+mod cluster;
+mod service;
+#[cfg(test)]
+mod tests;
+
+/// What the answer depends on besides the cluster.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Options {
+    /// podCIDRType, where the command line has it.
+    pub pod_cidr_type: Option<PodCidrType>,
+    /// The own node's name, where it is known.
+    pub node: Option<String>,
+    /// The node's CNI configuration.
+    pub cni: Vec<File>,
+}
+
+/// A CIDR and where it is from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finding {
+    /// The CIDR.
+    pub cidr: IpNet,
+    /// For a person: which object says so.
+    pub source: String,
+}
+
+/// What the cluster says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cluster {
+    /// The defaults for the plugin configuration.
+    pub settings: Map<String, Value>,
+    /// The podCIDRType that applied, never auto.
+    pub pod_cidr_type: PodCidrType,
+    /// Why this one.
+    pub chosen_by: String,
+    /// The Services' CIDRs.
+    pub service: Vec<Finding>,
+    /// The pods' CIDRs.
+    pub pod: Vec<Finding>,
+    /// What was refused or not found.
+    pub problems: Vec<String>,
+}
+
+/// An answer, or what is still needed for one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Derived {
+    /// The kinds that were looked at.
+    pub needs: BTreeSet<Kind>,
+    /// None while one of them is not known.
+    pub cluster: Option<Cluster>,
+}
+
+/// Something is not known yet.
+struct Unknown;
+
+type Asked<T> = Result<T, Unknown>;
+
+/// What the questions share.
+struct Survey<'a> {
+    world: &'a World,
+    options: &'a Options,
+    own: Vec<IpAddr>,
+    needs: RefCell<BTreeSet<Kind>>,
+    problems: RefCell<Vec<String>>,
+}
+
+/// Derives the cluster's CIDRs from what is known of it.
+pub fn derive(world: &World, options: &Options) -> Derived {
+    let mut survey = Survey { world, options, own: vec![], needs: RefCell::default(), problems: RefCell::default() };
+    // Each question is asked even if another has no answer yet, so that all that is needed is read at the same time.
+    let own = survey.own_addresses().map(|own| survey.own = own);
+    let defaults = survey.defaults();
+    let service = survey.services();
+    let pods = defaults.as_ref().map_err(|_| Unknown).and_then(|defaults| survey.pods(defaults));
+    let cluster = match (own, defaults, service, pods) {
+        (Ok(()), Ok(defaults), Ok(service), Ok((pod_cidr_type, chosen_by, pod))) => {
+            let service = survey.within_limit(service, 0);
+            let pod = survey.within_limit(pod, service.len());
+            let mut problems = survey.problems.take();
+            problems.sort();
+            problems.dedup();
+            Some(Cluster { settings: defaults.settings, pod_cidr_type, chosen_by, service, pod, problems })
+        }
+        _ => None,
+    };
+    Derived { needs: survey.needs.take(), cluster }
+}
+
+impl Survey<'_> {
+    /// The objects of a kind, none where the API does not have it.
+    fn objects(&self, kind: Kind) -> Asked<&[Value]> {
+        self.known(kind).map(|known| match known {
+            Known::Absent => &[],
+            Known::Objects(objects) => objects.as_slice(),
+        })
+    }
+
+    fn known(&self, kind: Kind) -> Asked<&Known> {
+        self.needs.borrow_mut().insert(kind);
+        self.world.get(kind).ok_or(Unknown)
+    }
+
+    fn problem(&self, problem: String) {
+        self.problems.borrow_mut().push(problem);
+    }
+
+    /// The CIDRs of a text, separated by commas or blanks. What is wrong is refused and named.
+    fn accept(&self, text: &str, source: &str) -> Vec<Finding> {
+        let parts = text.split([',', ' ', '\n']).filter(|part| !part.trim().is_empty());
+        parts.filter_map(|part| self.accept_one(part, source)).collect()
+    }
+
+    fn accept_one(&self, text: &str, source: &str) -> Option<Finding> {
+        match check::cidr(text, &self.own) {
+            Ok(cidr) => Some(Finding { cidr, source: source.to_owned() }),
+            Err(reason) => {
+                self.problem(format!("{source}: {reason}"));
+                None
+            }
+        }
+    }
+
+    /// The first source that has something.
+    fn first(sources: &[&dyn Fn() -> Asked<Vec<Finding>>]) -> Asked<Vec<Finding>> {
+        for source in sources {
+            let found = source()?;
+            if !found.is_empty() {
+                return Ok(found);
+            }
+        }
+        Ok(vec![])
+    }
+
+    fn own_addresses(&self) -> Asked<Vec<IpAddr>> {
+        if self.options.node.is_none() {
+            return Ok(vec![]);
+        }
+        let node = self.objects(Kind::OwnNode)?;
+        let addresses = node.iter().flat_map(|node| node["status"]["addresses"].as_array().into_iter().flatten());
+        Ok(addresses.filter_map(|address| address["address"].as_str()?.parse().ok()).collect())
+    }
+
+    fn defaults(&self) -> Asked<Defaults> {
+        let mut problems = self.problems.borrow_mut();
+        if let Some(object) = self.objects(Kind::SpiderCoordinator)?.first() {
+            return Ok(settings::of_spider_coordinator(object, &mut problems));
+        }
+        let object = self.objects(Kind::Settings)?.first();
+        Ok(object.map(|object| settings::of_config_map(object, &mut problems)).unwrap_or_default())
+    }
+
+    fn pods(&self, defaults: &Defaults) -> Asked<(PodCidrType, String, Vec<Finding>)> {
+        let (chosen, by) = match (self.options.pod_cidr_type, defaults.pod_cidr_type) {
+            (Some(chosen), _) => (chosen, "the command line"),
+            (None, Some(chosen)) => (chosen, "the cluster's settings"),
+            (None, None) => (PodCidrType::Auto, "default"),
+        };
+        let (chosen, by) = if chosen == PodCidrType::Auto { self.detect()? } else { (chosen, by.to_owned()) };
+        let found = match chosen {
+            PodCidrType::None => return Ok((chosen, by, vec![])),
+            PodCidrType::Calico => self.calico()?,
+            PodCidrType::Cilium => self.cilium()?,
+            PodCidrType::Auto | PodCidrType::Cluster => self.cluster_pods()?,
+        };
+        if found.is_empty() {
+            self.problem(format!("no CIDR of overlay pods was found with podCIDRType {}", chosen.name()));
+        }
+        Ok((chosen, by, found))
+    }
+
+    /// What podCIDRType auto means here: the node's CNI configuration decides, and where there is none, the API.
+    fn detect(&self) -> Asked<(PodCidrType, String)> {
+        if let Some((plugin, file)) = cni::default_plugin(&self.options.cni) {
+            let by = format!("plugin {plugin} in {file}");
+            let chosen = match &*plugin {
+                "calico" => PodCidrType::Calico,
+                "cilium-cni" => PodCidrType::Cilium,
+                _ => PodCidrType::Cluster,
+            };
+            // Calico can keep its pools elsewhere than in the API.
+            if chosen != PodCidrType::Calico || *self.known(Kind::CalicoPools)? != Known::Absent {
+                return Ok((chosen, by));
+            }
+        }
+        if !self.objects(Kind::CalicoPools)?.is_empty() {
+            return Ok((PodCidrType::Calico, "the API has IPPools".to_owned()));
+        }
+        if !self.objects(Kind::CiliumConfig)?.is_empty() {
+            return Ok((PodCidrType::Cilium, "the API has cilium-config".to_owned()));
+        }
+        Ok((PodCidrType::Cluster, "the API has neither Calico's nor Cilium's objects".to_owned()))
+    }
+
+    /// Refuses the object with which the CIDRs would become too many, and takes the others.
+    fn within_limit(&self, findings: Vec<Finding>, before: usize) -> Vec<Finding> {
+        let mut taken: Vec<Finding> = vec![];
+        let mut count = before;
+        let mut rest = findings.into_iter().peekable();
+        while let Some(first) = rest.next() {
+            let mut object = vec![first];
+            while let Some(next) = rest.next_if(|next| next.source == object[0].source) {
+                object.push(next);
+            }
+            let cidrs: Vec<IpNet> = object.iter().map(|finding| finding.cidr).collect();
+            let more = IpNet::aggregate(&cidrs).len();
+            if count + more > check::MOST {
+                let source = &object[0].source;
+                self.problem(format!("{source}: {more} CIDRs are too many: at most {} in all", check::MOST));
+                continue;
+            }
+            count += more;
+            taken.extend(object);
+        }
+        taken
+    }
+}
+
+impl Cluster {
+    /// The merged CIDRs.
+    pub fn cidrs(&self) -> Cidrs {
+        let of = |findings: &[Finding]| findings.iter().map(|finding| finding.cidr).collect();
+        merged(&Cidrs { service: of(&self.service), pod: of(&self.pod), hijack: vec![] })
+    }
+
+    /// What is kept in `cluster.json`: the settings, the CIDRs, where each of these came from, and what was refused.
+    pub fn document(&self) -> Value {
+        let cidrs = self.cidrs();
+        let mut sources = Map::new();
+        for cidr in cidrs.all() {
+            let within = self.service.iter().chain(&self.pod).filter(|finding| cidr.contains(&finding.cidr));
+            let named: BTreeSet<&str> = within.map(|finding| &*finding.source).collect();
+            sources.insert(cidr.to_string(), json!(named));
+        }
+        json!({
+            "settings": self.settings,
+            "podCIDRType": { "value": self.pod_cidr_type.name(), "chosenBy": self.chosen_by },
+            "cidrs": { "service": cidrs.service, "pod": cidrs.pod },
+            "sources": sources,
+            "problems": self.problems,
+        })
+    }
+}

@@ -1,0 +1,288 @@
+use std::{fs, path::Path};
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn objects(name: &str) -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/cluster").join(name);
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+fn answer(documents: &[Value], options: &Options) -> Cluster {
+    derive(&World::from_objects(documents, options.node.as_deref()), options).cluster.unwrap()
+}
+
+fn with(kind: PodCidrType) -> Options {
+    Options { pod_cidr_type: Some(kind), ..Options::default() }
+}
+
+/// The Services' CIDRs and the pods', each with its sources.
+fn sourced(cluster: &Cluster) -> (Value, Value) {
+    let document = cluster.document();
+    let section = |name: &str| {
+        let cidrs = document["cidrs"][name].as_array().unwrap().iter();
+        let entry =
+            |cidr: &Value| (cidr.as_str().unwrap().to_owned(), document["sources"][cidr.as_str().unwrap()].clone());
+        Value::Object(cidrs.map(entry).collect())
+    };
+    (section("service"), section("pod"))
+}
+
+fn pods(documents: &[Value], options: &Options) -> Value {
+    json!(answer(documents, options).cidrs().pod)
+}
+
+fn node(annotations: Value, spec: Value, address: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "annotations": annotations}, "spec": spec,
+        "status": {"addresses": [{"type": "InternalIP", "address": address}]}
+    })
+}
+
+fn service_cidr(version: &str, name: &str, cidr: &str) -> Value {
+    json!({
+        "apiVersion": format!("networking.k8s.io/{version}"), "kind": "ServiceCIDR", "metadata": {"name": name},
+        "spec": {"cidrs": [cidr]}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}
+    })
+}
+
+fn pool(name: &str, cidr: &str) -> Value {
+    json!({
+        "apiVersion": "crd.projectcalico.org/v1", "kind": "IPPool", "metadata": {"name": name}, "spec": {"cidr": cidr}
+    })
+}
+
+#[test]
+fn kubeadms_cluster_configuration_says_both() {
+    let (service, pod) = sourced(&answer(&[objects("kubeadm.json")], &Options::default()));
+    let from = "kubeadm-config, serviceSubnet";
+    assert_eq!(service, json!({"10.96.0.0/16": [from], "fd00:10:96::/112": [from]}));
+    let from = "kubeadm-config, podSubnet";
+    assert_eq!(pod, json!({"10.244.0.0/16": [from], "fd00:10:244::/56": [from]}));
+}
+
+#[test]
+fn the_control_planes_flags_say_both_in_args_and_command_in_one_word_and_in_two() {
+    let (service, pod) = sourced(&answer(&[objects("flags.json")], &Options::default()));
+    let from = [
+        "pod kube-apiserver-m1, --service-cluster-ip-range",
+        "pod kube-controller-manager-m1, --service-cluster-ip-range",
+    ];
+    assert_eq!(service, json!({"10.233.64.0/18": from}));
+    let expected = json!({
+        "10.232.0.0/18": ["pod kube-controller-manager-m2, --cluster-cidr"],
+        "10.233.0.0/18": ["pod kube-controller-manager-m1, --cluster-cidr"],
+    });
+    assert_eq!(pod, expected);
+}
+
+#[test]
+fn k3s_and_rke2_servers_say_both_in_their_nodes_annotations() {
+    let (service, pod) = sourced(&answer(&[objects("k3s.json")], &Options::default()));
+    let from = "node edge-1, k3s.io/node-args, --service-cidr";
+    assert_eq!(service, json!({"10.53.0.0/16": [from], "fd53::/112": [from]}));
+    let from = "node edge-1, k3s.io/node-args, --cluster-cidr";
+    assert_eq!(pod, json!({"10.52.0.0/16": [from], "fd52::/56": [from]}));
+
+    let (service, pod) = sourced(&answer(&[objects("rke2.json")], &Options::default()));
+    assert_eq!(service, json!({"10.63.0.0/16": ["node rke-1, rke2.io/node-args, --service-cidr"]}));
+    assert_eq!(pod, json!({"10.62.0.0/16": ["node rke-1, rke2.io/node-args, --cluster-cidr"]}));
+}
+
+#[test]
+fn a_k3s_server_that_was_told_nothing_has_k3s_own_defaults() {
+    let (service, pod) = sourced(&answer(&[objects("k3s-defaults.json")], &Options::default()));
+    let not_given = |flag| json!([format!("node k3s, k3s.io/node-args, {flag} not given: its default")]);
+    assert_eq!(service, json!({"10.43.0.0/16": not_given("--service-cidr")}));
+    assert_eq!(pod, json!({"10.42.0.0/16": not_given("--cluster-cidr")}));
+    let ipv6 = node(json!({"k3s.io/node-args": "[\"server\"]"}), json!({}), "fd00::1");
+    assert_eq!(pods(&[ipv6], &Options::default()), json!(["fd00:42::/56"]));
+}
+
+#[test]
+fn flannels_net_conf_says_the_pods_of_both_families() {
+    let (_, pod) = sourced(&answer(&[objects("flannel.json")], &Options::default()));
+    let expected = json!({
+        "10.244.0.0/16": ["kube-flannel-cfg, Network"], "fd00:244::/56": ["kube-flannel-cfg, IPv6Network"]
+    });
+    assert_eq!(pod, expected);
+    let mut old = objects("flannel.json");
+    old["items"][0]["metadata"]["namespace"] = json!("kube-system");
+    old["items"][0]["data"]["net-conf.json"] = json!(r#"{"Network": "10.1.0.0/16", "IPv6Network": "fd00::/56"}"#);
+    assert_eq!(pods(&[old], &Options::default()), json!(["10.1.0.0/16"]));
+}
+
+#[test]
+fn at_last_the_nodes_own_blocks_count() {
+    let (_, pod) = sourced(&answer(&[objects("nodes.json")], &Options::default()));
+    assert_eq!(pod, json!({"10.4.0.0/23": ["node a, podCIDRs", "node b, podCIDRs"]}));
+}
+
+#[test]
+fn each_source_of_cluster_comes_before_the_next() {
+    let mut order = vec![
+        (objects("kubeadm.json"), json!(["10.244.0.0/16", "fd00:10:244::/56"])),
+        (objects("flags.json"), json!(["10.232.0.0/18", "10.233.0.0/18"])),
+        (objects("rke2.json"), json!(["10.62.0.0/16"])),
+        (objects("flannel.json"), json!(["10.244.0.0/16", "fd00:244::/56"])),
+        (objects("nodes.json"), json!(["10.4.0.0/23"])),
+    ];
+    while let Some((_, expected)) = order.first() {
+        let documents: Vec<Value> = order.iter().map(|(objects, _)| objects.clone()).collect();
+        assert_eq!(pods(&documents, &with(PodCidrType::Cluster)), *expected);
+        order.remove(0);
+    }
+}
+
+#[test]
+fn service_cidrs_count_that_are_ready_and_not_being_deleted_in_each_version_of_the_api() {
+    let service = |name| json!(answer(&[objects(name)], &Options::default()).cidrs().service);
+    assert_eq!(service("flannel.json"), json!(["10.96.0.0/12"]), "v1");
+    assert_eq!(service("nodes.json"), json!(["10.8.0.0/20"]), "v1beta1");
+    assert_eq!(service("calico.json"), json!(["10.233.64.0/18"]), "v1alpha1");
+}
+
+#[test]
+fn service_cidrs_come_before_the_control_planes_configuration_and_the_newest_version_first() {
+    let documents = [
+        objects("kubeadm.json"),
+        service_cidr("v1", "kubernetes", "10.7.0.0/16"),
+        service_cidr("v1beta1", "old", "10.8.0.0/16"),
+    ];
+    assert_eq!(json!(answer(&documents, &Options::default()).cidrs().service), json!(["10.7.0.0/16"]));
+}
+
+#[test]
+fn a_disabled_calico_pool_counts_while_a_block_in_it_holds_addresses() {
+    let calico = objects("calico.json");
+    let (_, pod) = sourced(&answer(std::slice::from_ref(&calico), &Options::default()));
+    let expected = json!({
+        "10.50.0.0/16": ["IPPool old-in-use (disabled, with addresses in use)"],
+        "10.233.0.0/18": ["IPPool default-ipv4-ippool"],
+        "fd00:233::/64": ["IPPool default-ipv6-ippool"],
+    });
+    assert_eq!(pod, expected);
+    let mut emptied = calico.clone();
+    for block in emptied["items"].as_array_mut().unwrap().iter_mut().filter(|o| o["kind"] == "IPAMBlock") {
+        block["spec"]["allocations"] = json!([null]);
+    }
+    assert_eq!(pods(&[emptied], &Options::default()), json!(["10.233.0.0/18", "fd00:233::/64"]));
+    let mut deleted = calico;
+    deleted["items"].as_array_mut().unwrap().retain(|object| object["metadata"]["name"] != "old-in-use");
+    assert_eq!(pods(&[deleted], &Options::default()), json!(["10.233.0.0/18", "fd00:233::/64"]));
+}
+
+#[test]
+fn blocks_are_not_read_where_no_pool_is_disabled() {
+    let world = World::from_objects(&[pool("a", "10.1.0.0/16"), service_cidr("v1", "k", "10.2.0.0/16")], None);
+    let derived = derive(&world, &Options::default());
+    assert!(!derived.needs.contains(&Kind::CalicoBlocks), "{:?}", derived.needs);
+    assert!(!derived.needs.contains(&Kind::Nodes), "{:?}", derived.needs);
+}
+
+#[test]
+fn ciliums_ipam_mode_decides() {
+    let (_, pod) = sourced(&answer(&[objects("cilium-cluster-pool.json")], &Options::default()));
+    let expected = json!({
+        "10.20.0.0/15": ["cilium-config, cluster-pool-ipv4-cidr"], "fd00::/104": ["cilium-config, cluster-pool-ipv6-cidr"]
+    });
+    assert_eq!(pod, expected);
+    let (_, pod) = sourced(&answer(&[objects("cilium-multi-pool.json")], &Options::default()));
+    let expected = json!({
+        "10.10.0.0/16": ["CiliumPodIPPool default"], "10.30.0.0/15": ["CiliumPodIPPool blue"],
+        "fd00:30::/104": ["CiliumPodIPPool blue"]
+    });
+    assert_eq!(pod, expected);
+    let (_, pod) = sourced(&answer(&[objects("cilium-kubernetes.json")], &Options::default()));
+    assert_eq!(pod, json!({"10.240.1.0/24": ["node w1, podCIDRs"]}));
+    let mut other = objects("cilium-kubernetes.json");
+    other["items"][0]["data"]["ipam"] = json!("eni");
+    let other = answer(&[other], &Options::default());
+    assert!(other.pod.is_empty() && other.problems.iter().any(|problem| problem.contains("ipam eni")));
+}
+
+#[test]
+fn auto_goes_by_the_nodes_cni_configuration_and_without_one_by_what_the_api_has() {
+    let both = [objects("calico.json"), objects("cilium-cluster-pool.json"), objects("kubeadm.json")];
+    let chosen = |cni: &[(&str, &str)], documents: &[Value]| {
+        let cni = cni.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+        answer(documents, &Options { cni, ..Options::default() }).pod_cidr_type
+    };
+    let (calico, cilium, flannel) = (r#"{"type": "calico"}"#, r#"{"type": "cilium-cni"}"#, r#"{"type": "flannel"}"#);
+    assert_eq!(chosen(&[("10.conf", calico)], &both), PodCidrType::Calico);
+    assert_eq!(chosen(&[("10.conf", cilium), ("20.conf", calico)], &both), PodCidrType::Cilium);
+    assert_eq!(chosen(&[("10.conf", flannel)], &both), PodCidrType::Cluster);
+    assert_eq!(chosen(&[], &both), PodCidrType::Calico);
+    assert_eq!(chosen(&[], &both[1..]), PodCidrType::Cilium);
+    assert_eq!(chosen(&[], &both[2..]), PodCidrType::Cluster);
+    // Calico with a datastore of its own.
+    assert_eq!(chosen(&[("10.conf", calico)], &both[2..]), PodCidrType::Cluster);
+}
+
+#[test]
+fn none_finds_no_pods_and_complains_of_nothing() {
+    let cluster = answer(&[objects("calico.json")], &with(PodCidrType::None));
+    assert_eq!((cluster.pod, cluster.problems), (vec![], vec![]));
+}
+
+#[test]
+fn the_command_line_comes_before_the_clusters_settings_and_a_spider_coordinator_before_our_config_map() {
+    let coordinator = json!({
+        "apiVersion": "spiderpool.spidernet.io/v2beta1", "kind": "SpiderCoordinator", "metadata": {"name": "default"},
+        "spec": {"podCIDRType": "cilium", "txQueueLen": 7}
+    });
+    let config_map = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "underpass", "namespace": "kube-system"},
+        "data": {"settings": "podCIDRType: none\ntxQueueLen: 8"}
+    });
+    let all = [objects("calico.json"), objects("cilium-multi-pool.json"), coordinator, config_map];
+    assert_eq!(answer(&all, &with(PodCidrType::Calico)).pod_cidr_type, PodCidrType::Calico);
+    let cluster = answer(&all[..3], &Options::default());
+    assert_eq!((cluster.pod_cidr_type, cluster.settings["txQueueLen"].clone()), (PodCidrType::Cilium, json!(7)));
+    let cluster = answer(&[all[0].clone(), all[3].clone()], &Options::default());
+    assert_eq!((cluster.pod_cidr_type, cluster.settings["txQueueLen"].clone()), (PodCidrType::None, json!(8)));
+}
+
+#[test]
+fn what_is_wrong_is_refused_and_named_and_the_rest_is_served() {
+    let own = node(json!({}), json!({}), "10.6.212.101");
+    let wrong = ["10.1.0.0/33", "10.2.0.1/16", "0.0.0.0/0", "10.6.0.0/16", ""];
+    let mut documents = vec![own, service_cidr("v1", "k", "10.96.0.0/12"), pool("good", "10.50.0.0/16")];
+    documents.extend(wrong.iter().enumerate().map(|(index, cidr)| pool(&format!("wrong-{index}"), cidr)));
+    let cluster = answer(&documents, &Options { node: Some("n".to_owned()), ..Options::default() });
+    assert_eq!(json!(cluster.cidrs().pod), json!(["10.50.0.0/16"]));
+    assert_eq!(cluster.problems.len(), wrong.len(), "{:?}", cluster.problems);
+    for (index, problem) in cluster.problems.iter().enumerate() {
+        assert!(problem.starts_with(&format!("IPPool wrong-{index}: ")), "{problem}");
+    }
+}
+
+#[test]
+fn a_pool_of_ten_thousand_cidrs_is_refused_and_the_others_are_served() {
+    let cidrs: Vec<String> = (0..10_000).map(|n| format!("100.{}.{}.0/25", n / 256, n % 256)).collect();
+    let huge = json!({
+        "apiVersion": "cilium.io/v2alpha1", "kind": "CiliumPodIPPool", "metadata": {"name": "huge"},
+        "spec": {"ipv4": {"cidrs": cidrs}}
+    });
+    let documents = [huge, objects("cilium-multi-pool.json")];
+    let cluster = answer(&documents, &Options::default());
+    assert_eq!(json!(cluster.cidrs().pod), json!(["10.10.0.0/16", "10.30.0.0/15", "fd00:30::/104"]));
+    assert_eq!(cluster.problems, ["CiliumPodIPPool huge: 10000 CIDRs are too many: at most 1024 in all"]);
+}
+
+#[test]
+fn the_order_of_objects_makes_no_difference() {
+    let mut turned = objects("calico.json");
+    turned["items"].as_array_mut().unwrap().reverse();
+    let document = |objects| answer(&[objects], &Options::default()).document();
+    assert_eq!(document(turned).to_string(), document(objects("calico.json")).to_string());
+}
+
+#[test]
+fn while_something_is_not_known_there_is_no_answer_and_it_is_asked_for() {
+    let derived = derive(&World::default(), &Options::default());
+    assert_eq!(derived.cluster, None);
+    let first = BTreeSet::from([Kind::ServiceCidrs, Kind::SpiderCoordinator]);
+    assert_eq!(derived.needs, first);
+}

@@ -1,0 +1,424 @@
+# The cluster's CIDRs, from a real kube-apiserver. What the objects look like is in tests/fixtures/cluster; the Rust tests
+# of sync-cidrs-kube try each without a cluster.
+
+load helpers
+
+setup_file() {
+  suite_needs_lab && suite_needs_tools kubernetes etcd || return 0
+  lab_up 1
+  lab_kubernetes
+  crds
+}
+
+teardown_file() {
+  lab_down
+}
+
+teardown() {
+  [ ! -e "${LAB-/none}/pid/follow" ] || lab_stop follow
+  [ -z "${CREATED-}" ] || lab_kubectl delete --ignore-not-found --wait=false --filename - <<<"$CREATED" >/dev/null
+}
+
+# Custom resources with the groups, versions, names and scopes that Calico, Cilium and Spiderpool give theirs.
+crds() {
+  {
+    crd crd.projectcalico.org v1 IPPool ippools
+    crd crd.projectcalico.org v1 IPAMBlock ipamblocks
+    crd cilium.io v2alpha1 CiliumPodIPPool ciliumpodippools
+    crd spiderpool.spidernet.io v2beta1 SpiderCoordinator spidercoordinators
+  } | lab_kubectl apply --filename - >/dev/null
+  lab_kubectl wait --for condition=Established --all crd --timeout 20s >/dev/null
+}
+
+# crd GROUP VERSION KIND PLURAL
+crd() {
+  jq -n --arg group "$1" --arg version "$2" --arg kind "$3" --arg plural "$4" '{
+    apiVersion: "apiextensions.k8s.io/v1", kind: "CustomResourceDefinition", metadata: {name: "\($plural).\($group)"},
+    spec: {
+      group: $group, scope: "Cluster", names: {kind: $kind, plural: $plural, singular: ($kind | ascii_downcase)},
+      versions: [{
+        name: $version, served: true, storage: true, subresources: {status: {}},
+        schema: {openAPIV3Schema: {type: "object", "x-kubernetes-preserve-unknown-fields": true}}
+      }]
+    }
+  }'
+}
+
+# sync FLAG...: sync-cidrs on the node, as the administrator unless KUBECONFIG says otherwise, each test with a state of its
+# own. Without --cni-directory the node has no CNI configuration.
+sync() {
+  lab_in node1 env KUBECONFIG="${KUBECONFIG:-$LAB/kubernetes/admin.conf}" UNDERPASS_STATE="$(state)" \
+    "$(lab_libexec)/sync-cidrs" --cni-directory "${CNI_DIRECTORY:-/none}" "$@"
+}
+
+state() { printf '/run/state-%s\n' "$BATS_TEST_NUMBER"; }
+
+# follow FLAG...: the same with --watch, in the background, until the test ends.
+follow() {
+  lab_spawn follow node1 env KUBECONFIG="${KUBECONFIG:-$LAB/kubernetes/admin.conf}" UNDERPASS_STATE="$(state)" \
+    "$(lab_libexec)/sync-cidrs" --watch --node node1 --cni-directory "${CNI_DIRECTORY:-/none}" "$@"
+}
+
+# has FILTER: whether the file that ADD reads satisfies a jq filter.
+has() {
+  lab_in node1 jq -e "$1" "$(state)/cluster.json" >/dev/null 2>&1
+}
+
+# within SECONDS FILTER: the file satisfies a jq filter so soon.
+within() {
+  lab_until "$1" has "$2" || fail "$2" "$(lab_in node1 cat "$(state)/cluster.json")" "$(cat "$LAB/log/follow")"
+}
+
+# logged TEXT: what the follower has said.
+logged() { grep -qF -- "$1" "$LAB/log/follow"; }
+
+# metric NAME: its value now.
+metric() {
+  lab_in node1 sed -n "s/^underpass_$1 //p" "$(state)/sync-cidrs.prom"
+}
+
+has_metric() { [ "$(metric "$1")" = "$2" ]; }
+
+# create OBJECT...: objects as JSON, for this test.
+create() {
+  CREATED=$(printf '%s\n' "${CREATED-}" "$@")
+  printf '%s\n' "$@" | lab_kubectl apply --filename - >/dev/null
+}
+
+config_map() {
+  jq -nc --arg name "$1" --arg key "$2" --arg value "$3" '{
+    apiVersion: "v1", kind: "ConfigMap", metadata: {name: $name, namespace: "kube-system"}, data: {($key): $value}
+  }'
+}
+
+kubeadm_config() {
+  config_map kubeadm-config ClusterConfiguration "$(printf 'networking:\n  podSubnet: %s\n  serviceSubnet: 10.96.0.0/12\n' "$1")"
+}
+
+# pool NAME CIDR [DISABLED]
+pool() {
+  jq -nc --arg name "$1" --arg cidr "$2" --argjson disabled "${3:-false}" '{
+    apiVersion: "crd.projectcalico.org/v1", kind: "IPPool", metadata: {name: $name}, spec: {cidr: $cidr, disabled: $disabled}
+  }'
+}
+
+# block CIDR ALLOCATIONS
+block() {
+  jq -nc --arg cidr "$1" --argjson allocations "$2" '{
+    apiVersion: "crd.projectcalico.org/v1", kind: "IPAMBlock", metadata: {name: ($cidr | gsub("[./]"; "-"))},
+    spec: {cidr: $cidr, allocations: $allocations, deleted: false}
+  }'
+}
+
+# service_cidr NAME CIDR: ready, as the controller manager makes it.
+service_cidr() {
+  create "$(jq -nc --arg name "$1" --arg cidr "$2" '{
+    apiVersion: "networking.k8s.io/v1", kind: "ServiceCIDR", metadata: {name: $name}, spec: {cidrs: [$cidr]}
+  }')"
+  lab_kubectl patch servicecidr "$1" --subresource status --type merge --patch '{"status": {"conditions": [
+    {"type": "Ready", "status": "True", "reason": "", "message": "", "lastTransitionTime": "2025-01-01T00:00:00Z"}]}}' >/dev/null
+}
+
+coordinator() {
+  jq -nc --argjson spec "$1" '{
+    apiVersion: "spiderpool.spidernet.io/v2beta1", kind: "SpiderCoordinator", metadata: {name: "default"}, spec: $spec
+  }'
+}
+
+@test "one shot prints settings, CIDRs and their sources, or the plain cidrs section" {
+  create "$(kubeadm_config 10.244.0.0/16)"
+  expect 0 sync --kube --node node1
+  assert_json "$output" .cidrs '{"service":["10.233.64.0/18","fd00:233:64::/108"],"pod":["10.244.0.0/16"]}'
+  assert_json "$output" '.sources["10.244.0.0/16"][0]' 'kubeadm-config, podSubnet'
+  assert_json "$output" '.sources["10.233.64.0/18"][0]' 'ServiceCIDR kubernetes'
+  expect 0 sync --kube --cidrs
+  assert_json "$output" 'keys' '["pod","service"]'
+}
+
+@test "kubectl's output gives offline what the API gives" {
+  create "$(kubeadm_config 10.244.0.0/16)"
+  lab_kubectl get configmaps,nodes,pods,servicecidrs,ippools --all-namespaces --output json >"$BATS_TEST_TMPDIR/objects"
+  expect 0 "$(lab_libexec)/sync-cidrs" --from "$BATS_TEST_TMPDIR/objects" --cni-directory /none
+  assert_same "$(sync --kube)" "$output"
+  expect 0 "$(lab_libexec)/sync-cidrs" --from - --cni-directory /none <"$BATS_TEST_TMPDIR/objects"
+  assert_same "$(sync --kube)" "$output"
+}
+
+@test "podCIDRType cluster: a control plane's flags count where there is no kubeadm-config" {
+  create "$(jq -nc '{
+    apiVersion: "v1", kind: "Pod",
+    metadata: {name: "kube-controller-manager-x", namespace: "kube-system", labels: {component: "kube-controller-manager"}},
+    spec: {containers: [{name: "a", image: "a", command: ["kube-controller-manager"], args: ["--cluster-cidr", "10.55.0.0/16"]}]}
+  }')"
+  expect 0 sync --kube --pod-cidr-type cluster
+  assert_json "$output" .cidrs.pod '["10.55.0.0/16"]'
+}
+
+@test "podCIDRType cilium: cluster-pool, multi-pool and kubernetes" {
+  create "$(kubeadm_config 10.244.0.0/16)"
+  create "$(jq -nc '{apiVersion: "v1", kind: "ConfigMap", metadata: {name: "cilium-config", namespace: "kube-system"},
+    data: {ipam: "cluster-pool", "cluster-pool-ipv4-cidr": "10.20.0.0/16", "cluster-pool-ipv6-cidr": "fd00:20::/104"}}')"
+  create '{"apiVersion": "cilium.io/v2alpha1", "kind": "CiliumPodIPPool", "metadata": {"name": "blue"},
+    "spec": {"ipv4": {"cidrs": ["10.30.0.0/16"], "maskSize": 24}}}'
+  follow
+  within 5 '.cidrs.pod == ["10.20.0.0/16", "fd00:20::/104"]'
+  lab_kubectl patch configmap cilium-config --namespace kube-system --patch '{"data": {"ipam": "multi-pool"}}' >/dev/null
+  within 5 '.cidrs.pod == ["10.30.0.0/16"]'
+  lab_kubectl patch configmap cilium-config --namespace kube-system --patch '{"data": {"ipam": "kubernetes"}}' >/dev/null
+  within 5 '.cidrs.pod == ["10.244.0.0/16"]'
+}
+
+@test "podCIDRType calico: a pool added, disabled with addresses in use, emptied, and deleted" {
+  create "$(pool first 10.50.0.0/16)"
+  follow
+  within 5 '.cidrs.pod == ["10.50.0.0/16"]'
+  create "$(pool second 10.52.0.0/16)"
+  within 5 '.cidrs.pod == ["10.50.0.0/16", "10.52.0.0/16"]'
+  create "$(block 10.50.3.64/26 '[null, 0]')"
+  create "$(pool first 10.50.0.0/16 true)"
+  within 5 '.sources["10.50.0.0/16"] == ["IPPool first (disabled, with addresses in use)"]'
+  create "$(block 10.50.3.64/26 '[null, null]')"
+  within 5 '.cidrs.pod == ["10.52.0.0/16"]'
+  create "$(block 10.50.3.64/26 '[null, 0]')"
+  within 5 '.cidrs.pod == ["10.50.0.0/16", "10.52.0.0/16"]'
+  lab_kubectl delete ippool first >/dev/null
+  within 5 '.cidrs.pod == ["10.52.0.0/16"]'
+}
+
+@test "podCIDRType auto goes by the node's CNI configuration, also when that changes" {
+  create "$(kubeadm_config 10.244.0.0/16)"
+  create "$(pool a 10.50.0.0/16)"
+  CNI_DIRECTORY=/run/cni-auto
+  lab_in node1 mkdir "$CNI_DIRECTORY"
+  lab_in node1 sh -c 'printf "%s" "{\"type\": \"flannel\"}" >/run/cni-auto/10-flannel.conf'
+  follow
+  within 5 '.cidrs.pod == ["10.244.0.0/16"]'
+  lab_in node1 sh -c 'printf "%s" "{\"name\": \"c\", \"plugins\": [{\"type\": \"calico\"}]}" >/run/cni-auto/05-calico.conflist'
+  within 10 '.cidrs.pod == ["10.50.0.0/16"] and .podCIDRType.chosenBy == "plugin calico in 05-calico.conflist"'
+  lab_in node1 sh -c 'printf "%s" "{\"type\": \"multus-shim\", \"clusterNetwork\": \"/host/etc/cni/net.d/10-flannel.conf\"}" >/run/cni-auto/00-multus.conf'
+  within 10 '.cidrs.pod == ["10.244.0.0/16"] and .podCIDRType.chosenBy == "plugin flannel in 10-flannel.conf"'
+}
+
+@test "podCIDRType none: no pods' CIDRs, as a SpiderCoordinator or our own ConfigMap says" {
+  create "$(kubeadm_config 10.244.0.0/16)"
+  create "$(config_map underpass settings 'podCIDRType: none')"
+  follow
+  within 5 '.cidrs.pod == [] and .podCIDRType.value == "none"'
+  create "$(coordinator '{"podCIDRType": "cluster", "podDefaultRouteNIC": "net1", "hijackCIDR": ["169.254.20.10/32"]}')"
+  within 5 '.cidrs.pod == ["10.244.0.0/16"] and .settings == {podDefaultRouteNic: "net1", hijackCIDR: ["169.254.20.10/32"]}'
+  lab_kubectl delete spidercoordinator default >/dev/null
+  within 5 '.cidrs.pod == [] and .settings == {}'
+}
+
+@test "a ServiceCIDR that is added, not ready, ready and removed" {
+  follow
+  within 5 '.cidrs.service == ["10.233.64.0/18", "fd00:233:64::/108"]'
+  service_cidr more 10.77.0.0/16
+  within 5 '.cidrs.service == ["10.77.0.0/16", "10.233.64.0/18", "fd00:233:64::/108"]'
+  lab_kubectl patch servicecidr more --subresource status --type merge --patch '{"status": {"conditions": [
+    {"type": "Ready", "status": "False", "reason": "Terminating", "message": "", "lastTransitionTime": "2025-01-01T00:00:00Z"}]}}' >/dev/null
+  within 5 '.cidrs.service == ["10.233.64.0/18", "fd00:233:64::/108"]'
+  service_cidr more 10.77.0.0/16
+  lab_kubectl delete servicecidr more --timeout 10s >/dev/null
+  within 5 '.cidrs.service == ["10.233.64.0/18", "fd00:233:64::/108"]'
+}
+
+@test "wrong CIDRs are refused and named in the file, the log and the metrics, and the rest is served" {
+  create "$(pool good 10.50.0.0/16)"
+  create "$(pool unparsable 10.50.0.0/33)"
+  create "$(pool hostbits 10.51.0.1/16)"
+  create "$(pool everything 0.0.0.0/0)"
+  create "$(pool nodes 10.6.0.0/16)"
+  follow
+  within 5 '.cidrs.pod == ["10.50.0.0/16"] and (.problems | length) == 4'
+  for problem in 'IPPool unparsable: "10.50.0.0/33" is not a CIDR' \
+    'IPPool hostbits: 10.51.0.1/16 has host bits: 10.51.0.0/16 was probably meant' \
+    'IPPool everything: 0.0.0.0/0 is every address' "IPPool nodes: 10.6.0.0/16 contains the node's own address 10.6.212.101"; do
+    grep -qF -- "${problem//\"/\\\"}" "$LAB/log/follow" || fail "$problem" "$(cat "$LAB/log/follow")"
+    lab_in node1 grep -qF -- "${problem//\"/\\\"}" "$(state)/sync-cidrs.prom" || fail "$problem"
+  done
+}
+
+@test "a pool of 10,000 CIDRs is refused and named, and the rest is served" {
+  create "$(kubeadm_config 10.244.0.0/16)"
+  create "$(jq -nc '{apiVersion: "v1", kind: "ConfigMap", metadata: {name: "cilium-config", namespace: "kube-system"}, data: {ipam: "multi-pool"}}')"
+  create "$(jq -nc '{apiVersion: "cilium.io/v2alpha1", kind: "CiliumPodIPPool", metadata: {name: "huge"},
+    spec: {ipv4: {cidrs: [range(10000) | "100.\(. / 256 | floor).\(. % 256).0/25"]}}}')"
+  create '{"apiVersion": "cilium.io/v2alpha1", "kind": "CiliumPodIPPool", "metadata": {"name": "small"}, "spec": {"ipv4": {"cidrs": ["10.30.0.0/16"]}}}'
+  follow
+  within 5 '.cidrs.pod == ["10.30.0.0/16"]'
+  has '.problems == ["CiliumPodIPPool huge: 10000 CIDRs are too many: at most 1024 in all"]'
+}
+
+@test "the watch survives a restart of the API server; meanwhile what is known stands, and its age is shown" {
+  follow
+  within 5 '.cidrs.service | length == 2'
+  lab_stop apiserver
+  lab_until 10 has_metric cidrs_in_contact 0
+  lab_until 10 logged 's ago stands'
+  lab_until 10 age_grows
+  has '.cidrs.service | length == 2'
+  assert_equal "$(metric cidrs_known)" 1
+  lab_apiserver
+  service_cidr after 10.78.0.0/16
+  within 20 '.cidrs.service | index("10.78.0.0/16")'
+  lab_until 20 has_metric cidrs_in_contact 1
+}
+
+age_grows() { [ "$(metric cidrs_age_seconds)" -ge 2 ]; }
+
+@test "the watch survives a resource version that has expired" {
+  local pid
+  service_cidr before 10.79.0.0/16
+  follow
+  within 5 '.cidrs.service | index("10.79.0.0/16")'
+  read -r pid <"$LAB/pid/follow"
+  kill -STOP "$pid"
+  lab_kubectl delete servicecidr before --timeout 10s >/dev/null
+  service_cidr later 10.80.0.0/16
+  compact
+  lab_stop apiserver
+  lab_apiserver
+  # nsenter, its parent, has stopped itself too.
+  kill -CONT "$pid" "$(ps -o ppid= -p "$pid" | tr -d ' ')"
+  within 20 '.cidrs.service | index("10.80.0.0/16") and (index("10.79.0.0/16") | not)'
+  lab_until 20 has_metric cidrs_in_contact 1
+}
+
+# Forgets all history in etcd.
+compact() {
+  local revision
+  revision=$(etcd_gateway kv/range '{"key": "AA=="}' | jq -er .header.revision)
+  etcd_gateway kv/compaction "{\"revision\": \"$revision\", \"physical\": true}" | jq -e .header >/dev/null
+}
+
+etcd_gateway() {
+  lab_in control python3 -c 'import sys, urllib.request
+print(urllib.request.urlopen("http://127.0.0.1:2379/v3/" + sys.argv[1], sys.argv[2].encode(), 5).read().decode())' "$@"
+}
+
+@test "the watch survives a lost connection" {
+  follow
+  within 5 '.cidrs.service | length == 2'
+  lab_in fabric ip link set node1.6 down
+  service_cidr behind 10.81.0.0/16
+  has '.cidrs.service | length == 2'
+  lab_in fabric ip link set node1.6 up
+  within 60 '.cidrs.service | index("10.81.0.0/16")'
+}
+
+@test "401 says that the credentials are not accepted, and what is known stands" {
+  lab_kubeconfig no-such-token >"$LAB/kubernetes/nobody.conf"
+  KUBECONFIG=$LAB/kubernetes/nobody.conf expect 1 sync --kube
+  assert_contains "$stderr" 'does not accept our credentials (401)'
+  follow
+  within 5 '.cidrs.service | length == 2'
+  lab_stop follow
+  KUBECONFIG=$LAB/kubernetes/nobody.conf follow
+  lab_until 10 logged 'does not accept our credentials (401)'
+  has '.cidrs.service | length == 2'
+  assert_equal "$(metric cidrs_in_contact) $(metric cidrs_known)" '0 1'
+}
+
+@test "with nothing known yet ADD fails with code 11 and STATUS with 50, and says what the node agent waits for" {
+  lab_kubeconfig proxy-token >"$LAB/kubernetes/proxy-only.conf"
+  KUBECONFIG=$LAB/kubernetes/proxy-only.conf follow
+  lab_until 10 logged 'not allowed to list'
+  for command in STATUS:50 ADD:11; do
+    document "${command%:*}" >"$BATS_TEST_TMPDIR/document"
+    run lab_in node1 env UNDERPASS_STATE="$(state)" "$(lab_libexec)/sync-cidrs" <"$BATS_TEST_TMPDIR/document" 2>/dev/null
+    assert_equal "$status" 1
+    output=$(grep '^{"version"' <<<"$output")
+    assert_json "$output" .error.code "${command#*:}"
+    assert_contains "$(jq -r .error.details <<<"$output")" 'not allowed to list'
+  done
+}
+
+document() {
+  jq -nc --arg command "$1" '{version: 1, request: {command: $command, containerId: "c", ifname: "eth0", config: {name: "n"}}}'
+}
+
+# as_node_agent: a kubeconfig of the ServiceAccount in deploy/.
+as_node_agent() {
+  lab_kubectl apply --filename - <"$LAB_REPO/deploy/rbac.yaml" >/dev/null
+  lab_kubeconfig "$(lab_kubectl create token underpass-node --namespace kube-system)" >"$LAB/kubernetes/node.conf"
+  KUBECONFIG=$LAB/kubernetes/node.conf
+}
+
+# What asks for everything that the node agent may ever read: each podCIDRType, with the objects that lead furthest.
+everything_there() {
+  create "$(pool gone 10.50.0.0/16 true)"
+  create "$(jq -nc '{apiVersion: "v1", kind: "ConfigMap", metadata: {name: "cilium-config", namespace: "kube-system"}, data: {ipam: "multi-pool"}}')"
+}
+
+@test "the rights in deploy/ are enough for every podCIDRType" {
+  as_node_agent
+  everything_there
+  for type in auto cluster calico cilium none; do
+    expect 0 sync --kube --node node1 --pod-cidr-type "$type"
+    [ "$type" = auto ] || assert_json "$output" .podCIDRType.value "$type"
+  done
+}
+
+@test "each right in deploy/ is needed, and one that is missing is named" {
+  local role resource verb type name
+  as_node_agent
+  everything_there
+  while read -r role resource name type; do
+    for verb in list watch; do
+      without "$role" "$resource" "$name" "$verb" | lab_kubectl replace --filename - >/dev/null
+      lab_until 5 denied "$verb" "$resource" "$name"
+      follow --pod-cidr-type "$type"
+      lab_until 10 logged "not allowed to $verb $resource" || fail "$verb $resource $name" "$(cat "$LAB/log/follow")"
+      logged "verbs [$verb]"
+      lab_stop follow
+      lab_in node1 rm -r "$(state)"
+      lab_kubectl apply --filename - <"$LAB_REPO/deploy/rbac.yaml" >/dev/null
+      lab_until 5 allowed "$verb" "$resource" "$name"
+    done
+  done <<'RIGHTS'
+clusterrole nodes - none
+clusterrole configmaps kube-flannel-cfg cluster
+clusterrole servicecidrs.networking.k8s.io - none
+clusterrole ippools.crd.projectcalico.org - calico
+clusterrole ipamblocks.crd.projectcalico.org - calico
+clusterrole ciliumpodippools.cilium.io - cilium
+clusterrole spidercoordinators.spiderpool.spidernet.io default none
+role configmaps kubeadm-config cluster
+role configmaps cilium-config cilium
+role configmaps underpass none
+role pods - cluster
+RIGHTS
+}
+
+# without clusterrole|role RESOURCE NAME VERB: the role without that one right.
+without() {
+  lab_kubectl get "$1" underpass-node --namespace kube-system --output json |
+    jq --arg resource "${2%%.*}" --arg name "$3" --arg verb "$4" '
+      def concerns: (.resources | index($resource)) and ($name == "-" or (.resourceNames // [] | index($name)));
+      .rules |= [.[] | if concerns then
+          (. + {resources: (.resources - [$resource])}),
+          (. + {resources: [$resource], verbs: (.verbs - [$verb])}),
+          (. + {resources: [$resource], resourceNames: (.resourceNames // [] | . - [$name])} | select(.resourceNames != []))
+        else . end | select(.resources != [] and .verbs != [])]'
+}
+
+# denied|allowed VERB RESOURCE NAME: whether the API server knows the changed role.
+denied() {
+  [ "$(review "$@" | jq .status.allowed)" = false ]
+}
+
+allowed() {
+  [ "$(review "$@" | jq .status.allowed)" = true ]
+}
+
+# review VERB RESOURCE NAME: asks the API server whether the node agent may.
+review() {
+  local group=''
+  [ "${2%%.*}" = "$2" ] || group=${2#*.}
+  jq -n --arg verb "$1" --arg resource "${2%%.*}" --arg group "$group" --arg name "${3#-}" '{
+    apiVersion: "authorization.k8s.io/v1", kind: "SubjectAccessReview",
+    spec: {user: "system:serviceaccount:kube-system:underpass-node", resourceAttributes:
+      ({namespace: "kube-system", verb: $verb, resource: $resource, group: $group} + if $name == "" then {} else {name: $name} end)}
+  }' | lab_kubectl create --filename - --output json
+}
