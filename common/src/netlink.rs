@@ -7,7 +7,8 @@ use std::{io, net::IpAddr};
 use futures_util::StreamExt;
 use ipnet::IpNet;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -436,13 +437,14 @@ impl Netlink {
         Ok(message)
     }
 
-    /// Adds a route.
+    /// Adds a route. One that is not ours comes back beside another of its destination, as the kernel had it.
     ///
     /// # Errors
     /// What the kernel says.
     pub async fn add_route(&self, route: &Route) -> io::Result<()> {
         let message = route_message(route, self.index(&route.dev).await?);
-        self.act(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL).await
+        let beside = if route.protocol == PROTOCOL { NLM_F_EXCL } else { NLM_F_APPEND };
+        self.act(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | beside).await
     }
 
     /// Removes a route.

@@ -14,6 +14,8 @@ use crate::{mac::Mac, marks};
 
 /// The routing protocol number of every route and rule that Underpass makes (`rt_protos`: `underpass`).
 pub const PROTOCOL: u8 = 85;
+/// `RTPROT_BOOT`: the routing protocol number that CNI plugins give their routes, and default routes that we give back.
+pub const PROTOCOL_BOOT: u8 = 3;
 /// The kernel's main routing table (`RT_TABLE_MAIN`).
 pub const MAIN_TABLE: u32 = 254;
 

@@ -170,7 +170,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "mode",
         default: "auto",
-        allowed: "auto, underlay, overlay, disable or disabled (the same)",
+        allowed: "auto, underlay, overlay or disable (also written disabled)",
         effect: "the way into the node: a veth pair, the pod's overlay interface, none, or whichever fits",
     },
     Setting {

@@ -1,9 +1,6 @@
 //! Decides how a pod's interface is served.
 
 mod node;
-mod observe;
-mod plan;
-mod routing;
 
 use std::process::ExitCode;
 
@@ -16,7 +13,10 @@ use common::{
     result::CniResult,
 };
 
-use crate::routing::View;
+use detect_mode::{
+    observe, plan,
+    routing::{self, View},
+};
 
 const ABOUT: About = About {
     name: "detect-mode",

@@ -12,7 +12,7 @@ use common::{
 };
 use ipnet::IpNet;
 
-use crate::plan;
+use detect_mode::plan;
 
 /// An address of the pod, and the next hop of its subnet if it has one.
 pub type PodAddress = (IpNet, Option<IpAddr>);

@@ -11,7 +11,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use common::{
     document::{Nic, NicTable, Routing},
     failure::{Code, Failure},
-    object::{Family, MAIN_TABLE, PROTOCOL, Route, UPLINK_TABLE},
+    object::{Family, MAIN_TABLE, PROTOCOL, PROTOCOL_BOOT, Route, UPLINK_TABLE},
     settings::Settings,
 };
 use ipnet::IpNet;
@@ -106,8 +106,8 @@ impl<'a> View<'a> {
         let main = self.pod.routes.iter().filter(|route| route.table == MAIN_TABLE);
         let promised = self.promised.iter().chain(&self.decided.stays);
         let elsewhere = self.pod.routes.iter().filter(|route| route.protocol == PROTOCOL);
-        let route = main.chain(promised).chain(elsewhere).find(is_it)?;
-        Some(Route { table: MAIN_TABLE, protocol: PROTOCOL, ..route.clone() })
+        let route = main.chain(elsewhere).chain(promised).find(is_it)?;
+        Some(Route { table: MAIN_TABLE, protocol: PROTOCOL_BOOT, ..route.clone() })
     }
 
     fn main_defaults(self, family: Family) -> impl Iterator<Item = &'a Route> {
@@ -167,7 +167,7 @@ impl<'a> View<'a> {
             Family::ALL.into_iter().filter_map(|family| self.default_route(nic, family)).collect();
         let subnets: Vec<Route> = nets.iter().filter_map(|net| subnet(nic, *net)).collect();
         let mut routes: Vec<Route> = vec![];
-        for route in main.chain(promised).chain(decided).chain(&defaults).chain(&subnets) {
+        for route in main.chain(&defaults).chain(promised).chain(decided).chain(&subnets) {
             let known = |known: &Route| known.destination == route.destination;
             if route.dev == nic && !belongs_to_link(route.destination) && !routes.iter().any(known) {
                 routes.push(Route { table: number, protocol: PROTOCOL, ..route.clone() });

@@ -1,7 +1,6 @@
 //! Makes the routes in the pod and on the node.
 
 mod follow;
-mod plan;
 
 use std::{env, io, net::IpAddr, process::ExitCode};
 
@@ -17,7 +16,7 @@ use common::{
 };
 use ipnet::IpNet;
 
-use crate::plan::Teardown;
+use set_routes::plan::{self, Teardown};
 
 struct SetRoutes;
 

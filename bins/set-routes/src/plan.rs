@@ -6,13 +6,10 @@ use common::{
     document::{Command, Mode, ModeKind, NicTable, PodDocument},
     failure::Failure,
     names::{POD_VETH, host_veth},
-    object::{Family, MAIN_TABLE, Object, PROTOCOL, Placed, Route, UPLINK_TABLE},
+    object::{Family, MAIN_TABLE, Object, PROTOCOL, PROTOCOL_BOOT, Placed, Route, UPLINK_TABLE},
     settings::Settings,
 };
 use ipnet::IpNet;
-
-/// `RTPROT_BOOT`: what CNI plugins give their routes.
-const PROTOCOL_BOOT: u8 = 3;
 
 /// What the pod's and the node's routing tables are to have for this interface.
 pub fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
@@ -44,7 +41,7 @@ pub fn is_replaced(document: &PodDocument, route: &Route) -> bool {
     let in_uplink = mode.opens_uplink() && is_uplink(route, &mode.uplink.dev);
     let in_table = document.routing.tables.iter().any(|table| table.table == route.table);
     let own = route.dev == mode.nic.name && route.table == MAIN_TABLE;
-    let made = route.protocol == PROTOCOL && !is_default_of_main(route) && (in_uplink || in_table || own);
+    let made = route.protocol == PROTOCOL && (in_uplink || in_table || own);
     made || document.routing.leaves.contains(route)
 }
 
@@ -98,8 +95,18 @@ impl Teardown<'_> {
         self.routes.iter().filter(own).map(|route| route.table).collect()
     }
 
-    /// Whether this is the last further interface that has a table of its own, so that the first needs none any more.
+    /// Whether the first interface needs no table any more: this is the last further one that has a table, and the main
+    /// table has, or gets back, each of the first one's default routes.
     fn is_last(self) -> bool {
+        let first = &self.document.settings.pod_default_cni_nic;
+        let default = |route: &&Route| route.dev == *first && route.destination.prefix_len() == 0;
+        let (returning, tables) = (self.returning(), self.tables_of(first));
+        let main = self.routes.iter().filter(default).filter(|route| route.table == MAIN_TABLE).chain(&returning);
+        let main: Vec<_> = main.map(|route| route.destination).collect();
+        let moved = self.routes.iter().filter(default).filter(|route| tables.contains(&route.table));
+        if moved.into_iter().any(|route| !main.contains(&route.destination)) {
+            return false;
+        }
         let known = [self.document.request.ifname.as_str(), &self.document.settings.pod_default_cni_nic, POD_VETH];
         let further =
             |route: &Route| route.protocol == PROTOCOL && route.table > UPLINK_TABLE && route.table != MAIN_TABLE;

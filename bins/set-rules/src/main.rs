@@ -1,7 +1,5 @@
 //! Makes the policy rules, and the mark that sends replies back the way they came.
 
-mod plan;
-
 use std::{collections::HashSet, io, process::ExitCode};
 
 use common::{
@@ -15,6 +13,7 @@ use common::{
     object::{Netns, Object, Placed},
     plan::Found,
 };
+use set_rules::plan;
 
 struct SetRules;
 

@@ -1,0 +1,491 @@
+//! Laws of the pure plans, on pods with random interfaces, addresses, routes, rules and settings, against a small model of
+//! the kernel. What detect-mode decides, set-routes and set-rules plan; the model refuses what a kernel would refuse.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use common::{
+    document::{Cidrs, Command, Mode, ModeKind, Nic, PodDocument, Request, Routing, Uplink, VethPair},
+    names,
+    netlink::{Link, RuleEntry},
+    object::{Family, MAIN_TABLE, Netns, Object, Operation, PROTOCOL, Placed, Route, Rule, UPLINK_TABLE},
+    plan::{Found, plan},
+    settings::{PolicyRoute, Settings},
+};
+use detect_mode::{
+    observe::Pod,
+    routing::{View, routing},
+};
+use ipnet::IpNet;
+use proptest::prelude::*;
+use serde_json::json;
+use set_routes::plan::Teardown;
+
+/// One interface of a pod, before our plugin sees it.
+#[derive(Clone, Debug)]
+struct Card {
+    name: String,
+    addresses: Vec<IpNet>,
+    /// `podDefaultRouteNic` of its network.
+    owner: Option<String>,
+    tune: bool,
+    /// Destinations of further routes by way of its gateway, and of policy routes.
+    static_routes: Vec<u8>,
+    policy_routes: Vec<u8>,
+    metric: Option<u32>,
+}
+
+#[derive(Clone, Debug)]
+struct Scenario {
+    overlay: bool,
+    cards: Vec<Card>,
+    /// Tables that somebody else uses.
+    taken: BTreeSet<u32>,
+    /// The order of the DELs, as keys to sort by.
+    order: Vec<u8>,
+}
+
+fn address(network: u8, host: u8, family: Family) -> IpNet {
+    let text = match family {
+        Family::Ipv4 => format!("10.{network}.0.{host}/16"),
+        Family::Ipv6 => format!("fd00:{network}::{host}/64"),
+    };
+    text.parse().unwrap()
+}
+
+fn gateway(net: IpNet) -> IpAddr {
+    match net.network() {
+        IpAddr::V4(network) => IpAddr::from((u32::from(network) + 1).to_be_bytes()),
+        IpAddr::V6(network) => IpAddr::from((u128::from(network) + 1).to_be_bytes()),
+    }
+}
+
+fn destination(number: u8, family: Family) -> IpNet {
+    let text = match family {
+        Family::Ipv4 => format!("172.{}.0.0/16", 16 + number),
+        Family::Ipv6 => format!("2001:db8:{number}::/48"),
+    };
+    text.parse().unwrap()
+}
+
+fn card(number: u8) -> impl Strategy<Value = Card> {
+    let name = if number == 0 { "eth0".to_owned() } else { format!("net{number}") };
+    let families = prop::sample::subsequence(Family::ALL.to_vec(), 1..=2);
+    let owner = prop::option::of(prop::sample::select(vec!["eth0", "net1", "net2", "net3"]));
+    let numbers = || prop::collection::btree_set(0..4u8, 0..2).prop_map(|set| set.into_iter().collect());
+    // Two interfaces may be on one network, and one may have two addresses of a family.
+    let network = (6..9u8, prop::bool::weighted(0.2));
+    let metric = prop::option::weighted(0.2, 50..60u32);
+    (families, network, owner, prop::bool::weighted(0.9), numbers(), numbers(), metric).prop_map(
+        move |(families, (network, two), owner, tune, static_routes, policies, metric): (
+            Vec<Family>,
+            _,
+            _,
+            _,
+            Vec<u8>,
+            Vec<u8>,
+            _,
+        )| {
+            let addresses = |family| {
+                let further = two.then(|| address(network, 100 + number, family));
+                [Some(address(network, 10 + number, family)), further].into_iter().flatten()
+            };
+            Card {
+                name: name.clone(),
+                addresses: families.iter().copied().flat_map(addresses).collect(),
+                owner: owner.map(str::to_owned),
+                tune,
+                static_routes,
+                // Each interface has its own, as people would have it.
+                policy_routes: policies.into_iter().map(|_| 4 + number).collect(),
+                metric,
+            }
+        },
+    )
+}
+
+fn scenario() -> impl Strategy<Value = Scenario> {
+    let further = (1..4u8).prop_flat_map(|count| (1..=count).map(card).collect::<Vec<_>>());
+    let taken = prop::collection::btree_set(101..106u32, 0..3);
+    (any::<bool>(), card(0), further, taken, prop::collection::vec(any::<u8>(), 4)).prop_map(
+        |(overlay, first, further, taken, order)| {
+            let cards = [first].into_iter().chain(further).collect();
+            Scenario { overlay, cards, taken, order }
+        },
+    )
+}
+
+fn route(destination: IpNet, gateway: Option<IpAddr>, dev: &str) -> Route {
+    Route {
+        destination,
+        gateway,
+        dev: dev.to_owned(),
+        source: None,
+        table: MAIN_TABLE,
+        metric: None,
+        onlink: false,
+        protocol: 3,
+    }
+}
+
+/// The pod's part of the kernel.
+#[derive(Clone, Debug, Default)]
+struct Model {
+    cards: BTreeMap<String, (u32, Vec<IpNet>)>,
+    routes: Vec<Route>,
+    rules: Vec<(Rule, bool)>,
+    /// Addresses that the node routes through the pod's overlay interface.
+    node: BTreeSet<IpAddr>,
+}
+
+impl Model {
+    /// What the plugin before ours does: link, addresses, their subnets, routes. Routes that exist are appended.
+    fn plug(&mut self, card: &Card) {
+        let index = 10 + self.cards.len() as u32;
+        self.cards.insert(card.name.clone(), (index, card.addresses.clone()));
+        for net in &card.addresses {
+            let family = Family::of(net.addr());
+            let via = Some(gateway(*net));
+            let subnet = Route { protocol: 2, ..route(net.trunc(), None, &card.name) };
+            let default = Route { metric: card.metric, ..route(family.default_route(), via, &card.name) };
+            let further = card.static_routes.iter().map(|n| route(destination(*n, family), via, &card.name));
+            for new in [subnet, default].into_iter().chain(further) {
+                if !self.routes.contains(&new) {
+                    self.routes.push(new);
+                }
+            }
+        }
+    }
+
+    fn unplug(&mut self, card: &Card) {
+        self.cards.remove(&card.name);
+        self.routes.retain(|route| route.dev != card.name);
+    }
+
+    fn pod(&self) -> Pod {
+        let link = |(name, (index, _)): (&String, &(u32, Vec<IpNet>))| Link {
+            index: *index,
+            name: name.clone(),
+            ..Link::default()
+        };
+        let entry = |(rule, ours): &(Rule, bool)| RuleEntry { rule: rule.clone(), ours: *ours, plain: true };
+        Pod {
+            links: self.cards.iter().map(link).collect(),
+            addresses: self.cards.values().flat_map(|(index, nets)| nets.iter().map(|net| (*index, *net))).collect(),
+            routes: self.routes.clone(),
+            rules: self.rules.iter().map(entry).collect(),
+        }
+    }
+
+    fn apply(&mut self, operation: &Operation) {
+        match operation {
+            Operation::Add(placed) => self.add(placed),
+            Operation::Delete(placed) => self.delete(placed),
+            Operation::Replace { from, to } => {
+                self.delete(from);
+                self.add(to);
+            }
+        }
+    }
+
+    fn add(&mut self, placed: &Placed) {
+        match &placed.object {
+            Object::Route(new) => {
+                let collides = |route: &&Route| placed.object.collides(&Object::Route((*route).clone()));
+                // Only what was appended may stand beside another one, and come back there.
+                let there = self.routes.iter().find(collides).filter(|_| new.protocol == PROTOCOL);
+                assert!(there.is_none(), "EEXIST: {new} beside {there:?}");
+                assert!(new.dev == names::POD_VETH || self.cards.contains_key(&new.dev), "ENODEV: {new}");
+                self.routes.push(new.clone());
+            }
+            Object::Rule(new) => {
+                assert!(self.rules.iter().all(|(rule, _)| rule != new), "EEXIST: {new}");
+                self.rules.push((new.clone(), true));
+            }
+            other => panic!("{other}"),
+        }
+    }
+
+    fn delete(&mut self, placed: &Placed) {
+        match &placed.object {
+            Object::Route(old) => {
+                let at = self.routes.iter().position(|route| route == old);
+                self.routes.remove(at.unwrap_or_else(|| panic!("ESRCH: {old}")));
+            }
+            Object::Rule(old) => {
+                let at = self.rules.iter().position(|(rule, ours)| rule == old && *ours);
+                self.rules.remove(at.unwrap_or_else(|| panic!("ENOENT: {old}")));
+            }
+            other => panic!("{other}"),
+        }
+    }
+
+    /// The same whatever the order.
+    fn state(&self) -> (BTreeSet<String>, BTreeSet<String>) {
+        let routes = self.routes.iter().map(|route| format!("{route} proto {}", route.protocol)).collect();
+        (routes, self.rules.iter().map(|(rule, _)| format!("{:?} {rule}", rule.family)).collect())
+    }
+
+    fn ours(&self) -> usize {
+        self.routes.iter().filter(|route| route.protocol == PROTOCOL).count()
+            + self.rules.iter().filter(|(_, ours)| *ours).count()
+    }
+
+    /// The interfaces that have a default route of a family in the main table.
+    fn default_nics(&self, family: Family) -> BTreeSet<&str> {
+        let destination = family.default_route();
+        let is_default = |route: &&Route| route.table == MAIN_TABLE && route.destination == destination;
+        self.routes.iter().filter(is_default).map(|route| route.dev.as_str()).collect()
+    }
+}
+
+fn has(card: &Card, family: Family) -> bool {
+    card.addresses.iter().any(|net| Family::of(net.addr()) == family)
+}
+
+fn found_rules(model: &Model, document: &PodDocument) -> Vec<Found> {
+    let ours = model.routes.iter().filter(|route| route.protocol == PROTOCOL);
+    let tables: BTreeSet<u32> = ours.map(|route| route.table).collect();
+    let found = |(rule, ours): &(Rule, bool)| Found {
+        owned: *ours && set_rules::plan::owns(document, rule, !tables.contains(&rule.table)),
+        placed: Placed::pod(Object::Rule(rule.clone())),
+    };
+    model.rules.iter().map(found).collect()
+}
+
+fn found_routes(model: &Model, owned: impl Fn(&Route) -> bool) -> Vec<Found> {
+    let found = |route: &Route| Found { owned: owned(route), placed: Placed::pod(Object::Route(route.clone())) };
+    model.routes.iter().map(found).collect()
+}
+
+fn in_the_pod(wanted: Vec<Placed>) -> Vec<Placed> {
+    let known = |placed: &Placed| placed.netns == Netns::Pod && !matches!(placed.object, Object::Marks(_));
+    wanted.into_iter().filter(known).collect()
+}
+
+fn one_of_each_family(addresses: &[IpAddr]) -> Vec<IpAddr> {
+    let of = |family| addresses.iter().copied().find(|address| Family::of(*address) == family);
+    Family::ALL.into_iter().filter_map(of).collect()
+}
+
+fn settings(card: &Card) -> Settings {
+    let policy = |net: &IpNet| {
+        let (family, gw) = (Family::of(net.addr()), gateway(*net));
+        card.policy_routes.iter().map(move |n| PolicyRoute { dst: destination(*n, family), gw })
+    };
+    let mut policy_routes: Vec<_> = card.addresses.iter().flat_map(policy).collect();
+    policy_routes.dedup();
+    Settings {
+        pod_default_route_nic: card.owner.clone(),
+        tune_pod_routes: card.tune,
+        policy_routes,
+        ..Settings::default()
+    }
+}
+
+/// The document as detect-mode, sync-cidrs and mk-veth leave it.
+fn document(model: &Model, scenario: &Scenario, card: &Card, command: Command) -> PodDocument {
+    let (container_id, ifname) = ("a".to_owned(), card.name.clone());
+    let request = Request { command, container_id, netns: None, ifname, args: None, config: json!({}) };
+    let first = &scenario.cards[0];
+    let own: Vec<IpAddr> = first.addresses.iter().map(IpNet::addr).collect();
+    let next_hops: Vec<IpAddr> = first.addresses.iter().map(|net| gateway(*net)).collect();
+    let node_addresses: Vec<IpAddr> = ["10.99.0.1", "fd00:99::1"].map(|text| text.parse().unwrap()).to_vec();
+    let uplink = Uplink {
+        dev: if scenario.overlay { first.name.clone() } else { names::POD_VETH.to_owned() },
+        sources: one_of_each_family(&own),
+        gateways: if scenario.overlay { one_of_each_family(&next_hops) } else { node_addresses.clone() },
+    };
+    let nic = Nic { name: card.name.clone(), mtu: 1500, addresses: card.addresses.clone() };
+    let default = |net: &IpNet| route(Family::of(net.addr()).default_route(), Some(gateway(*net)), &card.name);
+    let promised: Vec<Route> = card.addresses.iter().map(default).collect();
+    let mut document = PodDocument::new(request, settings(card));
+    if command == Command::Add {
+        let (pod, decided) = (model.pod(), Routing::default());
+        let (settings, nic, promised) = (&document.settings, &nic, &promised[..]);
+        let view = View { settings, nic, overlay: scenario.overlay, pod: &pod, promised, decided: &decided };
+        document.routing = routing(view).unwrap();
+    }
+    let mode = if scenario.overlay { ModeKind::Overlay } else { ModeKind::Underlay };
+    document.mode = Some(Mode { mode, first: card.name == first.name, nic, node_addresses, uplink, host_side: vec![] });
+    document.cidrs = Some(Cidrs {
+        service: vec!["10.233.64.0/18".parse().unwrap(), "fd00:233:64::/108".parse().unwrap()],
+        pod: vec!["10.233.0.0/18".parse().unwrap()],
+        hijack: vec!["169.254.20.10/32".parse().unwrap()],
+    });
+    let (host_mac, pod_mac) = names::veth_macs("a");
+    let pair = VethPair { host: names::host_veth("a"), host_mac, pod: names::POD_VETH.to_owned(), pod_mac, mtu: 1500 };
+    document.veth = (!scenario.overlay).then_some(pair);
+    document
+}
+
+/// What set-routes and then set-rules do in ADD.
+fn add(model: &mut Model, scenario: &Scenario, card: &Card) -> Vec<Operation> {
+    let document = document(model, scenario, card, Command::Add);
+    let found = found_routes(model, |route| set_routes::plan::is_replaced(&document, route));
+    let routes = plan(&in_the_pod(set_routes::plan::wanted(&document).unwrap()), &found).unwrap();
+    routes.iter().for_each(|operation| model.apply(operation));
+    let wanted = in_the_pod(set_rules::plan::wanted(&document).unwrap());
+    let rules = plan(&wanted, &found_rules(model, &document)).unwrap();
+    rules.iter().for_each(|operation| model.apply(operation));
+    if scenario.overlay {
+        model.node.extend(card.addresses.iter().map(IpNet::addr));
+    }
+    [routes, rules].concat()
+}
+
+/// What they do in DEL.
+fn del(model: &mut Model, scenario: &Scenario, card: &Card) {
+    let mut document = document(model, scenario, card, Command::Del);
+    let own: BTreeSet<IpAddr> = card.addresses.iter().map(IpNet::addr).collect();
+    let uplink_needed = !scenario.overlay || model.node.iter().any(|address| !own.contains(address));
+    let teardown = Teardown { document: &document, routes: &model.routes, uplink_needed };
+    let found = found_routes(model, |route| teardown.removes(route));
+    let stays = teardown.returning();
+    let back: Vec<_> = stays.iter().map(|route| Placed::pod(Object::Route(route.clone()))).collect();
+    document.routing = Routing { stays, ..Routing::default() };
+    plan(&back, &found).unwrap().iter().for_each(|operation| model.apply(operation));
+    plan(&[], &found_rules(model, &document)).unwrap().iter().for_each(|operation| model.apply(operation));
+    model.node.retain(|address| !own.contains(address));
+}
+
+/// The interfaces that our plugin is called for, in the order of the calls.
+fn called(scenario: &Scenario) -> impl Iterator<Item = &Card> {
+    scenario.cards.iter().skip(usize::from(scenario.overlay))
+}
+
+fn start(scenario: &Scenario) -> Model {
+    let mut model = Model::default();
+    let (priority, family, fwmark) = (2000, Family::Ipv4, Some(7));
+    let foreign = |table: &u32| Rule { priority, family, from: None, fwmark, table: *table };
+    model.rules.extend(scenario.taken.iter().map(|table| (foreign(table), false)));
+    if scenario.overlay {
+        model.plug(&scenario.cards[0]);
+    }
+    model
+}
+
+/// A pod in which all interfaces have been added.
+fn pod(scenario: &Scenario) -> Model {
+    let mut model = start(scenario);
+    for card in called(scenario) {
+        model.plug(card);
+        add(&mut model, scenario, card);
+    }
+    model
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_plan_applied_and_computed_again_is_empty(scenario in scenario()) {
+        let mut model = start(&scenario);
+        for card in called(&scenario) {
+            model.plug(card);
+            add(&mut model, &scenario, card);
+            prop_assert_eq!(add(&mut model, &scenario, card), vec![]);
+        }
+    }
+
+    #[test]
+    fn the_inverse_of_a_plan_restores_the_model(scenario in scenario()) {
+        let mut model = start(&scenario);
+        for card in called(&scenario) {
+            model.plug(card);
+            let mut copy = model.clone();
+            for operation in add(&mut copy, &scenario, card).iter().rev() {
+                copy.apply(&operation.inverse());
+            }
+            prop_assert_eq!(copy.state(), model.state());
+            add(&mut model, &scenario, card);
+        }
+    }
+
+    #[test]
+    fn every_source_address_has_exactly_one_rule(scenario in scenario()) {
+        let model = pod(&scenario);
+        let further: Vec<_> = called(&scenario).filter(|card| card.tune && card.name != "eth0").collect();
+        let first = scenario.cards.first().filter(|_| !further.is_empty());
+        for net in further.into_iter().chain(first).flat_map(|card| &card.addresses) {
+            let from = Some(IpNet::from(net.addr()));
+            let rules: Vec<_> = model.rules.iter().filter(|(rule, _)| rule.from == from).collect();
+            prop_assert_eq!(rules.len(), 1, "{}: {:?}", net, rules);
+        }
+        let sources: Vec<_> = model.rules.iter().filter_map(|(rule, _)| rule.from).collect();
+        prop_assert_eq!(sources.iter().collect::<BTreeSet<_>>().len(), sources.len());
+    }
+
+    #[test]
+    fn no_two_interfaces_share_a_table_and_nobody_elses_is_taken(scenario in scenario()) {
+        let model = pod(&scenario);
+        let uplink = if scenario.overlay { "eth0" } else { names::POD_VETH };
+        let mut users: BTreeMap<u32, BTreeSet<&str>> = BTreeMap::new();
+        for route in model.routes.iter().filter(|route| route.table != MAIN_TABLE && route.dev != uplink) {
+            users.entry(route.table).or_default().insert(&route.dev);
+        }
+        for (rule, _) in &model.rules {
+            let has = |card: &&Card| card.addresses.iter().any(|net| rule.from == Some(IpNet::from(net.addr())));
+            users.entry(rule.table).or_default().extend(scenario.cards.iter().find(has).map(|card| card.name.as_str()));
+        }
+        for (table, nics) in users {
+            prop_assert!(nics.len() <= 1, "table {}: {:?}", table, nics);
+            prop_assert!(nics.is_empty() || !scenario.taken.contains(&table), "table {}: {:?}", table, nics);
+        }
+        let replies = model.rules.iter().filter(|(rule, ours)| *ours && rule.fwmark.is_some());
+        prop_assert!(replies.map(|(rule, _)| rule.table).all(|table| table == UPLINK_TABLE));
+    }
+
+    #[test]
+    fn the_families_never_mix(scenario in scenario()) {
+        let model = pod(&scenario);
+        for route in &model.routes {
+            let addresses = [Some(route.destination.addr()), route.gateway, route.source];
+            let families: BTreeSet<_> = addresses.into_iter().flatten().map(Family::of).collect();
+            prop_assert_eq!(families.len(), 1, "{}", route);
+        }
+        for (rule, _) in &model.rules {
+            prop_assert!(rule.from.is_none_or(|from| Family::of(from.addr()) == rule.family), "{}", rule);
+        }
+    }
+
+    #[test]
+    fn the_main_table_has_the_default_route_of_one_interface_and_it_is_the_one_that_is_named(scenario in scenario()) {
+        let mut model = start(&scenario);
+        for card in called(&scenario).map(|card| Card { tune: true, ..card.clone() }) {
+            model.plug(&card);
+            add(&mut model, &scenario, &card);
+            for family in Family::ALL {
+                let present: Vec<_> = scenario.cards.iter().filter(|card| model.cards.contains_key(&card.name)).collect();
+                let nics = model.default_nics(family);
+                prop_assert_eq!(nics.len(), usize::from(present.iter().any(|card| has(card, family))), "{:?}", nics);
+                let named = present.iter().find(|other| Some(&other.name) == card.owner.as_ref());
+                if let Some(named) = named.filter(|named| has(named, family)) {
+                    prop_assert!(nics.contains(named.name.as_str()), "{:?} instead of {}", nics, named.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn del_in_any_order_leaves_nothing_of_ours_and_the_first_interface_its_default_routes(scenario in scenario()) {
+        let mut model = pod(&scenario);
+        let mut cards: Vec<_> = called(&scenario).zip(&scenario.order).collect();
+        cards.sort_by_key(|(_, key)| **key);
+        for (card, _) in cards {
+            del(&mut model, &scenario, card);
+            del(&mut model, &scenario, card);
+            model.unplug(card);
+            if model.cards.contains_key("eth0") {
+                for net in &scenario.cards[0].addresses {
+                    prop_assert!(!model.default_nics(Family::of(net.addr())).is_empty(), "{:?}", model.state());
+                }
+            }
+        }
+        prop_assert_eq!(model.ours(), 0, "{:?}", model.state());
+    }
+}
