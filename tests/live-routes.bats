@@ -122,6 +122,21 @@ monitored() {
 
 monitor_saw() { grep -q "$1" "$LAB/log/monitor"; }
 
+@test "an overlay pod's routes follow too, through its overlay interface, and the routing of its further interface stays" {
+  local before
+  lab_overlay_pod node1 overlay calico
+  lab_attach node1 overlay follows net1
+  before=$(lab_in node1/overlay sh -c 'ip rule; ip -6 rule; ip route show table all; ip -6 route show table all')
+  service_cidr more 10.77.0.0/16
+  lab_until 5 has_route overlay 10.77.0.0/16
+  assert_contains "$(lab_in node1/overlay ip route show 10.77.0.0/16)" 'dev eth0'
+  expect 0 lab_cnitool node1 check follows overlay net1
+  no_service_cidr more
+  lab_until 5 has_no_route overlay 10.77.0.0/16
+  assert_same "$before" "$(lab_in node1/overlay sh -c 'ip rule; ip -6 rule; ip route show table all; ip -6 route show table all')"
+  lab_cnitool node1 del follows overlay net1
+}
+
 @test "CHECK passes after the CIDRs have changed, and DEL leaves nothing" {
   lab_pod node1 changed follows
   service_cidr more 10.77.0.0/16
@@ -153,6 +168,7 @@ monitor_saw() { grep -q "$1" "$LAB/log/monitor"; }
 
 @test "a pod on which an ADD or DEL works is left alone until that has ended, and the others are not" {
   lab_pod node1 busy follows
+  # shellcheck disable=SC2016 # expanded by the inner shell
   lab_spawn holder node1 env PATH="$(lab_libexec):$PATH" CNI_COMMAND=CHECK CNI_CONTAINERID="$(container_id busy)" \
     CNI_NETNS=/run/netns/busy CNI_IFNAME=eth0 bash -c 'exec 9>>/run/underpass/lock
       jq .request.config "/run/underpass/attachments/$CNI_CONTAINERID@eth0.json" | cni-request --lock-fd 9 >/dev/null

@@ -15,7 +15,10 @@ teardown_file() {
 }
 
 teardown() {
-  [ ! -e "${LAB-/none}/pid/follow" ] || lab_stop follow
+  local name
+  for name in follow first second; do
+    [ ! -e "${LAB-/none}/pid/$name" ] || lab_stop "$name"
+  done
   [ -z "${CREATED-}" ] || lab_kubectl delete --ignore-not-found --wait=false --filename - <<<"$CREATED" >/dev/null
 }
 
@@ -421,4 +424,105 @@ review() {
     spec: {user: "system:serviceaccount:kube-system:underpass-node", resourceAttributes:
       ({namespace: "kube-system", verb: $verb, resource: $resource, group: $group} + if $name == "" then {} else {name: $name} end)}
   }' | lab_kubectl create --filename - --output json
+}
+
+@test "the manifests in deploy/ are what the API server takes" {
+  expect 0 lab_kubectl apply --dry-run=server --kustomize "$LAB_REPO/deploy"
+  assert_contains "$output" 'daemonset.apps/underpass-node created'
+  expect 0 lab_kubectl apply --dry-run=server --filename "$LAB_REPO/deploy/status.yaml"
+  assert_contains "$output" 'deployment.apps/underpass-status created'
+}
+
+# as_status_writer: a kubeconfig of the ServiceAccount in deploy/status.yaml.
+as_status_writer() {
+  lab_kubectl apply --filename "$LAB_REPO/deploy/rbac.yaml" --filename "$LAB_REPO/deploy/status.yaml" >/dev/null
+  lab_kubeconfig "$(lab_kubectl create token underpass-status --namespace kube-system)" >"$LAB/kubernetes/status.conf"
+  lab_kubectl delete lease underpass --namespace kube-system --ignore-not-found >/dev/null
+}
+
+# writer NAME: a replica of the status's writer.
+writer() {
+  lab_spawn "$1" node1 env KUBECONFIG="$LAB/kubernetes/status.conf" UNDERPASS_STATE="$(state)-$1" \
+    "$(lab_libexec)/sync-cidrs" --watch --write-status --node node1 --cni-directory /none
+}
+
+# status_is FILTER: whether the SpiderCoordinator's status satisfies a jq filter.
+status_is() {
+  lab_kubectl get spidercoordinator default --output json | jq -e ".status | $1" >/dev/null
+}
+
+holder() {
+  lab_kubectl get lease underpass --namespace kube-system --output 'jsonpath={.spec.holderIdentity}'
+}
+
+# The writer whose process holds the Lease. Its pid there is that within the lab.
+leading() {
+  local name pid inner
+  for name in first second; do
+    [ -e "$LAB/pid/$name" ] || continue
+    read -r pid <"$LAB/pid/$name"
+    inner=$(sed -n 's/^NSpid:.*\t//p' "/proc/$pid/status")
+    [ "$(holder)" != "node1_$inner" ] || printf '%s\n' "$name"
+  done
+}
+
+@test "a SpiderCoordinator's status is kept by the one writer that holds the Lease, and by the other when that is gone" {
+  local leader
+  as_status_writer
+  create "$(coordinator '{"podCIDRType": "calico"}')" "$(pool good 10.50.0.0/16)" "$(pool bad 10.51.0.1/16)"
+  writer first
+  lab_until 10 status_is '.phase == "Synced" and .overlayPodCIDR == ["10.50.0.0/16"]'
+  status_is '.serviceCIDR == ["10.233.64.0/18", "fd00:233:64::/108"]'
+  status_is '.reason == "IPPool bad: 10.51.0.1/16 has host bits: 10.51.0.0/16 was probably meant"'
+  writer second
+  lab_until 10 second_knows
+  leader=$(leading)
+  assert_equal "$leader" first
+  service_cidr more 10.82.0.0/16
+  lab_until 10 status_is '.serviceCIDR | index("10.82.0.0/16")'
+  assert_equal "$(leading)" first
+  lab_stop "$leader" KILL
+  lab_kubectl delete servicecidr more --timeout 10s >/dev/null
+  lab_until 40 status_is '.serviceCIDR | index("10.82.0.0/16") | not' || fail "$(cat "$LAB/log/second")"
+  assert_equal "$(leading)" second
+}
+
+second_knows() { lab_in node1 test -e "$(state)-second/cluster.json"; }
+
+@test "a writer of the status needs each of its rights in deploy/, and says which one is missing" {
+  local role resource verb
+  create "$(coordinator '{"podCIDRType": "none"}')"
+  while read -r role resource verb; do
+    as_status_writer
+    lab_kubectl patch spidercoordinator default --subresource status --type merge --patch '{"status": null}' >/dev/null
+    # To renew a Lease there must be one.
+    [ "$verb" != update ] || lab_kubectl create --filename - >/dev/null <<'LEASE'
+{"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "underpass", "namespace": "kube-system"}}
+LEASE
+    lab_kubectl get "$role" underpass-status --namespace kube-system --output json |
+      jq --arg resource "$resource" --arg verb "$verb" \
+        '.rules |= [.[] | if .resources == [$resource] then .verbs -= [$verb] else . end | select(.verbs != [])]' |
+      lab_kubectl replace --filename - >/dev/null
+    lab_until 5 refused "$verb" "$resource"
+    writer first
+    lab_until 10 grep -qF "cannot $verb resource \\\"$resource\\\"" "$LAB/log/first" || fail "$verb $resource" "$(cat "$LAB/log/first")"
+    expect 1 status_is '.phase == "Synced"'
+    lab_stop first
+  done <<'RIGHTS'
+clusterrole spidercoordinators get
+clusterrole spidercoordinators/status patch
+role leases create
+role leases get
+role leases update
+RIGHTS
+}
+
+# refused VERB RESOURCE: whether the API server knows the changed role.
+refused() {
+  local name=() kind=${2%%/*} group=coordination.k8s.io
+  [ "$1" = create ] || name=(underpass)
+  [ "$kind" = leases ] || group=spiderpool.spidernet.io name=(default)
+  local flags=(--as system:serviceaccount:kube-system:underpass-status --namespace kube-system)
+  [ "$2" = "$kind" ] || flags+=(--subresource "${2#*/}")
+  [ "$(lab_kubectl auth can-i "$1" "$kind.$group${name[0]+/${name[0]}}" "${flags[@]}" 2>/dev/null)" = no ]
 }

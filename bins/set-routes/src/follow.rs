@@ -18,7 +18,7 @@ use common::{
     document::{Cidrs, Command, PodDocument},
     failure::{Code, Context, Failure},
     harness,
-    object::{MAIN_TABLE, Netns, Object, Placed},
+    object::{Netns, Object, Placed},
     settings::{LogOptions, Settings},
     state::{self, Lock, Saved},
 };
@@ -51,6 +51,9 @@ enum Outcome {
     /// It could not be done.
     Failed(Failure),
 }
+
+/// Some of the outcomes.
+type Which = fn(&Outcome) -> bool;
 
 /// What is known of one attachment.
 #[derive(Debug)]
@@ -190,7 +193,7 @@ impl Follower {
         attachment.outcome = Some(outcome);
     }
 
-    fn count(&self, which: fn(&Outcome) -> bool) -> usize {
+    fn count(&self, which: Which) -> usize {
         self.attachments.values().filter_map(|attachment| attachment.outcome.as_ref()).filter(|o| which(o)).count()
     }
 
@@ -217,7 +220,7 @@ impl fmt::Display for Follower {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "# HELP underpass_attachments Pods' interfaces whose routes follow the cluster's CIDRs.")?;
         writeln!(f, "# TYPE underpass_attachments gauge")?;
-        let states: [(&str, fn(&Outcome) -> bool); 4] = [
+        let states: [(&str, Which); 4] = [
             ("current", |outcome| matches!(outcome, Outcome::Current(_))),
             ("locked", |outcome| matches!(outcome, Outcome::Locked)),
             ("gone", |outcome| matches!(outcome, Outcome::Gone)),
@@ -324,10 +327,10 @@ fn changed(before: &Cidrs, after: &Cidrs) -> Vec<IpNet> {
     [only(before, after), only(after, before)].concat()
 }
 
-/// Whether an object is a route in the pod's main table to one of these.
+/// Whether an object is a route in the pod to one of these: in the main table, or in that of a further interface.
 fn is_route_to(placed: &Placed, destinations: &[IpNet]) -> bool {
     let Placed { netns: Netns::Pod, object: Object::Route(route) } = placed else { return false };
-    route.table == MAIN_TABLE && destinations.contains(&route.destination)
+    destinations.contains(&route.destination)
 }
 
 /// The document with the CIDRs that apply now; none if they are those that it has.
@@ -349,7 +352,7 @@ fn renewed(mut document: PodDocument, cluster: &Value) -> Result<Option<PodDocum
 mod tests {
     use common::{
         document::Request,
-        object::{PROTOCOL, Route},
+        object::{MAIN_TABLE, PROTOCOL, Route},
         settings::Settings,
     };
 
@@ -419,7 +422,7 @@ mod tests {
         assert!(is_route_to(&Placed::pod(route("10.1.0.0/16", MAIN_TABLE)), &changed));
         assert!(!is_route_to(&Placed::pod(route("10.2.0.0/16", MAIN_TABLE)), &changed));
         assert!(!is_route_to(&Placed::pod(route("0.0.0.0/0", MAIN_TABLE)), &changed));
-        assert!(!is_route_to(&Placed::pod(route("10.1.0.0/16", 101)), &changed));
+        assert!(is_route_to(&Placed::pod(route("10.1.0.0/16", 101)), &changed));
         assert!(!is_route_to(&Placed::node(route("10.1.0.0/16", MAIN_TABLE)), &changed));
     }
 }
