@@ -10,8 +10,8 @@ use aya_ebpf::{
 use bpf_lb_abi::{Endpoint, FLOWS, Overflow, Peer, Translation};
 
 use crate::{
-    atomic::set_if_zero,
     backend::uncount,
+    instruction::{opaque, set_if_zero},
     maps::{CONFIG, OVERFLOW, Tables},
     sockaddr::Sockaddr,
 };
@@ -172,7 +172,8 @@ impl<A: Tables> Socket<A> {
 /// CAP_PERFMON use an index that it knows nothing about, or a constant one, but none that is known for each turn.
 #[inline(always)]
 fn flow(cookie: u64, turn: u64) -> usize {
-    (cookie ^ turn) as usize & (FLOWS - 1)
+    // The mask goes last, since Linux 6.1 does not see that the exclusive or of two small numbers is small.
+    opaque(cookie ^ turn) as usize & (FLOWS - 1)
 }
 
 /// Gives back what a socket that is closed held.
