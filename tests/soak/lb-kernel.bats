@@ -6,7 +6,7 @@ load ../lb
 setup_file() {
   local program
   for program in qemu-system-x86_64 busybox cpio dpkg-deb apt-get; do
-    command -v $program >/dev/null || suite_skips "no $program: scripts/setup --qemu, and Debian's busybox-static and cpio" ||
+    command -v $program >/dev/null || suite_skips "no $program: run scripts/setup --qemu" ||
       return 0
   done
   lb_needs_program || return 0
@@ -36,6 +36,7 @@ programs() {
 }
 
 # boot: runs the script on stdin on that kernel, after the load balancer was loaded there.
+# shellcheck disable=SC2016 # expanded there
 boot() {
   { printf '%s\n' \
     'mkdir /cgroup && mount -t cgroup2 cgroup2 /cgroup && mkdir /cgroup/test' \
