@@ -8,7 +8,7 @@ use bpf_lb_abi::{
 };
 
 use crate::{
-    instruction::add,
+    atomic::add,
     maps::{AFFINITY, BACKENDS, CONFIG, NAMESPACES, Tables},
     sockaddr::Sockaddr,
 };

@@ -7,9 +7,9 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
-mod backend;
+mod atomic;
 #[cfg(target_arch = "bpf")]
-mod instruction;
+mod backend;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]

@@ -1,4 +1,4 @@
-//! What takes assembly: the kernel's atomic instructions, since Rust's BPF target has loads and stores only.
+//! The kernel's atomic instructions. Rust's BPF target has loads and stores only.
 
 use core::arch::asm;
 
@@ -25,14 +25,4 @@ pub(crate) fn set_if_zero(word: &Long, value: u64) -> bool {
         );
     }
     found == 0
-}
-
-/// The same value, about which the compiler knows nothing any more.
-#[inline(always)]
-pub(crate) fn opaque(value: u64) -> u64 {
-    let mut value = value;
-    // SAFETY: moves a register to itself. (With no instruction, the next one would have two lines of debug information,
-    // which the kernel refuses.)
-    unsafe { asm!("{0} = {0}", inout(reg) value) };
-    value
 }
