@@ -85,11 +85,11 @@ while time.monotonic() < end:
     found[reach(SOCK_STREAM, "10.96.0.1")] += 1
 equal(set(found), {"127.0.0.2", "127.0.0.3"})
 PY
-  local name
-  for name in new old new old new old; do
+  local turn name=(old new)
+  for turn in 1 0 1 0 1 0; do
     sleep 0.4
-    lb_services "$(lb_service $name "{\"clusterIps\": [\"10.96.0.1\"],
-      \"backends\": $(lb_backends 127.0.0.$([ $name = old ] && echo 2 || echo 3))}")"
+    lb_services "$(lb_service "${name[turn]}" "{\"clusterIps\": [\"10.96.0.1\"],
+      \"backends\": $(lb_backends 127.0.0.$((turn + 2)))}")"
   done
   wait
   assert_equal "$(<"$BATS_TEST_TMPDIR/client")" ''

@@ -20,6 +20,21 @@ use crate::{
 #[unsafe(no_mangle)]
 static PEER_MASK: u32 = 1023;
 
+/// Does something with each flow, without a loop: the verifier lets programs without CAP_PERFMON add to a pointer only what
+/// is the same each time.
+macro_rules! each_flow {
+    ($overflow:ident, $flow:ident => $body:block) => {
+        each_flow!($overflow, $flow, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    ($overflow:ident, $flow:ident, $body:block, $($index:literal)*) => {
+        const { assert!(FLOWS == [$($index),*].len()) };
+        $({
+            let $flow = &mut $overflow.flows[$index];
+            $body
+        })*
+    };
+}
+
 /// Where a socket's translations are.
 pub(crate) struct Socket<A: Tables> {
     cookie: u64,
@@ -114,14 +129,13 @@ impl<A: Tables> Socket<A> {
         }
         let Some(overflow) = self.overflow(true) else { return false };
         let translation = widen(&translation);
-        for turn in 0..FLOWS as u64 {
-            let flow = &mut overflow.flows[flow(self.cookie, turn)];
+        each_flow!(overflow, flow => {
             if flow.service.port == 0 || flow.service == translation.service {
                 uncount(flow);
                 *flow = translation;
                 return true;
             }
-        }
+        });
         false
     }
 
@@ -150,12 +164,11 @@ impl<A: Tables> Socket<A> {
         if is_it(&overflow.connection) {
             return Some(translation(&overflow.connection));
         }
-        for turn in 0..FLOWS as u64 {
-            let flow = &overflow.flows[flow(self.cookie, turn)];
+        each_flow!(overflow, flow => {
             if is_it(flow) {
                 return Some(translation(flow));
             }
-        }
+        });
         None
     }
 
@@ -166,13 +179,6 @@ impl<A: Tables> Socket<A> {
         }
         storage(self.socket, create)
     }
-}
-
-/// The flow to look at in that turn: in an order that the cookie says. The verifier lets programs without
-/// CAP_PERFMON use an index that it knows nothing about, or a constant one, but none that is known for each turn.
-#[inline(always)]
-fn flow(cookie: u64, turn: u64) -> usize {
-    (cookie ^ turn) as usize & (FLOWS - 1)
 }
 
 /// Gives back what a socket that is closed held.
@@ -193,9 +199,7 @@ pub(crate) fn forget(socket: *mut bpf_sock) {
         && let Some(overflow) = storage(socket, false)
     {
         uncount(&overflow.connection);
-        for turn in 0..FLOWS as u64 {
-            uncount(&overflow.flows[flow(cookie, turn)]);
-        }
+        each_flow!(overflow, flow => { uncount(flow); });
     }
 }
 

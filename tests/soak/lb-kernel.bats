@@ -1,0 +1,83 @@
+# The socket load balancer on Debian's own Linux 6.1, booted in QEMU by software emulation.
+
+load ../helpers
+load ../lb
+
+setup_file() {
+  local program
+  for program in qemu-system-x86_64 busybox cpio dpkg-deb apt-get; do
+    command -v $program >/dev/null || suite_skips "no $program: run scripts/setup --qemu" ||
+      return 0
+  done
+  lb_needs_program || return 0
+  kernel || suite_skips 'no package of Linux 6.1 could be downloaded: run apt-get update' || return 0
+  programs || suite_skips 'no static bench client could be built' || return 0
+}
+
+# Debian's kernel, downloaded once.
+kernel() {
+  export KERNELS=${UNDERPASS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/underpass}/kernel
+  mkdir -p "$KERNELS"
+  [ -z "$(find "$KERNELS" -name 'linux-image-6.1.*.deb')" ] || return 0
+  local package
+  package=$(apt-cache depends linux-image-amd64 | sed -n 's/.*Depends: \(linux-image-6\.1\..*\)/\1/p' | head -1)
+  [ -n "$package" ] && (cd "$KERNELS" && apt-get download "$package")
+}
+
+# The loader, and the client of the benchmark, which checks what it is answered.
+programs() {
+  export PROGRAMS=$BATS_FILE_TMPDIR/programs
+  local target
+  target=$(rustc -vV | sed -n 's/^host: //p')
+  RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' cargo build --release --locked --target "$target" \
+    --manifest-path "$LAB_REPO/Cargo.toml" --package bpf-lb-load --bins --example lb-bench || return
+  mkdir "$PROGRAMS"
+  cp "$LAB_REPO/target/$target/release/"{bpf-lb-load,examples/lb-bench} "$PROGRAMS"
+}
+
+# boot: runs the script on stdin on that kernel, after the load balancer was loaded there.
+# shellcheck disable=SC2016 # expanded there
+boot() {
+  { printf '%s\n' \
+    'mkdir /cgroup && mount -t cgroup2 cgroup2 /cgroup && mkdir /cgroup/test' \
+    'mount -t bpf bpf /sys/fs/bpf' \
+    'ip link set lo up' \
+    'printf "kernel %s\n" "$(uname -r)"' \
+    'bpf-lb-load load --cgroup /cgroup/test' && cat; } |
+    bash "$LAB_SOURCE/boot" "$KERNELS"/linux-image-6.1.*.deb "$PROGRAMS" >"$BATS_TEST_TMPDIR/console" || {
+    cat "$BATS_TEST_TMPDIR/console"
+    return 1
+  }
+  grep -o '6\.1\.0-.*' "$BATS_TEST_TMPDIR/console" | head -1 | sed 's/^/# Linux /' >&3
+}
+
+@test "on Linux 6.1 all programs load, and TCP and UDP are translated there and back" {
+  boot <<'EOT'
+lb-bench table --services 10 | bpf-lb-load apply
+for case in tcp tcp6 udp-same udp-mapped udp-new udp-echo peer; do
+  lb-bench run $case --count 200 --repeat 1 --cgroup /cgroup/test
+done
+lb-bench table --services 1 --affinity | bpf-lb-load apply
+lb-bench run tcp --count 200 --repeat 1 --cgroup /cgroup/test
+lb-bench table --services 1 --least-connections | bpf-lb-load apply
+lb-bench run tcp --count 200 --repeat 1 --cgroup /cgroup/test
+bpf-lb-load stats --format prometheus
+EOT
+  expect 1 grep 'lacks' "$BATS_TEST_TMPDIR/console"
+  # 200 to warm up and 200 more; nothing is open when all is over.
+  awk '/^underpass_lb_connections_total/ { sum += $NF } /^underpass_lb_open_sockets/ { open += $NF }
+    END { exit !(sum >= 400 && open == 0) }' "$BATS_TEST_TMPDIR/console"
+}
+
+@test "on Linux 6.1 a new build takes over in place, and unload leaves nothing" {
+  boot <<'EOT'
+lb-bench table --services 10 | bpf-lb-load apply
+bpf-lb-load show >/before
+bpf-lb-load load --cgroup /cgroup/test
+bpf-lb-load show >/after
+cmp /before /after
+lb-bench run tcp --services 10 --count 200 --repeat 1 --cgroup /cgroup/test
+bpf-lb-load unload
+test -z "$(find /sys/fs/bpf -mindepth 1 ! -name '*.debug')"
+EOT
+}
