@@ -123,11 +123,12 @@ held = [connect(SOCK_STREAM, address) for address in ("10.96.0.1", "fd02::1") fo
 held += [connect(SOCK_DGRAM, "10.96.0.1") for _ in range(30)]
 time.sleep(3)
 PY
+  local client=$!
   sleep 2
   # Of two backends both are drawn each time, so they are level after each pair.
   assert_equal "$(lb_open least)" '[25,25,25,25]'
   assert_equal "$(lb_open least-udp)" '[15,15,0,0]'
-  wait
+  wait "$client"
   assert_equal "$(<"$BATS_TEST_TMPDIR/out")" ''
   assert_equal "$(lb_open least)" '[0,0,0,0]'
 }
