@@ -61,12 +61,13 @@ while time.monotonic() < end:
     count += 1
 print("went on" if count > 1000 else f"only {count}")
 PY
+  local client=$!
   # Another file of the same contents is as good as another build: the kernel gets new programs from it.
   cp "$(lab_lb_program)" "$LAB/bin/bpf-lb-load.new"
   for _ in 1 2 3 4 5 6 7 8 9 10; do
     lab_in node1 "$LAB/bin/bpf-lb-load.new" load --cgroup "$(<"$LAB/host/node1/cgroup")"
   done
-  wait
+  wait "$client"
   assert_equal "$(<"$BATS_TEST_TMPDIR/clients")" 'went on'
 }
 
@@ -82,10 +83,11 @@ equal(connected.getpeername(), ("10.96.0.1", 80))
 equal(sender.recvfrom(64), (b"127.0.0.2", ("10.96.0.1", 80)))
 print("known")
 PY
+  local client=$!
   : <"$BATS_TEST_TMPDIR/ready"
   lab_reload node1
   : >"$BATS_TEST_TMPDIR/go"
-  wait
+  wait "$client"
   assert_equal "$(<"$BATS_TEST_TMPDIR/client")" known
 }
 
@@ -163,6 +165,7 @@ PY
 @test "a second writer is told that another one is at work" {
   mkfifo "$BATS_TEST_TMPDIR/changes"
   lab_lb node1 follow <"$BATS_TEST_TMPDIR/changes" >"$BATS_TEST_TMPDIR/answers" 3>&- &
+  local client=$!
   exec 5>"$BATS_TEST_TMPDIR/changes"
   printf '{"remove": {"namespace": "nobody", "name": "nothing"}}\n' >&5
   lab_until 5 grep -q line "$BATS_TEST_TMPDIR/answers"
@@ -170,7 +173,7 @@ PY
   assert_contains "$stderr" 'another loader'
   expect 0 lab_lb node1 show
   exec 5>&-
-  wait
+  wait "$client"
 }
 
 @test "sockets beyond --max-sockets are translated and remembered as well" {

@@ -85,13 +85,14 @@ while time.monotonic() < end:
     found[reach(SOCK_STREAM, "10.96.0.1")] += 1
 equal(set(found), {"127.0.0.2", "127.0.0.3"})
 PY
+  local client=$!
   local turn name=(old new)
   for turn in 1 0 1 0 1 0; do
     sleep 0.4
     lb_services "$(lb_service "${name[turn]}" "{\"clusterIps\": [\"10.96.0.1\"],
       \"backends\": $(lb_backends 127.0.0.$((turn + 2)))}")"
   done
-  wait
+  wait "$client"
   assert_equal "$(<"$BATS_TEST_TMPDIR/client")" ''
   # Taken from one that stays.
   lab_lb node1 follow >/dev/null <<<"{\"set\": $(lb_service thief '{"clusterIps": ["10.96.0.1"]}')}"
