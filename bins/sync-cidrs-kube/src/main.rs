@@ -55,7 +55,10 @@ fn main() -> ExitCode {
     match result {
         Ok(Some(output)) => harness::print(&output.to_string(), ExitCode::SUCCESS),
         Ok(None) => ExitCode::SUCCESS,
-        Err(error) => harness::fail(ABOUT.name, json!({}), Failure::new(Code::Io, format!("{error:#}"))),
+        Err(error) => {
+            let code = if error.is::<serde_json::Error>() { Code::Decoding } else { Code::Io };
+            harness::fail(ABOUT.name, json!({}), Failure::new(code, format!("{error:#}")))
+        }
     }
 }
 
