@@ -59,11 +59,7 @@ pub fn load(request: &Request) -> Option<Value> {
 /// # Errors
 /// What the file system says.
 pub fn save(request: &Request, document: &Value) -> io::Result<()> {
-    fs::create_dir_all(attachments())?;
-    let path = file_of(&request.container_id, &request.ifname);
-    let new = path.with_extension("new");
-    File::create(&new)?.write_all(document.to_string().as_bytes())?;
-    fs::rename(&new, &path)
+    write(&file_of(&request.container_id, &request.ifname), &document.to_string())
 }
 
 /// Writes a file of the state directory, which is made if it is not there. A reader sees the old content or the new.
@@ -74,27 +70,38 @@ pub fn write(path: &Path, content: &str) -> io::Result<()> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
     }
-    let mut new = path.as_os_str().to_owned();
-    new.push(".new");
+    let new = unfinished(path);
     File::create(&new)?.write_all(content.as_bytes())?;
     fs::rename(&new, path)
 }
 
-/// Forgets an attachment.
+/// Where a file is until it is written whole.
+fn unfinished(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    name.into()
+}
+
+/// Forgets an attachment, also what a writer that was killed has left of it.
 ///
 /// # Errors
 /// What the file system says, except that there is no such file.
 pub fn forget(container_id: &str, ifname: &str) -> io::Result<()> {
-    match fs::remove_file(file_of(container_id, ifname)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
+    let path = file_of(container_id, ifname);
+    for path in [unfinished(&path), path] {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
     }
+    Ok(())
 }
 
 /// The saved documents.
 pub fn list() -> Vec<Value> {
-    let files = fs::read_dir(attachments()).into_iter().flatten().flatten();
-    files.filter_map(|file| serde_json::from_slice(&fs::read(file.path()).ok()?).ok()).collect()
+    let files = fs::read_dir(attachments()).into_iter().flatten().flatten().map(|file| file.path());
+    let whole = files.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
+    whole.filter_map(|path| serde_json::from_slice(&fs::read(path).ok()?).ok()).collect()
 }
 
 /// An attachment whose document was saved.
