@@ -152,6 +152,35 @@ PY
   lb_no_pins
 }
 
+# The loader's programs, the first instruction of connect4 replaced by one that reads a register that nobody wrote.
+lb_spoilt_object() {
+  python3 - "$(lab_lb_program)" <<'PY'
+import re, struct, sys
+loader = open(sys.argv[1], "rb").read()
+EM_BPF = struct.pack("<HH", 1, 247)
+start = next(at.start() for at in re.finditer(b"\x7fELF", loader) if loader[at.start() + 16:][:4] == EM_BPF)
+image = loader[start:]
+sections, (size, count, names) = struct.unpack_from("<Q", image, 40)[0], struct.unpack_from("<HHH", image, 58)
+image = bytearray(image[:sections + size * count])
+headers = [struct.unpack_from("<IIQQQQ", image, sections + size * index) for index in range(count)]
+name = lambda header: bytes(image[headers[names][4] + header[0]:]).split(b"\0")[0]
+offset = next(header[4] for header in headers if name(header) == b"cgroup/connect4")
+image[offset:offset + 8] = bytes([0xbf, 0x90, 0, 0, 0, 0, 0, 0])  # r0 = r9
+sys.stdout.buffer.write(image)
+PY
+}
+
+@test "programs that the kernel refuses are an error with the verifier's log, and what was loaded goes on" {
+  lb_spoilt_object >"$BATS_TEST_TMPDIR/object"
+  expect 1 lab_reload node1 --object "$BATS_TEST_TMPDIR/object"
+  assert_contains "$stderr" 'load connect4'
+  assert_contains "$stderr" 'R9 !read_ok'
+  lb_reaches
+  lab_lb node1 unload
+  expect 1 lab_reload node1 --object "$BATS_TEST_TMPDIR/object"
+  lb_no_pins
+}
+
 @test "two load balancers live side by side, each with its own pins" {
   local cgroup
   cgroup=$(lab_cgroup second)

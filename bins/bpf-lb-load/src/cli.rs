@@ -83,6 +83,9 @@ struct Load {
     /// The node's network namespace, as a file, in which node ports are kept free; the loader's own by default
     #[arg(long)]
     node_netns: Option<PathBuf>,
+    /// An ELF object with the programs, instead of those that were built in
+    #[arg(long)]
+    object: Option<PathBuf>,
     #[command(flatten)]
     sizes: Sizes,
 }
@@ -156,7 +159,8 @@ fn load_programs(pins: Pins, load: Load) -> Result<()> {
         Some(cgroup) => cgroup,
         None => cgroup_root()?,
     };
-    let request = Request { pins, cgroup, participation, node_netns: load.node_netns, sizes: load.sizes };
+    let Load { node_netns, object, sizes, .. } = load;
+    let request = Request { pins, cgroup, participation, node_netns, sizes, object };
     for missing in load::load(&request)? {
         eprintln!("bpf-lb-load: this kernel lacks {missing}");
     }

@@ -1,6 +1,7 @@
 //! Loads the programs, attaches them to a cgroup and pins them; or replaces those that are there.
 
 use std::{
+    borrow::Cow,
     fs::File,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
@@ -53,13 +54,17 @@ pub struct Request {
     pub node_netns: Option<PathBuf>,
     /// For maps that are to be made.
     pub sizes: Sizes,
+    /// The programs, as an ELF object, instead of those that were built into the loader.
+    pub object: Option<PathBuf>,
 }
 
 /// Loads, attaches and pins. Run again, it replaces the programs and keeps what the maps hold.
 ///
 /// Returns the features that the kernel lacks.
 pub fn load(request: &Request) -> Result<Vec<String>> {
-    if let Some(missing) = option_env!("BPF_LB_MISSING") {
+    if let Some(missing) = option_env!("BPF_LB_MISSING")
+        && request.object.is_none()
+    {
         bail!("this bpf-lb-load was built without its kernel side ({missing}); install that and build again");
     }
     let cgroup = File::open(&request.cgroup).with_context(|| format!("cgroup {}", request.cgroup.display()))?;
@@ -132,7 +137,11 @@ fn open_object(request: &Request, fresh: bool, set_retval: bool) -> Result<Ebpf>
     for map in sizes.iter().map(|(map, _)| *map).chain(others) {
         loader.map_pin_path(map, folder.join(map));
     }
-    loader.load(OBJECT).context("make the maps; this takes CAP_BPF and CAP_NET_ADMIN, and Linux 5.12")
+    let object = match &request.object {
+        Some(path) => Cow::Owned(std::fs::read(path).with_context(|| path.display().to_string())?),
+        None => Cow::Borrowed(OBJECT),
+    };
+    loader.load(&object).context("make the maps; this takes CAP_BPF and CAP_NET_ADMIN, and Linux 5.12")
 }
 
 fn capacity(folder: &Path, map: &str) -> Result<u32> {
