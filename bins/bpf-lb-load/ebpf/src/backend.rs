@@ -87,9 +87,12 @@ impl<A: Tables> Frontend<A> {
     #[inline(always)]
     fn choose_anew(&self) -> Option<&'static Slot<A>> {
         let count = self.entry.count();
+        if count == 1 {
+            return self.slot(0);
+        }
         let first = below(count);
         let slot = self.slot(first)?;
-        if !self.entry.least_connections() || count == 1 {
+        if !self.entry.least_connections() {
             return Some(slot);
         }
         // Another one than the first: as many places after it as there are others.
