@@ -192,6 +192,47 @@ PY
   assert_equal "$(lb_stat '[.[] | select(.name == "least-udp") | .backends[].connections] | add')" 1628
 }
 
+# lb_held LB_LEAST_ARGUMENT...: with six connections open, three to each backend, makes a table of each line on stdin (the
+# backends), and prints the counts after each; the last time with all connections closed.
+lb_held() {
+  mkfifo "$BATS_TEST_TMPDIR/ready" "$BATS_TEST_TMPDIR/go"
+  lb_services
+  lb_least 127.0.0.2 127.0.0.3
+  lab_sockets node1/pod "$BATS_TEST_TMPDIR" 3>&- <<'PY' &
+serve("127.0.0.2", "127.0.0.3", "127.0.0.4")
+held = [connect(SOCK_STREAM, "10.96.0.1") for _ in range(6)]
+open(sys.argv[1] + "/ready", "w").close()
+open(sys.argv[1] + "/go").read()
+PY
+  local client=$! backends
+  : <"$BATS_TEST_TMPDIR/ready"
+  lb_open least
+  while read -r backends; do
+    # shellcheck disable=SC2086 # a list
+    lb_least $backends
+    lb_open least
+  done
+  : >"$BATS_TEST_TMPDIR/go"
+  wait "$client"
+  lb_open least
+}
+
+@test "a least-connections count goes on when its backend goes and comes back, and its place is given to no other" {
+  run lb_held <<'TABLES'
+127.0.0.2
+127.0.0.2 127.0.0.4
+127.0.0.2 127.0.0.3 127.0.0.4
+TABLES
+  assert_equal "$output" $'[3,3]\n[3]\n[3,0]\n[3,3,0]\n[0,0,0]'
+}
+
+@test "sockets that are closed while their least-connections backend is away do not count when it comes back" {
+  run lb_held <<<127.0.0.2
+  assert_equal "$output" $'[3,3]\n[3]\n[0]'
+  lb_least 127.0.0.2 127.0.0.3
+  assert_equal "$(lb_open least)" '[0,0]'
+}
+
 @test "with the internal traffic policy Local a ClusterIP leads to local backends only" {
   lb_services "$(lb_service local '{"clusterIps": ["10.96.0.1"], "externalIps": ["192.0.2.1"], "nodePort": 30080,
     "internalTrafficPolicy": "Local", "backends": [{"address": "127.0.0.2", "port": 8080, "local": true},

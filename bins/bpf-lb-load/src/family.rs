@@ -8,6 +8,7 @@ use std::{
 use bpf_lb_abi::{Address, CELLS, Cell, Endpoint, Entry, Long, PROBES, Slot, TCP, UDP};
 
 use crate::{
+    grace::Limbo,
     maps::{MapsError, mapped},
     space::Space,
     spec::Frontend,
@@ -81,7 +82,8 @@ fn endpoint<A: Family>(address: SocketAddr, protocol: Protocol) -> Option<Endpoi
     Some(Endpoint { address: A::from_ip(address.ip())?, port: address.port().to_be(), protocol: number(protocol) })
 }
 
-fn address<A: Family>(endpoint: &Endpoint<A>) -> SocketAddr {
+/// An address and port as the table has it.
+pub fn address<A: Family>(endpoint: &Endpoint<A>) -> SocketAddr {
     SocketAddr::new(endpoint.address.to_ip(), u16::from_be(endpoint.port))
 }
 
@@ -124,14 +126,6 @@ pub struct About {
     pub affinity_seconds: u32,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum CellState {
-    Free,
-    Taken,
-    /// Programs may have found the frontend that was here, and not yet read where it leads.
-    Retired,
-}
-
 /// A counter that has moved: what is counted in the old place after it was copied still has to follow.
 #[derive(Debug)]
 struct Moved {
@@ -144,10 +138,12 @@ struct Moved {
 #[derive(Debug)]
 pub struct Tables<A: Family> {
     cells: Mapped<Cell<A>>,
-    states: Vec<CellState>,
+    taken: Vec<bool>,
+    /// Programs may have found the frontend that was here, and not yet read where it leads.
+    retired_cells: Limbo<u32>,
     slots: Mapped<Slot<A>>,
     slot_space: Space,
-    moved: Vec<Moved>,
+    moved: Limbo<Moved>,
 }
 
 const CELLS_PER_BUCKET: u32 = CELLS as u32;
@@ -159,22 +155,23 @@ impl<A: Family> Tables<A> {
         let cells: Mapped<Cell<A>> = mapped(folder, &name("frontends"))?;
         let slots: Mapped<Slot<A>> = mapped(folder, &name("slots"))?;
         Ok(Self {
-            states: vec![CellState::Free; cells.capacity() as usize],
+            taken: vec![false; cells.capacity() as usize],
+            retired_cells: Limbo::default(),
             slot_space: Space::new(slots.capacity(), []),
             cells,
             slots,
-            moved: Vec::new(),
+            moved: Limbo::default(),
         })
     }
 
     /// All frontends with their cells, and marks those and the slots that they lead to as taken.
     pub fn read(&mut self) -> Vec<(Frontend, u32, Entry)> {
         let mut frontends = Vec::new();
-        for (cell, state) in (0..).zip(&mut self.states) {
+        for (cell, taken) in (0..).zip(&mut self.taken) {
             let Some(found) = self.cells.get(cell) else { continue };
             let entry = Entry(found.entry.load());
             if entry.is_present() {
-                *state = CellState::Taken;
+                *taken = true;
                 let protocol = if found.key.protocol == UDP { Protocol::Udp } else { Protocol::Tcp };
                 frontends.push((Frontend { address: address(&found.key), protocol }, cell, entry));
             }
@@ -208,20 +205,20 @@ impl<A: Family> Tables<A> {
             let bucket = (hash.wrapping_add(probe)) & (buckets - 1);
             bucket * CELLS_PER_BUCKET..(bucket + 1) * CELLS_PER_BUCKET
         });
-        let cell = cells.into_iter().find(|cell| self.states.get(*cell as usize) == Some(&CellState::Free))?;
-        self.set_state(cell, CellState::Taken);
+        let cell = cells.into_iter().find(|cell| self.taken.get(*cell as usize) == Some(&false))?;
+        self.set_taken(cell, true);
         Some(cell)
     }
 
-    fn set_state(&mut self, cell: u32, state: CellState) {
-        if let Some(place) = self.states.get_mut(cell as usize) {
-            *place = state;
+    fn set_taken(&mut self, cell: u32, taken: bool) {
+        if let Some(place) = self.taken.get_mut(cell as usize) {
+            *place = taken;
         }
     }
 
     /// Gives back a cell that was not used.
     pub fn free_cell(&mut self, cell: u32) {
-        self.set_state(cell, CellState::Free);
+        self.set_taken(cell, false);
     }
 
     /// Places for a run of `count` backends.
@@ -239,16 +236,28 @@ impl<A: Family> Tables<A> {
         self.slot_space.retire(run.base, run.count + 1);
     }
 
-    /// Frees what was retired: no program runs any more that has seen it.
-    pub fn settle(&mut self) {
-        self.slot_space.settle();
-        for Moved { from, to, copied } in std::mem::take(&mut self.moved) {
+    /// See [`Limbo::needs_wait`].
+    pub const fn needs_wait(&self) -> bool {
+        self.slot_space.needs_wait() || self.retired_cells.needs_wait()
+    }
+
+    /// See [`Limbo::wait_begins`].
+    pub fn wait_begins(&mut self) {
+        self.slot_space.wait_begins();
+        self.moved.wait_begins();
+        self.retired_cells.wait_begins();
+    }
+
+    /// Frees what was retired before the wait began.
+    pub fn wait_ends(&mut self) {
+        for Moved { from, to, copied } in self.moved.wait_ends() {
             if let (Some(from), Some(to)) = (self.slots.get(from), self.slots.get(to)) {
                 to.connections.add(from.connections.load() - copied);
             }
         }
-        for cell in self.states.iter_mut().filter(|cell| **cell == CellState::Retired) {
-            *cell = CellState::Free;
+        self.slot_space.wait_ends();
+        for cell in self.retired_cells.wait_ends() {
+            self.set_taken(cell, false);
         }
     }
 
@@ -297,6 +306,6 @@ impl<A: Family> Tables<A> {
     /// Lets a frontend disappear. The key stays, since others may have gone past it to the next bucket.
     pub fn remove(&mut self, cell: u32) {
         self.lead(cell, Entry::NONE);
-        self.set_state(cell, CellState::Retired);
+        self.retired_cells.push(cell);
     }
 }

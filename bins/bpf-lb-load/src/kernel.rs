@@ -9,17 +9,18 @@ use std::{
     path::Path,
 };
 
-use aya::maps::{Array, ArrayOfMaps, MapData};
-use bpf_lb_abi::{Backend, Config, Entry, Long, NO_SLOT, Name, Scope, Word, node_port_bit};
+use bpf_lb_abi::{Backend, Config, Endpoint, Entry, Long, NO_SERVICE, NO_SLOT, Name, Scope, Word, node_port_bit};
 use thiserror::Error;
 
 use crate::{
-    family::{About, BackendRef, Family as _, Run, Tables, number, words},
-    maps::{MapsError, mapped, pinned},
+    family::{self, About, BackendRef, Family as _, Run, Tables, number, words},
+    grace::Grace,
+    maps::{MapsError, mapped},
     name,
     space::Space,
     spec::{Frontend, SetKey, Spec},
     sys::Mapped,
+    table::Protocol,
 };
 
 /// Why a change was not made.
@@ -60,6 +61,14 @@ struct Owned {
     owner: String,
 }
 
+/// A backend that left its service: while sockets are open to it, its place is kept, so that these count should it come back.
+#[derive(Clone, Copy, Debug)]
+struct Lingering {
+    backend: BackendRef,
+    /// A wait has begun since it left. When that has ended, no program adds to the count any more.
+    waited: bool,
+}
+
 /// The maps, and what is in them.
 pub struct Kernel {
     four: Tables<u32>,
@@ -68,11 +77,13 @@ pub struct Kernel {
     backends: Mapped<Backend>,
     node_ports: Mapped<Long>,
     config: Mapped<Config>,
-    grace: ArrayOfMaps<MapData, Array<MapData, u32>>,
+    grace: Grace,
     name_space: Space,
     backend_space: Space,
     services: BTreeMap<String, Installed>,
     owners: HashMap<Frontend, Owned>,
+    /// By service id and address. Of services with least connections only, since the others' sockets are not counted.
+    lingering: HashMap<(u32, SocketAddr), Lingering>,
 }
 
 /// Calls a method of the tables of the right family.
@@ -89,10 +100,8 @@ macro_rules! tables {
 }
 
 impl Kernel {
-    /// Opens the maps that are pinned in `folder`, and reads them.
+    /// Opens the maps that are pinned in `folder`, and reads them. Before any change, see [`Kernel::recover`].
     pub fn open(folder: &Path) -> Result<Self, MapsError> {
-        let grace =
-            ArrayOfMaps::try_from(pinned(folder, "grace")?).map_err(|source| MapsError::new("grace", source))?;
         let mut kernel = Self {
             four: Tables::open(folder)?,
             six: Tables::open(folder)?,
@@ -100,11 +109,12 @@ impl Kernel {
             backends: mapped(folder, "backends")?,
             node_ports: mapped(folder, "node_ports")?,
             config: mapped(folder, "config")?,
-            grace,
+            grace: Grace::open(folder)?,
             name_space: Space::new(0, []),
             backend_space: Space::new(0, []),
             services: BTreeMap::new(),
             owners: HashMap::new(),
+            lingering: HashMap::new(),
         };
         kernel.read();
         Ok(kernel)
@@ -126,8 +136,6 @@ impl Kernel {
             self.adopt(frontend, &owner, entry);
             self.owners.insert(frontend, Owned { cell, owner });
         }
-        let used = self.services.values().flat_map(|service| service.backends.values().map(|backend| (backend.id, 1)));
-        self.backend_space = Space::new(self.backends.capacity(), used);
         self.name_space = Space::new(self.names.capacity(), by_id.keys().map(|id| (*id, 1)));
     }
 
@@ -164,30 +172,82 @@ impl Kernel {
             }
         }
         for id in 0..self.backends.capacity() {
-            let slots = members.get(&id).unwrap_or(&[NO_SLOT; 2]);
-            if let Some(backend) = self.backends.get(id) {
-                for (word, slot) in backend.slots.iter().zip(slots) {
-                    if word.load() != *slot {
-                        word.store(*slot);
-                    }
+            let Some(backend) = self.backends.get(id) else { continue };
+            let slots = members.get(&id);
+            for (word, slot) in backend.slots.iter().zip(slots.unwrap_or(&[NO_SLOT; 2])) {
+                if word.load() != *slot {
+                    word.store(*slot);
                 }
             }
+            if slots.is_none() && backend.open.load() > 0 {
+                self.let_linger(id);
+            }
         }
+        let lingering = self.lingering.values().map(|lingering| lingering.backend.id);
+        let used = members.keys().copied().chain(lingering).map(|id| (id, 1));
+        self.backend_space = Space::new(self.backends.capacity(), used);
         self.write_node_ports();
         self.settle()
     }
 
-    /// Waits until every program that runs now has ended, and frees what was retired.
-    ///
-    /// An update of a map of maps from user space returns after such a wait (`maybe_wait_bpf_programs` in the kernel).
+    /// Takes note of a backend that is in no set and has open sockets.
+    fn let_linger(&mut self, id: u32) {
+        let Some(backend) = self.backends.get(id) else { return };
+        let service = backend.service.load();
+        let address = address_of(backend);
+        let lingering = Lingering { backend: BackendRef { id, generation: backend.generation.load() }, waited: false };
+        let counts = self.services.values().any(|known| known.id == service && known.spec.least_connections);
+        if !counts || self.lingering.contains_key(&(service, address)) {
+            backend.service.store(NO_SERVICE);
+        } else {
+            self.lingering.insert((service, address), lingering);
+        }
+    }
+
+    /// Waits until every program that runs now has ended, and frees all that was retired.
     fn settle(&mut self) -> Result<(), MapsError> {
-        let inner = Array::create(1, 0).map_err(|source| MapsError::new("grace", source))?;
-        self.grace.set(0, &inner, 0).map_err(|source| MapsError::new("grace", source))?;
-        self.four.settle();
-        self.six.settle();
-        self.name_space.settle();
-        self.backend_space.settle();
+        // A wait that is under way began too early for what was retired since.
+        if self.grace.is_waiting() {
+            self.grace.end()?;
+            self.wait_ends();
+        }
+        self.wait_begins();
+        self.grace.end()?;
+        self.wait_ends();
         Ok(())
+    }
+
+    /// Frees what no program uses any more, and begins to wait for the rest.
+    fn tidy(&mut self) -> Result<(), MapsError> {
+        if self.grace.has_ended()? {
+            self.wait_ends();
+        }
+        if !self.grace.is_waiting() && (self.four.needs_wait() || self.six.needs_wait()) {
+            self.wait_begins();
+        }
+        Ok(())
+    }
+
+    fn wait_begins(&mut self) {
+        self.four.wait_begins();
+        self.six.wait_begins();
+        self.name_space.wait_begins();
+        self.backend_space.wait_begins();
+        self.lingering.values_mut().for_each(|lingering| lingering.waited = true);
+        self.grace.begin();
+    }
+
+    fn wait_ends(&mut self) {
+        self.four.wait_ends();
+        self.six.wait_ends();
+        self.name_space.wait_ends();
+        self.backend_space.wait_ends();
+        let is_left = |lingering: &Lingering| {
+            lingering.waited && self.backends.get(lingering.backend.id).is_none_or(|place| place.open.load() == 0)
+        };
+        for (_, left) in self.lingering.extract_if(|_, lingering| is_left(lingering)) {
+            self.backend_space.free(left.backend.id, 1);
+        }
     }
 
     /// The services, by key.
@@ -219,7 +279,7 @@ impl Kernel {
 
     /// How many sockets are translated to a backend now.
     pub fn open_sockets(&self, backend: BackendRef) -> u64 {
-        self.backends.get(backend.id).map_or(0, |backend| backend.open.load())
+        self.backends.get(backend.id).map_or(0, |backend| backend.open.load().into())
     }
 
     /// The addresses on which node ports answer.
@@ -234,11 +294,7 @@ impl Kernel {
     pub fn set_node_addresses(&self, addresses: &[IpAddr]) {
         let Some(config) = self.config() else { return };
         for (place, address) in config.node_addresses.iter().zip(addresses) {
-            let address = match address {
-                IpAddr::V4(address) => address.to_ipv6_mapped(),
-                IpAddr::V6(address) => *address,
-            };
-            for (place, word) in place.iter().zip(words(address)) {
+            for (place, word) in place.iter().zip(mapped_words(*address)) {
                 place.store(word);
             }
         }
@@ -271,6 +327,7 @@ impl Kernel {
         if !torn && old.as_ref().is_some_and(|old| old.spec == spec) {
             return Ok(false);
         }
+        self.tidy()?;
         let draft = match self.draft(key, &spec, old.as_ref()) {
             Err(UpdateError::Full { .. }) => {
                 self.settle()?;
@@ -309,8 +366,15 @@ impl Kernel {
             }
         };
         for (address, local) in spec.sets.values().flatten() {
+            let is_same = |known: &&BackendRef| known.generation & Backend::LOCAL == u32::from(*local);
             let known = old.and_then(|old| old.backends.get(address)).or_else(|| draft.new_backends.get(address));
-            if known.is_none_or(|known| known.generation & Backend::LOCAL != u32::from(*local)) {
+            if known.filter(is_same).is_some() {
+                continue;
+            }
+            let left = self.lingering.get(&(draft.id, *address)).map(|lingering| &lingering.backend);
+            if let Some(back) = left.filter(is_same) {
+                draft.returning.insert(*address, *back);
+            } else {
                 let id = self.backend_space.allocate(1).ok_or(("a backend", "--max-backends"))?;
                 let generation = self.backends.get(id).map_or(0, |place| place.generation.load());
                 let generation = (generation & !Backend::LOCAL).wrapping_add(2) | u32::from(*local);
@@ -361,9 +425,14 @@ impl Kernel {
             self.names.put(draft.id, name::encode(key, &spec));
         }
         let mut backends = old.as_ref().map(|old| old.backends.clone()).unwrap_or_default();
-        let replaced: Vec<_> = draft.new_backends.keys().filter_map(|address| backends.remove(address)).collect();
+        let others = draft.new_backends.keys().chain(draft.returning.keys());
+        let replaced: Vec<_> = others.filter_map(|address| backends.remove(address)).collect();
         for (address, backend) in &draft.new_backends {
-            self.backends.put(backend.id, new_backend(*backend, draft.id));
+            self.backends.put(backend.id, new_backend(*backend, draft.id, *address, spec.protocol));
+            backends.insert(*address, *backend);
+        }
+        for (address, backend) in &draft.returning {
+            self.lingering.remove(&(draft.id, *address));
             backends.insert(*address, *backend);
         }
         let about = About { service: draft.id, affinity_seconds: spec.affinity_seconds.unwrap_or_default() };
@@ -430,7 +499,9 @@ impl Kernel {
 
     /// Takes away what the service had and has no more.
     fn clear(&mut self, key: &str, old: Option<Installed>, new: &mut Installed, replaced: &[BackendRef]) {
-        let mut gone = replaced.to_vec();
+        for backend in replaced {
+            self.retire_backend(*backend);
+        }
         if let Some(old) = old {
             for frontend in old.spec.frontends.keys().filter(|frontend| !new.spec.frontends.contains_key(frontend)) {
                 self.remove_frontend(key, frontend);
@@ -442,7 +513,7 @@ impl Kernel {
                 self.leave(*backend, stays);
                 if stays == [false; 2] {
                     new.backends.remove(address);
-                    gone.push(*backend);
+                    self.part(&old, *address, *backend);
                 }
             }
             for (set, run) in old.runs.iter().flat_map(|(set, runs)| runs.iter().map(move |run| (set, run))) {
@@ -451,14 +522,26 @@ impl Kernel {
                 }
             }
         }
-        self.retire_backends(gone);
     }
 
-    fn retire_backends(&mut self, gone: impl IntoIterator<Item = BackendRef>) {
-        for backend in gone {
-            self.leave(backend, [false; 2]);
-            self.backend_space.retire(backend.id, 1);
+    /// A backend leaves its service, and may come back.
+    fn part(&mut self, service: &Installed, address: SocketAddr, backend: BackendRef) {
+        if !service.spec.least_connections {
+            return self.retire_backend(backend);
         }
+        let lingering = Lingering { backend, waited: false };
+        // The same address, from when it was local or from when it was not.
+        if let Some(older) = self.lingering.insert((service.id, address), lingering) {
+            self.retire_backend(older.backend);
+        }
+    }
+
+    fn retire_backend(&mut self, backend: BackendRef) {
+        self.leave(backend, [false; 2]);
+        if let Some(place) = self.backends.get(backend.id) {
+            place.service.store(NO_SERVICE);
+        }
+        self.backend_space.retire(backend.id, 1);
     }
 
     fn leave(&self, backend: BackendRef, stays: [bool; 2]) {
@@ -481,7 +564,11 @@ impl Kernel {
         for frontend in service.spec.frontends.keys() {
             self.remove_frontend(key, frontend);
         }
-        self.retire_backends(service.backends.into_values());
+        let lingering: Vec<_> =
+            self.lingering.extract_if(|(id, _), _| *id == service.id).map(|(_, left)| left.backend).collect();
+        for backend in service.backends.into_values().chain(lingering) {
+            self.retire_backend(backend);
+        }
         for (set, run) in service.runs.iter().flat_map(|(set, runs)| runs.iter().map(move |run| (set, run))) {
             tables!(self, set.1, tables => tables.retire_run(*run));
         }
@@ -500,18 +587,37 @@ struct Draft {
     id: u32,
     new_id: Option<u32>,
     new_backends: BTreeMap<SocketAddr, BackendRef>,
+    returning: BTreeMap<SocketAddr, BackendRef>,
     kept_runs: BTreeMap<SetKey, Run>,
     new_runs: BTreeMap<SetKey, Run>,
     new_cells: BTreeMap<Frontend, u32>,
 }
 
-const fn new_backend(backend: BackendRef, service: u32) -> Backend {
+fn new_backend(backend: BackendRef, service: u32, address: SocketAddr, protocol: Protocol) -> Backend {
     Backend {
-        open: Long::new(0),
+        open: Word::new(0),
         slots: [Word::new(NO_SLOT), Word::new(NO_SLOT)],
         generation: Word::new(backend.generation),
         service: Word::new(service),
+        endpoint: Endpoint {
+            address: mapped_words(address.ip()),
+            port: address.port().to_be(),
+            protocol: number(protocol),
+        },
     }
+}
+
+fn mapped_words(address: IpAddr) -> [u32; 4] {
+    words(match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    })
+}
+
+/// Where a backend listens.
+fn address_of(backend: &Backend) -> SocketAddr {
+    let address = family::address(&backend.endpoint);
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 fn entry(spec: &Spec, frontend: &Frontend, runs: &BTreeMap<SetKey, Run>) -> Entry {

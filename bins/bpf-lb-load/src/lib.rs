@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod cli;
 pub mod family;
+pub mod grace;
 pub mod kernel;
 pub mod load;
 pub mod maps;

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use crate::grace::Limbo;
+
 /// Allocates runs of places that lie side by side.
 ///
-/// What programs may still be reading is retired first, and free only after [`Space::settle`].
+/// What programs may still be reading is retired first, and free only when a wait for them has ended.
 #[derive(Debug)]
 pub struct Space {
     /// Start and length; no two of them touch.
     free: BTreeMap<u32, u32>,
-    retired: Vec<(u32, u32)>,
+    retired: Limbo<(u32, u32)>,
     /// Where the last search ended: the next begins there, so that it does not walk over the same small gaps again.
     cursor: u32,
 }
@@ -27,7 +29,7 @@ impl Space {
             }
             next = next.max(start.saturating_add(len));
         }
-        Self { free, retired: Vec::new(), cursor: 0 }
+        Self { free, retired: Limbo::default(), cursor: 0 }
     }
 
     /// The start of `len` places side by side, or nothing if there are none.
@@ -69,9 +71,19 @@ impl Space {
         self.retired.push((start, len));
     }
 
-    /// Frees what was retired: all programs that ran then have ended.
-    pub fn settle(&mut self) {
-        for (start, len) in std::mem::take(&mut self.retired) {
+    /// See [`Limbo::needs_wait`].
+    pub const fn needs_wait(&self) -> bool {
+        self.retired.needs_wait()
+    }
+
+    /// See [`Limbo::wait_begins`].
+    pub fn wait_begins(&mut self) {
+        self.retired.wait_begins();
+    }
+
+    /// Frees what was retired before the wait began.
+    pub fn wait_ends(&mut self) {
+        for (start, len) in self.retired.wait_ends() {
             self.free(start, len);
         }
     }
@@ -98,12 +110,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_retired_is_not_given_away_before_it_settles() {
+    fn what_is_retired_is_not_given_away_before_a_wait_has_ended() {
         let mut space = Space::new(4, []);
         let start = space.allocate(4).unwrap();
         space.retire(start, 4);
+        space.wait_begins();
         assert_eq!(space.allocate(1), None);
-        space.settle();
+        space.wait_ends();
         assert_eq!(space.available(), 4);
         assert!(space.allocate(4).is_some());
     }

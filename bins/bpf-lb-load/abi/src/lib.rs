@@ -26,7 +26,7 @@ mod word;
 pub use word::{Long, Word};
 
 /// Raised whenever a type or the meaning of a field changes: maps with another number are not touched.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// An address family: `u32` is IPv4, `[u32; 4]` is IPv6, both in network byte order.
 pub trait Address: Copy + Eq {
@@ -249,15 +249,20 @@ pub const NO_SLOT: u32 = u32::MAX;
 #[repr(C)]
 pub struct Backend {
     /// Sockets of this node that are translated to it. Counted for services with least connections only.
-    pub open: Long,
+    pub open: Word,
     /// By [`Scope`]: the slot in which the backend is found now, or [`NO_SLOT`].
     pub slots: [Word; 2],
     /// Another one when the place is given to another backend, so that what remembers the old one can tell. Contains
     /// [`Backend::LOCAL`], since nothing else about a backend is not in its slot.
     pub generation: Word,
-    /// Index into `names`.
+    /// Index into `names`, or [`NO_SERVICE`].
     pub service: Word,
+    /// For the loader alone: where it listens. IPv4 addresses are IPv4-mapped.
+    pub endpoint: Endpoint<[u32; 4]>,
 }
+
+/// In [`Backend::service`]: it is no service's any more.
+pub const NO_SERVICE: u32 = u32::MAX;
 
 impl Backend {
     /// In [`Backend::generation`]: the backend is on this node.
@@ -420,7 +425,7 @@ const _: () = {
     assert!(size_of::<Endpoint<u32>>() == 8 && size_of::<Endpoint<[u32; 4]>>() == 20);
     assert!(size_of::<Bucket<u32>>() == 64 && size_of::<Bucket<[u32; 4]>>() == 128);
     assert!(size_of::<Slot<u32>>() == 24 && size_of::<Slot<[u32; 4]>>() == 40);
-    assert!(size_of::<Backend>() == 24);
+    assert!(size_of::<Backend>() == 40);
     assert!(size_of::<Translation<u32>>() == 24 && size_of::<Translation<[u32; 4]>>() == 48);
     assert!(size_of::<Peer<u32>>() == 32 && size_of::<Peer<[u32; 4]>>() == 56);
     assert!(size_of::<Overflow>() == 48 * (1 + FLOWS) && FLOWS.is_power_of_two());

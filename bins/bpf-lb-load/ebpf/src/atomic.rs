@@ -2,12 +2,19 @@
 
 use core::arch::asm;
 
-use bpf_lb_abi::Long;
+use bpf_lb_abi::{Long, Word};
 
-/// Adds `value`; negative ones wrap.
+/// Adds `change` to a count.
+#[inline(always)]
+pub(crate) fn count(word: &Word, change: i32) {
+    // SAFETY: the word is aligned and may be written by any program.
+    unsafe { asm!("lock *(u32 *)({word} + 0) += {change}", word = in(reg) word.as_ptr(), change = in(reg) change) }
+}
+
+/// Adds `value`.
 #[inline(always)]
 pub(crate) fn add(word: &Long, value: u64) {
-    // SAFETY: the word is aligned and may be written by any program.
+    // SAFETY: as above.
     unsafe { asm!("lock *(u64 *)({word} + 0) += {value}", word = in(reg) word.as_ptr(), value = in(reg) value) }
 }
 

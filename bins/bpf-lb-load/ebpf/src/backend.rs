@@ -8,7 +8,7 @@ use bpf_lb_abi::{
 };
 
 use crate::{
-    atomic::add,
+    atomic::{add, count},
     maps::{AFFINITY, BACKENDS, CONFIG, NAMESPACES, Tables},
     sockaddr::Sockaddr,
 };
@@ -176,7 +176,7 @@ impl<A: Tables> Frontend<A> {
         if self.entry.least_connections()
             && let Some(backend) = BACKENDS.get(slot.backend)
         {
-            add(&backend.open, 1);
+            count(&backend.open, 1);
             id |= Translation::<A>::COUNTED;
         }
         let Endpoint { ref address, port, protocol } = slot.endpoint;
@@ -192,7 +192,7 @@ pub(crate) fn uncount<A>(translation: &Translation<A>) {
         && let Some(backend) = BACKENDS.get(translation.id & !Translation::<A>::COUNTED)
         && backend.generation.load() == translation.generation
     {
-        add(&backend.open, 1_u64.wrapping_neg());
+        count(&backend.open, -1);
     }
 }
 
