@@ -251,8 +251,11 @@ impl<A: Family> Tables<A> {
     /// Frees what was retired before the wait began.
     pub fn wait_ends(&mut self) {
         for Moved { from, to, copied } in self.moved.wait_ends() {
-            if let (Some(from), Some(to)) = (self.slots.get(from), self.slots.get(to)) {
-                to.connections.add(from.connections.load() - copied);
+            let late = self.slots.get(from).map_or(0, |from| from.connections.load() - copied);
+            if late > 0
+                && let Some(to) = self.slots.get(to)
+            {
+                to.connections.add(late);
             }
         }
         self.slot_space.wait_ends();

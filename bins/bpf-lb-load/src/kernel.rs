@@ -322,21 +322,33 @@ impl Kernel {
     ///
     /// Frontends that belong to another service are taken from it.
     pub fn set(&mut self, key: &str, spec: Spec) -> Result<bool, UpdateError> {
-        let old = self.services.get(key).cloned();
-        let torn = old.as_ref().is_some_and(|old| old.runs.values().any(|runs| runs.len() > 1));
-        if !torn && old.as_ref().is_some_and(|old| old.spec == spec) {
+        let is_torn = |old: &Installed| old.runs.values().any(|runs| runs.len() > 1);
+        if self.services.get(key).is_some_and(|old| old.spec == spec && !is_torn(old)) {
             return Ok(false);
         }
         self.tidy()?;
-        let draft = match self.draft(key, &spec, old.as_ref()) {
+        let old = self.services.remove(key);
+        match self.find_room(key, &spec, old.as_ref()) {
+            Ok(draft) => {
+                self.write(key, spec, old, draft);
+                Ok(true)
+            }
+            Err(error) => {
+                self.services.extend(old.map(|old| (key.into(), old)));
+                Err(error)
+            }
+        }
+    }
+
+    /// As [`Kernel::draft`], but if need be it waits for what was retired.
+    fn find_room(&mut self, key: &str, spec: &Spec, old: Option<&Installed>) -> Result<Draft, UpdateError> {
+        match self.draft(key, spec, old) {
             Err(UpdateError::Full { .. }) => {
                 self.settle()?;
-                self.draft(key, &spec, old.as_ref())?
+                self.draft(key, spec, old)
             }
-            draft => draft?,
-        };
-        self.write(key, spec, old, draft);
-        Ok(true)
+            draft => draft,
+        }
     }
 
     /// Finds room for all that is new, or for nothing.

@@ -181,17 +181,17 @@ fn is_host(address: IpAddr) -> bool {
 /// The whole table, by service name. Refuses one in which two services claim the same address.
 pub fn specs(table: &ServiceTable) -> Result<BTreeMap<String, Spec>, Invalid> {
     check_node_addresses(&table.node_addresses)?;
-    let mut owners: HashMap<Frontend, String> = HashMap::new();
+    let mut owners: HashMap<Frontend, &Service> = HashMap::new();
     let mut specs = BTreeMap::new();
     for service in &table.services {
         let (key, spec) = (service.key(), Spec::new(service, &table.node_addresses)?);
         for frontend in spec.frontends.keys() {
-            if let Some(owner) = owners.insert(*frontend, key.clone()) {
-                return Err(Invalid::Claimed(*frontend, owner, key));
+            if let Some(owner) = owners.insert(*frontend, service) {
+                return Err(Invalid::Claimed(*frontend, owner.key(), key));
             }
         }
-        if specs.insert(key.clone(), spec).is_some() {
-            return Err(Invalid::Twice(key));
+        if specs.insert(key, spec).is_some() {
+            return Err(Invalid::Twice(service.key()));
         }
     }
     Ok(specs)
