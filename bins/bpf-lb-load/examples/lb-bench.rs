@@ -39,7 +39,7 @@ enum Command {
     Run(Run),
     /// Fill the maps, change one endpoint, and print what each took
     Fill(Fill),
-    /// Attach a program that does nothing to connect4, run the loop udp-miss and print what it took
+    /// Attach a program that does nothing to connect4, run a loop and print what it took
     Empty(Run),
     /// Print how much memory each map takes
     Memory {
@@ -101,6 +101,9 @@ struct Run {
     /// Reads what the kernel counts of the programs that are pinned there
     #[arg(long)]
     pin_dir: Option<PathBuf>,
+    /// Has the kernel count nothing, since that takes time as well
+    #[arg(long, conflicts_with = "pin_dir")]
+    uncounted: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum, Serialize)]
@@ -333,6 +336,9 @@ impl Run {
     /// Of each pinned program the time it ran, in ns, and how often.
     fn counters(&self) -> Result<Vec<(String, u64, u64)>> {
         let mut counters = Vec::new();
+        if self.uncounted {
+            return Ok(counters);
+        }
         let programs: Vec<_> = loaded_programs().collect::<Result<_, _>>()?;
         if let Some(empty) = programs.iter().find(|program| program.name() == b"empty") {
             counters.push(("empty".into(), empty.run_time().as_nanos() as u64, empty.run_count()));
