@@ -2,6 +2,8 @@
 //!
 //! [`Object`]: crate::object::Object
 
+mod message;
+
 use std::{io, net::IpAddr};
 
 use futures_util::StreamExt;
@@ -11,17 +13,18 @@ use netlink_packet_core::{
     NetlinkPayload,
 };
 use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
-    link::{
-        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
-        LinkMessage,
-    },
-    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
-    route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType},
-    rule::{RuleAction, RuleAttribute, RuleMessage},
+    RouteNetlinkMessage,
+    address::AddressMessage,
+    link::{LinkAttribute, LinkFlags, LinkMessage},
+    neighbour::{NeighbourAttribute, NeighbourMessage},
+    route::{RouteAttribute, RouteFlags, RouteMessage},
+    rule::RuleMessage,
 };
 
+use self::message::{
+    Hop, address_family, address_message, neighbour_message, no_link_local, parse_address, parse_link, parse_neighbour,
+    parse_route, parse_rule, route_message, route_query, rule_message, veth_message,
+};
 use crate::{
     mac::Mac,
     netns::NetnsFile,
@@ -31,7 +34,6 @@ use crate::{
 /// `NLM_F_DUMP_INTR`: the table changed while it was dumped.
 const DUMP_INTERRUPTED: u16 = 0x10;
 const DUMP_ATTEMPTS: usize = 20;
-const IPV6_DEFAULT_METRIC: u32 = 1024;
 
 /// An rtnetlink socket. It stays in the namespace in which it was opened.
 #[derive(Clone, Debug)]
@@ -378,7 +380,7 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub async fn add_address(&self, address: &Address) -> io::Result<()> {
-        let message = self.address_message(address).await?;
+        let message = address_message(address, self.index(&address.dev).await?);
         self.act(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL).await
     }
 
@@ -387,20 +389,8 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub async fn delete_address(&self, address: &Address) -> io::Result<()> {
-        let message = self.address_message(address).await?;
+        let message = address_message(address, self.index(&address.dev).await?);
         self.act(RouteNetlinkMessage::DelAddress(message), 0).await
-    }
-
-    async fn address_message(&self, address: &Address) -> io::Result<AddressMessage> {
-        let ip = address.address.addr();
-        let mut message = AddressMessage::default();
-        message.header.family = address_family(Family::of(ip));
-        message.header.prefix_len = address.address.prefix_len();
-        message.header.index = self.index(&address.dev).await?;
-        message.header.scope = if is_link_local(ip) { AddressScope::Link } else { AddressScope::Universe };
-        message.header.flags = AddressHeaderFlags::Nodad;
-        message.attributes = vec![AddressAttribute::Local(ip), AddressAttribute::Address(ip)];
-        Ok(message)
     }
 
     /// Adds a permanent neighbour, in place of a learnt one.
@@ -408,7 +398,7 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub async fn add_neighbour(&self, neighbour: &Neighbour) -> io::Result<()> {
-        let message = self.neighbour_message(neighbour).await?;
+        let message = neighbour_message(neighbour, self.index(&neighbour.dev).await?);
         self.act(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE).await
     }
 
@@ -417,24 +407,8 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub async fn delete_neighbour(&self, neighbour: &Neighbour) -> io::Result<()> {
-        let message = self.neighbour_message(neighbour).await?;
+        let message = neighbour_message(neighbour, self.index(&neighbour.dev).await?);
         self.act(RouteNetlinkMessage::DelNeighbour(message), 0).await
-    }
-
-    async fn neighbour_message(&self, neighbour: &Neighbour) -> io::Result<NeighbourMessage> {
-        let mut message = NeighbourMessage::default();
-        message.header.family = address_family(Family::of(neighbour.address));
-        message.header.ifindex = self.index(&neighbour.dev).await?;
-        message.header.state = NeighbourState::Permanent;
-        message.header.kind = RouteType::Unicast;
-        message.attributes = vec![
-            NeighbourAttribute::Destination(match neighbour.address {
-                IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
-                IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
-            }),
-            NeighbourAttribute::LinkLayerAddress(neighbour.mac.0.to_vec()),
-        ];
-        Ok(message)
     }
 
     /// Adds a route. One that is not ours comes back beside another of its destination, as the kernel had it.
@@ -488,235 +462,4 @@ pub fn is_link_local(address: IpAddr) -> bool {
         IpAddr::V4(ip) => ip.is_link_local(),
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
     }
-}
-
-fn address_family(family: Family) -> AddressFamily {
-    match family {
-        Family::Ipv4 => AddressFamily::Inet,
-        Family::Ipv6 => AddressFamily::Inet6,
-    }
-}
-
-fn no_link_local() -> LinkAttribute {
-    LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)])])
-}
-
-fn veth_message(veth: &Veth, pod: &NetnsFile) -> LinkMessage {
-    let end = |name: &str, mac: Mac| {
-        let mut message = LinkMessage::default();
-        message.attributes = vec![
-            LinkAttribute::IfName(name.to_owned()),
-            LinkAttribute::Address(mac.0.to_vec()),
-            LinkAttribute::Mtu(veth.mtu),
-        ];
-        message
-    };
-    let mut peer = end(&veth.peer, veth.peer_mac);
-    peer.attributes.push(LinkAttribute::NetNsFd(pod.raw()));
-    let mut host = end(&veth.name, veth.mac);
-    host.attributes.push(LinkAttribute::LinkInfo(vec![
-        LinkInfo::Kind(InfoKind::Veth),
-        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
-    ]));
-    host
-}
-
-fn parse_link(message: RouteNetlinkMessage) -> Option<Link> {
-    let RouteNetlinkMessage::NewLink(message) = message else { return None };
-    let mut link =
-        Link { index: message.header.index, up: message.header.flags.contains(LinkFlags::Up), ..Link::default() };
-    for attribute in message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name = name,
-            LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
-            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
-            LinkAttribute::TxQueueLen(packets) => link.queue_length = packets,
-            LinkAttribute::IfAlias(alias) => link.alias = alias,
-            LinkAttribute::Link(index) => link.peer = Some(index),
-            LinkAttribute::Controller(index) => link.controller = Some(index),
-            _ => {}
-        }
-    }
-    Some(link)
-}
-
-fn parse_address(message: RouteNetlinkMessage) -> Option<(u32, IpNet)> {
-    let RouteNetlinkMessage::NewAddress(message) = message else { return None };
-    let local = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(address) => Some(*address),
-        _ => None,
-    });
-    let address = local.or_else(|| {
-        message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Address(address) => Some(*address),
-            _ => None,
-        })
-    })?;
-    let counts = match message.header.scope {
-        AddressScope::Universe => true,
-        AddressScope::Link => address.is_ipv4(),
-        _ => false,
-    };
-    counts.then_some((message.header.index, IpNet::new(address, message.header.prefix_len).ok()?))
-}
-
-fn parse_neighbour(message: RouteNetlinkMessage, dev: &str) -> Option<Neighbour> {
-    let RouteNetlinkMessage::NewNeighbour(message) = message else { return None };
-    if message.header.state != NeighbourState::Permanent {
-        return None;
-    }
-    let (mut address, mut mac) = (None, None);
-    for attribute in message.attributes {
-        match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => address = Some(IpAddr::V4(ip)),
-            NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => address = Some(IpAddr::V6(ip)),
-            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.try_into().ok().map(Mac),
-            _ => {}
-        }
-    }
-    Some(Neighbour { dev: dev.to_owned(), address: address?, mac: mac? })
-}
-
-fn route_query(family: Family, filter: RouteFilter) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header.address_family = address_family(family);
-    if filter.ours {
-        message.header.protocol = RouteProtocol::Other(PROTOCOL);
-    }
-    if let Some(table) = filter.table {
-        message.attributes.push(RouteAttribute::Table(table));
-    }
-    if let Some(oif) = filter.oif {
-        message.attributes.push(RouteAttribute::Oif(oif));
-    }
-    message
-}
-
-fn route_message(route: &Route, oif: u32) -> RouteMessage {
-    let family = Family::of(route.destination.addr());
-    let mut message = RouteMessage::default();
-    message.header.address_family = address_family(family);
-    message.header.destination_prefix_length = route.destination.prefix_len();
-    message.header.table = u8::try_from(route.table).unwrap_or(0);
-    message.header.protocol = RouteProtocol::from(route.protocol);
-    message.header.kind = RouteType::Unicast;
-    message.header.scope = match (family, route.gateway) {
-        (Family::Ipv4, None) => RouteScope::Link,
-        _ => RouteScope::Universe,
-    };
-    if route.onlink {
-        message.header.flags = RouteFlags::Onlink;
-    }
-    message.attributes = vec![RouteAttribute::Table(route.table), RouteAttribute::Oif(oif)];
-    if route.destination.prefix_len() > 0 {
-        message.attributes.push(RouteAttribute::Destination(route.destination.addr().into()));
-    }
-    message.attributes.extend(route.gateway.map(|gateway| RouteAttribute::Gateway(gateway.into())));
-    message.attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(source.into())));
-    message.attributes.extend(route.metric.map(RouteAttribute::Priority));
-    message
-}
-
-struct Hop {
-    oif: u32,
-    route: Route,
-}
-
-fn parse_route(message: &RouteMessage) -> Vec<Hop> {
-    let family = match message.header.address_family {
-        AddressFamily::Inet => Family::Ipv4,
-        AddressFamily::Inet6 => Family::Ipv6,
-        _ => return vec![],
-    };
-    if message.header.kind != RouteType::Unicast {
-        return vec![];
-    }
-    let mut route = Route {
-        destination: family.default_route(),
-        gateway: None,
-        dev: String::new(),
-        source: None,
-        table: message.header.table.into(),
-        metric: None,
-        onlink: message.header.flags.contains(RouteFlags::Onlink),
-        protocol: message.header.protocol.into(),
-    };
-    let (mut oif, mut hops) = (0, vec![]);
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Destination(address) => {
-                let destination =
-                    ip(address).and_then(|address| IpNet::new(address, message.header.destination_prefix_length).ok());
-                route.destination = destination.unwrap_or(route.destination);
-            }
-            RouteAttribute::Gateway(gateway) => route.gateway = ip(gateway),
-            RouteAttribute::PrefSource(source) => route.source = ip(source),
-            RouteAttribute::Table(table) => route.table = *table,
-            RouteAttribute::Priority(metric) => route.metric = Some(*metric),
-            RouteAttribute::Oif(index) => oif = *index,
-            RouteAttribute::MultiPath(next_hops) => hops.extend(next_hops),
-            _ => {}
-        }
-    }
-    if family == Family::Ipv6 {
-        route.metric = route.metric.filter(|metric| *metric != IPV6_DEFAULT_METRIC);
-    }
-    if hops.is_empty() {
-        return vec![Hop { oif, route }];
-    }
-    let hop = |hop: &&netlink_packet_route::route::RouteNextHop| {
-        let gateway = hop.attributes.iter().find_map(|attribute| match attribute {
-            RouteAttribute::Gateway(gateway) => ip(gateway),
-            _ => None,
-        });
-        Hop { oif: hop.interface_index, route: Route { gateway, ..route.clone() } }
-    };
-    hops.iter().map(hop).collect()
-}
-
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
-        RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
-        _ => None,
-    }
-}
-
-fn rule_message(rule: &Rule) -> RuleMessage {
-    let mut message = RuleMessage::default();
-    message.header.family = address_family(rule.family);
-    message.header.action = RuleAction::ToTable;
-    message.header.table = u8::try_from(rule.table).unwrap_or(0);
-    message.attributes = vec![
-        RuleAttribute::Priority(rule.priority),
-        RuleAttribute::Table(rule.table),
-        RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)),
-    ];
-    if let Some(from) = rule.from {
-        message.header.src_len = from.prefix_len();
-        message.attributes.push(RuleAttribute::Source(from.addr()));
-    }
-    message.attributes.extend(rule.fwmark.map(RuleAttribute::FwMark));
-    message
-}
-
-fn parse_rule(message: RouteNetlinkMessage, family: Family) -> Option<RuleEntry> {
-    let RouteNetlinkMessage::NewRule(message) = message else { return None };
-    if message.header.action != RuleAction::ToTable {
-        return None;
-    }
-    let mut rule = Rule { priority: 0, family, from: None, fwmark: None, table: message.header.table.into() };
-    let (mut ours, mut plain) = (false, message.header.dst_len == 0);
-    for attribute in message.attributes {
-        match attribute {
-            RuleAttribute::Priority(priority) => rule.priority = priority,
-            RuleAttribute::Table(table) => rule.table = table,
-            RuleAttribute::FwMark(mark) => rule.fwmark = Some(mark),
-            RuleAttribute::FwMask(u32::MAX) | RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
-            RuleAttribute::Source(address) => rule.from = IpNet::new(address, message.header.src_len).ok(),
-            RuleAttribute::Protocol(protocol) => ours = u8::from(protocol) == PROTOCOL,
-            _ => plain = false,
-        }
-    }
-    Some(RuleEntry { rule, ours: ours && plain, plain })
 }
