@@ -12,10 +12,6 @@ setup_file() {
   lab_service web 80:8080 node2/backend
 }
 
-teardown_file() {
-  lab_down
-}
-
 # says NAME OK: what check-node says of one thing.
 says() {
   run --separate-stderr lab_in node1 "$(lab_libexec)/check-node" --subnet 10.6.0.0/16

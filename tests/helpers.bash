@@ -4,7 +4,6 @@
 #     suite_lab || return 0
 #     ...pods and Services for all tests...
 #   }
-#   teardown_file() { lab_down; }
 #
 # A test's name is the sentence that it proves.
 
@@ -40,6 +39,21 @@ suite_skips() {
 
 setup() {
   [ -z "${SUITE_SKIP-}" ] || skip "$SUITE_SKIP"
+}
+
+teardown_file() {
+  lab_down
+}
+
+# own_pod: for a setup. A pod of the test's own as a runtime hands it to our plugin: its macvlan NIC is there, and our plugin
+# has not run. Sets POD, the pod's addresses P4 and P6, and CONFIG, the configuration that our plugin gets.
+# shellcheck disable=SC2034 # the tests use them
+own_pod() {
+  [ -z "${SUITE_SKIP-}" ] || skip "$SUITE_SKIP"
+  POD=pod$BATS_TEST_NUMBER
+  lab_pod node1 "$POD" plain46
+  CONFIG=$(lab_chained node1 "$POD" underlay46)
+  P4=$(lab_address "node1/$POD" 4) P6=$(lab_address "node1/$POD" 6)
 }
 
 # expect STATUS COMMAND...: runs a command and checks its exit status; sets output and stderr. Time is bounded by the

@@ -14,10 +14,6 @@ setup_file() {
   lab_kube_proxy
 }
 
-teardown_file() {
-  lab_down
-}
-
 @test "the API server has the Services, their EndpointSlices and the nodes" {
   lab_service api 80:8080 node2/pod
   expect 0 lab_kubectl get service api --output json

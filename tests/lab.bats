@@ -14,10 +14,6 @@ setup_file() {
   lab_service remote 80:8080 node2/pod
 }
 
-teardown_file() {
-  lab_down
-}
-
 machine_state() {
   sh "$LAB_SOURCE/snapshot"
   ls /run/netns 2>/dev/null || true

@@ -22,10 +22,6 @@ setup_file() {
     "$(lb_service none-udp '{"protocol": "UDP", "clusterIps": ["10.96.0.9", "fd02::9"]}')"
 }
 
-teardown_file() {
-  lab_down
-}
-
 # Reaching each address often enough that a backend which is not chosen is seen.
 reaches_both='
 def both(kind, address, port=80, family=None, backends=None):

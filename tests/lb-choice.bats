@@ -8,10 +8,6 @@ setup_file() {
   lb_pod second
 }
 
-teardown_file() {
-  lab_down
-}
-
 @test "each of seven backends gets its share of 70,000 connections" {
   lb_services "$(lb_service even "{\"protocol\": \"UDP\", \"clusterIps\": [\"10.96.0.1\"],
     \"backends\": $(lb_backends 127.0.0.{2,3,4,5,6,7,8})}")"

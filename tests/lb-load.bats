@@ -7,10 +7,6 @@ setup_file() {
   lb_suite || return 0
 }
 
-teardown_file() {
-  lab_down
-}
-
 # What setup_file loaded, and a table that the tests look for.
 setup() {
   [ -z "${SUITE_SKIP-}" ] || skip "$SUITE_SKIP"

@@ -18,10 +18,6 @@ setup_file() {
   lab_lb_services node1
 }
 
-teardown_file() {
-  lab_down
-}
-
 # lb_ask POD PROTOCOL ADDRESS: as lab_ask, by a process that the load balancer serves.
 lb_ask() {
   lab_served "node1/$1" "$LAB_SOURCE/identify" ask "$2" "$3" 80

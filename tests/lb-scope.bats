@@ -10,10 +10,6 @@ setup_file() {
     "$(lb_service dns "{\"protocol\": \"UDP\", \"clusterIps\": [\"10.96.0.1\"], \"backends\": $(lb_backends 127.0.0.2)}")"
 }
 
-teardown_file() {
-  lab_down
-}
-
 # translated POD...: which of the pods' connections are translated, TCP and UDP, connected and not.
 translated() {
   local pod

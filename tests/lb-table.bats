@@ -7,10 +7,6 @@ setup_file() {
   lb_suite --max-services 32768 --max-backends 131072
 }
 
-teardown_file() {
-  lab_down
-}
-
 # A table with something of everything.
 lb_rich_table() {
   jq -c . <<'EOT'

@@ -8,10 +8,6 @@ setup_file() {
   lb_suite --max-services 12 --max-backends 40
 }
 
-teardown_file() {
-  lab_down
-}
-
 @test "no connection goes wrong while services change 10,000 times and the loader is killed 50 times" {
   lb_under_fire 10000 50
 }

@@ -9,16 +9,8 @@ setup_file() {
   lab_snapshot node1 >"$LAB/node1.clean"
 }
 
-teardown_file() {
-  lab_down
-}
-
-# Every test has one pod, as a runtime hands it to our plugin: its macvlan NIC is there, our plugin has not run.
 setup() {
-  [ -z "${SUITE_SKIP-}" ] || skip "$SUITE_SKIP"
-  POD=pod$BATS_TEST_NUMBER
-  lab_pod node1 "$POD" plain46
-  lab_chained node1 "$POD" underlay46 >"$BATS_TEST_TMPDIR/config"
+  own_pod
   POD_BEFORE=$(lab_snapshot "node1/$POD")
 }
 
@@ -34,13 +26,12 @@ teardown() {
 coordinator() {
   local command=$1
   shift
-  lab_plugin node1 coordinator "$command" "$POD" eth0 "$@" <"$BATS_TEST_TMPDIR/config"
+  lab_plugin node1 coordinator "$command" "$POD" eth0 "$@" <<<"$CONFIG"
 }
 
 # configure FILTER: changes the configuration by jq.
 configure() {
-  jq -c "$1" "$BATS_TEST_TMPDIR/config" >"$BATS_TEST_TMPDIR/config.new"
-  mv "$BATS_TEST_TMPDIR/config.new" "$BATS_TEST_TMPDIR/config"
+  CONFIG=$(jq -c "$1" <<<"$CONFIG")
 }
 
 # succeeds COMMAND... / fails CODE COMMAND...: with the right exit status, and the answer that the specification asks for.
@@ -104,7 +95,7 @@ assert_reachable() {
     lab_in "node1/$POD" ip -json link show veth0 | jq -r '.[0].address')"
   host=$(jq -r '.interfaces[1].name' <<<"$lab_stdout")
   assert_json "$lab_stdout" '.interfaces[1].mac' "$(lab_in node1 ip -json link show "$host" | jq -r '.[0].address')"
-  assert_json "$lab_stdout" 'del(.interfaces[1,2])' "$(jq -c .prevResult "$BATS_TEST_TMPDIR/config")"
+  assert_json "$lab_stdout" 'del(.interfaces[1,2])' "$(jq -c .prevResult <<<"$CONFIG")"
 }
 
 @test "DEL succeeds a second time, and for a container that was never added" {
@@ -172,15 +163,15 @@ assert_reachable() {
 }
 
 @test "DEL succeeds when the configuration has become invalid (peer finding 8)" {
-  local change
+  local change valid
   for change in '.mode = "nonsense"' '.serviceCIDR = ["10.233.64.0/99"]' '.hostRuleTable = "many"' '.prevResult = 7'; do
     succeeds ADD
-    cp "$BATS_TEST_TMPDIR/config" "$BATS_TEST_TMPDIR/valid"
+    valid=$CONFIG
     configure "$change"
     succeeds DEL
     assert_node_clean
     assert_pod_clean
-    mv "$BATS_TEST_TMPDIR/valid" "$BATS_TEST_TMPDIR/config"
+    CONFIG=$valid
   done
 }
 
@@ -303,7 +294,7 @@ coordinator_killed_after() {
   # shellcheck disable=SC2016 # expanded by the inner shell
   lab_in node1 env CNI_COMMAND=ADD CNI_CONTAINERID="lab-$POD" CNI_NETNS="/run/netns/$POD" CNI_IFNAME=eth0 \
     CNI_PATH="$(lab_cni_path)" UNDERPASS_LIBEXEC="$(lab_libexec)" \
-    timeout --signal KILL "$1" "$LAB/bin/coordinator" <"$BATS_TEST_TMPDIR/config" >/dev/null 2>&1 || true
+    timeout --signal KILL "$1" "$LAB/bin/coordinator" <<<"$CONFIG" >/dev/null 2>&1 || true
 }
 
 @test "CHECK passes after ADD, and fails before it and after DEL" {
@@ -438,7 +429,7 @@ container_of() {
   for mode in disable disabled; do
     configure ".mode = \"$mode\""
     succeeds ADD
-    assert_json "$lab_stdout" . "$(jq -c .prevResult "$BATS_TEST_TMPDIR/config")"
+    assert_json "$lab_stdout" . "$(jq -c .prevResult <<<"$CONFIG")"
     assert_same "$(kernel_part "$(cat "$LAB/node1.clean")")" "$(kernel_part "$(lab_snapshot node1)")"
     assert_same "$(kernel_part "$POD_BEFORE")" "$(kernel_part "$(lab_snapshot "node1/$POD")")"
     succeeds DEL

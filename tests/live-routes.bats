@@ -16,10 +16,6 @@ setup_file() {
   lab_pod node1 pod follows
 }
 
-teardown_file() {
-  lab_down
-}
-
 # What a test that failed may have left.
 teardown() {
   [ -n "${LAB-}" ] || return 0

@@ -29,10 +29,6 @@ setup_file() {
   lab_serve node1/pair 8080
 }
 
-teardown_file() {
-  lab_down
-}
-
 # pod [NETWORK]: a pod of the test's own with its eth0 on a network.
 pod() {
   POD=pod$BATS_TEST_NUMBER-$((PODS += 1))

@@ -31,10 +31,6 @@ setup_file() {
   lab_serve node1/both 8080
 }
 
-teardown_file() {
-  lab_down
-}
-
 # each CASE: calls CASE POD FAMILY for a pod of each kind, over both families.
 each() {
   local kind family

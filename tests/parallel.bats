@@ -6,10 +6,6 @@ setup_file() {
   suite_lab 1
 }
 
-teardown_file() {
-  lab_down
-}
-
 PODS=200
 AT_ONCE=20
 

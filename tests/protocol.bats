@@ -11,10 +11,6 @@ setup_file() {
   lab_snapshot node1/pod >"$LAB/pod.before"
 }
 
-teardown_file() {
-  lab_down
-}
-
 setup() {
   [ -z "${SUITE_SKIP-}" ] || skip "$SUITE_SKIP"
   config=$(cat "$LAB/config")

@@ -11,17 +11,8 @@ setup_file() {
   lab_snapshot node1 >"$LAB/node.clean"
 }
 
-teardown_file() {
-  lab_down
-}
-
-# Every test has one pod whose macvlan NIC is there and on which our plugin has not run.
 setup() {
-  [ -z "${SUITE_SKIP-}" ] || skip "$SUITE_SKIP"
-  POD=pod$BATS_TEST_NUMBER
-  lab_pod node1 "$POD" plain46
-  CONFIG=$(lab_chained node1 "$POD" underlay46)
-  P4=$(lab_address "node1/$POD" 4) P6=$(lab_address "node1/$POD" 6)
+  own_pod
   POD_BEFORE=$(lab_snapshot "node1/$POD")
 }
 

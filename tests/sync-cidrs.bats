@@ -10,10 +10,6 @@ setup_file() {
   crds
 }
 
-teardown_file() {
-  lab_down
-}
-
 teardown() {
   local name
   for name in follow first second; do

@@ -7,23 +7,14 @@ setup_file() {
   lab_snapshot node1 >"$LAB/node.clean"
 }
 
-teardown_file() {
-  lab_down
-}
-
-# Every test has a pod that no tool has worked on, and the documents that lead to each tool.
 setup() {
-  [ -z "${SUITE_SKIP-}" ] || skip "$SUITE_SKIP"
-  POD=pod$BATS_TEST_NUMBER
-  lab_pod node1 "$POD" plain46
+  own_pod
   lab_rp_filter "node1/$POD" 2
-  lab_chained node1 "$POD" underlay46 >"$BATS_TEST_TMPDIR/config"
-  P4=$(lab_address "node1/$POD" 4) P6=$(lab_address "node1/$POD" 6)
 }
 
 teardown() {
   [ -z "${SUITE_SKIP-}" ] || return 0
-  lab_plugin node1 coordinator DEL "$POD" eth0 <"$BATS_TEST_TMPDIR/config"
+  lab_plugin node1 coordinator DEL "$POD" eth0 <<<"$CONFIG"
   lab_pod_delete node1 "$POD" plain46
   assert_same "$(cat "$LAB/node.clean")" "$(lab_snapshot node1)"
 }
@@ -31,7 +22,7 @@ teardown() {
 # request COMMAND: the document that cni-request makes of a CNI call.
 request() {
   lab_in node1 env CNI_COMMAND="$1" CNI_CONTAINERID="lab-$POD" CNI_NETNS="/run/netns/$POD" CNI_IFNAME=eth0 \
-    "$(lab_libexec)/cni-request" <"$BATS_TEST_TMPDIR/config"
+    "$(lab_libexec)/cni-request" <<<"$CONFIG"
 }
 
 # tool NAME [OPTION...] <document
@@ -74,7 +65,7 @@ eth0"
 eth0
 500
 0'
-  assert_equal "$(jq -Sc .request.config <<<"$document")" "$(jq -Sc . "$BATS_TEST_TMPDIR/config")"
+  assert_equal "$(jq -Sc .request.config <<<"$document")" "$(jq -Sc . <<<"$CONFIG")"
 }
 
 @test "the document's JSON Schema is printed, and every document on the way fits it" {
@@ -204,8 +195,8 @@ fd00:6::101 proto 85 src $P6 metric 1024 pref medium"
   document=$(before cni-result ADD)
   result=$(tool cni-result <<<"$document")
   assert_json "$result" '.interfaces | map(.name)' "[\"eth0\",$(jq -c .veth.host <<<"$document"),\"veth0\"]"
-  assert_json "$result" .ips "$(jq -c .prevResult.ips "$BATS_TEST_TMPDIR/config")"
-  assert_json "$result" .routes "$(jq -c .prevResult.routes "$BATS_TEST_TMPDIR/config")"
+  assert_json "$result" .ips "$(jq -c .prevResult.ips <<<"$CONFIG")"
+  assert_json "$result" .routes "$(jq -c .prevResult.routes <<<"$CONFIG")"
   assert_json "$(lab_in node1 cat "/run/underpass/attachments/lab-$POD@eth0.json")" .request.containerId "lab-$POD"
 }
 

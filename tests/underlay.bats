@@ -29,10 +29,6 @@ setup_file() {
   done
 }
 
-teardown_file() {
-  lab_down
-}
-
 # each CASE: calls CASE RP NEAR FAR FAMILY for every rp_filter value and IP family.
 each() {
   local rp family

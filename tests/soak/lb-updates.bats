@@ -8,10 +8,6 @@ setup_file() {
   lb_suite --max-services 12 --max-backends 40
 }
 
-teardown_file() {
-  lab_down
-}
-
 @test "no connection goes wrong while services change 100,000 times and the loader is killed 500 times" {
   LAB_TIMEOUT=800 lb_under_fire 100000 500
 }
