@@ -4,7 +4,11 @@
 
 mod message;
 
-use std::{io, net::IpAddr};
+use std::{
+    collections::{HashMap, HashSet, hash_map::Entry},
+    io,
+    net::IpAddr,
+};
 
 use futures_util::StreamExt;
 use ipnet::IpNet;
@@ -206,32 +210,47 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub async fn routes(&self, filter: RouteFilter) -> io::Result<Vec<Route>> {
-        let mut names = std::collections::HashMap::new();
+        let mut names = HashMap::new();
         let mut routes = Vec::new();
+        for Hop { oif, route } in self.hops(filter).await? {
+            if let Entry::Vacant(entry) = names.entry(oif) {
+                let link = self.link_by_index(oif).await?;
+                entry.insert(link.map(|link| link.name).unwrap_or_default());
+            }
+            routes.push(Route { dev: names[&oif].clone(), ..route });
+        }
+        Ok(routes)
+    }
+
+    /// The indices of the links by which the unicast routes that pass the filter leave. Unlike [`Netlink::routes`] it asks
+    /// for no link.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn links_of_routes(&self, filter: RouteFilter) -> io::Result<HashSet<u32>> {
+        Ok(self.hops(filter).await?.into_iter().map(|hop| hop.oif).collect())
+    }
+
+    async fn hops(&self, filter: RouteFilter) -> io::Result<Vec<Hop>> {
+        let passes = |hop: &Hop| {
+            filter.oif.is_none_or(|oif| hop.oif == oif)
+                && filter.table.is_none_or(|table| hop.route.table == table)
+                && (!filter.ours || hop.route.protocol == PROTOCOL)
+        };
+        let mut hops = Vec::new();
         for family in Family::ALL {
             let message = route_query(family, filter);
             let messages = match self.dump(RouteNetlinkMessage::GetRoute(message)).await {
                 Err(error) if is_absent(&error) => continue,
                 messages => messages?,
             };
-            for message in messages {
-                let RouteNetlinkMessage::NewRoute(message) = message else { continue };
-                for hop in parse_route(&message) {
-                    let wanted = filter.oif.is_none_or(|oif| hop.oif == oif)
-                        && filter.table.is_none_or(|table| hop.route.table == table)
-                        && (!filter.ours || hop.route.protocol == PROTOCOL);
-                    if !wanted {
-                        continue;
-                    }
-                    if let std::collections::hash_map::Entry::Vacant(entry) = names.entry(hop.oif) {
-                        let link = self.link_by_index(hop.oif).await?;
-                        entry.insert(link.map(|link| link.name).unwrap_or_default());
-                    }
-                    routes.push(Route { dev: names[&hop.oif].clone(), ..hop.route });
-                }
-            }
+            let routes = messages.iter().filter_map(|message| match message {
+                RouteNetlinkMessage::NewRoute(message) => Some(parse_route(message)),
+                _ => None,
+            });
+            hops.extend(routes.flatten().filter(passes));
         }
-        Ok(routes)
+        Ok(hops)
     }
 
     /// The source address of a packet from here to `address` and the name of the link that it leaves by; `None` where

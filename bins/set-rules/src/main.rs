@@ -1,6 +1,10 @@
 //! Makes the policy rules, and the mark that sends replies back the way they came.
 
-use std::{collections::HashSet, io, process::ExitCode};
+use std::{
+    collections::{HashMap, HashSet, hash_map::Entry},
+    io,
+    process::ExitCode,
+};
 
 use common::{
     document::{Command, PodDocument},
@@ -49,16 +53,20 @@ impl Tool for SetRules {
 
 /// The node's rules. One of ours whose table has no route to another pod is nobody's any more.
 async fn on_the_node(document: &PodDocument, node: &Netlink) -> io::Result<Vec<Found>> {
-    let own_veth = host_veth(&document.request.container_id);
-    let goes = document.request.command == Command::Del && document.is_first();
+    let mut goes = None;
+    if document.request.command == Command::Del && document.is_first() {
+        goes = node.link(&host_veth(&document.request.container_id)).await?.map(|link| link.index);
+    }
     let mut found = vec![];
+    let mut needed = HashMap::new();
     for RuleEntry { rule, ours, .. } in node.rules().await?.into_iter().filter(|entry| entry.plain) {
         // ADD has just made a route in its own table: no need to look.
         let in_use = !document.request.command.tears_down() && rule.table == document.settings.host_rule_table;
-        let owned = ours && !in_use && {
-            let routes = node.routes(RouteFilter { table: Some(rule.table), ours: true, ..Default::default() }).await?;
-            !routes.iter().any(|route| !(goes && route.dev == own_veth))
-        };
+        if ours && let Entry::Vacant(entry) = needed.entry(rule.table) {
+            let filter = RouteFilter { table: Some(rule.table), ours: true, ..Default::default() };
+            entry.insert(in_use || node.links_of_routes(filter).await?.iter().any(|link| Some(*link) != goes));
+        }
+        let owned = ours && !needed[&rule.table];
         found.push(Found { placed: Placed::node(Object::Rule(rule)), owned });
     }
     Ok(found)
