@@ -306,6 +306,25 @@ print(urllib.request.urlopen("http://127.0.0.1:2379/v3/" + sys.argv[1], sys.argv
   within 60 '.cidrs.service | index("10.81.0.0/16")'
 }
 
+@test "a connection that dies silently is noticed, and what has changed meanwhile is known within 30 s" {
+  local port
+  follow
+  within 5 '.cidrs.service | length == 2'
+  # Nothing passes over the connections that there are, and nobody says so. New ones work.
+  lab_in node1 nft add table inet silent
+  for hook in input output; do
+    lab_in node1 nft "add chain inet silent $hook { type filter hook $hook priority filter; }"
+    for port in $(lab_in node1 ss -Htn state established dst 10.6.0.10 | sed -E 's/.*:([0-9]+) +10\.6.*/\1/'); do
+      lab_in node1 nft add rule inet silent "$hook" tcp "$([ "$hook" = input ] && printf dport || printf sport)" "$port" counter drop
+    done
+  done
+  service_cidr silent 10.84.0.0/16
+  sleep 1
+  has '.cidrs.service | length == 2'
+  within 30 '.cidrs.service | index("10.84.0.0/16")'
+  lab_in node1 nft delete table inet silent
+}
+
 @test "401 says that the credentials are not accepted, and what is known stands" {
   lab_kubeconfig no-such-token >"$LAB/kubernetes/nobody.conf"
   KUBECONFIG=$LAB/kubernetes/nobody.conf expect 1 sync --kube
