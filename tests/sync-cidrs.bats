@@ -4,10 +4,10 @@
 load helpers
 
 setup_file() {
-  suite_needs_lab && suite_needs_tools kubernetes etcd || return 0
+  suite_needs_lab && suite_needs_tools kubernetes etcd crds || return 0
   lab_up 1
   lab_kubernetes
-  crds
+  lab_crds
 }
 
 teardown() {
@@ -16,31 +16,6 @@ teardown() {
     [ ! -e "${LAB-/none}/pid/$name" ] || lab_stop "$name"
   done
   [ -z "${CREATED-}" ] || lab_kubectl delete --ignore-not-found --wait=false --filename - <<<"$CREATED" >/dev/null
-}
-
-# Custom resources with the groups, versions, names and scopes that Calico, Cilium and Spiderpool give theirs.
-crds() {
-  {
-    crd crd.projectcalico.org v1 IPPool ippools
-    crd crd.projectcalico.org v1 IPAMBlock ipamblocks
-    crd cilium.io v2alpha1 CiliumPodIPPool ciliumpodippools
-    crd spiderpool.spidernet.io v2beta1 SpiderCoordinator spidercoordinators
-  } | lab_kubectl apply --filename - >/dev/null
-  lab_kubectl wait --for condition=Established --all crd --timeout 20s >/dev/null
-}
-
-# crd GROUP VERSION KIND PLURAL
-crd() {
-  jq -n --arg group "$1" --arg version "$2" --arg kind "$3" --arg plural "$4" '{
-    apiVersion: "apiextensions.k8s.io/v1", kind: "CustomResourceDefinition", metadata: {name: "\($plural).\($group)"},
-    spec: {
-      group: $group, scope: "Cluster", names: {kind: $kind, plural: $plural, singular: ($kind | ascii_downcase)},
-      versions: [{
-        name: $version, served: true, storage: true, subresources: {status: {}},
-        schema: {openAPIV3Schema: {type: "object", "x-kubernetes-preserve-unknown-fields": true}}
-      }]
-    }
-  }'
 }
 
 # sync FLAG...: sync-cidrs on the node, as the administrator unless KUBECONFIG says otherwise, each test with a state of its
@@ -97,16 +72,24 @@ kubeadm_config() {
 # pool NAME CIDR [DISABLED]
 pool() {
   jq -nc --arg name "$1" --arg cidr "$2" --argjson disabled "${3:-false}" '{
-    apiVersion: "crd.projectcalico.org/v1", kind: "IPPool", metadata: {name: $name}, spec: {cidr: $cidr, disabled: $disabled}
+    apiVersion: "crd.projectcalico.org/v1", kind: "IPPool", metadata: {name: $name}, spec: {
+      cidr: $cidr, disabled: $disabled, blockSize: 26, allowedUses: ["Workload", "Tunnel"], nodeSelector: "all()",
+      ipipMode: "Never", vxlanMode: "Always", natOutgoing: true
+    }
   }'
 }
 
-# block CIDR ALLOCATIONS
+# block CIDR [ORDINAL...]: a /26 in which these addresses are in use, as Calico's IPAM writes it.
 block() {
-  jq -nc --arg cidr "$1" --argjson allocations "$2" '{
+  jq -nc --arg cidr "$1" --args '($ARGS.positional | map(tonumber)) as $used | {
     apiVersion: "crd.projectcalico.org/v1", kind: "IPAMBlock", metadata: {name: ($cidr | gsub("[./]"; "-"))},
-    spec: {cidr: $cidr, allocations: $allocations, deleted: false}
-  }'
+    spec: {
+      cidr: $cidr, affinity: "host:node1", deleted: false, strictAffinity: false, sequenceNumber: 1,
+      allocations: [range(64) | if IN($used[]) then 0 else null end], unallocated: ([range(64)] - $used),
+      attributes: [$used[:1][] | {handle_id: "k8s-pod-network.c1", secondary: {namespace: "default", node: "node1", pod: "web-0"}}],
+      sequenceNumberForAllocation: [$used[] | {key: "\(.)", value: 0}] | from_entries
+    }
+  }' "${@:2}"
 }
 
 # service_cidr NAME CIDR: ready, as the controller manager makes it.
@@ -143,6 +126,17 @@ coordinator() {
   assert_same "$(sync --kube)" "$output"
 }
 
+@test "the definitions of Calico, Cilium and Spiderpool are theirs: what they refuse is refused" {
+  local object
+  for object in '{"apiVersion": "crd.projectcalico.org/v1", "kind": "IPPool", "metadata": {"name": "a"}, "spec": {}}' \
+    "$(block 10.50.3.64/26 | jq -c 'del(.spec.attributes)')" \
+    '{"apiVersion": "cilium.io/v2alpha1", "kind": "CiliumPodIPPool", "metadata": {"name": "a"}, "spec": {"ipv4": {"cidrs": ["10.30.0.0/33"], "maskSize": 24}}}' \
+    "$(coordinator '{"podCIDRType": "flannel"}')"; do
+    expect 1 lab_kubectl create --dry-run=server --filename - <<<"$object"
+    assert_contains "$stderr" 'is invalid'
+  done
+}
+
 @test "podCIDRType cluster: a control plane's flags count where there is no kubeadm-config" {
   create "$(jq -nc '{
     apiVersion: "v1", kind: "Pod",
@@ -173,12 +167,12 @@ coordinator() {
   within 5 '.cidrs.pod == ["10.50.0.0/16"]'
   create "$(pool second 10.52.0.0/16)"
   within 5 '.cidrs.pod == ["10.50.0.0/16", "10.52.0.0/16"]'
-  create "$(block 10.50.3.64/26 '[null, 0]')"
+  create "$(block 10.50.3.64/26 1)"
   create "$(pool first 10.50.0.0/16 true)"
   within 5 '.sources["10.50.0.0/16"] == ["IPPool first (disabled, with addresses in use)"]'
-  create "$(block 10.50.3.64/26 '[null, null]')"
+  create "$(block 10.50.3.64/26)"
   within 5 '.cidrs.pod == ["10.52.0.0/16"]'
-  create "$(block 10.50.3.64/26 '[null, 0]')"
+  create "$(block 10.50.3.64/26 1)"
   within 5 '.cidrs.pod == ["10.50.0.0/16", "10.52.0.0/16"]'
   lab_kubectl delete ippool first >/dev/null
   within 5 '.cidrs.pod == ["10.52.0.0/16"]'
@@ -204,7 +198,9 @@ coordinator() {
   follow
   within 5 '.cidrs.pod == [] and .podCIDRType.value == "none"'
   create "$(coordinator '{"podCIDRType": "cluster", "podDefaultRouteNIC": "net1", "hijackCIDR": ["169.254.20.10/32"]}')"
-  within 5 '.cidrs.pod == ["10.244.0.0/16"] and .settings == {podDefaultRouteNic: "net1", hijackCIDR: ["169.254.20.10/32"]}'
+  # What it does not say has its definition's defaults.
+  within 5 '.cidrs.pod == ["10.244.0.0/16"] and .settings == {podDefaultRouteNic: "net1", hijackCIDR: ["169.254.20.10/32"],
+    mode: "auto", hostRuleTable: 500, podRPFilter: 0, tunePodRoutes: true, txQueueLen: 0}'
   lab_kubectl delete spidercoordinator default >/dev/null
   within 5 '.cidrs.pod == [] and .settings == {}'
 }
@@ -242,8 +238,8 @@ coordinator() {
   create "$(kubeadm_config 10.244.0.0/16)"
   create "$(jq -nc '{apiVersion: "v1", kind: "ConfigMap", metadata: {name: "cilium-config", namespace: "kube-system"}, data: {ipam: "multi-pool"}}')"
   create "$(jq -nc '{apiVersion: "cilium.io/v2alpha1", kind: "CiliumPodIPPool", metadata: {name: "huge"},
-    spec: {ipv4: {cidrs: [range(10000) | "100.\(. / 256 | floor).\(. % 256).0/25"]}}}')"
-  create '{"apiVersion": "cilium.io/v2alpha1", "kind": "CiliumPodIPPool", "metadata": {"name": "small"}, "spec": {"ipv4": {"cidrs": ["10.30.0.0/16"]}}}'
+    spec: {ipv4: {maskSize: 26, cidrs: [range(10000) | "100.\(. / 256 | floor).\(. % 256).0/25"]}}}')"
+  create '{"apiVersion": "cilium.io/v2alpha1", "kind": "CiliumPodIPPool", "metadata": {"name": "small"}, "spec": {"ipv4": {"cidrs": ["10.30.0.0/16"], "maskSize": 24}}}'
   follow
   within 5 '.cidrs.pod == ["10.30.0.0/16"]'
   has '.problems == ["CiliumPodIPPool huge: 10000 CIDRs are too many: at most 1024 in all"]'
