@@ -137,6 +137,22 @@ coordinator() {
   done
 }
 
+@test "podCIDRType cluster: a real kubeadm's control plane pods count, and before these its ClusterConfiguration" {
+  lab_kubeadm_config '10.245.0.0/16,fd00:10:245::/56' '10.96.0.0/16,fd00:10:96::/112' |
+    lab_in node1 sh -c 'cat >/run/kubeadm.yaml'
+  expect 0 lab_in node1 kubeadm init phase control-plane all --config /run/kubeadm.yaml
+  lab_mirror_pod node1 /etc/kubernetes/manifests/kube-apiserver.yaml
+  lab_mirror_pod node1 /etc/kubernetes/manifests/kube-controller-manager.yaml
+  expect 0 sync --kube
+  assert_json "$output" .cidrs.pod '["10.245.0.0/16","fd00:10:245::/56"]'
+  assert_json "$output" '.sources["10.245.0.0/16"]' '["pod kube-controller-manager-node1, --cluster-cidr"]'
+  expect 0 lab_in node1 kubeadm init phase upload-config kubeadm --config /run/kubeadm.yaml --kubeconfig "$LAB/kubernetes/admin.conf"
+  expect 0 sync --kube
+  assert_json "$output" '.sources["10.245.0.0/16"]' '["kubeadm-config, podSubnet"]'
+  lab_kubectl delete configmap/kubeadm-config pod/kube-apiserver-node1 pod/kube-controller-manager-node1 \
+    --namespace kube-system --force >/dev/null 2>&1
+}
+
 @test "podCIDRType cluster: a control plane's flags count where there is no kubeadm-config" {
   create "$(jq -nc '{
     apiVersion: "v1", kind: "Pod",

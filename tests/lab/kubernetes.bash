@@ -72,6 +72,29 @@ lab_crds() {
   lab_kubectl wait --for condition=Established --all crd --timeout 20s >/dev/null
 }
 
+# lab_kubeadm_config POD_SUBNET SERVICE_SUBNET: a configuration for kubeadm on node1.
+lab_kubeadm_config() {
+  cat <<EOF
+apiVersion: kubeadm.k8s.io/v1beta4
+kind: InitConfiguration
+localAPIEndpoint: {advertiseAddress: 10.6.212.101}
+nodeRegistration: {name: node1, criSocket: unix:///run/containerd/containerd.sock}
+---
+apiVersion: kubeadm.k8s.io/v1beta4
+kind: ClusterConfiguration
+kubernetesVersion: $(command kubeadm version --output short)
+networking: {podSubnet: "$1", serviceSubnet: "$2"}
+EOF
+}
+
+# lab_mirror_pod NODE FILE: makes in the API what a kubelet makes there of the node's static pod in FILE.
+lab_mirror_pod() {
+  lab_in "$1" cat "$2" | lab_kubectl create --dry-run=client --output json --filename - | jq --arg node "$1" '
+    .metadata.name += "-\($node)" | .spec.nodeName = $node
+    | .metadata.annotations += {"kubernetes.io/config.source": "file", "kubernetes.io/config.mirror": "0"}
+  ' | lab_kubectl create --filename - >/dev/null
+}
+
 # The lab's nodes as Kubernetes sees them.
 lab_nodes_json() {
   lab_nodes | jq -R '{
