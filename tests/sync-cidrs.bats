@@ -16,6 +16,13 @@ teardown() {
     [ ! -e "${LAB-/none}/pid/$name" ] || lab_stop "$name"
   done
   [ -z "${CREATED-}" ] || lab_kubectl delete --ignore-not-found --wait=false --filename - <<<"$CREATED" >/dev/null
+  [ -z "${EMULATED-}" ] || restart_api
+}
+
+# restart_api [FLAG...]: at once, without waiting for its clients to leave.
+restart_api() {
+  lab_stop apiserver KILL
+  lab_apiserver "$@"
 }
 
 # sync FLAG...: sync-cidrs on the node, as the administrator unless KUBECONFIG says otherwise, each test with a state of its
@@ -92,10 +99,10 @@ block() {
   }' "${@:2}"
 }
 
-# service_cidr NAME CIDR: ready, as the controller manager makes it.
+# service_cidr NAME CIDR [VERSION]: ready, as the controller manager makes it.
 service_cidr() {
-  create "$(jq -nc --arg name "$1" --arg cidr "$2" '{
-    apiVersion: "networking.k8s.io/v1", kind: "ServiceCIDR", metadata: {name: $name}, spec: {cidrs: [$cidr]}
+  create "$(jq -nc --arg name "$1" --arg cidr "$2" --arg version "${3:-v1}" '{
+    apiVersion: "networking.k8s.io/\($version)", kind: "ServiceCIDR", metadata: {name: $name}, spec: {cidrs: [$cidr]}
   }')"
   lab_kubectl patch servicecidr "$1" --subresource status --type merge --patch '{"status": {"conditions": [
     {"type": "Ready", "status": "True", "reason": "", "message": "", "lastTransitionTime": "2025-01-01T00:00:00Z"}]}}' >/dev/null
@@ -234,6 +241,20 @@ coordinator() {
   within 5 '.cidrs.service == ["10.233.64.0/18", "fd00:233:64::/108"]'
 }
 
+@test "ServiceCIDRs of networking.k8s.io/v1beta1 count where the API has no v1, also when that changes under way" {
+  follow
+  within 5 '.cidrs.service == ["10.233.64.0/18", "fd00:233:64::/108"]'
+  # The API as Kubernetes 1.32 has it. (What allocates ClusterIPs from ServiceCIDRs is off there, and does not work emulated.)
+  EMULATED=1
+  restart_api --emulated-version 1.32 --runtime-config networking.k8s.io/v1beta1=true
+  expect 1 lab_kubectl get --raw /apis/networking.k8s.io/v1/servicecidrs
+  service_cidr beta 10.83.0.0/16 v1beta1
+  within 20 '.cidrs.service == ["10.83.0.0/16", "10.233.64.0/18", "fd00:233:64::/108"]'
+  lab_kubectl delete servicecidr beta --timeout 10s >/dev/null
+  CREATED=
+  within 5 '.cidrs.service == ["10.233.64.0/18", "fd00:233:64::/108"]'
+}
+
 @test "wrong CIDRs are refused and named in the file, the log and the metrics, and the rest is served" {
   create "$(pool good 10.50.0.0/16)"
   create "$(pool unparsable 10.50.0.0/33)"
@@ -288,8 +309,7 @@ age_grows() { [ "$(metric cidrs_age_seconds)" -ge 2 ]; }
   lab_kubectl delete servicecidr before --timeout 10s >/dev/null
   service_cidr later 10.80.0.0/16
   compact
-  lab_stop apiserver
-  lab_apiserver
+  restart_api
   # nsenter, its parent, has stopped itself too.
   kill -CONT "$pid" "$(ps -o ppid= -p "$pid" | tr -d ' ')"
   within 20 '.cidrs.service | index("10.80.0.0/16") and (index("10.79.0.0/16") | not)'
