@@ -133,6 +133,43 @@ coordinator() {
   assert_same "$(sync --kube)" "$output"
 }
 
+@test "in a pod the ServiceAccount's credentials are used, as kubectl does it" {
+  local account=/var/run/secrets/kubernetes.io/serviceaccount
+  as_node_agent
+  lab_in node1 mkdir -p "$account"
+  jq -j ".users[0].user.token" "$KUBECONFIG" | lab_in node1 sh -c "cat >$account/token"
+  lab_in node1 cp "$LAB/kubernetes/apiserver.crt" "$account/ca.crt"
+  lab_in node1 sh -c "printf kube-system >$account/namespace"
+  expect 0 lab_in node1 env -u KUBECONFIG HOME=/none KUBERNETES_SERVICE_HOST=10.6.0.10 KUBERNETES_SERVICE_PORT=6443 \
+    "$(lab_libexec)/sync-cidrs" --kube --cni-directory /none
+  assert_json "$output" .cidrs.service '["10.233.64.0/18","fd00:233:64::/108"]'
+  lab_in node1 rm "$account/token"
+  expect 1 lab_in node1 env -u KUBECONFIG HOME=/none KUBERNETES_SERVICE_HOST=10.6.0.10 KUBERNETES_SERVICE_PORT=6443 \
+    "$(lab_libexec)/sync-cidrs" --kube --cni-directory /none
+}
+
+@test "the objects of real clusters give from the API what they give offline" {
+  local name file objects offline
+  lab_kubectl create namespace kube-flannel >/dev/null
+  for name in kubeadm flannel k3s rke2 calico cilium-cluster-pool cilium-multi-pool cilium-kubernetes; do
+    file=$BATS_TEST_DIRNAME/fixtures/cluster/$name.json
+    expect 0 "$(lab_libexec)/sync-cidrs" --from "$file" --cni-directory /none
+    offline=$(of_pods <<<"$output")
+    objects=$(jq -c 'del(.items[].metadata | .uid, .resourceVersion)' "$file")
+    CREATED=$objects
+    lab_kubectl create --validate=false --filename - <<<"$objects" >/dev/null
+    expect 0 sync --kube
+    assert_same "$offline" "$(of_pods <<<"$output")" || fail "$name"
+    assert_contains "$offline" source
+    lab_kubectl delete --filename - <<<"$objects" >/dev/null
+  done
+}
+
+# What a document says of the pods' CIDRs, each with its sources.
+of_pods() {
+  jq '.podCIDRType, (.sources as $sources | .cidrs.pod[] | {cidr: ., source: $sources[.]})'
+}
+
 @test "the definitions of Calico, Cilium and Spiderpool are theirs: what they refuse is refused" {
   local object
   for object in '{"apiVersion": "crd.projectcalico.org/v1", "kind": "IPPool", "metadata": {"name": "a"}, "spec": {}}' \
@@ -224,6 +261,11 @@ coordinator() {
   # What it does not say has its definition's defaults.
   within 5 '.cidrs.pod == ["10.244.0.0/16"] and .settings == {podDefaultRouteNic: "net1", hijackCIDR: ["169.254.20.10/32"],
     mode: "auto", hostRuleTable: 500, podRPFilter: 0, tunePodRoutes: true, txQueueLen: 0}'
+  # The plugin's own configuration comes first, then the cluster's, then what is built in.
+  expect 0 lab_in node1 env UNDERPASS_STATE="$(state)" CNI_COMMAND=ADD CNI_CONTAINERID=c CNI_IFNAME=eth0 CNI_NETNS=/proc/1/ns/net \
+    "$(lab_libexec)/cni-request" <<<'{"cniVersion": "1.0.0", "name": "n", "type": "coordinator", "hijackCIDR": ["10.9.0.0/16"], "prevResult": {
+      "cniVersion": "1.0.0", "interfaces": [{"name": "eth0", "sandbox": "/proc/1/ns/net"}], "ips": [{"address": "10.6.0.9/16", "interface": 0}]}}'
+  assert_json "$output" '.settings | [.hijackCIDR[0], .podDefaultRouteNic, .podDefaultCniNic]' '["10.9.0.0/16","net1","eth0"]'
   lab_kubectl delete spidercoordinator default >/dev/null
   within 5 '.cidrs.pod == [] and .settings == {}'
 }
@@ -231,14 +273,27 @@ coordinator() {
 @test "a ServiceCIDR that is added, not ready, ready and removed" {
   follow
   within 5 '.cidrs.service == ["10.233.64.0/18", "fd00:233:64::/108"]'
+  # Another name for the file as it is now.
+  lab_in node1 ln "$(state)/cluster.json" "$(state)/before"
   service_cidr more 10.77.0.0/16
   within 5 '.cidrs.service == ["10.77.0.0/16", "10.233.64.0/18", "fd00:233:64::/108"]'
+  # The file was replaced, not written into: whoever reads the old one has all of it.
+  expect 0 lab_in node1 jq -c .cidrs.service "$(state)/before"
+  assert_equal "$output" '["10.233.64.0/18","fd00:233:64::/108"]'
   lab_kubectl patch servicecidr more --subresource status --type merge --patch '{"status": {"conditions": [
     {"type": "Ready", "status": "False", "reason": "Terminating", "message": "", "lastTransitionTime": "2025-01-01T00:00:00Z"}]}}' >/dev/null
   within 5 '.cidrs.service == ["10.233.64.0/18", "fd00:233:64::/108"]'
   service_cidr more 10.77.0.0/16
   lab_kubectl delete servicecidr more --timeout 10s >/dev/null
   within 5 '.cidrs.service == ["10.233.64.0/18", "fd00:233:64::/108"]'
+  # A line for each change, the last of them as the file is, and counted.
+  printed=$(grep '^{"settings"' "$LAB/log/follow")
+  assert_equal "$(jq -c .cidrs.service <<<"$printed" | sed 's/"//g')" "$(printf '%s\n' '[10.233.64.0/18,fd00:233:64::/108]' \
+    '[10.77.0.0/16,10.233.64.0/18,fd00:233:64::/108]' '[10.233.64.0/18,fd00:233:64::/108]' \
+    '[10.77.0.0/16,10.233.64.0/18,fd00:233:64::/108]' '[10.233.64.0/18,fd00:233:64::/108]')"
+  lab_until 5 has_metric cidrs_changes_total 5
+  assert_equal "$(metric 'cidrs{of="service"}')" 2
+  assert_equal "$(metric 'cidrs_source{cidr="10.233.64.0\/18",source="ServiceCIDR kubernetes"}')" 1
 }
 
 @test "ServiceCIDRs of networking.k8s.io/v1beta1 count where the API has no v1, also when that changes under way" {
@@ -291,6 +346,8 @@ coordinator() {
   lab_until 10 age_grows
   has '.cidrs.service | length == 2'
   assert_equal "$(metric cidrs_known)" 1
+  [ "$(metric cidrs_errors_total)" -ge 1 ]
+  [ "$(metric cidrs_last_sync_timestamp_seconds)" -le "$(($(date +%s) - 2))" ]
   lab_apiserver
   service_cidr after 10.78.0.0/16
   within 20 '.cidrs.service | index("10.78.0.0/16")'
