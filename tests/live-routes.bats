@@ -268,7 +268,7 @@ other_than() {
 }
 
 @test "with the API server gone a new pod is added from the file, and readiness stays" {
-  lab_stop apiserver
+  lab_stop apiserver KILL
   lab_pod node1 offline follows
   has_route offline 10.233.64.0/18
   agent ready
@@ -280,7 +280,7 @@ other_than() {
 @test "before the first answer of the API server ADD fails with code 11, STATUS with 50, and --ready says why" {
   lab_stop agent
   lab_in node1 mv /run/underpass/cluster.json /run/kept.json
-  lab_stop apiserver
+  lab_stop apiserver KILL
   agent_start
   lab_until 10 pending
   expect 1 agent ready

@@ -1,17 +1,19 @@
 # Part of the lab (see lab.bash): a real Kubernetes API (kube-apiserver with etcd, on a host of its own) and real kube-proxies.
 
-# lab_kubernetes: starts the API. lab_kubectl talks to it; $LAB/kubernetes/admin.conf is an administrator's kubeconfig, and
-# a program in any host of the lab can use it.
+# lab_kubernetes [FLAG...]: starts the API, with more flags for the API server. lab_kubectl talks to it;
+# $LAB/kubernetes/admin.conf is an administrator's kubeconfig, and a program in any host of the lab can use it. LAB_APISERVER
+# is the module of tests/tools that has the API server.
+# shellcheck disable=SC2120 # suites give flags
 lab_kubernetes() {
   local tools
-  tools=$("$LAB_REPO/tests/tools/build" --where kubernetes etcd) || return
+  tools=$("$LAB_REPO/tests/tools/build" --where "${LAB_APISERVER:-kubernetes}" kubernetes etcd) || return
   PATH=${tools//$'\n'/:}:$PATH
   mkdir "$LAB/kubernetes"
   lab_host control
   lab_plug control eth0 6 0.10 10
   lab_kubernetes_credentials
   lab_etcd
-  lab_apiserver
+  lab_apiserver "$@"
   lab_nodes_json | lab_kubectl apply --filename - >/dev/null
   lab_nodes_json | lab_kubectl replace --subresource status --filename - >/dev/null
 }
@@ -40,14 +42,15 @@ lab_etcd() {
     --listen-peer-urls http://127.0.0.1:2380
 }
 
-# lab_apiserver: starts the API server; after lab_stop apiserver, again.
+# lab_apiserver [FLAG...]: starts the API server; after lab_stop apiserver, again.
 lab_apiserver() {
   local directory=$LAB/kubernetes
+  rm -rf "$directory/cache"
   lab_spawn apiserver control kube-apiserver --etcd-servers http://127.0.0.1:2379 --cert-dir "$directory" \
     --bind-address 0.0.0.0 --advertise-address 10.6.0.10 --service-cluster-ip-range 10.233.64.0/18,fd00:233:64::/108 \
     --token-auth-file "$directory/tokens" --authorization-mode RBAC --service-account-issuer https://lab \
     --service-account-key-file "$directory/sa.key" --service-account-signing-key-file "$directory/sa.key" \
-    --disable-admission-plugins ServiceAccount
+    --disable-admission-plugins ServiceAccount "$@"
   lab_until 60 lab_apiserver_ready || lab_fail "the API server did not start: $(tail -n 5 "$LAB/log/apiserver")"
 }
 
@@ -57,7 +60,39 @@ lab_apiserver_ready() {
 
 # lab_kubectl ARGUMENT...
 lab_kubectl() {
-  lab_in control kubectl --kubeconfig "$LAB/kubernetes/admin.conf" "$@"
+  # Its cache of what the API has is by address, and in every lab that is the same.
+  lab_in control kubectl --kubeconfig "$LAB/kubernetes/admin.conf" --cache-dir "$LAB/kubernetes/cache" "$@"
+}
+
+# lab_crds: the CustomResourceDefinitions of Calico, Cilium and Spiderpool whose objects sync-cidrs reads.
+lab_crds() {
+  local definitions
+  definitions=$("$LAB_REPO/tests/tools/build" --where crds) || return
+  lab_kubectl apply --filename "$definitions" --filename "$LAB_SOURCE/spidercoordinators.yaml" >/dev/null
+  lab_kubectl wait --for condition=Established --all crd --timeout 20s >/dev/null
+}
+
+# lab_kubeadm_config POD_SUBNET SERVICE_SUBNET: a configuration for kubeadm on node1.
+lab_kubeadm_config() {
+  cat <<EOF
+apiVersion: kubeadm.k8s.io/v1beta4
+kind: InitConfiguration
+localAPIEndpoint: {advertiseAddress: 10.6.212.101}
+nodeRegistration: {name: node1, criSocket: unix:///run/containerd/containerd.sock}
+---
+apiVersion: kubeadm.k8s.io/v1beta4
+kind: ClusterConfiguration
+kubernetesVersion: $(command kubeadm version --output short)
+networking: {podSubnet: "$1", serviceSubnet: "$2"}
+EOF
+}
+
+# lab_mirror_pod NODE FILE: makes in the API what a kubelet makes there of the node's static pod in FILE.
+lab_mirror_pod() {
+  lab_in "$1" cat "$2" | lab_kubectl create --dry-run=client --output json --filename - | jq --arg node "$1" '
+    .metadata.name += "-\($node)" | .spec.nodeName = $node
+    | .metadata.annotations += {"kubernetes.io/config.source": "file", "kubernetes.io/config.mirror": "0"}
+  ' | lab_kubectl create --filename - >/dev/null
 }
 
 # The lab's nodes as Kubernetes sees them.
@@ -74,6 +109,7 @@ lab_nodes_json() {
 # lab_kube_proxy [iptables|nftables]: a real kube-proxy on every node; from here on lab_service creates real objects.
 lab_kube_proxy() {
   local node masquerade=cluster flags=()
+  # shellcheck disable=SC2119 # none of ours
   [ -e "$LAB/kubernetes" ] || lab_kubernetes
   [ ! -e "$LAB/masquerade" ] || read -r masquerade <"$LAB/masquerade"
   case $masquerade in

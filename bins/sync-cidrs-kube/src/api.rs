@@ -2,14 +2,18 @@
 
 use std::{collections::BTreeMap, error::Error as _, path::Path, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
+use hyper_timeout::TimeoutConnector;
+use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioExecutor};
 use kube::{
     Api, Client, Config,
     api::{DynamicObject, ListParams},
+    client::{ConfigExt, retry::RetryPolicy},
     config::{KubeConfigOptions, Kubeconfig},
     core::Status,
 };
 use serde_json::Value;
+use tower::{BoxError, ServiceBuilder, retry::RetryLayer};
 
 use crate::{
     derive::{Derived, Options, derive},
@@ -17,10 +21,16 @@ use crate::{
     world::{Known, World},
 };
 
-/// A connection over which nothing has come for so long is taken for lost. The API server says something each minute
-/// (a bookmark), and ends a watch by itself before five.
+/// An API server that has said nothing for so long is taken for dead, even if its kernel still answers for it. It says
+/// something each minute (a bookmark), and ends a watch by itself before five.
 const SILENCE: Duration = Duration::from_secs(90);
 const CONNECT: Duration = Duration::from_secs(5);
+/// A connection that has been idle for so long is probed, ...
+const PROBE_AFTER: Duration = Duration::from_secs(5);
+/// ... so often, ...
+const PROBE_EVERY: Duration = Duration::from_secs(3);
+/// ... and given up when nothing has been acknowledged for so long, nor any data that was sent on it.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 
 /// A client with the credentials of a kubeconfig, else, as kubectl does it, of `KUBECONFIG`, of the user's own
 /// configuration, or of the pod's ServiceAccount. With `retry`, what the API server refuses for the moment (429, 503, 504)
@@ -38,10 +48,36 @@ pub async fn client(kubeconfig: Option<&Path>, context: Option<&str>, retry: boo
         (None, Some(_)) => Config::from_kubeconfig(&options).await.context("cannot use the kubeconfig")?,
         (None, None) => Config::infer().await.context("no kubeconfig, and not in a pod with a ServiceAccount")?,
     };
-    config.connect_timeout = Some(CONNECT);
-    config.read_timeout = Some(SILENCE);
     config.default_retry = retry;
-    Client::try_from(config).context("cannot make a client of these credentials")
+    connected(config).context("cannot make a client of these credentials")
+}
+
+/// kube's own way to a client (`Client::try_from`), but with a connector that probes its connections. A firewall or a load
+/// balancer that forgets a connection says nothing: without probes a watch over it would stay silent until [`SILENCE`] is
+/// over, and probing costs the API server nothing, as shorter watches would.
+fn connected(config: Config) -> anyhow::Result<Client> {
+    ensure!(config.proxy_url.is_none(), "the kubeconfig asks for a proxy, which is not supported");
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_keepalive(Some(PROBE_AFTER));
+    tcp.set_keepalive_interval(Some(PROBE_EVERY));
+    // With a user timeout Linux goes by that alone, and the number of probes is of no account (tcp_keepalive_timer).
+    tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(tcp)?);
+    connector.set_connect_timeout(Some(CONNECT));
+    connector.set_read_timeout(Some(SILENCE));
+    connector.set_write_timeout(Some(SILENCE));
+    // How long a connection was idle before a request is not the API server's silence.
+    connector.set_reset_reader_on_write(true);
+    let retry = config.default_retry.then(|| RetryLayer::new(RetryPolicy::server_retry()));
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(retry)
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector));
+    Ok(Client::new(service, config.default_namespace))
 }
 
 /// The objects of a place.

@@ -64,6 +64,15 @@ fn kubeadms_cluster_configuration_says_both() {
 
 #[test]
 fn the_control_planes_flags_say_both_in_args_and_command_in_one_word_and_in_two() {
+    let (service, pod) = sourced(&answer(&[objects("kubeadm-pods.json")], &Options::default()));
+    let from = [
+        "pod kube-apiserver-node1, --service-cluster-ip-range",
+        "pod kube-controller-manager-node1, --service-cluster-ip-range",
+    ];
+    assert_eq!(service, json!({"10.96.0.0/16": from, "fd00:10:96::/112": from}));
+    let from = ["pod kube-controller-manager-node1, --cluster-cidr"];
+    assert_eq!(pod, json!({"10.244.0.0/16": from, "fd00:10:244::/56": from}));
+
     let (service, pod) = sourced(&answer(&[objects("flags.json")], &Options::default()));
     let from = [
         "pod kube-apiserver-m1, --service-cluster-ip-range",
@@ -80,22 +89,36 @@ fn the_control_planes_flags_say_both_in_args_and_command_in_one_word_and_in_two(
 #[test]
 fn k3s_and_rke2_servers_say_both_in_their_nodes_annotations() {
     let (service, pod) = sourced(&answer(&[objects("k3s.json")], &Options::default()));
-    let from = "node edge-1, k3s.io/node-args, --service-cidr";
-    assert_eq!(service, json!({"10.53.0.0/16": [from], "fd53::/112": [from]}));
-    let from = "node edge-1, k3s.io/node-args, --cluster-cidr";
-    assert_eq!(pod, json!({"10.52.0.0/16": [from], "fd52::/56": [from]}));
+    let from = "node orbstack, k3s.io/node-args, --service-cidr";
+    assert_eq!(service, json!({"192.168.194.128/25": [from], "fd07:b51a:cc66:a:8000::/112": [from]}));
+    let from = "node orbstack, k3s.io/node-args, --cluster-cidr";
+    assert_eq!(pod, json!({"192.168.194.0/25": [from], "fd07:b51a:cc66:a::/72": [from]}));
 
     let (service, pod) = sourced(&answer(&[objects("rke2.json")], &Options::default()));
-    assert_eq!(service, json!({"10.63.0.0/16": ["node rke-1, rke2.io/node-args, --service-cidr"]}));
-    assert_eq!(pod, json!({"10.62.0.0/16": ["node rke-1, rke2.io/node-args, --cluster-cidr"]}));
+    let from = "node mgmt-cluster-my-bmh-foo, rke2.io/node-args";
+    assert_eq!(service, json!({"100.73.0.0/16": [format!("{from}, --service-cidr")]}));
+    assert_eq!(pod, json!({"100.72.0.0/16": [format!("{from}, --cluster-cidr")]}));
 }
 
 #[test]
-fn a_k3s_server_that_was_told_nothing_has_k3s_own_defaults() {
-    let (service, pod) = sourced(&answer(&[objects("k3s-defaults.json")], &Options::default()));
-    let not_given = |flag| json!([format!("node k3s, k3s.io/node-args, {flag} not given: its default")]);
-    assert_eq!(service, json!({"10.43.0.0/16": not_given("--service-cidr")}));
-    assert_eq!(pod, json!({"10.42.0.0/16": not_given("--cluster-cidr")}));
+fn what_an_agent_of_k3s_was_told_does_not_count_and_a_servers_flag_may_be_one_word() {
+    let agent = "[\"agent\",\"--node-label\",\"--cluster-cidr=1.2.3.0/24\"]";
+    let server = "[\"server\",\"--cluster-init\",\"true\",\"--cluster-cidr=10.52.0.0/16,fd52::/56\"]";
+    let node = |args: &str| node(json!({"k3s.io/node-args": args}), json!({}), "10.0.2.15");
+    assert_eq!(pods(&[node(agent), node(server)], &Options::default()), json!(["10.52.0.0/16", "fd52::/56"]));
+}
+
+#[test]
+fn a_server_of_k3s_or_rke2_that_was_told_nothing_has_their_defaults() {
+    for (file, from) in [
+        ("k3s-defaults.json", "node lima-rancher-desktop, k3s.io/node-args"),
+        ("rke2-defaults.json", "node nori, rke2.io/node-args"),
+    ] {
+        let (service, pod) = sourced(&answer(&[objects(file)], &Options::default()));
+        let not_given = |flag| json!([format!("{from}, {flag} not given: its default")]);
+        assert_eq!(service, json!({"10.43.0.0/16": not_given("--service-cidr")}));
+        assert_eq!(pod, json!({"10.42.0.0/16": not_given("--cluster-cidr")}));
+    }
     let ipv6 = node(json!({"k3s.io/node-args": "[\"server\"]"}), json!({}), "fd00::1");
     assert_eq!(pods(&[ipv6], &Options::default()), json!(["fd00:42::/56"]));
 }
@@ -124,7 +147,7 @@ fn each_source_of_cluster_comes_before_the_next() {
     let mut order = vec![
         (objects("kubeadm.json"), json!(["10.244.0.0/16", "fd00:10:244::/56"])),
         (objects("flags.json"), json!(["10.232.0.0/18", "10.233.0.0/18"])),
-        (objects("rke2.json"), json!(["10.62.0.0/16"])),
+        (objects("rke2.json"), json!(["100.72.0.0/16"])),
         (objects("flannel.json"), json!(["10.244.0.0/16", "fd00:244::/56"])),
         (objects("nodes.json"), json!(["10.4.0.0/23"])),
     ];
@@ -137,10 +160,12 @@ fn each_source_of_cluster_comes_before_the_next() {
 
 #[test]
 fn service_cidrs_count_that_are_ready_and_not_being_deleted_in_each_version_of_the_api() {
-    let service = |name| json!(answer(&[objects(name)], &Options::default()).cidrs().service);
-    assert_eq!(service("flannel.json"), json!(["10.96.0.0/12"]), "v1");
-    assert_eq!(service("nodes.json"), json!(["10.8.0.0/20"]), "v1beta1");
-    assert_eq!(service("calico.json"), json!(["10.233.64.0/18"]), "v1alpha1");
+    let service = |name: &str| json!(answer(&[objects(name)], &Options::default()).cidrs().service);
+    for version in ["v1", "v1beta1", "v1alpha1"] {
+        let expected = json!(["10.233.64.0/18", "fd00:233:64::/108"]);
+        assert_eq!(service(&format!("service-cidrs-{version}.json")), expected, "{version}");
+    }
+    assert_eq!(service("nodes.json"), json!(["10.8.0.0/20"]), "others are not ready, new, or being deleted");
 }
 
 #[test]
@@ -185,7 +210,8 @@ fn blocks_are_not_read_where_no_pool_is_disabled() {
 fn ciliums_ipam_mode_decides() {
     let (_, pod) = sourced(&answer(&[objects("cilium-cluster-pool.json")], &Options::default()));
     let expected = json!({
-        "10.20.0.0/15": ["cilium-config, cluster-pool-ipv4-cidr"], "fd00::/104": ["cilium-config, cluster-pool-ipv6-cidr"]
+        "10.20.0.0/15": ["cilium-config, cluster-pool-ipv4-cidr"],
+        "fd00:20::/104": ["cilium-config, cluster-pool-ipv6-cidr"],
     });
     assert_eq!(pod, expected);
     let (_, pod) = sourced(&answer(&[objects("cilium-multi-pool.json")], &Options::default()));
@@ -222,7 +248,7 @@ fn auto_goes_by_the_nodes_cni_configuration_and_without_one_by_what_the_api_has(
 
 #[test]
 fn none_finds_no_pods_and_complains_of_nothing() {
-    let cluster = answer(&[objects("calico.json")], &with(PodCidrType::None));
+    let cluster = answer(&[objects("calico.json"), objects("service-cidrs-v1.json")], &with(PodCidrType::None));
     assert_eq!((cluster.pod, cluster.problems), (vec![], vec![]));
 }
 
@@ -265,7 +291,7 @@ fn a_pool_of_ten_thousand_cidrs_is_refused_and_the_others_are_served() {
         "apiVersion": "cilium.io/v2alpha1", "kind": "CiliumPodIPPool", "metadata": {"name": "huge"},
         "spec": {"ipv4": {"cidrs": cidrs}}
     });
-    let documents = [huge, objects("cilium-multi-pool.json")];
+    let documents = [huge, objects("cilium-multi-pool.json"), objects("service-cidrs-v1.json")];
     let cluster = answer(&documents, &Options::default());
     assert_eq!(json!(cluster.cidrs().pod), json!(["10.10.0.0/16", "10.30.0.0/15", "fd00:30::/104"]));
     assert_eq!(cluster.problems, ["CiliumPodIPPool huge: 10000 CIDRs are too many: at most 1024 in all"]);
