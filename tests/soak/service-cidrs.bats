@@ -12,10 +12,6 @@ setup_file() {
     --runtime-config networking.k8s.io/v1alpha1=true
 }
 
-teardown_file() {
-  lab_down
-}
-
 @test "ServiceCIDRs of networking.k8s.io/v1alpha1 count where the API has neither v1 nor v1beta1" {
   for version in v1 v1beta1; do
     expect 1 lab_kubectl get --raw "/apis/networking.k8s.io/$version/servicecidrs"
