@@ -4,7 +4,7 @@
 //! killed at any point, the programs go on with what is there, and the next writer finds it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     path::Path,
 };
@@ -173,16 +173,14 @@ impl Kernel {
         }
         for id in 0..self.backends.capacity() {
             let Some(backend) = self.backends.get(id) else { continue };
-            let slots = members.get(&id);
-            for (word, slot) in backend.slots.iter().zip(slots.unwrap_or(&[NO_SLOT; 2])) {
+            let slots = members.get(&id).unwrap_or(&[NO_SLOT; 2]);
+            for (word, slot) in backend.slots.iter().zip(slots) {
                 if word.load() != *slot {
                     word.store(*slot);
                 }
             }
-            if slots.is_none() && backend.open.load() > 0 {
-                self.let_linger(id);
-            }
         }
+        self.find_lingering(&members);
         let lingering = self.lingering.values().map(|lingering| lingering.backend.id);
         let used = members.keys().copied().chain(lingering).map(|id| (id, 1));
         self.backend_space = Space::new(self.backends.capacity(), used);
@@ -190,17 +188,19 @@ impl Kernel {
         self.settle()
     }
 
-    /// Takes note of a backend that is in no set and has open sockets.
-    fn let_linger(&mut self, id: u32) {
-        let Some(backend) = self.backends.get(id) else { return };
-        let service = backend.service.load();
-        let address = address_of(backend);
-        let lingering = Lingering { backend: BackendRef { id, generation: backend.generation.load() }, waited: false };
-        let counts = self.services.values().any(|known| known.id == service && known.spec.least_connections);
-        if !counts || self.lingering.contains_key(&(service, address)) {
-            backend.service.store(NO_SERVICE);
-        } else {
-            self.lingering.insert((service, address), lingering);
+    /// Takes note of the backends that are in no set and have open sockets.
+    fn find_lingering(&mut self, members: &HashMap<u32, [u32; 2]>) {
+        let counting = self.services.values().filter(|service| service.spec.least_connections);
+        let counting: HashSet<_> = counting.map(|service| service.id).collect();
+        for id in (0..self.backends.capacity()).filter(|id| !members.contains_key(id)) {
+            let Some(place) = self.backends.get(id).filter(|place| place.open.load() > 0) else { continue };
+            let key = (place.service.load(), address_of(place));
+            if !counting.contains(&key.0) || self.lingering.contains_key(&key) {
+                disown(place);
+                continue;
+            }
+            let backend = BackendRef { id, generation: place.generation.load() };
+            self.lingering.insert(key, Lingering { backend, waited: false });
         }
     }
 
@@ -551,7 +551,7 @@ impl Kernel {
     fn retire_backend(&mut self, backend: BackendRef) {
         self.leave(backend, [false; 2]);
         if let Some(place) = self.backends.get(backend.id) {
-            place.service.store(NO_SERVICE);
+            disown(place);
         }
         self.backend_space.retire(backend.id, 1);
     }
@@ -617,6 +617,12 @@ fn new_backend(backend: BackendRef, service: u32, address: SocketAddr, protocol:
             protocol: number(protocol),
         },
     }
+}
+
+/// Makes a backend's sockets strangers to its place, so that none of them counts down what is counted there next.
+fn disown(place: &Backend) {
+    place.generation.store(place.generation.load().wrapping_add(2));
+    place.service.store(NO_SERVICE);
 }
 
 fn mapped_words(address: IpAddr) -> [u32; 4] {
