@@ -107,7 +107,9 @@ lab_down() {
     kill -KILL "$root" 2>/dev/null || true
     while [ -d "/proc/$root" ]; do sleep 0.02; done
   fi
-  [ ! -e "$LAB/cgroups" ] || while read -r cgroup; do rmdir "$cgroup" || true; done <"$LAB/cgroups"
+  [ ! -e "$LAB/cgroups" ] || while read -r cgroup; do
+    find "$cgroup" -depth -type d -exec rmdir {} \; || true
+  done <"$LAB/cgroups"
   rm -rf --one-file-system "$LAB"
 }
 
