@@ -222,6 +222,16 @@ TABLES
   assert_equal "$output" $'[3,3]\n[3]\n[3,0]\n[3,3,0]\n[0,0,0]'
 }
 
+@test "room for a backend comes before the count of one that is gone" {
+  lab_lb node1 unload
+  # The two services have two backends each, and are changed one after the other.
+  lab_reload node1 --max-backends 6
+  run lb_held <<<'127.0.0.4 127.0.0.5'
+  lab_lb node1 unload
+  lab_reload node1
+  assert_equal "$output" $'[3,3]\n[0,0]\n[0,0]'
+}
+
 @test "sockets that are closed while their least-connections backend is away do not count when it comes back" {
   run lb_held <<<127.0.0.2
   assert_equal "$output" $'[3,3]\n[3]\n[0]'

@@ -172,6 +172,46 @@ PY
   lab_lb node1 --pin-dir $small unload
 }
 
+@test "a table takes the place of another one that filled all there is" {
+  local cgroup full=/sys/fs/bpf/full
+  cgroup=$(lab_cgroup full)
+  lab_lb node1 --pin-dir $full load --cgroup "$cgroup" --max-services 8 --max-backends 8
+  lb_many 8 1 | lab_lb node1 --pin-dir $full apply >/dev/null
+  expect 0 lab_lb node1 --pin-dir $full apply <<<"$(lb_many 8 1 |
+    jq -c '.services[] |= (.namespace = "others" | .clusterIps[0] |= sub("^10"; "11"))')"
+  assert_json "$output" . '{"set":8,"removed":8,"unchanged":0}'
+  lab_lb node1 --pin-dir $full unload
+}
+
+# lb_name_record NAMESPACE/NAME OFFSET BYTE: writes into what `names` says of a service, as a writer that is killed has.
+lb_name_record() {
+  lab_in node1 python3 - /sys/fs/bpf/underpass/maps/names "$@" <<'PY'
+import ctypes, mmap, struct, sys
+path = ctypes.create_string_buffer(sys.argv[1].encode())
+attributes = struct.pack("QII", ctypes.addressof(path), 0, 0)
+names = mmap.mmap(ctypes.CDLL(None, use_errno=True).syscall(321, 7, attributes, len(attributes)), 160 * 32768)
+record = names.find(sys.argv[2].encode() + b":")
+assert record >= 0 and record % 160 == 0
+names[record + int(sys.argv[3])] = int(sys.argv[4])
+PY
+}
+
+@test "a change of algorithm or affinity that a killed writer has only begun is made by the next one" {
+  local plain
+  plain="{\"clusterIps\": [\"10.96.0.1\"], \"backends\": $(lb_backends 127.0.0.2)}"
+  lb_services "$(lb_service begun "$plain")"
+  # The flags say least connections, ...
+  lb_name_record test/begun 150 4
+  expect 0 lab_lb node1 apply <<<"{\"nodeAddresses\": [\"127.9.9.9\", \"fd01::9\"], \"services\": [
+    $(lb_service begun "$(jq -c '.lbAlgorithm = "least-connections"' <<<"$plain")")]}"
+  assert_json "$output" .set 1
+  # ... and here the timeout is 7 s.
+  lb_name_record test/begun 152 7
+  expect 0 lab_lb node1 apply <<<"{\"nodeAddresses\": [\"127.9.9.9\", \"fd01::9\"], \"services\": [
+    $(lb_service begun "$(jq -c '. += {lbAlgorithm: "least-connections", sessionAffinity: {timeoutSeconds: 7}}' <<<"$plain")")]}"
+  assert_json "$output" .set 1
+}
+
 @test "all maps together take less than 50 MB with the default sizes" {
   local cgroup
   cgroup=$(lab_cgroup sizes)

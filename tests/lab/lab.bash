@@ -108,9 +108,15 @@ lab_down() {
     while [ -d "/proc/$root" ]; do sleep 0.02; done
   fi
   [ ! -e "$LAB/cgroups" ] || while read -r cgroup; do
-    find "$cgroup" -depth -type d -exec rmdir {} \; || true
+    lab_until 5 lab_remove_cgroup "$cgroup" || lab_fail "left: $cgroup" || :
   done <"$LAB/cgroups"
   rm -rf --one-file-system "$LAB"
+}
+
+# lab_remove_cgroup DIRECTORY: with those that were made in it. What has just been killed may still be in one.
+lab_remove_cgroup() {
+  find "$1" -depth -type d -exec rmdir {} \; 2>/dev/null
+  [ ! -d "$1" ]
 }
 
 # lab_leaks: whatever is there of any lab with this LAB_PREFIX, one a line; nothing when all are gone.

@@ -1,11 +1,13 @@
 //! Makes the maps equal to a table, with as few changes as there are differences.
 
+use std::collections::HashSet;
+
 use schemars::JsonSchema;
 use serde::Serialize;
 use thiserror::Error;
 
 use crate::{
-    kernel::{Kernel, UpdateError},
+    kernel::{Installed, Kernel, UpdateError},
     spec::{Invalid, Spec, specs},
     table::{Change, ServiceTable},
 };
@@ -35,17 +37,26 @@ pub struct Summary {
 /// Makes the maps hold `table` and nothing else.
 pub fn apply(kernel: &mut Kernel, table: &ServiceTable) -> Result<Summary, ApplyError> {
     let specs = specs(table)?;
-    let gone: Vec<_> = kernel.services().keys().filter(|key| !specs.contains_key(*key)).cloned().collect();
+    let claimed: HashSet<_> = specs.values().flat_map(|spec| spec.frontends.keys().copied()).collect();
+    let moves = |old: &Installed| old.spec.frontends.keys().any(|frontend| claimed.contains(frontend));
+    let gone = kernel.services().iter().filter(|(key, _)| !specs.contains_key(*key));
+    let gone = gone.map(|(key, old)| (key.clone(), moves(old)));
+    // An address that moves to another service is to have no gap. All else that goes makes room first.
+    let (last, first): (Vec<_>, Vec<_>) = gone.partition(|(_, moves)| *moves);
     kernel.set_node_addresses(&table.node_addresses);
     let mut summary = Summary::default();
+    remove(kernel, &mut summary, first);
     for (key, spec) in specs {
         count(&mut summary, kernel.set(&key, spec)?);
     }
-    // Last, since an address may have moved from one of these to one of those.
-    for key in gone {
+    remove(kernel, &mut summary, last);
+    Ok(summary)
+}
+
+fn remove(kernel: &mut Kernel, summary: &mut Summary, gone: Vec<(String, bool)>) {
+    for (key, _) in gone {
         summary.removed += usize::from(kernel.remove(&key));
     }
-    Ok(summary)
 }
 
 /// Makes one change.

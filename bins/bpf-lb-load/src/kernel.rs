@@ -52,6 +52,8 @@ pub struct Installed {
     runs: BTreeMap<SetKey, Vec<Run>>,
     /// All of its sets' backends.
     pub backends: BTreeMap<SocketAddr, BackendRef>,
+    /// A writer was killed while it changed the service: not all is yet as `spec` says.
+    torn: bool,
 }
 
 /// Who has a frontend, and where its cell is.
@@ -65,7 +67,7 @@ struct Owned {
 #[derive(Clone, Copy, Debug)]
 struct Lingering {
     backend: BackendRef,
-    /// A wait has begun since it left. When that has ended, no program adds to the count any more.
+    /// A wait has begun since it left; when the next one begins, that has ended, and no program adds to the count any more.
     waited: bool,
 }
 
@@ -125,29 +127,35 @@ impl Kernel {
         for id in 0..self.names.capacity() {
             if let Some((key, spec)) = self.names.get(id).and_then(name::decode) {
                 by_id.insert(id, key.clone());
-                self.services.insert(key, Installed { spec, id, runs: BTreeMap::new(), backends: BTreeMap::new() });
+                let nothing_yet = Installed { spec, id, runs: BTreeMap::new(), backends: BTreeMap::new(), torn: false };
+                self.services.insert(key, nothing_yet);
             }
         }
         let four = self.four.read();
         let frontends = four.into_iter().chain(self.six.read());
         for (frontend, cell, entry) in frontends.collect::<Vec<_>>() {
             let about = tables!(self, frontend.address.is_ipv6(), tables => tables.about(Run::of(entry)));
-            let owner = about.and_then(|(about, _)| by_id.get(&about.service)).cloned().unwrap_or_default();
-            self.adopt(frontend, &owner, entry);
+            let about = about.map(|(about, _)| about);
+            let owner = about.and_then(|about| by_id.get(&about.service)).cloned().unwrap_or_default();
+            self.adopt(frontend, &owner, entry, about);
             self.owners.insert(frontend, Owned { cell, owner });
         }
         self.name_space = Space::new(self.names.capacity(), by_id.keys().map(|id| (*id, 1)));
     }
 
     /// Takes note of a frontend that is in the maps.
-    fn adopt(&mut self, frontend: Frontend, owner: &str, entry: Entry) {
+    fn adopt(&mut self, frontend: Frontend, owner: &str, entry: Entry, about: Option<About>) {
         let Some(service) = self.services.get_mut(owner) else { return };
         let (set, run) = ((entry.scope(), frontend.address.is_ipv6()), Run::of(entry));
         service.spec.frontends.insert(frontend, entry.kind());
         let runs = service.runs.entry(set).or_default();
+        service.torn |= entry.least_connections() != service.spec.least_connections
+            || entry.has_affinity() != service.spec.affinity_seconds.is_some()
+            || about.map(|about| about.affinity_seconds) != Some(service.spec.affinity_seconds.unwrap_or_default());
         if runs.contains(&run) {
             return;
         }
+        service.torn |= !runs.is_empty();
         runs.push(run);
         let members = service.spec.sets.entry(set).or_default();
         let backends: Vec<_> = tables!(self, set.1, tables => tables.backends(run).collect());
@@ -188,14 +196,17 @@ impl Kernel {
         self.settle()
     }
 
-    /// Takes note of the backends that are in no set and have open sockets.
+    /// Takes note of the backends that are in no set and have open sockets, and disowns the others that are in none.
     fn find_lingering(&mut self, members: &HashMap<u32, [u32; 2]>) {
         let counting = self.services.values().filter(|service| service.spec.least_connections);
         let counting: HashSet<_> = counting.map(|service| service.id).collect();
         for id in (0..self.backends.capacity()).filter(|id| !members.contains_key(id)) {
-            let Some(place) = self.backends.get(id).filter(|place| place.open.load() > 0) else { continue };
+            let Some(place) = self.backends.get(id) else { continue };
             let key = (place.service.load(), address_of(place));
-            if !counting.contains(&key.0) || self.lingering.contains_key(&key) {
+            if key.0 == NO_SERVICE {
+                continue;
+            }
+            if place.open.load() == 0 || !counting.contains(&key.0) || self.lingering.contains_key(&key) {
                 disown(place);
                 continue;
             }
@@ -229,11 +240,12 @@ impl Kernel {
     }
 
     fn wait_begins(&mut self) {
+        self.forget_lingering(|_, waited, open| waited && open == 0);
+        self.lingering.values_mut().for_each(|lingering| lingering.waited = true);
         self.four.wait_begins();
         self.six.wait_begins();
         self.name_space.wait_begins();
         self.backend_space.wait_begins();
-        self.lingering.values_mut().for_each(|lingering| lingering.waited = true);
         self.grace.begin();
     }
 
@@ -242,11 +254,17 @@ impl Kernel {
         self.six.wait_ends();
         self.name_space.wait_ends();
         self.backend_space.wait_ends();
-        let is_left = |lingering: &Lingering| {
-            lingering.waited && self.backends.get(lingering.backend.id).is_none_or(|place| place.open.load() == 0)
-        };
-        for (_, left) in self.lingering.extract_if(|_, lingering| is_left(lingering)) {
-            self.backend_space.free(left.backend.id, 1);
+    }
+
+    /// Gives up the places of those backends that linger and that `which` picks, by the service's id, whether a wait has
+    /// begun since they left, and how many sockets are open to them.
+    fn forget_lingering(&mut self, which: impl Fn(u32, bool, u32) -> bool) {
+        let open = |backend: BackendRef| self.backends.get(backend.id).map_or(0, |place| place.open.load());
+        let picked =
+            |(service, _): &(u32, SocketAddr), left: &mut Lingering| which(*service, left.waited, open(left.backend));
+        let forgotten: Vec<_> = self.lingering.extract_if(picked).collect();
+        for (_, lingering) in forgotten {
+            self.retire_backend(lingering.backend);
         }
     }
 
@@ -322,8 +340,7 @@ impl Kernel {
     ///
     /// Frontends that belong to another service are taken from it.
     pub fn set(&mut self, key: &str, spec: Spec) -> Result<bool, UpdateError> {
-        let is_torn = |old: &Installed| old.runs.values().any(|runs| runs.len() > 1);
-        if self.services.get(key).is_some_and(|old| old.spec == spec && !is_torn(old)) {
+        if self.services.get(key).is_some_and(|old| old.spec == spec && !old.torn) {
             return Ok(false);
         }
         self.tidy()?;
@@ -340,15 +357,18 @@ impl Kernel {
         }
     }
 
-    /// As [`Kernel::draft`], but if need be it waits for what was retired.
+    /// As [`Kernel::draft`], but if need be it waits for what was retired, and then gives up what lingers: that a backend
+    /// is there matters more than another one's count.
     fn find_room(&mut self, key: &str, spec: &Spec, old: Option<&Installed>) -> Result<Draft, UpdateError> {
-        match self.draft(key, spec, old) {
-            Err(UpdateError::Full { .. }) => {
-                self.settle()?;
-                self.draft(key, spec, old)
+        for gives_up in [false, true] {
+            match self.draft(key, spec, old) {
+                Err(UpdateError::Full { .. }) if gives_up => self.forget_lingering(|_, _, _| true),
+                Err(UpdateError::Full { .. }) => {}
+                draft => return draft,
             }
-            draft => draft,
+            self.settle()?;
         }
+        self.draft(key, spec, old)
     }
 
     /// Finds room for all that is new, or for nothing.
@@ -395,6 +415,7 @@ impl Kernel {
         }
         for (set, backends) in &spec.sets {
             if let Some(old) = old
+                && !old.torn
                 && old.spec.sets.get(set) == Some(backends)
                 && old.spec.affinity_seconds == spec.affinity_seconds
                 && old.spec.protocol == spec.protocol
@@ -459,7 +480,7 @@ impl Kernel {
         }
         let runs = runs.into_iter().map(|(set, run)| (set, vec![run])).collect();
         let node_port = (old.as_ref().and_then(|old| old.spec.node_port), spec.node_port);
-        let mut new = Installed { id: draft.id, runs, backends, spec };
+        let mut new = Installed { id: draft.id, runs, backends, spec, torn: false };
         self.clear(key, old, &mut new, &replaced);
         self.services.insert(key.into(), new);
         if node_port.0 != node_port.1 {
@@ -576,11 +597,10 @@ impl Kernel {
         for frontend in service.spec.frontends.keys() {
             self.remove_frontend(key, frontend);
         }
-        let lingering: Vec<_> =
-            self.lingering.extract_if(|(id, _), _| *id == service.id).map(|(_, left)| left.backend).collect();
-        for backend in service.backends.into_values().chain(lingering) {
+        for backend in service.backends.into_values() {
             self.retire_backend(backend);
         }
+        self.forget_lingering(|id, _, _| id == service.id);
         for (set, run) in service.runs.iter().flat_map(|(set, runs)| runs.iter().map(move |run| (set, run))) {
             tables!(self, set.1, tables => tables.retire_run(*run));
         }

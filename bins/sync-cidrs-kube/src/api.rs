@@ -56,7 +56,7 @@ pub async fn client(kubeconfig: Option<&Path>, context: Option<&str>, retry: boo
 /// balancer that forgets a connection says nothing: without probes a watch over it would stay silent until [`SILENCE`] is
 /// over, and probing costs the API server nothing, as shorter watches would.
 fn connected(config: Config) -> anyhow::Result<Client> {
-    ensure!(config.proxy_url.is_none(), "the kubeconfig asks for a proxy, which is not supported");
+    ensure!(config.proxy_url.is_none(), "the kubeconfig or HTTPS_PROXY asks for a proxy, which is not supported");
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_keepalive(Some(PROBE_AFTER));
