@@ -197,18 +197,21 @@ lb_held() {
   lab_sockets node1/pod "$BATS_TEST_TMPDIR" 3>&- <<'PY' &
 serve("127.0.0.2", "127.0.0.3", "127.0.0.4")
 held = [connect(SOCK_STREAM, "10.96.0.1") for _ in range(6)]
-open(sys.argv[1] + "/ready", "w").close()
-open(sys.argv[1] + "/go").read()
+print(file=open(sys.argv[1] + "/ready", "w"))
+open(sys.argv[1] + "/go").readline()
 PY
   local client=$! backends
-  : <"$BATS_TEST_TMPDIR/ready"
+  # Opened for both, so that neither side waits for one that has died.
+  exec 6<>"$BATS_TEST_TMPDIR/go"
+  read -r -t 10 <>"$BATS_TEST_TMPDIR/ready" || fail 'the client died'
   lb_open least
   while read -r backends; do
     # shellcheck disable=SC2086 # a list
     lb_least $backends
     lb_open least
   done
-  : >"$BATS_TEST_TMPDIR/go"
+  printf '\n' >&6
+  exec 6>&-
   wait "$client"
   lb_open least
 }
@@ -220,6 +223,34 @@ PY
 127.0.0.2 127.0.0.3 127.0.0.4
 TABLES
   assert_equal "$output" $'[3,3]\n[3]\n[3,0]\n[3,3,0]\n[0,0,0]'
+}
+
+@test "a connection that cannot be translated, or goes on to the other family, is not counted" {
+  local services=() number
+  for number in {1..18}; do
+    services+=("$(lb_service "s$number" "{\"protocol\": \"UDP\", \"clusterIps\": [\"10.96.0.$number\", \"fd02::$number\"],
+      \"lbAlgorithm\": \"least-connections\", \"backends\": $(lb_backends 127.0.0.2 fd01::2)}")")
+  done
+  lb_services "${services[@]}"
+  lab_sockets node1/pod "$(lab_lb_program)" <<'PY'
+import json, subprocess
+def counts():
+    stats = json.loads(subprocess.run([sys.argv[1], "stats"], check=True, capture_output=True).stdout)
+    return {service["name"]: [backend["open"] for backend in service["backends"].values()] for service in stats}
+serve("127.0.0.2", "fd01::2")
+sender = new(SOCK_DGRAM, AF_INET)
+for _ in range(3):
+    for number in range(1, 18):
+        sender.sendto(b"?", (f"10.96.0.{number}", 80))
+    equal(errno_of(sender.sendto, b"?", ("10.96.0.18", 80)), "ENETUNREACH", "what is not translated has no route")
+equal(sum(count[0] for count in counts().values()), 17)
+sender.close()
+equal(sum(count[0] for count in counts().values()), 0)
+dual = new(SOCK_DGRAM, "fd02::1")
+for address, expected in ("fd02::1", [0, 1]), ("::ffff:10.96.0.1", [1, 0]), ("fd02::1", [0, 1]):
+    dual.connect((address, 80))
+    equal(counts()["s1"], expected, address)
+PY
 }
 
 @test "room for a backend comes before the count of one that is gone" {

@@ -183,6 +183,18 @@ PY
   lab_lb node1 --pin-dir $full unload
 }
 
+@test "a backend that becomes local and ceases to be takes no more room than it had" {
+  local cgroup small=/sys/fs/bpf/local changes
+  cgroup=$(lab_cgroup local)
+  lab_lb node1 --pin-dir $small load --cgroup "$cgroup" --max-services 8 --max-backends 8
+  lab_lb node1 --pin-dir $small apply >/dev/null <<<'{"nodeAddresses": ["127.9.9.9"], "services": []}'
+  changes=$(jq -nc '[range(20)] | .[] | {set: {namespace: "test", name: "flips", port: 80, clusterIps: ["10.96.0.1"], nodePort: 30080,
+    backends: [{address: "127.0.0.2", port: 8080, local: (. % 2 == 0)}]}}')
+  expect 0 lab_lb node1 --pin-dir $small follow <<<"$changes"
+  assert_json "$(jq -s . <<<"$output")" '[.[] | select(.set == 1)] | length' 20
+  lab_lb node1 --pin-dir $small unload
+}
+
 # lb_name_record NAMESPACE/NAME OFFSET BYTE: writes into what `names` says of a service, as a writer that is killed has.
 lb_name_record() {
   lab_in node1 python3 - /sys/fs/bpf/underpass/maps/names "$@" <<'PY'

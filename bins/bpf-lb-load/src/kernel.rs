@@ -23,6 +23,9 @@ use crate::{
     table::Protocol,
 };
 
+/// What there is no room for, where backends that linger can make some.
+const BACKEND: &str = "a backend";
+
 /// Why a change was not made.
 #[derive(Debug, Error)]
 pub enum UpdateError {
@@ -54,6 +57,14 @@ pub struct Installed {
     pub backends: BTreeMap<SocketAddr, BackendRef>,
     /// A writer was killed while it changed the service: not all is yet as `spec` says.
     torn: bool,
+    /// Places that the addresses of `backends` have beside those, in a service that is torn.
+    doubles: Vec<BackendRef>,
+}
+
+impl Installed {
+    const fn new(id: u32, spec: Spec) -> Self {
+        Self { spec, id, runs: BTreeMap::new(), backends: BTreeMap::new(), torn: false, doubles: Vec::new() }
+    }
 }
 
 /// Who has a frontend, and where its cell is.
@@ -127,8 +138,7 @@ impl Kernel {
         for id in 0..self.names.capacity() {
             if let Some((key, spec)) = self.names.get(id).and_then(name::decode) {
                 by_id.insert(id, key.clone());
-                let nothing_yet = Installed { spec, id, runs: BTreeMap::new(), backends: BTreeMap::new(), torn: false };
-                self.services.insert(key, nothing_yet);
+                self.services.insert(key, Installed::new(id, spec));
             }
         }
         let four = self.four.read();
@@ -161,7 +171,10 @@ impl Kernel {
         let backends: Vec<_> = tables!(self, set.1, tables => tables.backends(run).collect());
         for (address, backend, _) in backends {
             members.insert(address, backend.generation & Backend::LOCAL != 0);
-            service.backends.insert(address, backend);
+            let known = *service.backends.entry(address).or_insert(backend);
+            if known != backend && !service.doubles.contains(&backend) {
+                service.doubles.push(backend);
+            }
         }
     }
 
@@ -360,15 +373,21 @@ impl Kernel {
     /// As [`Kernel::draft`], but if need be it waits for what was retired, and then gives up what lingers: that a backend
     /// is there matters more than another one's count.
     fn find_room(&mut self, key: &str, spec: &Spec, old: Option<&Installed>) -> Result<Draft, UpdateError> {
-        for gives_up in [false, true] {
-            match self.draft(key, spec, old) {
-                Err(UpdateError::Full { .. }) if gives_up => self.forget_lingering(|_, _, _| true),
-                Err(UpdateError::Full { .. }) => {}
-                draft => return draft,
-            }
+        let mut draft = self.draft(key, spec, old);
+        if matches!(draft, Err(UpdateError::Full { .. })) {
             self.settle()?;
+            draft = self.draft(key, spec, old);
         }
-        self.draft(key, spec, old)
+        let idle_then_all: [fn(u32) -> bool; 2] = [|open| open == 0, |_| true];
+        for gives_up in idle_then_all {
+            if !matches!(draft, Err(UpdateError::Full { what: BACKEND, .. })) {
+                break;
+            }
+            self.forget_lingering(|_, _, open| gives_up(open));
+            self.settle()?;
+            draft = self.draft(key, spec, old);
+        }
+        draft
     }
 
     /// Finds room for all that is new, or for nothing.
@@ -399,15 +418,15 @@ impl Kernel {
         };
         for (address, local) in spec.sets.values().flatten() {
             let is_same = |known: &&BackendRef| known.generation & Backend::LOCAL == u32::from(*local);
-            let known = old.and_then(|old| old.backends.get(address)).or_else(|| draft.new_backends.get(address));
-            if known.filter(is_same).is_some() {
+            let before = old.and_then(|old| old.backends.get(address)).filter(is_same);
+            if before.or_else(|| draft.new_backends.get(address).filter(is_same)).is_some() {
                 continue;
             }
             let left = self.lingering.get(&(draft.id, *address)).map(|lingering| &lingering.backend);
             if let Some(back) = left.filter(is_same) {
                 draft.returning.insert(*address, *back);
             } else {
-                let id = self.backend_space.allocate(1).ok_or(("a backend", "--max-backends"))?;
+                let id = self.backend_space.allocate(1).ok_or((BACKEND, "--max-backends"))?;
                 let generation = self.backends.get(id).map_or(0, |place| place.generation.load());
                 let generation = (generation & !Backend::LOCAL).wrapping_add(2) | u32::from(*local);
                 draft.new_backends.insert(*address, BackendRef { id, generation });
@@ -480,7 +499,7 @@ impl Kernel {
         }
         let runs = runs.into_iter().map(|(set, run)| (set, vec![run])).collect();
         let node_port = (old.as_ref().and_then(|old| old.spec.node_port), spec.node_port);
-        let mut new = Installed { id: draft.id, runs, backends, spec, torn: false };
+        let mut new = Installed { runs, backends, ..Installed::new(draft.id, spec) };
         self.clear(key, old, &mut new, &replaced);
         self.services.insert(key.into(), new);
         if node_port.0 != node_port.1 {
@@ -536,6 +555,9 @@ impl Kernel {
             self.retire_backend(*backend);
         }
         if let Some(old) = old {
+            for double in &old.doubles {
+                self.retire_backend(*double);
+            }
             for frontend in old.spec.frontends.keys().filter(|frontend| !new.spec.frontends.contains_key(frontend)) {
                 self.remove_frontend(key, frontend);
             }
@@ -597,7 +619,7 @@ impl Kernel {
         for frontend in service.spec.frontends.keys() {
             self.remove_frontend(key, frontend);
         }
-        for backend in service.backends.into_values() {
+        for backend in service.backends.into_values().chain(service.doubles) {
             self.retire_backend(backend);
         }
         self.forget_lingering(|id, _, _| id == service.id);

@@ -168,17 +168,22 @@ impl<A: Tables> Frontend<A> {
         })
     }
 
-    /// Counts a connection to `slot`, and what there is to remember of it.
+    /// Counts a connection to `slot`, of which its socket remembers what `translate` says.
     #[inline(always)]
-    pub(crate) fn translate(&self, wanted: Endpoint<A>, slot: &Slot<A>) -> Translation<A> {
-        let mut id = slot.backend;
+    pub(crate) fn count(&self, slot: &Slot<A>) {
         add(&slot.connections, 1);
         if self.entry.least_connections()
             && let Some(backend) = BACKENDS.get(slot.backend)
         {
             count(&backend.open, 1);
-            id |= Translation::<A>::COUNTED;
         }
+    }
+
+    /// What there is to remember of a connection to `slot`.
+    #[inline(always)]
+    pub(crate) fn translate(&self, wanted: Endpoint<A>, slot: &Slot<A>) -> Translation<A> {
+        let counted = if self.entry.least_connections() { Translation::<A>::COUNTED } else { 0 };
+        let id = slot.backend | counted;
         let Endpoint { ref address, port, protocol } = slot.endpoint;
         let backend = Endpoint { address: A::copy(address), port, protocol };
         Translation { service: wanted, backend, id, generation: slot.generation }

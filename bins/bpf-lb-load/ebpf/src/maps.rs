@@ -49,6 +49,8 @@ static GRACE: ArrayOfMaps<Array<u32, 1>, 1> = ArrayOfMaps::new();
 
 /// The tables of an address family.
 pub(crate) trait Tables: Address + 'static {
+    /// The other family.
+    type Other: Tables;
     fn frontends() -> &'static Frontends<Self>;
     fn slots() -> &'static Slots<Self>;
     fn peers() -> &'static Peers<Self>;
@@ -61,6 +63,8 @@ pub(crate) trait Tables: Address + 'static {
 }
 
 impl Tables for u32 {
+    type Other = [u32; 4];
+
     #[inline(always)]
     fn frontends() -> &'static Frontends<Self> {
         &FRONTENDS4
@@ -88,6 +92,8 @@ impl Tables for u32 {
 }
 
 impl Tables for [u32; 4] {
+    type Other = u32;
+
     #[inline(always)]
     fn frontends() -> &'static Frontends<Self> {
         &FRONTENDS6

@@ -39,6 +39,7 @@ macro_rules! each_flow {
 pub(crate) struct Socket<A: Tables> {
     cookie: u64,
     place: &'static Peer<A>,
+    dual: bool,
     socket: *mut bpf_sock,
 }
 
@@ -47,7 +48,7 @@ impl<A: Tables> Socket<A> {
     pub(crate) fn of<S: Sockaddr<Address = A>>(sockaddr: S) -> Option<Self> {
         // SAFETY: the context is valid while the program runs.
         let cookie = unsafe { bpf_get_socket_cookie(sockaddr.context().cast()) };
-        Some(Self { cookie, place: place(cookie)?, socket: sockaddr.socket() })
+        Some(Self { cookie, place: place(cookie)?, dual: S::DUAL, socket: sockaddr.socket() })
     }
 
     /// What the connection, or the flow that was begun first, was translated to.
@@ -76,6 +77,7 @@ impl<A: Tables> Socket<A> {
     /// Remembers the translation of a connection, in place of the one before it. Says whether it could.
     #[inline(always)]
     pub(crate) fn connect(&self, translation: Translation<A>) -> bool {
+        self.leave_other_family();
         if self.claim() {
             if overflowed() {
                 self.forget_overflow();
@@ -93,9 +95,20 @@ impl<A: Tables> Socket<A> {
     /// Forgets the connection's translation, since the socket now goes to what is no Service.
     #[inline(always)]
     pub(crate) fn disconnect(&self) {
+        self.leave_other_family();
         release(self.cookie, self.place);
         if overflowed() {
             self.forget_overflow();
+        }
+    }
+
+    /// Gives up the place of a connection that an IPv6 socket had in the other family.
+    #[inline(always)]
+    fn leave_other_family(&self) {
+        if self.dual
+            && let Some(other) = place::<A::Other>(self.cookie)
+        {
+            release(self.cookie, other);
         }
     }
 

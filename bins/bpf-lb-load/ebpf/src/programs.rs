@@ -49,6 +49,7 @@ fn connect<S: Sockaddr>(sockaddr: S) -> i32 {
     };
     let Some(slot) = frontend.choose(sockaddr) else { return fail(ECONNREFUSED) };
     if socket.is_some_and(|socket| socket.connect(frontend.translate(wanted, slot))) {
+        frontend.count(slot);
         sockaddr.rewrite(&slot.endpoint);
     }
     ALLOW
@@ -68,6 +69,7 @@ fn send<S: Sockaddr>(sockaddr: S) -> i32 {
     }
     let Some(slot) = frontend.choose(sockaddr) else { return fail(ECONNREFUSED) };
     if socket.send(frontend.translate(wanted, slot)) {
+        frontend.count(slot);
         sockaddr.rewrite(&slot.endpoint);
     }
     ALLOW

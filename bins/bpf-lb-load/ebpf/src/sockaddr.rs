@@ -9,6 +9,8 @@ use crate::maps::Tables;
 pub(crate) trait Sockaddr: Copy {
     /// The family in whose tables it is looked up.
     type Address: Tables;
+    /// Whether the socket can have addresses of both families.
+    const DUAL: bool;
 
     fn context(self) -> *mut bpf_sock_addr;
     fn address(self) -> Self::Address;
@@ -45,6 +47,7 @@ pub(crate) struct Inet(pub(crate) *mut bpf_sock_addr);
 
 impl Sockaddr for Inet {
     type Address = u32;
+    const DUAL: bool = false;
 
     #[inline(always)]
     fn context(self) -> *mut bpf_sock_addr {
@@ -83,6 +86,7 @@ impl Inet6 {
 
 impl Sockaddr for Inet6 {
     type Address = [u32; 4];
+    const DUAL: bool = true;
 
     #[inline(always)]
     fn context(self) -> *mut bpf_sock_addr {
@@ -111,6 +115,7 @@ pub(crate) struct Mapped(*mut bpf_sock_addr);
 
 impl Sockaddr for Mapped {
     type Address = u32;
+    const DUAL: bool = true;
 
     #[inline(always)]
     fn context(self) -> *mut bpf_sock_addr {
