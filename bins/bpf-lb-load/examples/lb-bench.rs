@@ -19,11 +19,12 @@ use aya::{
     programs::{links::PinnedLink, loaded_programs},
     sys::{Stats, enable_stats},
 };
+use service_table::{Algorithm, Backend, Change, Protocol, Service, ServiceTable, SessionAffinity};
+
 use bpf_lb_load::{
     apply::{self, apply},
     kernel::Kernel,
     print,
-    table::{Algorithm, Backend, Change, Protocol, Service, ServiceTable, SessionAffinity},
 };
 use clap::{Args, Parser, ValueEnum};
 use serde::Serialize;
@@ -244,18 +245,14 @@ impl Table {
             protocol,
             port: SERVICE_PORT,
             cluster_ips: vec![cluster_ip(index).into(), cluster_ip(index).to_ipv6_compatible().into()],
-            external_ips: Vec::new(),
-            load_balancer_ips: Vec::new(),
-            node_port: None,
-            internal_traffic_policy: Default::default(),
-            external_traffic_policy: Default::default(),
             session_affinity: self.affinity.then_some(SessionAffinity { timeout_seconds: 10_800 }),
             lb_algorithm: if self.least_connections { Algorithm::LeastConnections } else { Algorithm::Random },
             backends: self.backends(index),
+            ..Service::default()
         };
         let protocols = if self.tcp_only { &[Protocol::Tcp][..] } else { &[Protocol::Tcp, Protocol::Udp] };
         let all = |index| protocols.iter().map(move |protocol| service(index, *protocol));
-        ServiceTable { node_addresses: Vec::new(), services: (0..self.services).flat_map(all).collect() }
+        ServiceTable { services: (0..self.services).flat_map(all).collect(), ..ServiceTable::default() }
     }
 
     fn backends(&self, service: u32) -> Vec<Backend> {
@@ -264,10 +261,16 @@ impl Table {
             address: Ipv4Addr::from(address(index)).into(),
             port: BACKEND_PORT,
             local: false,
+            node: None,
             scope: None,
         };
-        let six =
-            Backend { address: std::net::Ipv6Addr::LOCALHOST.into(), port: BACKEND_PORT, local: false, scope: None };
+        let six = Backend {
+            address: std::net::Ipv6Addr::LOCALHOST.into(),
+            port: BACKEND_PORT,
+            local: false,
+            node: None,
+            scope: None,
+        };
         (0..self.backends).map(backend).chain([six]).collect()
     }
 }

@@ -4,12 +4,12 @@ use std::collections::HashSet;
 
 use schemars::JsonSchema;
 use serde::Serialize;
+use service_table::{Change, ServiceTable};
 use thiserror::Error;
 
 use crate::{
     kernel::{Installed, Kernel, UpdateError},
     spec::{Invalid, Spec, specs},
-    table::{Change, ServiceTable},
 };
 
 /// Why a table or a change was not applied.
@@ -67,6 +67,7 @@ pub fn change(kernel: &mut Kernel, change: &Change) -> Result<Summary, ApplyErro
             let spec = Spec::new(service, &kernel.node_addresses())?;
             count(&mut summary, kernel.set(&service.key(), spec)?);
         }
+        Change::Nodes(nodes) => kernel.set_node_addresses(&nodes.node_addresses),
         Change::Remove(name) => summary.removed += usize::from(kernel.remove(&name.key())),
         Change::Table(table) => return apply(kernel, table),
     }

@@ -10,6 +10,7 @@ use aya::maps::{HashMap, MapError};
 use bpf_lb_abi::Participation;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
+use service_table::{Change, ServiceTable};
 
 use crate::{
     apply::{self, ApplyError, Summary},
@@ -18,7 +19,6 @@ use crate::{
     netns,
     pins::Pins,
     print, show, stats,
-    table::{Change, ServiceTable},
 };
 
 /// Translates Services to backends at connect(), by eBPF programs on the cgroup socket hooks

@@ -6,6 +6,7 @@ use std::{
 };
 
 use bpf_lb_abi::{Address, CELLS, Cell, Endpoint, Entry, Long, PROBES, Slot, TCP, UDP};
+use service_table::Protocol;
 
 use crate::{
     grace::Limbo,
@@ -13,7 +14,6 @@ use crate::{
     space::Space,
     spec::Frontend,
     sys::Mapped,
-    table::Protocol,
 };
 
 /// An address as the maps hold it, and as the table does.

@@ -10,6 +10,7 @@ use std::{
 };
 
 use bpf_lb_abi::{Backend, Config, Endpoint, Entry, Long, NO_SERVICE, NO_SLOT, Name, Scope, Word, node_port_bit};
+use service_table::Protocol;
 use thiserror::Error;
 
 use crate::{
@@ -20,7 +21,6 @@ use crate::{
     space::Space,
     spec::{Frontend, SetKey, Spec},
     sys::Mapped,
-    table::Protocol,
 };
 
 /// What there is no room for, where backends that linger can make some.

@@ -17,4 +17,3 @@ pub mod space;
 pub mod spec;
 pub mod stats;
 pub mod sys;
-pub mod table;

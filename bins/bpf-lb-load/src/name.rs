@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use bpf_lb_abi::{NAME_LEN, Name, UDP};
+use service_table::Protocol;
 
-use crate::{family::number, spec::Spec, table::Protocol};
+use crate::{family::number, spec::Spec};
 
 /// The record of no service.
 pub const NONE: Name =

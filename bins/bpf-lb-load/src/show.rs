@@ -3,17 +3,19 @@
 use std::{fmt::Write as _, net::IpAddr};
 
 use bpf_lb_abi::{Entry, Scope};
+use service_table::{Algorithm, Backend, BackendScope, Service, ServiceTable, SessionAffinity, TrafficPolicy};
 
 use crate::{
     kernel::{Installed, Kernel},
     spec::Spec,
-    table::{Algorithm, Backend, BackendScope, Service, ServiceTable, SessionAffinity, TrafficPolicy},
 };
 
 /// The service table that the maps hold. Applying it changes nothing.
 pub fn table(kernel: &Kernel) -> ServiceTable {
     ServiceTable {
         node_addresses: kernel.node_addresses(),
+        nodes: vec![],
+        refuse: vec![],
         services: kernel.services().iter().map(|(key, installed)| service(key, installed)).collect(),
     }
 }
@@ -47,6 +49,8 @@ fn service(key: &str, installed: &Installed) -> Service {
         session_affinity: spec.affinity_seconds.map(|timeout_seconds| SessionAffinity { timeout_seconds }),
         lb_algorithm: if spec.least_connections { Algorithm::LeastConnections } else { Algorithm::Random },
         backends: backends(spec),
+        draining: vec![],
+        created: None,
     }
 }
 
@@ -67,7 +71,7 @@ fn backends(spec: &Spec) -> Vec<Backend> {
         } else {
             None
         };
-        Backend { address: address.ip(), port: address.port(), local: *local, scope }
+        Backend { address: address.ip(), port: address.port(), local: *local, node: None, scope }
     };
     members.into_iter().map(backend).collect()
 }

@@ -8,9 +8,8 @@ use std::{
 };
 
 use bpf_lb_abi::{Entry, NAME_LEN, Scope};
+use service_table::{Algorithm, Backend, BackendScope, Protocol, Service, ServiceTable, TrafficPolicy};
 use thiserror::Error;
-
-use crate::table::{Algorithm, Backend, BackendScope, Protocol, Service, ServiceTable, TrafficPolicy};
 
 /// What is wrong with a service, or with a table.
 #[derive(Debug, Error, PartialEq)]

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -15,13 +16,30 @@ pub struct ServiceTable {
     /// The addresses of the node on which node ports answer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub node_addresses: Vec<IpAddr>,
+    /// The other nodes, where node ports are to answer on their addresses too: in clusters without kube-proxy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<Node>,
+    /// Service CIDRs in which a port that no Service has, on an address that is some Service's ClusterIP, is refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>")]
+    pub refuse: Vec<IpNet>,
     /// One for each port of each Kubernetes Service.
     #[serde(default)]
     pub services: Vec<Service>,
 }
 
+/// Another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Node {
+    /// Its name, as backends have it.
+    pub name: String,
+    /// The addresses on which node ports answer.
+    pub addresses: Vec<IpAddr>,
+}
+
 /// One port of a Kubernetes Service.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Service {
     /// The Kubernetes namespace.
@@ -51,8 +69,8 @@ pub struct Service {
     /// Whether the cluster addresses lead to backends on this node only.
     #[serde(default, skip_serializing_if = "is_default")]
     pub internal_traffic_policy: TrafficPolicy,
-    /// Whether the node port leads to backends on this node only. External and load balancer addresses are reached from
-    /// inside the cluster here, for which the Kubernetes API promises the policy `Cluster`.
+    /// Whether the node port on another node's address leads to that node's backends only. On this node's own addresses, and
+    /// on external and load balancer addresses, a client in the cluster reaches all of them, as with kube-proxy.
     #[serde(default, skip_serializing_if = "is_default")]
     pub external_traffic_policy: TrafficPolicy,
     /// Whether a pod keeps its backend.
@@ -64,6 +82,12 @@ pub struct Service {
     /// The endpoints. With none, connections are refused.
     #[serde(default)]
     pub backends: Vec<Backend>,
+    /// Endpoints that get nothing new and still exist: they terminate, or are not ready.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub draining: Vec<Draining>,
+    /// When the Service was created, in RFC 3339. Of two that claim an address, the older has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<String>,
 }
 
 /// The protocol of a Service's port.
@@ -113,7 +137,7 @@ pub enum Algorithm {
 }
 
 /// An endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Backend {
     /// The pod's address.
@@ -123,6 +147,9 @@ pub struct Backend {
     /// Whether it is on this node.
     #[serde(default, skip_serializing_if = "is_default")]
     pub local: bool,
+    /// Its node's name, for node ports on the addresses of other nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
     /// Whom it serves, if not everybody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<BackendScope>,
@@ -132,22 +159,63 @@ pub struct Backend {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendScope {
-    /// The cluster, external and load balancer addresses.
+    /// The cluster addresses.
     Internal,
-    /// The node port.
+    /// External and load balancer addresses, and node ports.
     External,
+    /// Node ports on its own node's addresses, where these lead to that node's backends only.
+    Node,
+}
+
+/// An endpoint that gets nothing new. TCP connections to it stay until it leaves the list, UDP sockets while it serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Draining {
+    /// The pod's address.
+    pub address: IpAddr,
+    /// The pod's port.
+    pub port: u16,
+    /// Whether it still answers.
+    #[serde(default)]
+    pub serving: bool,
 }
 
 /// One line of what `follow` reads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+pub struct Line {
+    /// What is to change.
+    #[serde(flatten)]
+    pub change: Change,
+    /// When what it follows from happened in the cluster, in RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub triggered: Option<String>,
+}
+
+/// One change of the table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub enum Change {
+    /// The nodes are these.
+    Nodes(Nodes),
     /// The service is to be like this, whether it was there or not.
     Set(Box<Service>),
     /// The service is to be gone.
     Remove(ServiceName),
     /// The table is to be like this, and contain nothing else.
     Table(ServiceTable),
+}
+
+/// On whose addresses node ports answer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Nodes {
+    /// See [`ServiceTable::node_addresses`].
+    #[serde(default)]
+    pub node_addresses: Vec<IpAddr>,
+    /// See [`ServiceTable::nodes`].
+    #[serde(default)]
+    pub nodes: Vec<Node>,
 }
 
 /// What tells a service from others.
