@@ -14,7 +14,8 @@ use nix::{
     unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe, read},
 };
 
-use crate::object::Marks;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 /// Name of the table, in the family `inet`.
 pub const TABLE: &str = "underpass";
@@ -30,6 +31,16 @@ const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const CT_STATE_NEW: u32 = 8;
 const IP_CT_DIR_REPLY: u8 = 1;
 const IFNAMSIZ: usize = 16;
+
+/// The nftables table `inet underpass` of a pod, which marks replies to what came in through `dev`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Marks {
+    /// Name of the link through which the node reaches the pod.
+    pub dev: String,
+    /// The rules as found, in nft's syntax; empty for the rules as we write them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub altered: Vec<String>,
+}
 
 /// One nftables expression over register 1, the only one that our rules need.
 #[derive(Clone, Debug, PartialEq)]

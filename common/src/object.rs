@@ -10,7 +10,10 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{mac::Mac, marks};
+use crate::{
+    mac::Mac,
+    marks::{self, Marks},
+};
 
 /// The routing protocol number of every route and rule that Underpass makes (`rt_protos`: `underpass`).
 pub const PROTOCOL: u8 = 85;
@@ -146,16 +149,6 @@ pub struct Rule {
     pub fwmark: Option<u32>,
     /// Routing table number.
     pub table: u32,
-}
-
-/// The nftables table `inet underpass` of a pod, which marks replies to what came in through `dev`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Marks {
-    /// Name of the link through which the node reaches the pod.
-    pub dev: String,
-    /// The rules as found, in nft's syntax; empty for the rules as we write them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub altered: Vec<String>,
 }
 
 /// A sysctl, by its path below `/proc/sys`, of which `net/` belongs to the network namespace.

@@ -3,8 +3,8 @@
 use common::{
     document::{Command, Mode, ModeKind, NicTable, PodDocument},
     failure::Failure,
-    marks::MARK,
-    object::{Family, Marks, Netns, Object, Placed, Rule, UPLINK_TABLE},
+    marks::{MARK, Marks},
+    object::{Family, Netns, Object, Placed, Rule, UPLINK_TABLE},
     plan::Found,
 };
 use ipnet::IpNet;
