@@ -108,14 +108,19 @@ pub fn derive(world: &World, options: &Options) -> Derived {
 
 impl Survey<'_> {
     /// The objects of a kind, none where the API does not have it.
-    fn objects(&self, kind: Kind) -> Asked<&[Value]> {
+    fn objects(&self, kind: Kind) -> Asked<Vec<&Value>> {
         self.known(kind).map(|known| match known {
-            Known::Absent => &[],
-            Known::Objects(objects) => objects.as_slice(),
+            Known::Absent => vec![],
+            Known::Objects(objects) => objects.values().collect(),
         })
     }
 
-    fn known(&self, kind: Kind) -> Asked<&Known> {
+    /// The one object of a kind of which there is one at most.
+    fn object(&self, kind: Kind) -> Asked<Option<&Value>> {
+        Ok(self.objects(kind)?.first().copied())
+    }
+
+    fn known(&self, kind: Kind) -> Asked<Known<'_>> {
         self.needs.borrow_mut().insert(kind);
         self.world.get(kind).ok_or(Unknown)
     }
@@ -162,10 +167,10 @@ impl Survey<'_> {
 
     fn defaults(&self) -> Asked<Defaults> {
         let mut problems = self.problems.borrow_mut();
-        if let Some(object) = self.objects(Kind::SpiderCoordinator)?.first() {
+        if let Some(object) = self.object(Kind::SpiderCoordinator)? {
             return Ok(settings::of_spider_coordinator(object, &mut problems));
         }
-        let object = self.objects(Kind::Settings)?.first();
+        let object = self.object(Kind::Settings)?;
         Ok(object.map(|object| settings::of_config_map(object, &mut problems)).unwrap_or_default())
     }
 
@@ -198,7 +203,7 @@ impl Survey<'_> {
                 _ => PodCidrType::Cluster,
             };
             // Calico can keep its pools elsewhere than in the API.
-            if chosen != PodCidrType::Calico || *self.known(Kind::CalicoPools)? != Known::Absent {
+            if chosen != PodCidrType::Calico || self.known(Kind::CalicoPools)? != Known::Absent {
                 return Ok((chosen, by));
             }
         }

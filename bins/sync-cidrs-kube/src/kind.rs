@@ -1,6 +1,6 @@
 //! The Kubernetes objects that say something about CIDRs.
 
-use kube::api::{ApiResource, GroupVersionKind};
+use cluster_api::Selection;
 use serde_json::{Value, json};
 
 /// One selection of objects of one resource.
@@ -38,33 +38,14 @@ pub enum Kind {
     Settings,
 }
 
-/// Where the objects of a [`Kind`] are.
-#[derive(Clone, Copy, Debug)]
-pub struct Place {
-    group: &'static str,
-    version: &'static str,
-    kind: &'static str,
-    plural: &'static str,
-    /// The namespace, for objects that have one.
-    pub namespace: Option<&'static str>,
-    /// The name of the one object that is meant.
-    pub name: Option<&'static str>,
-    /// A selector for those that are meant.
-    pub labels: Option<&'static str>,
-}
-
 /// Where kubeadm, k3s and their like run the control plane, and where our own objects are.
 pub const SYSTEM: &str = "kube-system";
 /// The name of our ConfigMap and of the Lease.
 pub const UNDERPASS: &str = "underpass";
 const CONTROL_PLANE: [&str; 2] = ["kube-apiserver", "kube-controller-manager"];
 
-const fn resource(group: &'static str, version: &'static str, kind: &'static str, plural: &'static str) -> Place {
-    Place { group, version, kind, plural, namespace: None, name: None, labels: None }
-}
-
-const fn config_map(namespace: &'static str, name: &'static str) -> Place {
-    Place { namespace: Some(namespace), name: Some(name), ..resource("", "v1", "ConfigMap", "configmaps") }
+fn config_map(namespace: &str, name: &str) -> Selection {
+    Selection::resource("", "v1", "ConfigMap", "configmaps").within(namespace).named(name)
 }
 
 impl Kind {
@@ -87,47 +68,42 @@ impl Kind {
         Self::Settings,
     ];
 
-    /// Where these objects are.
-    pub const fn place(self) -> Place {
+    /// Where these objects are. `node` is the own node's name.
+    pub fn selection(self, node: Option<&str>) -> Selection {
+        let nodes = || Selection::resource("", "v1", "Node", "nodes");
+        let service_cidrs = |version| Selection::resource("networking.k8s.io", version, "ServiceCIDR", "servicecidrs");
         match self {
-            Self::OwnNode | Self::Nodes => resource("", "v1", "Node", "nodes"),
-            Self::ControlPlanePods => Place {
-                namespace: Some(SYSTEM),
-                labels: Some("component in (kube-apiserver,kube-controller-manager)"),
-                ..resource("", "v1", "Pod", "pods")
-            },
+            Self::OwnNode => nodes().named(node.unwrap_or_default()),
+            Self::Nodes => nodes(),
+            Self::ControlPlanePods => Selection::resource("", "v1", "Pod", "pods")
+                .within(SYSTEM)
+                .labels("component in (kube-apiserver,kube-controller-manager)"),
             Self::KubeadmConfig => config_map(SYSTEM, "kubeadm-config"),
             Self::FlannelConfig => config_map("kube-flannel", "kube-flannel-cfg"),
             Self::FlannelConfigOld => config_map(SYSTEM, "kube-flannel-cfg"),
             Self::CiliumConfig => config_map(SYSTEM, "cilium-config"),
-            Self::CiliumPools => resource("cilium.io", "v2alpha1", "CiliumPodIPPool", "ciliumpodippools"),
-            Self::CalicoPools => resource("crd.projectcalico.org", "v1", "IPPool", "ippools"),
-            Self::CalicoBlocks => resource("crd.projectcalico.org", "v1", "IPAMBlock", "ipamblocks"),
-            Self::ServiceCidrs => resource("networking.k8s.io", "v1", "ServiceCIDR", "servicecidrs"),
-            Self::ServiceCidrsBeta => resource("networking.k8s.io", "v1beta1", "ServiceCIDR", "servicecidrs"),
-            Self::ServiceCidrsAlpha => resource("networking.k8s.io", "v1alpha1", "ServiceCIDR", "servicecidrs"),
-            Self::SpiderCoordinator => Place {
-                name: Some("default"),
-                ..resource("spiderpool.spidernet.io", "v2beta1", "SpiderCoordinator", "spidercoordinators")
-            },
+            Self::CiliumPools => Selection::resource("cilium.io", "v2alpha1", "CiliumPodIPPool", "ciliumpodippools"),
+            Self::CalicoPools => Selection::resource("crd.projectcalico.org", "v1", "IPPool", "ippools"),
+            Self::CalicoBlocks => Selection::resource("crd.projectcalico.org", "v1", "IPAMBlock", "ipamblocks"),
+            Self::ServiceCidrs => service_cidrs("v1"),
+            Self::ServiceCidrsBeta => service_cidrs("v1beta1"),
+            Self::ServiceCidrsAlpha => service_cidrs("v1alpha1"),
+            Self::SpiderCoordinator => {
+                Selection::resource("spiderpool.spidernet.io", "v2beta1", "SpiderCoordinator", "spidercoordinators")
+                    .named("default")
+            }
             Self::Settings => config_map(SYSTEM, UNDERPASS),
         }
     }
 
-    /// Whether an object, as kubectl prints it, is one of these. `node` is the own node's name.
+    /// Whether an object, as kubectl prints it, is one of these.
     pub fn has(self, object: &Value, node: Option<&str>) -> bool {
-        let place = self.place();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let metadata = &object["metadata"];
-        let version = if place.group.is_empty() {
-            place.version.to_owned()
-        } else {
-            format!("{}/{}", place.group, place.version)
-        };
-        object["apiVersion"] == version
-            && object["kind"] == place.kind
-            && place.namespace.is_none_or(|namespace| metadata["namespace"] == namespace)
-            && place.name.is_none_or(|name| metadata["name"] == name)
-            && (self != Self::OwnNode || node.is_some_and(|node| metadata["name"] == node))
+        let selection = self.selection(node);
+        selection.is_of(&text(&object["apiVersion"]), &text(&object["kind"]))
+            && selection.namespace().is_none_or(|namespace| metadata["namespace"] == namespace)
+            && selection.name().is_none_or(|name| metadata["name"] == name)
             && (self != Self::ControlPlanePods
                 || CONTROL_PLANE.iter().any(|component| metadata["labels"]["component"] == *component))
     }
@@ -156,32 +132,5 @@ impl Kind {
             }
             _ => {}
         }
-    }
-}
-
-impl Place {
-    /// For kube's dynamic client.
-    pub fn resource(&self) -> ApiResource {
-        let kind = GroupVersionKind::gvk(self.group, self.version, self.kind);
-        ApiResource::from_gvk_with_plural(&kind, self.plural)
-    }
-
-    /// `ippools.crd.projectcalico.org`: the resource as RBAC and kubectl name it, with the namespace and the name.
-    pub fn describe(&self) -> String {
-        let dot = if self.group.is_empty() { "" } else { "." };
-        let name = self.name.map(|name| format!(" {name}")).unwrap_or_default();
-        let namespace = self.namespace.map(|namespace| format!(" in namespace {namespace}")).unwrap_or_default();
-        format!("{}{dot}{}{name}{namespace}", self.plural, self.group)
-    }
-
-    /// The rule that a role lacks when this resource is forbidden.
-    pub fn rule(&self, verb: &str) -> String {
-        let role = if self.namespace.is_some() { "Role" } else { "ClusterRole" };
-        let names = self.name.map(|name| format!(", resourceNames [{name}]")).unwrap_or_default();
-        let place = self.namespace.map(|namespace| format!(" in namespace {namespace}")).unwrap_or_default();
-        format!(
-            "a {role}{place} with apiGroups [\"{}\"], resources [{}]{names}, verbs [{verb}]",
-            self.group, self.plural
-        )
     }
 }

@@ -19,6 +19,7 @@ use std::{
 
 use anyhow::Context;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use cluster_api::causes;
 use common::{
     cidrs::merged,
     document::Cidrs,
@@ -57,7 +58,7 @@ fn main() -> ExitCode {
         Ok(None) => ExitCode::SUCCESS,
         Err(error) => {
             let code = if error.is::<serde_json::Error>() { Code::Decoding } else { Code::Io };
-            harness::fail(ABOUT.name, json!({}), Failure::new(code, format!("{error:#}")))
+            harness::fail(ABOUT.name, json!({}), Failure::new(code, causes(error.as_ref())))
         }
     }
 }
@@ -108,7 +109,7 @@ async fn online(flags: &ArgMatches) -> anyhow::Result<Option<Value>> {
     let options = options(flags);
     let kubeconfig = flags.get_one::<PathBuf>("kubeconfig").map(PathBuf::as_path);
     let context = flags.get_one::<String>("context").map(String::as_str);
-    let client = api::client(kubeconfig, context, !flags.get_flag("watch")).await?;
+    let client = cluster_api::client(kubeconfig, context, !flags.get_flag("watch")).await?;
     if !flags.get_flag("watch") {
         return output(&api::survey(&client, &options).await?, flags).map(Some);
     }

@@ -4,51 +4,66 @@ use std::{
     fs,
     io::{self, Write},
     path::PathBuf,
-    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::Context;
+use cluster_api::Health;
 use common::state;
+use metrics_file::{
+    Labelled, MOST_SERIES, Metrics,
+    prometheus_client::metrics::{counter::Counter, gauge::Gauge},
+    replace,
+};
 use serde_json::Value;
 
 use crate::{derive::Cluster, kind::Kind};
-
-/// What there is to say about the watching itself.
-#[derive(Debug)]
-pub struct Report {
-    /// When everything that is needed was last known to be true; the epoch for never.
-    pub last_sync: SystemTime,
-    /// Errors so far.
-    pub errors: u64,
-    /// The errors that last.
-    pub failing: Vec<String>,
-    /// What is not known yet.
-    pub waiting_for: Vec<Kind>,
-}
 
 /// Keeps the file, prints the lines and counts.
 #[derive(Debug)]
 pub struct Publisher {
     file: PathBuf,
-    metrics: PathBuf,
     pending: PathBuf,
     last: Option<Value>,
-    changes: u64,
-    written: Option<(String, String)>,
+    metrics: Metrics,
+    known: Gauge,
+    changes: Counter,
+    problems: Labelled,
+    counts: Labelled,
+    sources: Labelled,
 }
 
 impl Publisher {
     /// Publishes into `file`, or into the state directory's cluster.json.
     pub fn new(file: Option<PathBuf>) -> Self {
         let state = state::directory();
-        Self {
+        let publisher = Self {
             file: file.unwrap_or_else(|| state.join("cluster.json")),
-            metrics: state.join("sync-cidrs.prom"),
             pending: state.join(state::PENDING),
             last: None,
-            changes: 0,
-            written: None,
-        }
+            metrics: Metrics::new("sync-cidrs"),
+            known: Gauge::default(),
+            changes: Counter::default(),
+            problems: Labelled::default(),
+            counts: Labelled::default(),
+            sources: Labelled::default(),
+        };
+        publisher.registered()
+    }
+
+    fn registered(mut self) -> Self {
+        let registry = &mut self.metrics.registry;
+        registry.register("cidrs", "CIDRs that are routed through the node", self.counts.clone());
+        let cidrs = registry.sub_registry_with_prefix("cidrs");
+        cidrs.register("known", "Whether ADD finds the cluster's CIDRs", self.known.clone());
+        cidrs.register("changes", "Changes of the cluster's CIDRs and settings", self.changes.clone());
+        cidrs.register("problems", "What was refused or not found", self.problems.clone());
+        cidrs.register("source", "Where each CIDR is from", self.sources.clone());
+        self
+    }
+
+    /// The health of the watches, among the metrics.
+    pub fn health(&mut self) -> Health<Kind> {
+        Health::new(self.metrics.registry.sub_registry_with_prefix("cidrs"), "CIDRs")
     }
 
     /// Prints what an earlier run left: it stands until the cluster says something else.
@@ -83,7 +98,7 @@ impl Publisher {
         log::info!("Services: {}, pods: {}", document["cidrs"]["service"], document["cidrs"]["pod"]);
         state::write(&self.file, &format!("{document}\n"))
             .with_context(|| format!("cannot write {}", self.file.display()))?;
-        self.changes += 1;
+        self.changes.inc();
         print(&document)?;
         self.last = Some(document);
         Ok(())
@@ -93,110 +108,37 @@ impl Publisher {
     ///
     /// # Errors
     /// When the state directory cannot be written.
-    pub fn report(&mut self, report: &Report) -> anyhow::Result<()> {
-        let pending = if self.last.is_some() { String::new() } else { pending(report) };
-        let written = (self.metrics(report), pending);
-        if self.written.as_ref() == Some(&written) {
-            return Ok(());
-        }
-        state::write(&self.metrics, &written.0).with_context(|| format!("cannot write {}", self.metrics.display()))?;
-        if written.1.is_empty() {
+    pub fn report(&mut self, health: &mut Health<Kind>) -> anyhow::Result<()> {
+        health.refresh();
+        self.measure();
+        self.metrics.write()?;
+        let pending = if self.last.is_some() { String::new() } else { health.pending() };
+        if pending.is_empty() {
             let _ = fs::remove_file(&self.pending);
-        } else {
-            state::write(&self.pending, &format!("{}\n", written.1)).context("cannot write the state directory")?;
+        } else if fs::read_to_string(&self.pending).ok().as_deref() != Some(&pending) {
+            state::write(&self.pending, &pending).context("cannot write the state directory")?;
         }
-        self.written = Some(written);
         Ok(())
     }
 
-    /// In Prometheus' text format.
-    fn metrics(&self, report: &Report) -> String {
-        let never = Value::Null;
-        let last = self.last.as_ref().unwrap_or(&never);
-        let mut text = String::new();
-        let mut metric = |name: &str, kind: &str, help: &str, samples: &[(String, String)]| {
-            text += &format!("# HELP underpass_{name} {help}\n# TYPE underpass_{name} {kind}\n");
-            for (labels, value) in samples {
-                text += &format!("underpass_{name}{labels} {value}\n");
-            }
-        };
-        let one = |value: String| [(String::new(), value)];
-        let synced = report.last_sync != UNIX_EPOCH;
-        let age =
-            if synced { report.last_sync.elapsed().unwrap_or_default().as_secs().to_string() } else { "NaN".into() };
-        let in_contact = u8::from(synced && report.failing.is_empty());
-        metric(
-            "cidrs_known",
-            "gauge",
-            "Whether ADD finds the cluster's CIDRs.",
-            &one(u8::from(!last.is_null()).to_string()),
-        );
-        metric(
-            "cidrs_in_contact",
-            "gauge",
-            "Whether the API server is followed without an error.",
-            &one(in_contact.to_string()),
-        );
-        metric(
-            "cidrs_last_sync_timestamp_seconds",
-            "gauge",
-            "When the CIDRs were last known to be the cluster's.",
-            &one(seconds(report.last_sync).to_string()),
-        );
-        metric("cidrs_age_seconds", "gauge", "Time since then, when this was written.", &one(age));
-        metric(
-            "cidrs_changes_total",
-            "counter",
-            "Changes of the cluster's CIDRs and settings.",
-            &one(self.changes.to_string()),
-        );
-        metric(
-            "cidrs_errors_total",
-            "counter",
-            "Errors of the API server's and of the way to it.",
-            &one(report.errors.to_string()),
-        );
-        metric(
-            "cidrs_failing",
-            "gauge",
-            "Errors that last.",
-            &labelled("error", report.failing.iter().map(String::as_str)),
-        );
-        let problems = last["problems"].as_array().into_iter().flatten().filter_map(Value::as_str);
-        metric("cidrs_problems", "gauge", "What was refused or not found.", &labelled("problem", problems));
-        let count = |section: &str| last["cidrs"][section].as_array().map_or(0, Vec::len).to_string();
-        let counts = ["service", "pod"].map(|section| (format!("{{of=\"{section}\"}}"), count(section)));
-        metric("cidrs", "gauge", "CIDRs that are routed through the node.", &counts);
+    fn measure(&self) {
+        let none = Value::Null;
+        let last = self.last.as_ref().unwrap_or(&none);
+        self.known.set(i64::from(!last.is_null()));
+        replace(&self.problems, "problem", last["problems"].as_array().into_iter().flatten().filter_map(Value::as_str));
+        for of in ["service", "pod"] {
+            let count = last["cidrs"][of].as_array().map_or(0, Vec::len);
+            self.counts.get_or_create(&vec![("of", of.to_owned())]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        self.sources.clear();
         let sources = last["sources"].as_object().into_iter().flatten().flat_map(|(cidr, sources)| {
             let sources = sources.as_array().into_iter().flatten().filter_map(Value::as_str);
-            sources.map(move |source| (format!("{{cidr=\"{cidr}\",source=\"{}\"}}", escape(source)), "1".to_owned()))
+            sources.map(move |source| vec![("cidr", cidr.clone()), ("source", source.to_owned())])
         });
-        metric("cidrs_source", "gauge", "Where each CIDR is from.", &sources.take(SERIES).collect::<Vec<_>>());
-        text
+        for labels in sources.take(MOST_SERIES) {
+            self.sources.get_or_create(&labels).set(1);
+        }
     }
-}
-
-/// No more series than this of what a cluster can have many of.
-const SERIES: usize = 100;
-
-fn labelled<'a>(label: &str, values: impl Iterator<Item = &'a str>) -> Vec<(String, String)> {
-    values.take(SERIES).map(|value| (format!("{{{label}=\"{}\"}}", escape(value)), "1".to_owned())).collect()
-}
-
-fn escape(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-}
-
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
-}
-
-fn pending(report: &Report) -> String {
-    if !report.failing.is_empty() {
-        return report.failing.join("\n");
-    }
-    let waiting: Vec<_> = report.waiting_for.iter().map(|kind| kind.place().describe()).collect();
-    format!("waiting for the API server to list {}", waiting.join(", "))
 }
 
 fn print(document: &Value) -> anyhow::Result<()> {

@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use jiff::Timestamp;
-use kube::{
-    Api, Client,
-    api::{DynamicObject, Patch, PatchParams, PostParams},
-    core::{ApiResource, GroupVersionKind},
+use cluster_api::{
+    Selection,
+    kube::{
+        self, Client,
+        api::{DynamicObject, Patch, PatchParams, PostParams},
+    },
+    status,
 };
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::{
     sync::watch,
@@ -16,7 +19,6 @@ use tokio::{
 };
 
 use crate::{
-    api,
     derive::Cluster,
     kind::{Kind, SYSTEM, UNDERPASS},
 };
@@ -60,12 +62,11 @@ fn identity() -> String {
 
 /// Whether the Lease is ours, after this attempt to get or to renew it.
 async fn lead(client: &Client, identity: &str, seen: &mut Seen) -> anyhow::Result<bool> {
-    let resource =
-        ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("coordination.k8s.io", "v1", "Lease"), "leases");
-    let leases: Api<DynamicObject> = Api::namespaced_with(client.clone(), SYSTEM, &resource);
+    let resource = Selection::resource("coordination.k8s.io", "v1", "Lease", "leases").within(SYSTEM);
+    let leases = resource.objects(client);
     let now = format!("{:.6}", Timestamp::now());
     let Some(mut lease) = leases.get_opt(UNDERPASS).await.context("cannot read the Lease underpass")? else {
-        let mut lease = DynamicObject::new(UNDERPASS, &resource).within(SYSTEM);
+        let mut lease = resource.new_object(UNDERPASS);
         lease.data = json!({ "spec": {
             "holderIdentity": identity, "leaseDurationSeconds": LEASE.as_secs(), "acquireTime": now, "renewTime": now,
             "leaseTransitions": 0,
@@ -98,20 +99,20 @@ async fn lead(client: &Client, identity: &str, seen: &mut Seen) -> anyhow::Resul
 fn won(result: kube::Result<DynamicObject>) -> kube::Result<bool> {
     match result {
         Ok(_) => Ok(true),
-        Err(error) if api::status(&error).is_some_and(|status| status.code == 409) => Ok(false),
+        Err(error) if status(&error).is_some_and(|status| status.code == 409) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
 /// Writes the status where it is not as it should be.
 async fn write(client: &Client, cluster: Option<&Cluster>) -> anyhow::Result<()> {
-    let coordinators = api::objects(client, &Kind::SpiderCoordinator.place());
+    let coordinators = Kind::SpiderCoordinator.selection(None).objects(client);
     let current = match coordinators.get_opt("default").await {
-        Err(error) if api::status(&error).is_some_and(|status| status.code == 404) => return Ok(()),
+        Err(error) if status(&error).is_some_and(|status| status.code == 404) => return Ok(()),
         current => current.context("cannot read the SpiderCoordinator default")?,
     };
     let Some(current) = current else { return Ok(()) };
-    let wanted = status(cluster);
+    let wanted = wanted(cluster);
     if current.data["status"] == wanted {
         return Ok(());
     }
@@ -121,7 +122,7 @@ async fn write(client: &Client, cluster: Option<&Cluster>) -> anyhow::Result<()>
 }
 
 /// Spiderpool's phases are Synced and NotReady.
-fn status(cluster: Option<&Cluster>) -> Value {
+fn wanted(cluster: Option<&Cluster>) -> Value {
     let Some(cluster) = cluster else {
         return json!({
             "phase": "NotReady", "reason": "the cluster's CIDRs are not known yet", "overlayPodCIDR": [], "serviceCIDR": []

@@ -2,22 +2,33 @@
 
 use std::collections::BTreeMap;
 
+use cluster_api::{Event, Name};
 use serde_json::Value;
 
 use crate::kind::Kind;
 
 /// What is known of one kind.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Known {
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Known<'a> {
     /// The API does not have this resource.
     Absent,
     /// The objects that there are.
-    Objects(Vec<Value>),
+    Objects(&'a Objects),
 }
+
+/// Objects by name.
+pub type Objects = BTreeMap<Name, Value>;
 
 /// Everything that has been read so far.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct World(BTreeMap<Kind, Known>);
+pub struct World(BTreeMap<Kind, Seen>);
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Seen {
+    objects: Objects,
+    /// Whether the API has the resource; not known until all of it has been said.
+    there: Option<bool>,
+}
 
 impl World {
     /// Everything, from what `kubectl get ... --output json` printed: a List, an object, or several of these one after
@@ -30,25 +41,39 @@ impl World {
                 None => objects.push(document),
             }
         }
-        let known = |kind: Kind| {
-            let of_kind: Vec<Value> = objects.iter().filter(|o| kind.has(o, node)).map(|o| (*o).clone()).collect();
-            (kind, if of_kind.is_empty() { Known::Absent } else { Known::Objects(of_kind) })
+        let seen = |kind: Kind| {
+            let of_kind = objects.iter().filter(|object| kind.has(object, node));
+            let objects: Objects = of_kind.map(|object| (name(object), (*object).clone())).collect();
+            (kind, Seen { there: Some(!objects.is_empty()), objects })
         };
-        Self(Kind::ALL.into_iter().map(known).collect())
+        Self(Kind::ALL.into_iter().map(seen).collect())
     }
 
     /// What is known of a kind, if anything.
-    pub fn get(&self, kind: Kind) -> Option<&Known> {
-        self.0.get(&kind)
+    pub fn get(&self, kind: Kind) -> Option<Known<'_>> {
+        let seen = self.0.get(&kind)?;
+        Some(if seen.there? { Known::Objects(&seen.objects) } else { Known::Absent })
     }
 
-    /// Notes what is known of a kind.
-    pub fn set(&mut self, kind: Kind, known: Known) {
-        self.0.insert(kind, known);
+    /// Notes what a watch says of a kind.
+    pub fn note(&mut self, kind: Kind, event: Event<Value>) {
+        let seen = self.0.entry(kind).or_default();
+        match event {
+            Event::Applied(name, object) => drop(seen.objects.insert(name, object)),
+            Event::Deleted(name) => drop(seen.objects.remove(&name)),
+            Event::Listed => seen.there = Some(true),
+            Event::Absent => seen.there = Some(false),
+            Event::InContact | Event::Failed(_) => {}
+        }
     }
 
     /// Forgets a kind that nobody follows any more.
     pub fn forget(&mut self, kind: Kind) {
         self.0.remove(&kind);
     }
+}
+
+fn name(object: &Value) -> Name {
+    let text = |key: &str| object["metadata"][key].as_str().unwrap_or_default().to_owned();
+    Name { namespace: text("namespace"), name: text("name") }
 }

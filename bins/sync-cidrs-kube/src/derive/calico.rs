@@ -12,7 +12,7 @@ use crate::kind::Kind;
 impl Survey<'_> {
     pub(super) fn calico(&self) -> Asked<Vec<Finding>> {
         let mut found = vec![];
-        for pool in self.objects(Kind::CalicoPools)?.iter().filter(|pool| is_for_pods(pool)) {
+        for pool in self.objects(Kind::CalicoPools)?.into_iter().filter(|pool| is_for_pods(pool)) {
             let cidr = pool["spec"]["cidr"].as_str().unwrap_or_default();
             let disabled = pool["spec"]["disabled"] == true || is_being_deleted(pool);
             let source = format!("IPPool {}", name(pool));

@@ -7,7 +7,7 @@ use crate::kind::Kind;
 
 impl Survey<'_> {
     pub(super) fn cilium(&self) -> Asked<Vec<Finding>> {
-        let Some(config) = self.objects(Kind::CiliumConfig)?.first() else {
+        let Some(config) = self.object(Kind::CiliumConfig)? else {
             self.problem("there is no ConfigMap kube-system/cilium-config".to_owned());
             return Ok(vec![]);
         };

@@ -29,7 +29,7 @@ impl Survey<'_> {
     }
 
     fn kubeadm(&self, field: &str) -> Asked<Vec<Finding>> {
-        let Some(config) = self.objects(Kind::KubeadmConfig)?.first() else { return Ok(vec![]) };
+        let Some(config) = self.object(Kind::KubeadmConfig)? else { return Ok(vec![]) };
         let text = config["data"]["ClusterConfiguration"].as_str().unwrap_or_default();
         let Ok(cluster) = serde_yaml_ng::from_str::<Value>(text) else {
             self.problem("kubeadm-config: ClusterConfiguration is not YAML".to_owned());
@@ -71,10 +71,10 @@ impl Survey<'_> {
     }
 
     fn flannel(&self) -> Asked<Vec<Finding>> {
-        let own = self.objects(Kind::FlannelConfig)?.first();
+        let own = self.object(Kind::FlannelConfig)?;
         let config = match own {
             Some(config) => Some(config),
-            None => self.objects(Kind::FlannelConfigOld)?.first(),
+            None => self.object(Kind::FlannelConfigOld)?,
         };
         let Some(config) = config else { return Ok(vec![]) };
         let text = config["data"]["net-conf.json"].as_str().unwrap_or_default();

@@ -20,7 +20,7 @@ impl Survey<'_> {
     fn service_cidrs(&self) -> Asked<Vec<Finding>> {
         for kind in [Kind::ServiceCidrs, Kind::ServiceCidrsBeta, Kind::ServiceCidrsAlpha] {
             let Known::Objects(objects) = self.known(kind)? else { continue };
-            let served = objects.iter().filter(|object| is_ready(object) && !is_being_deleted(object));
+            let served = objects.values().filter(|object| is_ready(object) && !is_being_deleted(object));
             return Ok(served.flat_map(|object| self.of_service_cidr(object)).collect());
         }
         Ok(vec![])

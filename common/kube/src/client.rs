@@ -1,0 +1,141 @@
+//! The way to the API server: credentials, proxies, and how its silence is noticed.
+
+use std::{env, path::Path, time::Duration};
+
+use anyhow::{Context, anyhow, bail};
+use http::Uri;
+use hyper::rt::{Read, Write};
+use hyper_timeout::TimeoutConnector;
+use hyper_util::{
+    client::{
+        legacy::connect::{
+            Connection, HttpConnector,
+            proxy::{SocksV5, Tunnel},
+        },
+        proxy::matcher::{Intercept, Matcher},
+    },
+    rt::TokioExecutor,
+};
+use kube::{
+    Client, Config,
+    client::{ConfigExt, retry::RetryPolicy},
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use tower::{BoxError, Service, ServiceBuilder, retry::RetryLayer};
+
+use crate::refusal::causes;
+
+/// An API server that has said nothing for so long is taken for dead, even if its kernel still answers for it. It says
+/// something each minute (a bookmark), and ends a watch by itself before five.
+const SILENCE: Duration = Duration::from_secs(90);
+const CONNECT: Duration = Duration::from_secs(5);
+/// A connection that has been idle for so long is probed, ...
+const PROBE_AFTER: Duration = Duration::from_secs(5);
+/// ... so often, ...
+const PROBE_EVERY: Duration = Duration::from_secs(3);
+/// ... and given up when nothing has been acknowledged for so long, nor any data that was sent on it.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+
+/// A client with the credentials of a kubeconfig, else, as kubectl does it, of `KUBECONFIG`, of the user's own
+/// configuration, or of the pod's ServiceAccount. With `retry`, what the API server refuses for the moment (429, 503, 504)
+/// is tried again, longer and longer; a watch has a shorter patience of its own.
+///
+/// # Errors
+/// When there are no credentials, or they cannot be read.
+pub async fn client(kubeconfig: Option<&Path>, context: Option<&str>, retry: bool) -> anyhow::Result<Client> {
+    let options = KubeConfigOptions { context: context.map(str::to_owned), ..Default::default() };
+    let mut config = match (kubeconfig, context) {
+        (Some(path), _) => {
+            let of_file = |error| anyhow!("cannot use the kubeconfig {}: {}", path.display(), causes(&error));
+            let read = Kubeconfig::read_from(path).map_err(of_file)?;
+            Config::from_custom_kubeconfig(read, &options).await.map_err(of_file)?
+        }
+        (None, context) => match (Config::from_kubeconfig(&options).await, context) {
+            (Ok(config), _) => config,
+            (Err(error), Some(_)) => bail!("cannot use the kubeconfig: {}", causes(&error)),
+            (Err(kubeconfig), None) => Config::incluster().map_err(|pod| {
+                anyhow!(
+                    "no way to the API server: {}; and no pod's ServiceAccount: {}",
+                    causes(&kubeconfig),
+                    causes(&pod)
+                )
+            })?,
+        },
+    };
+    config.default_retry = retry;
+    connected(&config).context("cannot make a client of these credentials")
+}
+
+/// kube's own way to a client (`Client::try_from`), but with a connector that probes its connections. A firewall or a load
+/// balancer that forgets a connection says nothing: without probes a watch over it would stay silent until [`SILENCE`] is
+/// over, and probing costs the API server nothing, as shorter watches would.
+fn connected(config: &Config) -> anyhow::Result<Client> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_keepalive(Some(PROBE_AFTER));
+    tcp.set_keepalive_interval(Some(PROBE_EVERY));
+    // With a user timeout Linux goes by that alone, and the number of probes is of no account (tcp_keepalive_timer).
+    tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    let Some(proxy) = proxy(config)? else { return over(tcp, config) };
+    match proxy.uri().scheme_str() {
+        Some("http") => over(tunnel(&proxy, tcp), config),
+        Some("https") => over(tunnel(&proxy, config.rustls_https_connector_with_connector(tcp)?), config),
+        Some("socks5") => {
+            let socks = SocksV5::new(proxy.uri().clone(), tcp);
+            let socks = match proxy.raw_auth() {
+                Some((user, password)) => socks.with_auth(user.to_owned(), password.to_owned()),
+                None => socks,
+            };
+            over(socks, config)
+        }
+        _ => bail!("the proxy {} is none of http, https and socks5", proxy.uri()),
+    }
+}
+
+/// The proxy on the way to the API server, as client-go has it: that of the kubeconfig in any case, else that of the
+/// environment (`HTTPS_PROXY`), unless `NO_PROXY` has the API server. kube compares `NO_PROXY` with the proxy's own address,
+/// and looks for no proxy in a pod.
+fn proxy(config: &Config) -> anyhow::Result<Option<Intercept>> {
+    let of_environment = ["HTTPS_PROXY", "https_proxy"].iter().filter_map(|name| env::var(name).ok());
+    let of_environment: Vec<Uri> = of_environment.filter_map(|url| url.parse().ok()).collect();
+    match &config.proxy_url {
+        Some(url) if !of_environment.contains(url) => {
+            let all = Matcher::builder().all(url.to_string()).build();
+            all.intercept(&config.cluster_url).map(Some).with_context(|| format!("cannot use the proxy-url {url}"))
+        }
+        _ => Ok(Matcher::from_env().intercept(&config.cluster_url)),
+    }
+}
+
+fn tunnel<C>(proxy: &Intercept, connector: C) -> Tunnel<C> {
+    let tunnel = Tunnel::new(proxy.uri().clone(), connector);
+    match proxy.basic_auth() {
+        Some(authorization) => tunnel.with_auth(authorization.clone()),
+        None => tunnel,
+    }
+}
+
+/// A client over this kind of connection.
+fn over<C>(connector: C, config: &Config) -> anyhow::Result<Client>
+where
+    C: Service<Uri> + Clone + Send + Sync + 'static,
+    C::Response: Connection + Read + Write + Send + Unpin,
+    C::Future: Send,
+    C::Error: Into<BoxError>,
+{
+    let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(connector)?);
+    connector.set_connect_timeout(Some(CONNECT));
+    connector.set_read_timeout(Some(SILENCE));
+    connector.set_write_timeout(Some(SILENCE));
+    // How long a connection was idle before a request is not the API server's silence.
+    connector.set_reset_reader_on_write(true);
+    let retry = config.default_retry.then(|| RetryLayer::new(RetryPolicy::server_retry()));
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(retry)
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector));
+    Ok(Client::new(service, config.default_namespace.clone()))
+}

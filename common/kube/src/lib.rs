@@ -1,0 +1,19 @@
+//! What the Kubernetes tools share. A crate of its own, so that no CNI ADD is linked with it.
+//!
+//! [`client`] is the way to the API server; a [`Selection`] says which objects of it are meant; [`follow()`] watches them
+//! and [`list`] reads them once, each object cut down to what is of use as it arrives; [`Health`] says whether what is known
+//! is current, for a person and as metrics.
+
+mod client;
+mod follow;
+mod health;
+mod refusal;
+mod selection;
+
+pub use client::client;
+pub use follow::{Event, Name, follow, follow_objects};
+pub use health::Health;
+pub use k8s_openapi;
+pub use kube;
+pub use refusal::{causes, explain, status};
+pub use selection::{Selection, list};

@@ -1,0 +1,62 @@
+//! Metrics of a tool that goes on running, in Prometheus' text format, in a file of the state directory: whoever serves
+//! them needs no way to the tool, and what the tool has counted outlives it.
+
+use std::{io, path::PathBuf};
+
+use common::state;
+pub use prometheus_client;
+use prometheus_client::{
+    encoding::prometheus_text,
+    metrics::{family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+/// No more series than this of what a cluster can have many of.
+pub const MOST_SERIES: usize = 100;
+
+/// Labels that are not known beforehand.
+pub type Labels = Vec<(&'static str, String)>;
+
+/// A gauge with such labels.
+pub type Labelled = Family<Labels, Gauge>;
+
+/// A tool's metrics, each named `underpass_...`, and the file that has them.
+#[derive(Debug)]
+pub struct Metrics {
+    /// What is measured: register here, without the prefix.
+    pub registry: Registry,
+    path: PathBuf,
+    written: String,
+}
+
+impl Metrics {
+    /// The metrics of a tool, for the file `TOOL.prom` in the state directory.
+    pub fn new(tool: &str) -> Self {
+        let path = state::directory().join(format!("{tool}.prom"));
+        Self { registry: Registry::with_prefix("underpass"), path, written: String::new() }
+    }
+
+    /// Writes the file, if it is not as it was. A reader sees the old content or the new.
+    ///
+    /// # Errors
+    /// When the state directory cannot be written.
+    pub fn write(&mut self) -> io::Result<()> {
+        let mut text = String::new();
+        prometheus_text::encode(&mut text, &self.registry).map_err(io::Error::other)?;
+        if text != self.written {
+            state::write(&self.path, &text).map_err(|error| {
+                io::Error::new(error.kind(), format!("cannot write {}: {error}", self.path.display()))
+            })?;
+            self.written = text;
+        }
+        Ok(())
+    }
+}
+
+/// Makes the values of a label all that a gauge has, each 1: for what is either there or not.
+pub fn replace(gauge: &Labelled, label: &'static str, values: impl IntoIterator<Item = impl Into<String>>) {
+    gauge.clear();
+    for value in values.into_iter().take(MOST_SERIES) {
+        gauge.get_or_create(&vec![(label, value.into())]).set(1);
+    }
+}
