@@ -24,6 +24,7 @@ use service_table::{Algorithm, Backend, Change, Protocol, Service, ServiceTable,
 use bpf_lb_load::{
     apply::{self, apply},
     kernel::Kernel,
+    pins::Pins,
     print,
 };
 use clap::{Args, Parser, ValueEnum};
@@ -200,7 +201,7 @@ fn memory(pins: &Path) -> Result<BTreeMap<String, u64>> {
 impl Fill {
     fn measure(&self) -> Result<Filled> {
         let table = self.table.make();
-        let mut kernel = Kernel::open(&self.pin_dir.join("maps"))?;
+        let mut kernel = Kernel::open(&Pins::new(&self.pin_dir))?;
         kernel.recover()?;
         let mut time = |table: &ServiceTable| -> Result<u128> {
             let start = Instant::now();

@@ -8,7 +8,8 @@ use service_table::{Change, ServiceTable};
 use thiserror::Error;
 
 use crate::{
-    kernel::{Installed, Kernel, UpdateError},
+    kernel::{Installed, Kernel},
+    room::UpdateError,
     spec::{Invalid, Spec, specs},
 };
 

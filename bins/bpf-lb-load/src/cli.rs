@@ -14,6 +14,8 @@ use service_table::{Change, ServiceTable};
 
 use crate::{
     apply::{self, ApplyError, Summary},
+    kernel::Kernel,
+    layout,
     load::{self, Request, Sizes},
     maps::pinned,
     netns,
@@ -121,7 +123,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Apply => apply_table(&pins),
         Command::Follow => follow(&pins),
         Command::Show { json } => {
-            let kernel = pins.open()?;
+            let kernel = Kernel::open(&pins)?;
             if !json && std::io::stdout().is_terminal() {
                 print::text(&show::text(&kernel))
             } else {
@@ -129,7 +131,7 @@ pub fn run(cli: Cli) -> Result<()> {
             }
         }
         Command::Stats { format } => {
-            let stats = stats::stats(&pins.open()?);
+            let stats = stats::stats(&Kernel::open(&pins)?);
             match format {
                 Format::Json => print::pretty(&stats),
                 Format::Prometheus => print::text(&stats::prometheus(&stats)),
@@ -180,7 +182,7 @@ fn cgroup_root() -> Result<PathBuf> {
 fn apply_table(pins: &Pins) -> Result<()> {
     let table: ServiceTable = serde_json::from_reader(std::io::stdin().lock()).context("the service table on stdin")?;
     let _lock = pins.lock()?;
-    let mut kernel = pins.open()?;
+    let mut kernel = Kernel::open(pins)?;
     kernel.recover()?;
     print::line(&apply::apply(&mut kernel, &table)?)
 }
@@ -197,7 +199,7 @@ struct Answer {
 
 fn follow(pins: &Pins) -> Result<()> {
     let _lock = pins.lock()?;
-    let mut kernel = pins.open()?;
+    let mut kernel = Kernel::open(pins)?;
     kernel.recover()?;
     for (line, text) in (1..).zip(std::io::stdin().lock().lines()) {
         let text = text.context("stdin")?;
@@ -211,7 +213,7 @@ fn follow(pins: &Pins) -> Result<()> {
         match done {
             Ok(done) => print::line(&Answer { line, done: Some(done), error: None })?,
             // The maps cannot be written: what is known of them may no longer be so.
-            Err(ApplyError::Update(crate::kernel::UpdateError::Maps(error))) => return Err(error.into()),
+            Err(ApplyError::Update(crate::room::UpdateError::Maps(error))) => return Err(error.into()),
             Err(error) => print::line(&Answer { line, done: None, error: Some(error.to_string()) })?,
         }
     }
@@ -220,7 +222,7 @@ fn follow(pins: &Pins) -> Result<()> {
 
 fn register(pins: &Pins, path: &Path, is_in: bool) -> Result<()> {
     let cookie = netns::cookie(path).with_context(|| format!("network namespace {}", path.display()))?;
-    load::check_layout(pins)?;
+    layout::check(pins)?;
     let mut namespaces: HashMap<_, u64, u32> = HashMap::try_from(pinned(&pins.maps(), "namespaces")?)?;
     if is_in {
         return namespaces.insert(cookie, 1, 0).context("map namespaces");

@@ -65,9 +65,17 @@ impl Family for [u32; 4] {
 }
 
 /// An IPv6 address in four words, network byte order.
-pub fn words(address: Ipv6Addr) -> [u32; 4] {
+fn words(address: Ipv6Addr) -> [u32; 4] {
     let octets = address.octets();
     [0, 4, 8, 12].map(|at| u32::from_ne_bytes([octets[at], octets[at + 1], octets[at + 2], octets[at + 3]]))
+}
+
+/// An address of either family as an IPv6 socket sees it, in four words, network byte order.
+pub fn mapped_words(address: IpAddr) -> [u32; 4] {
+    words(match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    })
 }
 
 /// The number of the protocol.

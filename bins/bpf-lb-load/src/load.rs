@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader,
     programs::{CgroupAttachMode, Program, links::FdLink},
@@ -15,6 +15,7 @@ use aya::{
 use bpf_lb_abi::{Config, LAYOUT, Participation};
 
 use crate::{
+    layout,
     maps::{mapped, pinned_data},
     netns,
     pins::Pins,
@@ -73,7 +74,7 @@ pub fn load(request: &Request) -> Result<Vec<String>> {
     let _lock = pins.lock()?;
     let fresh = !pins.is_loaded();
     if !fresh {
-        check_layout(pins)?;
+        layout::check(pins)?;
     }
     let result = load_and_attach(request, &cgroup, fresh);
     if result.is_err() && fresh {
@@ -203,18 +204,5 @@ fn replace(pin: &Path, program: std::os::fd::BorrowedFd<'_>) -> Result<()> {
 
 fn pin_link(link: FdLink, pin: &Path) -> Result<()> {
     link.pin(pin).with_context(|| format!("pin {}", pin.display()))?;
-    Ok(())
-}
-
-/// Refuses maps that another version made in another form.
-pub fn check_layout(pins: &Pins) -> Result<()> {
-    let config: Result<Mapped<Config>, _> = mapped(&pins.maps(), "config");
-    let found = config.as_ref().ok().and_then(|config| config.get(0)).map(|config| config.layout.load());
-    ensure!(
-        found == Some(LAYOUT),
-        "the pinned maps have layout {}, this bpf-lb-load knows {LAYOUT}: run unload, load and apply; connections that are \
-         open go on, new ones take the host path in between",
-        found.map_or_else(|| "of an unknown kind".into(), |layout| layout.to_string())
-    );
     Ok(())
 }

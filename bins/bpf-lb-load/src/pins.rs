@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use crate::{kernel::Kernel, maps};
+use crate::maps;
 
 /// The folder of the links inside the pin directory.
 const LINKS: &str = "links";
@@ -92,14 +92,8 @@ impl Pins {
         }
     }
 
-    /// Opens the maps, if they are of this version.
-    pub fn open(&self) -> Result<Kernel> {
-        ensure!(self.is_loaded(), self.not_loaded());
-        crate::load::check_layout(self)?;
-        Kernel::open(&self.maps()).with_context(|| format!("read the maps in {}", self.maps().display()))
-    }
-
-    fn not_loaded(&self) -> String {
+    /// What to say when none is.
+    pub fn not_loaded(&self) -> String {
         format!("no load balancer is pinned in {}; run bpf-lb-load load first", self.0.display())
     }
 }

@@ -1,0 +1,153 @@
+//! Reading what is in the maps, also what a writer that was killed has left there.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::SocketAddr,
+    path::Path,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use bpf_lb_abi::{Backend, Entry, NO_SERVICE, NO_SLOT};
+
+use crate::{
+    family::{self, About, BackendRef, Run, Tables},
+    grace::Grace,
+    kernel::{Installed, Kernel, Lingering, Owned, disown, tables},
+    layout,
+    maps::{MapsError, mapped},
+    name,
+    pins::Pins,
+    space::Space,
+    spec::Frontend,
+};
+
+impl Kernel {
+    /// Opens the maps of a load balancer, if they are of this version, and reads them. Before any change, see
+    /// [`Kernel::recover`].
+    pub fn open(pins: &Pins) -> Result<Self> {
+        ensure!(pins.is_loaded(), pins.not_loaded());
+        layout::check(pins)?;
+        let folder = pins.maps();
+        Self::read(&folder).with_context(|| format!("read the maps in {}", folder.display()))
+    }
+
+    fn read(folder: &Path) -> Result<Self, MapsError> {
+        let mut kernel = Self {
+            four: Tables::open(folder)?,
+            six: Tables::open(folder)?,
+            names: mapped(folder, "names")?,
+            backends: mapped(folder, "backends")?,
+            node_ports: mapped(folder, "node_ports")?,
+            config: mapped(folder, "config")?,
+            grace: Grace::open(folder)?,
+            name_space: Space::new(0, []),
+            backend_space: Space::new(0, []),
+            services: BTreeMap::new(),
+            owners: HashMap::new(),
+            lingering: HashMap::new(),
+        };
+        kernel.find_services();
+        Ok(kernel)
+    }
+
+    fn find_services(&mut self) {
+        let mut by_id = HashMap::new();
+        for id in 0..self.names.capacity() {
+            if let Some((key, spec)) = self.names.get(id).and_then(name::decode) {
+                by_id.insert(id, key.clone());
+                self.services.insert(key, Installed::new(id, spec));
+            }
+        }
+        let four = self.four.read();
+        let frontends = four.into_iter().chain(self.six.read());
+        for (frontend, cell, entry) in frontends.collect::<Vec<_>>() {
+            let about = tables!(self, frontend.address.is_ipv6(), tables => tables.about(Run::of(entry)));
+            let about = about.map(|(about, _)| about);
+            let owner = about.and_then(|about| by_id.get(&about.service)).cloned().unwrap_or_default();
+            self.adopt(frontend, &owner, entry, about);
+            self.owners.insert(frontend, Owned { cell, owner });
+        }
+        self.name_space = Space::new(self.names.capacity(), by_id.keys().map(|id| (*id, 1)));
+    }
+
+    /// Takes note of a frontend that is in the maps.
+    fn adopt(&mut self, frontend: Frontend, owner: &str, entry: Entry, about: Option<About>) {
+        let Some(service) = self.services.get_mut(owner) else { return };
+        let (set, run) = ((entry.scope(), frontend.address.is_ipv6()), Run::of(entry));
+        service.spec.frontends.insert(frontend, entry.kind());
+        let runs = service.runs.entry(set).or_default();
+        service.torn |= entry.least_connections() != service.spec.least_connections
+            || entry.has_affinity() != service.spec.affinity_seconds.is_some()
+            || about.map(|about| about.affinity_seconds) != Some(service.spec.affinity_seconds.unwrap_or_default());
+        if runs.contains(&run) {
+            return;
+        }
+        service.torn |= !runs.is_empty();
+        runs.push(run);
+        let members = service.spec.sets.entry(set).or_default();
+        let backends: Vec<_> = tables!(self, set.1, tables => tables.backends(run).collect());
+        for (address, backend, _) in backends {
+            members.insert(address, backend.generation & Backend::LOCAL != 0);
+            let known = *service.backends.entry(address).or_insert(backend);
+            if known != backend && !service.doubles.contains(&backend) {
+                service.doubles.push(backend);
+            }
+        }
+    }
+
+    /// Readies for changes what a writer that was killed may have left half done, and waits until no program reads what
+    /// that writer gave up.
+    pub fn recover(&mut self) -> Result<(), MapsError> {
+        let mut members: HashMap<u32, [u32; 2]> = HashMap::new();
+        for service in self.services.values() {
+            for ((scope, v6), runs) in &service.runs {
+                for run in runs {
+                    let slots = tables!(self, *v6, tables => tables.backends(*run).collect::<Vec<_>>());
+                    for (index, (_, backend, _)) in (0..).zip(slots) {
+                        members.entry(backend.id).or_insert([NO_SLOT; 2])[*scope as usize] = run.slot(index);
+                    }
+                }
+            }
+        }
+        for id in 0..self.backends.capacity() {
+            let Some(backend) = self.backends.get(id) else { continue };
+            let slots = members.get(&id).unwrap_or(&[NO_SLOT; 2]);
+            for (word, slot) in backend.slots.iter().zip(slots) {
+                if word.load() != *slot {
+                    word.store(*slot);
+                }
+            }
+        }
+        self.find_lingering(&members);
+        let lingering = self.lingering.values().map(|lingering| lingering.backend.id);
+        let used = members.keys().copied().chain(lingering).map(|id| (id, 1));
+        self.backend_space = Space::new(self.backends.capacity(), used);
+        self.write_node_ports();
+        self.settle()
+    }
+
+    /// Takes note of the backends that are in no set and have open sockets, and disowns the others that are in none.
+    fn find_lingering(&mut self, members: &HashMap<u32, [u32; 2]>) {
+        let counting = self.services.values().filter(|service| service.spec.least_connections);
+        let counting: HashSet<_> = counting.map(|service| service.id).collect();
+        for id in (0..self.backends.capacity()).filter(|id| !members.contains_key(id)) {
+            let Some(place) = self.backends.get(id) else { continue };
+            let key = (place.service.load(), address_of(place));
+            if key.0 == NO_SERVICE {
+                continue;
+            }
+            if place.open.load() == 0 || !counting.contains(&key.0) || self.lingering.contains_key(&key) {
+                disown(place);
+                continue;
+            }
+            let backend = BackendRef { id, generation: place.generation.load() };
+            self.lingering.insert(key, Lingering { backend, waited: false });
+        }
+    }
+}
+
+/// Where a backend listens.
+fn address_of(backend: &Backend) -> SocketAddr {
+    let address = family::address(&backend.endpoint);
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

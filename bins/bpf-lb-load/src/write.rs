@@ -1,0 +1,207 @@
+//! Writing: what nobody reads yet, then what leads there, then the old is taken away.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use bpf_lb_abi::{Backend, Endpoint, Entry, NO_SLOT, Scope, Word};
+use service_table::Protocol;
+
+use crate::{
+    family::{About, BackendRef, Run, mapped_words, number},
+    kernel::{Installed, Kernel, Lingering, Owned, tables},
+    name,
+    room::{Draft, UpdateError},
+    spec::{Frontend, SetKey, Spec},
+};
+
+impl Kernel {
+    /// Makes the service `key` be like `spec`. Says whether there was anything to do.
+    ///
+    /// Frontends that belong to another service are taken from it.
+    pub fn set(&mut self, key: &str, spec: Spec) -> Result<bool, UpdateError> {
+        if self.services.get(key).is_some_and(|old| old.spec == spec && !old.torn) {
+            return Ok(false);
+        }
+        self.tidy()?;
+        let old = self.services.remove(key);
+        match self.find_room(key, &spec, old.as_ref()) {
+            Ok(draft) => {
+                self.write(key, spec, old, draft);
+                Ok(true)
+            }
+            Err(error) => {
+                self.services.extend(old.map(|old| (key.into(), old)));
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes what nobody reads yet, then lets the frontends lead there, then takes the old away.
+    fn write(&mut self, key: &str, spec: Spec, old: Option<Installed>, draft: Draft) {
+        if old.as_ref().is_none_or(|old| name::encode(key, &old.spec) != name::encode(key, &spec)) {
+            self.names.put(draft.id, name::encode(key, &spec));
+        }
+        let mut backends = old.as_ref().map(|old| old.backends.clone()).unwrap_or_default();
+        let others = draft.new_backends.keys().chain(draft.returning.keys());
+        let replaced: Vec<_> = others.filter_map(|address| backends.remove(address)).collect();
+        for (address, backend) in &draft.new_backends {
+            self.backends.put(backend.id, new_backend(*backend, draft.id, *address, spec.protocol));
+            backends.insert(*address, *backend);
+        }
+        for (address, backend) in &draft.returning {
+            self.lingering.remove(&(draft.id, *address));
+            backends.insert(*address, *backend);
+        }
+        let about = About { service: draft.id, affinity_seconds: spec.affinity_seconds.unwrap_or_default() };
+        for (set, run) in &draft.new_runs {
+            let before = old.as_ref().and_then(|old| old.runs.get(set)?.first()).copied();
+            self.write_run(*set, *run, about, before, &spec, &backends);
+        }
+        let runs: BTreeMap<_, _> =
+            draft.kept_runs.iter().chain(&draft.new_runs).map(|(set, run)| (*set, *run)).collect();
+        for frontend in spec.frontends.keys() {
+            self.lead(key, frontend, entry(&spec, frontend, &runs), draft.new_cells.get(frontend).copied());
+        }
+        let runs = runs.into_iter().map(|(set, run)| (set, vec![run])).collect();
+        let node_port = (old.as_ref().and_then(|old| old.spec.node_port), spec.node_port);
+        let mut new = Installed { runs, backends, ..Installed::new(draft.id, spec) };
+        self.clear(key, old, &mut new, &replaced);
+        self.services.insert(key.into(), new);
+        if node_port.0 != node_port.1 {
+            self.write_node_ports();
+        }
+    }
+
+    fn write_run(
+        &mut self,
+        (scope, v6): SetKey,
+        run: Run,
+        about: About,
+        before: Option<Run>,
+        spec: &Spec,
+        backends: &BTreeMap<SocketAddr, BackendRef>,
+    ) {
+        tables!(self, v6, tables => tables.write_about(run, about, before));
+        let members = spec.sets.get(&(scope, v6)).into_iter().flat_map(BTreeMap::keys);
+        for (index, address) in (0..).zip(members) {
+            let Some(backend) = backends.get(address) else { continue };
+            let Some(place) = self.backends.get(backend.id).map(|place| &place.slots[scope as usize]) else { continue };
+            let before = Some(place.load()).filter(|slot| *slot != NO_SLOT);
+            let slot = run.slot(index);
+            tables!(self, v6, tables => tables.write_slot(slot, *address, spec.protocol, *backend, before));
+            place.store(slot);
+        }
+    }
+
+    fn lead(&mut self, key: &str, frontend: &Frontend, entry: Entry, new: Option<u32>) {
+        let v6 = frontend.address.is_ipv6();
+        let cell = match (self.owners.get(frontend), new) {
+            (Some(owned), _) => {
+                tables!(self, v6, tables => tables.lead(owned.cell, entry));
+                owned.cell
+            }
+            (None, Some(cell)) => {
+                tables!(self, v6, tables => tables.insert(frontend, cell, entry));
+                cell
+            }
+            (None, None) => return,
+        };
+        let before = self.owners.insert(*frontend, Owned { cell, owner: key.into() });
+        if let Some(other) =
+            before.filter(|owned| owned.owner != key).and_then(|owned| self.services.get_mut(&owned.owner))
+        {
+            other.spec.frontends.remove(frontend);
+        }
+    }
+
+    /// Takes away what the service had and has no more.
+    fn clear(&mut self, key: &str, old: Option<Installed>, new: &mut Installed, replaced: &[BackendRef]) {
+        for backend in replaced {
+            self.retire_backend(*backend);
+        }
+        if let Some(old) = old {
+            for double in &old.doubles {
+                self.retire_backend(*double);
+            }
+            for frontend in old.spec.frontends.keys().filter(|frontend| !new.spec.frontends.contains_key(frontend)) {
+                self.remove_frontend(key, frontend);
+            }
+            for (address, backend) in old.backends.iter().filter(|(_, backend)| !replaced.contains(backend)) {
+                let stays = [Scope::Internal, Scope::External].map(|scope| {
+                    new.spec.sets.iter().any(|(set, members)| set.0 == scope && members.contains_key(address))
+                });
+                self.leave(*backend, stays);
+                if stays == [false; 2] {
+                    new.backends.remove(address);
+                    self.part(&old, *address, *backend);
+                }
+            }
+            for (set, run) in old.runs.iter().flat_map(|(set, runs)| runs.iter().map(move |run| (set, run))) {
+                if new.runs.get(set).is_none_or(|kept| !kept.contains(run)) {
+                    tables!(self, set.1, tables => tables.retire_run(*run));
+                }
+            }
+        }
+    }
+
+    /// A backend leaves its service, and may come back.
+    fn part(&mut self, service: &Installed, address: SocketAddr, backend: BackendRef) {
+        if !service.spec.least_connections {
+            return self.retire_backend(backend);
+        }
+        let lingering = Lingering { backend, waited: false };
+        // The same address, from when it was local or from when it was not.
+        if let Some(older) = self.lingering.insert((service.id, address), lingering) {
+            self.retire_backend(older.backend);
+        }
+    }
+
+    fn remove_frontend(&mut self, key: &str, frontend: &Frontend) {
+        if let Some(owned) = self.owners.get(frontend).filter(|owned| owned.owner == key) {
+            tables!(self, frontend.address.is_ipv6(), tables => tables.remove(owned.cell));
+            self.owners.remove(frontend);
+        }
+    }
+
+    /// Removes the service `key`. Says whether it was there.
+    pub fn remove(&mut self, key: &str) -> bool {
+        let Some(service) = self.services.remove(key) else { return false };
+        for frontend in service.spec.frontends.keys() {
+            self.remove_frontend(key, frontend);
+        }
+        for backend in service.backends.into_values().chain(service.doubles) {
+            self.retire_backend(backend);
+        }
+        self.forget_lingering(|id, _, _| id == service.id);
+        for (set, run) in service.runs.iter().flat_map(|(set, runs)| runs.iter().map(move |run| (set, run))) {
+            tables!(self, set.1, tables => tables.retire_run(*run));
+        }
+        self.names.put(service.id, name::NONE);
+        self.name_space.retire(service.id, 1);
+        if service.spec.node_port.is_some() {
+            self.write_node_ports();
+        }
+        true
+    }
+}
+
+fn new_backend(backend: BackendRef, service: u32, address: SocketAddr, protocol: Protocol) -> Backend {
+    Backend {
+        open: Word::new(0),
+        slots: [Word::new(NO_SLOT), Word::new(NO_SLOT)],
+        generation: Word::new(backend.generation),
+        service: Word::new(service),
+        endpoint: Endpoint {
+            address: mapped_words(address.ip()),
+            port: address.port().to_be(),
+            protocol: number(protocol),
+        },
+    }
+}
+
+fn entry(spec: &Spec, frontend: &Frontend, runs: &BTreeMap<SetKey, Run>) -> Entry {
+    let kind = spec.frontends.get(frontend).copied().unwrap_or_default();
+    let run = spec.set_of(frontend).and_then(|set| runs.get(&set));
+    run.map_or(Entry::NONE, |run| {
+        Entry::new(run.base, run.count, spec.affinity_seconds.is_some(), spec.least_connections, kind)
+    })
+}
