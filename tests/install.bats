@@ -1,0 +1,139 @@
+# scripts/install on a node of the lab: the plugin put there, exchanged while pods start, and taken away.
+
+load helpers
+
+setup_file() {
+  suite_lab || return 0
+  lab_pod node2 server plain46
+  lab_serve node2/server 8080
+  lab_service web 80:8080 node2/server
+}
+
+# Each test has the node as it was.
+teardown() {
+  [ -z "${SUITE_SKIP-}" ] || return 0
+  lab_in node1 rm -rf /opt/cni /etc/iproute2/rt_protos.d/underpass.conf /etc/NetworkManager /etc/systemd/networkd.conf.d
+}
+
+# install_on_node1 [FLAG...]
+install_on_node1() {
+  lab_in node1 env UNDERPASS_LIBEXEC="${OTHER:-$(lab_libexec)}" "$LAB_REPO/scripts/install" "$@"
+}
+
+# installed COMMAND POD: a CNI call by the plugin that was installed.
+installed() {
+  LAB_CNI_ARGS='' lab_in node1 env CNI_COMMAND="$1" CNI_CONTAINERID="$2" CNI_NETNS="/run/netns/$2" CNI_IFNAME=eth0 \
+    CNI_PATH=/opt/cni/bin /opt/cni/bin/coordinator
+}
+
+# another_version: tools with other bytes that do the same.
+another_version() {
+  OTHER=$BATS_TEST_TMPDIR/other
+  mkdir "$OTHER"
+  find "$(lab_libexec)" -maxdepth 1 -type f -perm -u+x -exec cp -t "$OTHER" {} +
+  printf '\n' >>"$OTHER/cni-result"
+}
+
+@test "an installed plugin leads a pod to a Service" {
+  expect 0 install_on_node1
+  lab_pod node1 first plain46
+  expect 0 installed ADD first < <(lab_chained node1 first underlay46)
+  assert_answer node1/first "$(lab_cluster_ip web 4)" 80 server ''
+  expect 0 installed DEL first < <(lab_chained node1 first underlay46)
+}
+
+@test "installed twice, nothing changes" {
+  install_on_node1
+  local before
+  before=$(lab_in node1 find /opt/cni /etc -xdev -newermt '1 hour ago' -printf '%p %i\n' | sort)
+  expect 0 install_on_node1
+  assert_same "$before" "$(lab_in node1 find /opt/cni /etc -xdev -newermt '1 hour ago' -printf '%p %i\n' | sort)"
+}
+
+@test "pods start while versions are exchanged, and each call has one version's tools" {
+  another_version
+  install_on_node1
+  local n
+  ( while [ ! -e "$BATS_TEST_TMPDIR/stop" ]; do
+      OTHER=$OTHER install_on_node1 && OTHER='' install_on_node1
+    done ) >/dev/null 2>"$BATS_TEST_TMPDIR/exchanges" 3>&- &
+  for n in 1 2 3 4 5 6 7 8 9 10; do
+    lab_pod node1 "many$n" plain46
+    expect 0 installed ADD "many$n" < <(lab_chained node1 "many$n" underlay46)
+    expect 0 installed DEL "many$n" < <(lab_chained node1 "many$n" underlay46)
+  done
+  : >"$BATS_TEST_TMPDIR/stop"
+  wait
+  [ "$(grep -c 'is in /opt/cni/bin' "$BATS_TEST_TMPDIR/exchanges")" -ge 2 ] || fail 'no exchange took place'
+}
+
+@test "an installer that is killed while it copies leaves the version before, and the next one finishes" {
+  install_on_node1
+  local before
+  before=$(lab_in node1 readlink /opt/cni/bin/underpass.d)
+  another_version
+  # sync never returns: killed then, it has copied and not chosen.
+  mkdir "$BATS_TEST_TMPDIR/bin"
+  # shellcheck disable=SC2016 # expanded by that shell
+  printf '#!/bin/sh\nkill -KILL "$PPID"\n' >"$BATS_TEST_TMPDIR/bin/sync"
+  chmod +x "$BATS_TEST_TMPDIR/bin/sync"
+  expect 137 lab_in node1 env UNDERPASS_LIBEXEC="$OTHER" PATH="$BATS_TEST_TMPDIR/bin:$PATH" "$LAB_REPO/scripts/install"
+  assert_equal "$(lab_in node1 readlink /opt/cni/bin/underpass.d)" "$before"
+  lab_pod node1 between plain46
+  expect 0 installed ADD between < <(lab_chained node1 between underlay46)
+  install_on_node1
+  [ "$(lab_in node1 readlink /opt/cni/bin/underpass.d)" != "$before" ] || fail 'the next one did not finish'
+  expect 0 installed DEL between < <(lab_chained node1 between underlay46)
+  assert_equal "$(lab_in node1 sh -c 'ls -A /opt/cni/bin/.underpass | wc -l')" 3
+}
+
+@test "the version before is kept, and comes back with --rollback" {
+  install_on_node1
+  local first
+  first=$(lab_in node1 readlink /opt/cni/bin/underpass.d)
+  expect 1 install_on_node1 --rollback
+  assert_contains "$stderr" 'no version before'
+  another_version
+  install_on_node1
+  OTHER='' expect 0 install_on_node1 --rollback
+  assert_equal "$(lab_in node1 readlink /opt/cni/bin/underpass.d)" "$first"
+}
+
+@test "iproute2 says our name, and NetworkManager and networkd are told where they are" {
+  lab_in node1 mkdir -p /etc/NetworkManager /etc/systemd/network
+  install_on_node1
+  lab_in node1 ip route add 198.51.100.0/24 dev eth0 proto 85
+  assert_contains "$(lab_in node1 ip route show 198.51.100.0/24)" 'proto underpass'
+  lab_in node1 ip route del 198.51.100.0/24 dev eth0 proto 85
+  assert_contains "$(lab_in node1 cat /etc/NetworkManager/conf.d/underpass.conf)" 'managed=0'
+  assert_contains "$(lab_in node1 cat /etc/systemd/networkd.conf.d/underpass.conf)" 'ManageForeignRoutingPolicyRules=no'
+}
+
+@test "a node without them gets none of their files" {
+  lab_in node1 mkdir -p /run/bare
+  install_on_node1 --root /run/bare
+  assert_equal "$(lab_in node1 find /run/bare -name '*.conf')" ''
+  [ -n "$(lab_in node1 find /run/bare/opt/cni/bin -name coordinator)" ] || fail 'no plugin'
+}
+
+@test "what check-node finds is said with its remedy, and is no reason not to install" {
+  lab_in node1 sysctl -qw net.ipv4.ip_forward=0
+  expect 0 install_on_node1
+  lab_in node1 sysctl -qw net.ipv4.ip_forward=1
+  assert_contains "$stderr" 'net/ipv4/ip_forward is 0'
+  assert_contains "$stderr" 'set it to 1'
+}
+
+@test "taken away it leaves nothing, says what becomes of running pods, and they go on" {
+  local before
+  before=$(lab_in node1 find /opt /etc -xdev | sort)
+  lab_in node1 mkdir -p /etc/NetworkManager
+  install_on_node1
+  lab_pod node1 stays plain46
+  installed ADD stays < <(lab_chained node1 stays underlay46)
+  expect 0 install_on_node1 --uninstall
+  assert_contains "$stderr" '1 interfaces of running pods keep their routes'
+  assert_answer node1/stays "$(lab_cluster_ip web 4)" 80 server ''
+  lab_in node1 rm -r /etc/NetworkManager /opt/cni
+  assert_same "$before" "$(lab_in node1 find /opt /etc -xdev | sort)"
+}
