@@ -42,15 +42,19 @@ lab_etcd() {
     --listen-peer-urls http://127.0.0.1:2380
 }
 
-# lab_apiserver [FLAG...]: starts the API server; after lab_stop apiserver, again.
+# lab_apiserver [FLAG...]: starts the API server; after lab_stop apiserver, again. Nothing in the lab makes ServiceAccounts.
 lab_apiserver() {
+  lab_apiserver_with --authorization-mode RBAC --disable-admission-plugins ServiceAccount "$@"
+}
+
+# lab_apiserver_with FLAG...: the same, with its own choice of who may what.
+lab_apiserver_with() {
   local directory=$LAB/kubernetes
   rm -rf "$directory/cache"
   lab_spawn apiserver control kube-apiserver --etcd-servers http://127.0.0.1:2379 --cert-dir "$directory" \
     --bind-address 0.0.0.0 --advertise-address 10.6.0.10 --service-cluster-ip-range 10.233.64.0/18,fd00:233:64::/108 \
-    --token-auth-file "$directory/tokens" --authorization-mode RBAC --service-account-issuer https://lab \
-    --service-account-key-file "$directory/sa.key" --service-account-signing-key-file "$directory/sa.key" \
-    --disable-admission-plugins ServiceAccount "$@"
+    --token-auth-file "$directory/tokens" --service-account-issuer https://lab \
+    --service-account-key-file "$directory/sa.key" --service-account-signing-key-file "$directory/sa.key" "$@"
   lab_until 60 lab_apiserver_ready || lab_fail "the API server did not start: $(tail -n 5 "$LAB/log/apiserver")"
 }
 
@@ -108,26 +112,30 @@ lab_nodes_json() {
 
 # lab_kube_proxy [iptables|nftables]: a real kube-proxy on every node; from here on lab_service creates real objects.
 lab_kube_proxy() {
-  local node masquerade=cluster flags=()
+  local node
   # shellcheck disable=SC2119 # none of ours
   [ -e "$LAB/kubernetes" ] || lab_kubernetes
-  [ ! -e "$LAB/masquerade" ] || read -r masquerade <"$LAB/masquerade"
-  case $masquerade in
-    all) flags=(--masquerade-all) ;;
-    cluster) flags=(--cluster-cidr '10.233.0.0/18,fd00:233::/48') ;;
-  esac
-  for node in $(lab_nodes); do
-    [ ! -e "$LAB/pid/kube-proxy-$node" ] || lab_stop "kube-proxy-$node"
-    # Conntrack limits belong to the whole machine, so they are left alone.
-    lab_spawn "kube-proxy-$node" "$node" kube-proxy --kubeconfig "$LAB/kubernetes/proxy.conf" --hostname-override "$node" \
-      --proxy-mode "${1:-iptables}" --iptables-min-sync-period 0 --iptables-localhost-nodeports=false --oom-score-adj 0 \
-      --conntrack-max-per-core 0 --conntrack-tcp-timeout-established 0 --conntrack-tcp-timeout-close-wait 0 "${flags[@]}"
-  done
+  for node in $(lab_nodes); do lab_kube_proxy_on "$node" "${1:-iptables}"; done
   printf '%s\n' "${1:-iptables}" >"$LAB/proxy"
   for node in $(lab_nodes); do
     lab_until 20 lab_proxy_healthy "$node" || lab_fail "kube-proxy on $node: $(tail -n 5 "$LAB/log/kube-proxy-$node")"
   done
   lab_provide
+}
+
+# lab_kube_proxy_on NODE iptables|nftables: starts it there, instead of one that runs.
+lab_kube_proxy_on() {
+  local node=$1 masquerade=cluster flags=()
+  [ ! -e "$LAB/masquerade" ] || read -r masquerade <"$LAB/masquerade"
+  case $masquerade in
+    all) flags=(--masquerade-all) ;;
+    cluster) flags=(--cluster-cidr '10.233.0.0/18,fd00:233::/48') ;;
+  esac
+  [ ! -e "$LAB/pid/kube-proxy-$node" ] || lab_stop "kube-proxy-$node"
+  # Conntrack limits belong to the whole machine, so they are left alone.
+  lab_spawn "kube-proxy-$node" "$node" kube-proxy --kubeconfig "$LAB/kubernetes/proxy.conf" --hostname-override "$node" \
+    --proxy-mode "$2" --iptables-min-sync-period 0 --iptables-localhost-nodeports=false --oom-score-adj 0 \
+    --conntrack-max-per-core 0 --conntrack-tcp-timeout-established 0 --conntrack-tcp-timeout-close-wait 0 "${flags[@]}"
 }
 
 # lab_proxy_healthy NODE: whether kube-proxy has written its rules since it started.

@@ -6,7 +6,7 @@
 # in the namespaces of the machine, so nothing can be left there, and labs run side by side without knowing of each other.
 #
 # A "host" (fabric, gateway, client, node1, ...) is a process with a network, mount and UTS namespace of its own. Its
-# /run and /sys/fs/bpf are fresh, its /etc and /var/lib are the machine's with whatever it writes kept for itself.
+# /run and /sys/fs/bpf are fresh, its /etc, /opt and /var/lib are the machine's with whatever it writes kept for itself.
 #
 # LAB, the lab's directory, is the only state; it is exported, so bats' setup_file can bring up what its tests share.
 

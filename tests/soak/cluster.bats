@@ -1,0 +1,267 @@
+# A whole Kubernetes: two nodes with containerd, kubelet and kube-proxy, all real (tests/cluster), with pods on macvlan by Multus.
+# Each test goes on from where the one before left the cluster.
+
+load ../helpers
+load ../cluster/cluster
+
+setup_file() {
+  SUITE_SKIP=$(cluster_require) || suite_skips "$SUITE_SKIP" || return 0
+  export LAB_LIFETIME=3600
+  cluster_up 2
+  client underlay node1
+  client underlay node2
+  client overlay node1
+  client overlay node2
+  lab_kubectl apply --filename - < <(pod both '"k8s.v1.cni.cncf.io/networks": "underlay"' node1) >/dev/null
+  deployment web underlay
+  lab_kubectl wait pod --for condition=Ready underlay-node1 underlay-node2 overlay-node1 overlay-node2 both --timeout 60s
+}
+
+# pod NAME ANNOTATIONS [NODE]: one that sleeps, as JSON.
+pod() {
+  cat <<END
+{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "$1", "labels": {"app": "$1"}, "annotations": {$2}},
+ "spec": {"nodeName": "${3-}", "terminationGracePeriodSeconds": 1, "containers": [{"name": "c", "image": "localhost/lab:1",
+  "imagePullPolicy": "Never", "command": ["/bin/sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1; done"]}]}}
+END
+}
+
+# on NETWORK: the annotation that makes it a pod's default network.
+on() {
+  printf '"v1.multus-cni.io/default-network": "kube-system/%s"\n' "$1"
+}
+
+# client NETWORK NODE: the pod NETWORK-NODE, which asks.
+client() {
+  pod "$1-$2" "$(on "$1")" "$2" | lab_kubectl apply --filename - >/dev/null
+}
+
+# deployment NAME NETWORK: web servers on that network, with probes by the kubelet, a Service, and a PodDisruptionBudget.
+deployment() {
+  sed "s/NAME/$1/g; s/NETWORK/$2/g" "$LAB_REPO/tests/cluster/objects/deployment.yaml" | lab_kubectl apply --filename - >/dev/null
+}
+
+rolled_out() {
+  lab_kubectl rollout status "deployment/$1" --timeout "${2:-60s}" >/dev/null
+}
+
+# service_ip NAME 0|1: the ClusterIP, IPv4 or IPv6.
+service_ip() {
+  lab_kubectl get service "$1" -o json | jq -r ".spec.clusterIPs[$2]"
+}
+
+# ask POD ADDRESS: who answers there, and whom it saw.
+ask() {
+  lab_kubectl exec "$1" -- sh -c "$(request "$2")"
+}
+
+# request ADDRESS: a shell command that succeeds with an answer. Not busybox' wget, which in Debian's static build crashes with -T.
+request() {
+  printf 'printf "GET /cgi-bin/who HTTP/1.0\\r\\n\\r\\n" | nc -w 2 %s 80 | tail -n 1 | grep .' "$1"
+}
+
+# under_load POD SERVICE COMMAND...: runs a command while a pod asks all the time. Fails if a question had no answer.
+under_load() {
+  local address questions status=0 pod=$1
+  address=$(service_ip "$2" 0)
+  shift 2
+  lab_kubectl exec "$pod" -- sh -c "rm -f /tmp/stop; n=0; bad=0; while [ ! -e /tmp/stop ]; do n=\$((n+1))
+    { $(request "$address"); } >/dev/null 2>&1 || bad=\$((bad+1)); done; echo \$n asked, \$bad failed" >"$BATS_TEST_TMPDIR/load" &
+  questions=$!
+  sleep 1
+  "$@" || status=$?
+  sleep 1
+  lab_kubectl exec "$pod" -- touch /tmp/stop
+  wait $questions
+  printf '# %s\n' "$(<"$BATS_TEST_TMPDIR/load")" >&3
+  [[ $(<"$BATS_TEST_TMPDIR/load") == *' asked, 0 failed' ]] && return $status
+}
+
+# first_pod APP: one of its pods that stay.
+first_pod() {
+  lab_kubectl get pods -l "app=$1" -o json |
+    jq -r '[.items[] | select(.metadata.deletionTimestamp == null)] | sort_by(.spec.nodeName)[0].metadata.name'
+}
+
+# endpoints SERVICE FILTER: what a jq filter says of the list of its endpoints.
+endpoints() {
+  lab_kubectl get endpointslices -l "kubernetes.io/service-name=$1" -o json | jq -e "[.items[].endpoints[]?] | $2" >/dev/null
+}
+
+no_pods() {
+  [ -z "$(lab_kubectl get pods --no-headers 2>/dev/null)" ]
+}
+
+@test "a Deployment on the underlay becomes Ready by the kubelet's own probes" {
+  rolled_out web
+}
+
+@test "without our plugin the kubelet cannot reach a macvlan pod of its own node" {
+  deployment plain plain
+  ! rolled_out plain 8s || fail 'it became Ready'
+  lab_kubectl delete deployment,service,pdb plain --wait=false
+}
+
+@test "underlay and overlay pods on both nodes reach a Service of underlay pods, over IPv4 and IPv6" {
+  local client family
+  for client in underlay-node1 underlay-node2 overlay-node1 overlay-node2 both; do
+    for family in 0 1; do
+      expect 0 ask "$client" "$(service_ip web $family)"
+      assert_contains "$output" web-
+    done
+  done
+}
+
+@test "an underlay pod resolves the Service's name by the cluster's DNS" {
+  lab_kubectl rollout status -n kube-system deployment/coredns --timeout 60s
+  expect 0 lab_kubectl exec underlay-node1 -- nslookup web.default.svc.cluster.local
+  assert_contains "$output" "$(service_ip web 0)"
+}
+
+@test "a rolling update loses no request of an underlay pod" {
+  under_load underlay-node1 web restart web
+}
+
+restart() {
+  lab_kubectl rollout restart "deployment/$1" && rolled_out "$1"
+}
+
+@test "a pod that fails its readiness probe leaves the Service and comes back" {
+  local pod
+  pod=$(first_pod web)
+  lab_kubectl exec "$pod" -- mv /tmp/www/healthz /tmp/www/away
+  lab_until 15 endpoints web 'any(.[]; .conditions.ready == false)'
+  lab_kubectl exec "$pod" -- mv /tmp/www/away /tmp/www/healthz
+  lab_until 15 endpoints web 'all(.[]; .conditions.ready)'
+}
+
+@test "a container that fails its liveness probe starts again in its sandbox" {
+  local pod address
+  pod=$(first_pod web)
+  address=$(pod_ip "$pod")
+  lab_kubectl exec "$pod" -- rm /tmp/www/healthz
+  lab_until 60 started_again "$pod"
+  lab_kubectl wait --for condition=Ready "pod/$pod" --timeout 20s
+  assert_equal "$(pod_ip "$pod")" "$address"
+}
+
+pod_ip() {
+  lab_kubectl get pod "$1" -o json | jq -r .status.podIP
+}
+
+started_again() {
+  [ "$(lab_kubectl get pod "$1" -o json | jq '.status.containerStatuses[0].restartCount')" -ge 1 ]
+}
+
+@test "exec and TCP probes work over the veth as HTTP probes do" {
+  pod probed "$(on underlay)" node1 | jq '.spec.containers[0] += {
+    command: ["/bin/sh", "-c", "httpd -p 8080 -h /www; while :; do sleep 1; done"],
+    startupProbe: {exec: {command: ["true"]}, periodSeconds: 1}, readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}
+  }' | lab_kubectl apply --filename -
+  lab_kubectl wait pod probed --for condition=Ready --timeout 20s
+  lab_kubectl delete pod probed
+}
+
+@test "an underlay pod reaches the API server by its Service, with its own ServiceAccount" {
+  lab_kubectl create rolebinding view --clusterrole view --serviceaccount default:default
+  pod api "$(on underlay)" node1 | jq --arg kubectl "$(dirname "$(command -v kubectl)")" '
+    .spec += {restartPolicy: "Never", volumes: [{name: "kubectl", hostPath: {path: $kubectl}}]}
+    | .spec.containers[0] += {
+        volumeMounts: [{name: "kubectl", mountPath: "/kubectl"}],
+        command: ["/kubectl/kubectl", "--cache-dir", "/tmp/cache", "get", "pods", "--no-headers"]
+      }' | lab_kubectl apply --filename -
+  lab_kubectl wait pod api --for jsonpath='{.status.phase}'=Succeeded --timeout 30s
+  lab_kubectl delete pod api
+}
+
+@test "the words of an ADD that is refused stand in the pod's events" {
+  local node
+  for node in $(lab_nodes); do
+    lab_network_json refused 46 '{"mode": "sideways"}' eth0 "${node#node}" 3 | cluster_network "$node" refused
+  done
+  printf '{"apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition", "metadata": {"name": "refused", "namespace": "kube-system"}}' |
+    lab_kubectl apply --filename -
+  pod refused "$(on refused)" node1 | lab_kubectl apply --filename -
+  lab_until 20 has_event refused 'setting mode'
+  lab_kubectl delete pod refused
+}
+
+# has_event POD TEXT
+has_event() {
+  lab_kubectl get events --field-selector "involvedObject.name=$1" -o json | jq -e --arg text "$2" \
+    'any(.items[].message; contains($text))' >/dev/null
+}
+
+@test "Multus finds both networks of a pod in what our plugin answered" {
+  local status
+  status=$(lab_kubectl get pod both -o json | jq -c '.metadata.annotations["k8s.v1.cni.cncf.io/network-status"] | fromjson')
+  assert_json "$status" '[.[].interface]' '["eth0","net1"]'
+  assert_json "$status" '[.[].ips | length]' '[2,2]'
+}
+
+@test "twenty replicas come and go" {
+  lab_kubectl scale deployment web --replicas 20
+  rolled_out web 120s
+  lab_until 20 endpoints web '[.[] | select(.conditions.ready)] | length == 40'
+  lab_kubectl scale deployment web --replicas 2
+  lab_until 60 endpoints web 'length == 4'
+}
+
+@test "a node is drained under load, and no request is lost" {
+  under_load underlay-node1 web drain
+}
+
+drain() {
+  lab_kubectl drain node2 --ignore-daemonsets --force --delete-emptydir-data --timeout 60s >/dev/null || return
+  rolled_out web && lab_kubectl uncordon node2 && client underlay node2
+}
+
+@test "containerd and the kubelet are killed and started again, and pods go on" {
+  local before
+  before=$(web_pods)
+  lab_kubectl wait pod underlay-node2 --for condition=Ready --timeout 60s
+  under_load underlay-node2 web runtime_dies
+  assert_same "$before" "$(web_pods)"
+}
+
+web_pods() {
+  lab_kubectl get pods -l app=web -o json |
+    jq -c '[.items[] | [.metadata.name, .status.podIP, .status.containerStatuses[0].restartCount]] | sort[]'
+}
+
+runtime_dies() {
+  lab_stop kubelet-node1 KILL
+  lab_stop containerd-node1 KILL
+  cluster_containerd node1 && cluster_kubelet node1 && lab_until 30 cluster_ready && sleep 3
+}
+
+@test "a node that is rebooted gets its pods again" {
+  restart web
+  cluster_reboot node2
+  lab_until 60 cluster_ready
+  lab_kubectl wait pod underlay-node2 --for condition=Ready --timeout 60s
+  rolled_out web
+  lab_until 30 ask underlay-node2 "$(service_ip web 0)"
+  lab_until 30 ask underlay-node1 "$(service_ip web 0)"
+}
+
+@test "a node that dies loses its pods, which come up on the other one" {
+  lab_stop kubelet-node2 KILL
+  lab_in fabric ip link set node2.6 down
+  lab_until 60 endpoints web '[.[] | select(.conditions.ready)] | length == 4 and all(.[]; .nodeName == "node1")'
+  lab_in fabric ip link set node2.6 up
+  cluster_kubelet node2
+  lab_until 60 cluster_ready
+}
+
+@test "when all pods are deleted, the nodes are as before" {
+  lab_kubectl delete deployment,service,pdb web
+  lab_kubectl delete pods --all --timeout 60s
+  lab_until 40 no_pods
+  local node
+  for node in $(lab_nodes); do
+    assert_equal "$(lab_in "$node" ip -json link | jq -r '.[] | select(.ifalias // "" | startswith("underpass")) | .ifname')" ''
+    assert_equal "$(lab_in "$node" ip route show table all proto 85; lab_in "$node" ip -6 route show table all proto 85)" ''
+    assert_equal "$(lab_in "$node" ip rule show proto 85; lab_in "$node" ip -6 rule show proto 85)" ''
+  done
+}
