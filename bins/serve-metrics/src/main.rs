@@ -1,0 +1,114 @@
+//! Serves what the node's tools measure, and whether they are well, over HTTP.
+
+mod health;
+mod page;
+
+use std::{net::SocketAddr, path::Path, process::ExitCode, time::SystemTime};
+
+use anyhow::Context;
+use clap::{Arg, ArgAction, Command, value_parser};
+use common::{
+    failure::{Code, Failure},
+    harness::{self, About},
+    settings::LogOptions,
+    state,
+};
+use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http_body_util::Full;
+use hyper::{
+    body::{Bytes, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::health::Health;
+
+const ABOUT: About = About {
+    name: "serve-metrics",
+    does: "Serves over HTTP, as kube-proxy does: /metrics, all that the node's tools write into the state directory \
+           (*.prom); /healthz and /livez, whether those that --watch names are well. Metrics have to be asked for by GET, \
+           and nothing can be changed.",
+    example: "  serve-metrics --listen '[::]:10266' --watch sync-cidrs &\n  curl localhost:10266/healthz",
+};
+
+/// What is asked and not answered ends: nobody can hold a connection for longer.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
+fn main() -> ExitCode {
+    let flags = cli().get_matches();
+    harness::init_log(ABOUT.name, &LogOptions::default(), "");
+    let listen = flags.get_one::<SocketAddr>("listen").copied().unwrap_or_else(|| SocketAddr::from(([0; 16], PORT)));
+    let tools = flags.get_many::<String>("watch").into_iter().flatten().cloned().collect();
+    let health = Health::new(tools, SystemTime::now());
+    match harness::block_on(serve(listen, health)).map_err(anyhow::Error::from).and_then(|result| result) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => harness::fail(ABOUT.name, json!({}), Failure::new(Code::Io, format!("{error:#}"))),
+    }
+}
+
+/// Beside those of Kubernetes' own programs (10248 to 10259).
+const PORT: u16 = 10266;
+
+fn cli() -> Command {
+    harness::cli(ABOUT)
+        .arg(
+            Arg::new("listen")
+                .long("listen")
+                .value_name("ADDRESS:PORT")
+                .value_parser(value_parser!(SocketAddr))
+                .help("Where [default: [::]:10266]"),
+        )
+        .arg(
+            Arg::new("watch")
+                .long("watch")
+                .value_name("TOOL")
+                .action(ArgAction::Append)
+                .help("A tool that renews TOOL.prom as long as it is well; may be repeated"),
+        )
+}
+
+async fn serve(listen: SocketAddr, health: Health) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+    loop {
+        let (stream, _) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Too many connections: some will end.
+                log::warn!("cannot accept a connection: {error}");
+                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                continue;
+            }
+        };
+        let health = health.clone();
+        tokio::spawn(async move {
+            let answer = service_fn(|request| std::future::ready(answer(&request, &health)));
+            let mut http = http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).keep_alive(false);
+            let connection = http.serve_connection(TokioIo::new(stream), answer);
+            // Whoever asks and goes away is no error of ours.
+            let _ = tokio::time::timeout(PATIENCE, connection).await;
+        });
+    }
+}
+
+fn answer(request: &Request<Incoming>, health: &Health) -> Result<Response<Full<Bytes>>, http::Error> {
+    let answer = |status, kind, text: String| {
+        Response::builder().status(status).header(CONTENT_TYPE, kind).body(Full::new(Bytes::from(text)))
+    };
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return answer(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET it\n".to_owned());
+    }
+    let directory: &Path = &state::directory();
+    match request.uri().path() {
+        "/metrics" => answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", page::metrics(directory)),
+        "/healthz" | "/livez" => {
+            let (well, text) = health.verdict(directory, SystemTime::now());
+            let status = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            answer(status, "application/json", format!("{text}\n"))
+        }
+        _ => answer(StatusCode::NOT_FOUND, "text/plain", "/metrics, /healthz and /livez are here\n".to_owned()),
+    }
+}
