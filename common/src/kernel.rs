@@ -10,6 +10,7 @@ use crate::{
     netns::NetnsFile,
     object::{LinkAddress, Netns, Object, Operation, Placed, QueueLength, Sysctl},
     plan::Found,
+    transit,
 };
 
 /// The kernel as seen from the node, and from the pod if its namespace is there.
@@ -142,6 +143,7 @@ impl Kernel {
             Object::Route(route) => netlink.add_route(route).await,
             Object::Rule(rule) => netlink.add_rule(rule).await,
             Object::Marks(marks) => self.within(placed.netns, || marks::create(marks)),
+            Object::Transit(rule) => self.within(placed.netns, || transit::create(rule)),
             Object::Sysctl(Sysctl { path, value }) => {
                 self.within(placed.netns, || fs::write(format!("/proc/sys/{path}"), value))
             }
@@ -159,6 +161,7 @@ impl Kernel {
             Object::Route(route) => netlink.delete_route(route).await,
             Object::Rule(rule) => netlink.delete_rule(rule).await,
             Object::Marks(_) => self.within(placed.netns, marks::delete),
+            Object::Transit(rule) => self.within(placed.netns, || transit::delete(rule)),
             Object::Sysctl(_) | Object::QueueLength(_) | Object::LinkAddress(_) => Ok(()),
         })
     }

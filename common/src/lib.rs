@@ -18,3 +18,4 @@ pub mod plan;
 pub mod result;
 pub mod settings;
 pub mod state;
+pub mod transit;

@@ -3,10 +3,15 @@
 //!
 //! Written over netlink (`NETLINK_NETFILTER`, `nf_tables`): not every node has `nft`.
 
-use std::{ffi::CString, fs::File, io};
+use std::{
+    ffi::{CStr, CString},
+    fs::File,
+    io,
+};
 
 use netlink_bindings::nftables::{
-    self, Chained, CmpOps, CtKeys, ExprOps, IterableExprAttrs, MetaKeys, Nfgenmsg, PushExprListAttrs, Registers,
+    self, Chained, CmpOps, CtKeys, ExprOps, IterableExprAttrs, MetaKeys, Nfgenmsg, PayloadBase, PushExprListAttrs,
+    Registers,
 };
 use netlink_socket2::{NetlinkSocket, ReplyError};
 use nix::{
@@ -23,14 +28,16 @@ pub const TABLE: &str = "underpass";
 pub const MARK: u32 = 1;
 
 const NFPROTO_INET: u8 = 1;
-const NF_INET_PRE_ROUTING: u32 = 0;
+pub(crate) const NF_INET_PRE_ROUTING: u32 = 0;
 const NF_INET_LOCAL_OUT: u32 = 3;
-const NF_IP_PRI_MANGLE: i32 = -150;
+pub(crate) const NF_IP_PRI_MANGLE: i32 = -150;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 /// `NF_CT_STATE_BIT(IP_CT_NEW)`.
 const CT_STATE_NEW: u32 = 8;
 const IP_CT_DIR_REPLY: u8 = 1;
 const IFNAMSIZ: usize = 16;
+/// What has nothing but a name.
+const PLAIN: [&CStr; 2] = [c"notrack", c"masq"];
 
 /// The nftables table `inet underpass` of a pod, which marks replies to what came in through `dev`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -44,26 +51,33 @@ pub struct Marks {
 
 /// One nftables expression over register 1, the only one that our rules need.
 #[derive(Clone, Debug, PartialEq)]
-enum Expression {
+pub(crate) enum Expression {
     LoadMeta(u32),
     LoadCt(u32),
+    /// Bytes of the network header.
+    LoadHeader {
+        offset: u32,
+        length: u32,
+    },
     Mask(Vec<u8>),
     Equal(Vec<u8>),
     NotEqual(Vec<u8>),
     Value(Vec<u8>),
     SetMeta(u32),
     SetCt(u32),
+    /// One that is only a name: `notrack`, `masq`.
+    Plain(&'static CStr),
 }
 
-type Statements = Vec<Expression>;
+pub(crate) type Statements = Vec<Expression>;
 
 #[derive(Clone, Debug, PartialEq)]
-struct Chain {
-    name: String,
-    kind: String,
-    hook: u32,
-    priority: i32,
-    rules: Vec<Statements>,
+pub(crate) struct Chain {
+    pub(crate) name: String,
+    pub(crate) kind: String,
+    pub(crate) hook: u32,
+    pub(crate) priority: i32,
+    pub(crate) rules: Vec<Statements>,
 }
 
 fn mark_connection(dev: &str) -> Statements {
@@ -168,7 +182,7 @@ pub fn delete() -> io::Result<()> {
     unsafe_code,
     reason = "the child makes plain system calls only, which is safe after fork in a threaded process"
 )]
-fn close_in_child(socket: NetlinkSocket) -> io::Result<()> {
+pub(crate) fn close_in_child(socket: NetlinkSocket) -> io::Result<()> {
     let null = File::options().read(true).write(true).open("/dev/null")?;
     let (parent_is_done, parent_end) = pipe()?;
     if let ForkResult::Child = unsafe { fork() }? {
@@ -182,15 +196,15 @@ fn close_in_child(socket: NetlinkSocket) -> io::Result<()> {
     Ok(())
 }
 
-fn header() -> Nfgenmsg {
+pub(crate) fn header() -> Nfgenmsg {
     Nfgenmsg { nfgen_family: NFPROTO_INET, ..Default::default() }
 }
 
-fn cstring(text: &str) -> CString {
+pub(crate) fn cstring(text: &str) -> CString {
     CString::new(text).unwrap_or_default()
 }
 
-fn transaction(fill: impl FnOnce(&mut Chained<'_>, &std::ffi::CStr)) -> io::Result<NetlinkSocket> {
+pub(crate) fn transaction(fill: impl FnOnce(&mut Chained<'_>, &CStr)) -> io::Result<NetlinkSocket> {
     let mut socket = NetlinkSocket::new();
     let mut batch = Chained::new(socket.reserve_seq(64));
     let mut begin = Nfgenmsg::new();
@@ -202,7 +216,8 @@ fn transaction(fill: impl FnOnce(&mut Chained<'_>, &std::ffi::CStr)) -> io::Resu
     Ok(socket)
 }
 
-fn add_chain(batch: &mut Chained<'_>, table: &std::ffi::CStr, chain: &Chain) {
+/// Adds a chain with its rules; where there is such a chain, adds the rules to it.
+pub(crate) fn add_chain(batch: &mut Chained<'_>, table: &CStr, chain: &Chain) {
     let name = cstring(&chain.name);
     batch
         .request()
@@ -236,6 +251,14 @@ fn encode<P: netlink_bindings::traits::Pusher>(
     match expression {
         Expression::LoadMeta(key) => element.nested_data_meta().push_key(*key).push_dreg(register).end_nested(),
         Expression::SetMeta(key) => element.nested_data_meta().push_key(*key).push_sreg(register).end_nested(),
+        Expression::Plain(name) => return element.push_name(name).end_nested(),
+        Expression::LoadHeader { offset, length } => element
+            .nested_data_payload()
+            .push_dreg(register)
+            .push_base(PayloadBase::NetworkHeader as u32)
+            .push_offset(*offset)
+            .push_len(*length)
+            .end_nested(),
         Expression::LoadCt(key) => element.nested_data_ct().push_key(*key).push_dreg(register).end_nested(),
         Expression::SetCt(key) => element.nested_data_ct().push_key(*key).push_sreg(register).end_nested(),
         Expression::Mask(mask) => element
@@ -320,11 +343,17 @@ fn dump_rules(socket: &mut NetlinkSocket, chain: &str) -> io::Result<Vec<Stateme
 }
 
 /// `None` for an expression of a kind that we never write, so that a rule that has one compares as different.
-fn decode(element: &IterableExprAttrs<'_>) -> Option<Expression> {
+pub(crate) fn decode(element: &IterableExprAttrs<'_>) -> Option<Expression> {
+    if let Some(name) = PLAIN.into_iter().find(|name| element.get_name().is_ok_and(|found| found == *name)) {
+        return Some(Expression::Plain(name));
+    }
     let data = |attributes: nftables::IterableDataAttrs<'_>| attributes.get_value().ok().map(<[u8]>::to_vec);
     match element.get_data().ok()? {
         ExprOps::Meta(meta) if meta.get_sreg().is_ok() => Some(Expression::SetMeta(meta.get_key().ok()?)),
         ExprOps::Meta(meta) => Some(Expression::LoadMeta(meta.get_key().ok()?)),
+        ExprOps::Payload(payload) if payload.get_base().ok()? == PayloadBase::NetworkHeader as u32 => {
+            Some(Expression::LoadHeader { offset: payload.get_offset().ok()?, length: payload.get_len().ok()? })
+        }
         ExprOps::Ct(ct) if ct.get_sreg().is_ok() => Some(Expression::SetCt(ct.get_key().ok()?)),
         ExprOps::Ct(ct) => Some(Expression::LoadCt(ct.get_key().ok()?)),
         ExprOps::Bitwise(bitwise) => Some(Expression::Mask(data(bitwise.get_mask().ok()?)?)),

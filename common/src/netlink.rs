@@ -58,6 +58,8 @@ pub struct Link {
     pub queue_length: u32,
     /// `IFLA_IFALIAS`.
     pub alias: String,
+    /// `IFLA_GROUP`.
+    pub group: u32,
     /// Whether it is administratively up.
     pub up: bool,
     /// Index of the peer (veth) or parent (macvlan), in the namespace that the kernel means.
@@ -337,7 +339,11 @@ impl Netlink {
 
     async fn start_veth(&self, veth: &Veth, pod_netlink: &Self) -> io::Result<()> {
         let ends = [
-            (self, &veth.name, vec![LinkAttribute::IfAlias(veth.alias.clone()), no_link_local()]),
+            (
+                self,
+                &veth.name,
+                vec![LinkAttribute::IfAlias(veth.alias.clone()), LinkAttribute::Group(veth.group), no_link_local()],
+            ),
             (pod_netlink, &veth.peer, vec![no_link_local()]),
         ];
         for (netlink, dev, attributes) in ends {

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     mac::Mac,
     marks::{self, Marks},
+    transit::{self, Transit},
 };
 
 /// The routing protocol number of every route and rule that Underpass makes (`rt_protos`: `underpass`).
@@ -81,6 +82,9 @@ pub struct Veth {
     pub mtu: u32,
     /// The node's end's alias (`IFLA_IFALIAS`), which says whose it is.
     pub alias: String,
+    /// The node's end's link group (`IFLA_GROUP`), by which the node's nftables rules know what comes from pods.
+    #[serde(default)]
+    pub group: u32,
     /// Whether both ends are up.
     pub up: bool,
 }
@@ -195,6 +199,8 @@ pub enum Object {
     Rule(Rule),
     /// The nftables table of a pod.
     Marks(Marks),
+    /// A rule of the nftables table of the node.
+    Transit(Transit),
     /// A sysctl.
     Sysctl(Sysctl),
     /// A transmit queue length.
@@ -367,6 +373,8 @@ impl Object {
             (Self::Rule(rule), _) => vec![format!("ip {}rule {verb} {rule} protocol {PROTOCOL}", rule.option())],
             (Self::Marks(marks), Verb::Add | Verb::Set) => marks::script(&marks.dev),
             (Self::Marks(_), Verb::Delete) => vec![format!("nft delete table inet {}", marks::TABLE)],
+            (Self::Transit(rule), Verb::Add | Verb::Set) => transit::script(rule),
+            (Self::Transit(rule), Verb::Delete) => transit::removal(rule),
             (Self::Sysctl(Sysctl { path, value }), _) => {
                 vec![format!("sysctl -w {path}={value}")]
             }
@@ -397,10 +405,10 @@ impl Veth {
     }
 
     fn start(&self, pod: &Path) -> Vec<String> {
-        let Self { name, peer, alias, .. } = self;
+        let Self { name, peer, alias, group, .. } = self;
         let pod = pod.display();
         vec![
-            format!("ip link set dev {name} alias '{alias}' addrgenmode none"),
+            format!("ip link set dev {name} alias '{alias}' group {group} addrgenmode none"),
             format!("ip link set dev {name} up"),
             format!("nsenter --net={pod} ip link set dev {peer} addrgenmode none"),
             format!("nsenter --net={pod} ip link set dev {peer} up"),
@@ -461,13 +469,14 @@ impl fmt::Display for Object {
         match self {
             Self::Veth(veth) => write!(
                 f,
-                "veth {} address {} peer {} address {} mtu {} alias '{}' {}",
+                "veth {} address {} peer {} address {} mtu {} alias '{}' group {} {}",
                 veth.name,
                 veth.mac,
                 veth.peer,
                 veth.peer_mac,
                 veth.mtu,
                 veth.alias,
+                veth.group,
                 if veth.up { "up" } else { "down" }
             ),
             Self::Address(Address { dev, address }) => write!(f, "address {address} dev {dev}"),
@@ -479,6 +488,10 @@ impl fmt::Display for Object {
             }
             Self::Marks(Marks { altered, .. }) => {
                 write!(f, "nftables table inet {} with the rules [{}]", marks::TABLE, altered.join("] ["))
+            }
+            Self::Transit(Transit { group, destination, masquerade }) => {
+                let what = if *masquerade { "masquerade" } else { "notrack" };
+                write!(f, "nftables table inet {} {what} from group {group} to {destination}", marks::TABLE)
             }
             Self::Sysctl(Sysctl { path, value }) => write!(f, "sysctl {path}={value}"),
             Self::QueueLength(QueueLength { dev, packets }) => write!(f, "link {dev} txqueuelen {packets}"),

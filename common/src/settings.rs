@@ -42,6 +42,10 @@ pub struct Settings {
     pub policy_routes: Vec<PolicyRoute>,
     /// The node's routing table for pods.
     pub host_rule_table: u32,
+    /// Link group of the node's ends of the veth pairs.
+    pub link_group: u32,
+    /// Whether overlay pods see the node's address for what pods send them.
+    pub overlay_masquerade: bool,
     /// `rp_filter` in the pod; `null` leaves it.
     #[serde(rename = "podRPFilter")]
     pub pod_rp_filter: Option<u8>,
@@ -127,6 +131,8 @@ impl Default for Settings {
             hijack_cidr: vec![],
             policy_routes: vec![],
             host_rule_table: 500,
+            link_group: 85,
+            overlay_masquerade: false,
             pod_rp_filter: Some(0),
             tx_queue_len: None,
             pod_mac_prefix: None,
@@ -221,6 +227,18 @@ pub const SETTINGS: &[Setting] = &[
         allowed: "a routing table number from 1 to 4294967295 other than 253, 254 and 255",
         effect: "the node's routing table for pods",
     },
+    Setting {
+        key: "linkGroup",
+        default: "85",
+        allowed: "a link group number from 1 to 4294967294",
+        effect: "the link group of the node's ends of the veth pairs; with overlayMasquerade the one after it",
+    },
+    Setting {
+        key: "overlayMasquerade",
+        default: "false",
+        allowed: "true or false",
+        effect: "whether what a pod sends through the node to overlay pods and hijackCIDR gets the node's address as source",
+    },
     Setting { key: "podRPFilter", default: "0", allowed: "-1 (leave it), 0, 1 or 2", effect: "rp_filter in the pod" },
     Setting {
         key: "txQueueLen",
@@ -273,6 +291,11 @@ pub const SETTINGS: &[Setting] = &[
 ];
 
 impl Settings {
+    /// The link group of the node's end of a pod's veth pair, which says whether the pod is masqueraded.
+    pub fn veth_group(&self) -> u32 {
+        self.link_group + u32::from(self.overlay_masquerade)
+    }
+
     /// Resolves every setting. A value that is not allowed leaves the default in place and adds a failure, so that a
     /// teardown can go on with what is left.
     pub fn resolve(config: &Value, cluster: &Value) -> (Self, Vec<Failure>) {
@@ -287,6 +310,8 @@ impl Settings {
         reader.read("hijackCIDR", &mut settings.hijack_cidr, |v| list(v, cidr_or_address));
         reader.read("policyRoutes", &mut settings.policy_routes, |v| list(v, policy_route));
         reader.read("hostRuleTable", &mut settings.host_rule_table, routing_table);
+        reader.read("linkGroup", &mut settings.link_group, |v| unsigned(v).filter(|n| !matches!(n, 0 | &u32::MAX)));
+        reader.read("overlayMasquerade", &mut settings.overlay_masquerade, Value::as_bool);
         reader.read("podRPFilter", &mut settings.pod_rp_filter, rp_filter);
         reader.read("txQueueLen", &mut settings.tx_queue_len, |v| unsigned(v).map(|n| (n != 0).then_some(n)));
         reader.read("podMACPrefix", &mut settings.pod_mac_prefix, |v| mac_prefix(v).map(Some));

@@ -82,7 +82,8 @@ lab_overlay_cilium() {
   fi
 }
 
-# Flannel: a bridge on the node with the block's first address, and pods on it.
+# Flannel: a bridge on the node with the block's first address, and pods on it. Each port is in hairpin mode, so that a pod
+# reaches itself through a Service (`hairpinMode` in Flannel's own CNI configuration).
 lab_overlay_flannel() {
   local node=$1 pod=$2 end="veth$4" number=${1#node}
   if ! lab_in "$node" ip link show cni0 >/dev/null 2>&1; then
@@ -93,6 +94,7 @@ lab_overlay_flannel() {
   fi
   lab_overlay_veth "$node" "$pod" "$end"
   lab_in "$node" ip link set "$end" master cni0
+  lab_in "$node" ip link set "$end" type bridge_slave hairpin on
   if [[ $3 == *4* ]]; then
     lab_in "$node/$pod" ip address add "10.233.$number.$4/24" dev eth0
     lab_in "$node/$pod" ip route add default via "10.233.$number.1"

@@ -92,6 +92,7 @@ fn veth(host: Option<&Link>, peer: Option<&Link>) -> Placed {
         peer_mac: peer.mac.unwrap_or_default(),
         mtu: if host.mtu == peer.mtu { host.mtu } else { 0 },
         alias: host.alias,
+        group: host.group,
         up: host.up && peer.up,
     }))
 }

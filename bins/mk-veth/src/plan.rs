@@ -28,6 +28,7 @@ pub fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
             peer_mac: pair.pod_mac,
             mtu: pair.mtu,
             alias: names::alias(&document.request),
+            group: document.settings.veth_group(),
             up: true,
         })));
         wanted.extend(document.settings.veth_link_address.map(|address| {

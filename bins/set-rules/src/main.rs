@@ -16,6 +16,7 @@ use common::{
     netlink::{Netlink, RouteFilter, RuleEntry},
     object::{Netns, Object, Placed},
     plan::Found,
+    transit,
 };
 use set_rules::plan;
 
@@ -43,6 +44,7 @@ impl Tool for SetRules {
             let owned = plan::owns_uplink(document, &found);
             found.extend(table.map(|table| Found { placed: Placed::pod(Object::Marks(table)), owned }));
         }
+        found.extend(transits(document, kernel, &found).await.context(Code::Io, "cannot read the node's nftables")?);
         Ok(found)
     }
 
@@ -51,12 +53,17 @@ impl Tool for SetRules {
     }
 }
 
+/// The index of the pod's link, if it goes with this attachment and has not gone yet.
+async fn goes(document: &PodDocument, node: &Netlink) -> io::Result<Option<u32>> {
+    if document.request.command != Command::Del || !document.is_first() {
+        return Ok(None);
+    }
+    Ok(node.link(&host_veth(&document.request.container_id)).await?.map(|link| link.index))
+}
+
 /// The node's rules. One of ours whose table has no route to another pod is nobody's any more.
 async fn on_the_node(document: &PodDocument, node: &Netlink) -> io::Result<Vec<Found>> {
-    let mut goes = None;
-    if document.request.command == Command::Del && document.is_first() {
-        goes = node.link(&host_veth(&document.request.container_id)).await?.map(|link| link.index);
-    }
+    let goes = goes(document, node).await?;
     let mut found = vec![];
     let mut needed = HashMap::new();
     for RuleEntry { rule, ours, .. } in node.rules().await?.into_iter().filter(|entry| entry.plain) {
@@ -70,6 +77,33 @@ async fn on_the_node(document: &PodDocument, node: &Netlink) -> io::Result<Vec<F
         found.push(Found { placed: Placed::node(Object::Rule(rule)), owned });
     }
     Ok(found)
+}
+
+/// The rules of the node's nftables table. Like the node's rule for packets to pods they go with its last pod.
+async fn transits(document: &PodDocument, kernel: &Kernel, found: &[Found]) -> io::Result<Vec<Found>> {
+    let tears_down = document.request.command.tears_down();
+    if tears_down && serves_others(document, &kernel.node, found).await? {
+        return Ok(vec![]);
+    }
+    let rules = kernel.within(Netns::Node, transit::find)?;
+    let found = |rule| Found { placed: Placed::node(Object::Transit(rule)), owned: tears_down };
+    Ok(rules.into_iter().map(found).collect())
+}
+
+/// Whether the node has a route to another pod than the one that goes. Somebody may have taken its rule away.
+async fn serves_others(document: &PodDocument, node: &Netlink, found: &[Found]) -> io::Result<bool> {
+    let stays = |found: &Found| match &found.placed.object {
+        Object::Rule(rule) => {
+            found.placed.netns == Netns::Node && !found.owned && rule.table == document.settings.host_rule_table
+        }
+        _ => false,
+    };
+    if found.iter().any(stays) {
+        return Ok(true);
+    }
+    let goes = goes(document, node).await?;
+    let routes = RouteFilter { ours: true, ..Default::default() };
+    Ok(node.links_of_routes(routes).await?.into_iter().any(|link| Some(link) != goes))
 }
 
 async fn in_the_pod(document: &PodDocument, pod: &Pod) -> io::Result<Vec<Found>> {

@@ -6,6 +6,7 @@ use common::{
     marks::{MARK, Marks},
     object::{Family, Netns, Object, Placed, Rule, UPLINK_TABLE},
     plan::Found,
+    transit::Transit,
 };
 use ipnet::IpNet;
 
@@ -38,7 +39,21 @@ pub fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
         wanted.push(Placed::pod(Object::Marks(Marks { dev: mode.uplink.dev.clone(), altered: vec![] })));
     }
     wanted.extend(node.map(|rule| Placed::node(Object::Rule(rule))));
+    if mode.mode == ModeKind::Underlay && mode.opens_uplink() {
+        wanted.extend(transits(document, mode)?);
+    }
     Ok(wanted)
+}
+
+/// For each CIDR behind the node but the Services', how packets from the pod pass to it. (What goes to a Service is
+/// translated, and comes back through the node.)
+fn transits(document: &PodDocument, mode: &Mode) -> Result<Vec<Placed>, Failure> {
+    let cidrs = document.cidrs()?;
+    let (group, masquerade) = (document.settings.veth_group(), document.settings.overlay_masquerade);
+    let transit = |destination: &IpNet| Transit { group, destination: *destination, masquerade };
+    let behind = cidrs.pod.iter().chain(&cidrs.hijack);
+    let reached = behind.filter(|cidr| has_uplink(mode, Family::of(cidr.addr())));
+    Ok(reached.map(|cidr| Placed::node(Object::Transit(transit(cidr)))).collect())
 }
 
 fn has_uplink(mode: &Mode, family: Family) -> bool {

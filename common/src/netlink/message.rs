@@ -66,6 +66,7 @@ pub(super) fn parse_link(message: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::TxQueueLen(packets) => link.queue_length = packets,
             LinkAttribute::IfAlias(alias) => link.alias = alias,
+            LinkAttribute::Group(group) => link.group = group,
             LinkAttribute::Link(index) => link.peer = Some(index),
             LinkAttribute::Controller(index) => link.controller = Some(index),
             _ => {}
