@@ -26,8 +26,8 @@ use netlink_packet_route::{
 };
 
 use self::message::{
-    Hop, address_family, address_message, neighbour_message, no_link_local, parse_address, parse_link, parse_neighbour,
-    parse_route, parse_rule, route_message, route_query, rule_message, veth_message,
+    Hop, address_family, address_message, local_address, neighbour_message, no_link_local, parse_address, parse_link,
+    parse_neighbour, parse_route, parse_rule, route_message, route_query, rule_message, veth_message,
 };
 use crate::{
     mac::Mac,
@@ -194,6 +194,21 @@ impl Netlink {
     pub async fn addresses(&self) -> io::Result<Vec<(u32, IpNet)>> {
         let messages = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default())).await?;
         Ok(messages.into_iter().filter_map(parse_address).collect())
+    }
+
+    /// All addresses of a link.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn addresses_of(&self, link: &Link) -> io::Result<Vec<IpNet>> {
+        let mut query = AddressMessage::default();
+        query.header.index = link.index;
+        let messages = self.dump(RouteNetlinkMessage::GetAddress(query)).await?;
+        let own = messages.into_iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewAddress(message) if message.header.index == link.index => Some(message),
+            _ => None,
+        });
+        Ok(own.filter_map(|message| local_address(&message)).collect())
     }
 
     /// The permanent neighbours on a link.

@@ -1,7 +1,11 @@
 //! The settings of the plugin configuration, named as in Spiderpool's coordinator: resolved from the configuration,
 //! then the cluster's defaults, then built-in defaults.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use schemars::JsonSchema;
@@ -54,8 +58,7 @@ pub struct Settings {
     /// First two bytes of the interface's MAC address.
     #[serde(rename = "podMACPrefix", skip_serializing_if = "Option::is_none")]
     pub pod_mac_prefix: Option<[u8; 2]>,
-    /// An IPv4 link-local address for the pod's end of the veth pair.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// An IPv4 link-local address for the pod's end of the veth pair; `null` for none.
     pub veth_link_address: Option<IpAddr>,
     /// MTU of the veth pair in bytes; the interface's own otherwise.
     #[serde(rename = "vethMTU", skip_serializing_if = "Option::is_none")]
@@ -136,7 +139,7 @@ impl Default for Settings {
             pod_rp_filter: Some(0),
             tx_queue_len: None,
             pod_mac_prefix: None,
-            veth_link_address: None,
+            veth_link_address: Some(IpAddr::V4(Ipv4Addr::new(169, 254, 200, 1))),
             veth_mtu: None,
             detect_ip_conflict: false,
             detect_gateway: false,
@@ -254,9 +257,9 @@ pub const SETTINGS: &[Setting] = &[
     },
     Setting {
         key: "vethLinkAddress",
-        default: "\"\"",
-        allowed: "an IPv4 link-local address such as 169.254.200.1",
-        effect: "an address for the pod's end of the veth pair",
+        default: "169.254.200.1",
+        allowed: "an IPv4 link-local address such as 169.254.200.1, or none",
+        effect: "an address for the pod's end of the veth pair, to which a sidecar's REDIRECT leads what comes in by it (for IPv6 it has fe80::a9fe:c801)",
     },
     Setting {
         key: "vethMTU",
@@ -315,7 +318,7 @@ impl Settings {
         reader.read("podRPFilter", &mut settings.pod_rp_filter, rp_filter);
         reader.read("txQueueLen", &mut settings.tx_queue_len, |v| unsigned(v).map(|n| (n != 0).then_some(n)));
         reader.read("podMACPrefix", &mut settings.pod_mac_prefix, |v| mac_prefix(v).map(Some));
-        reader.read("vethLinkAddress", &mut settings.veth_link_address, |v| link_local(v).map(Some));
+        reader.read("vethLinkAddress", &mut settings.veth_link_address, link_local);
         reader.read("vethMTU", &mut settings.veth_mtu, mtu);
         reader.read("detectIPConflict", &mut settings.detect_ip_conflict, Value::as_bool);
         reader.read("detectGateway", &mut settings.detect_gateway, Value::as_bool);
@@ -414,9 +417,11 @@ fn mac_prefix(value: &Value) -> Option<[u8; 2]> {
     (first & 1 == 0).then_some([first, second])
 }
 
-fn link_local(value: &Value) -> Option<IpAddr> {
-    let address: IpAddr = value.as_str()?.parse().ok()?;
-    matches!(address, IpAddr::V4(ip) if ip.is_link_local()).then_some(address)
+fn link_local(value: &Value) -> Option<Option<IpAddr>> {
+    match value.as_str()? {
+        "none" => Some(None),
+        text => text.parse().ok().filter(Ipv4Addr::is_link_local).map(|address| Some(IpAddr::V4(address))),
+    }
 }
 
 fn mtu(value: &Value) -> Option<Option<u32>> {

@@ -107,9 +107,9 @@ async fn neighbours(netns: Netns, netlink: &Netlink, link: &Link, ours: &[IpAddr
 }
 
 async fn addresses(pod: &Netlink, link: &Link) -> io::Result<Vec<Found>> {
-    let addresses = pod.addresses().await?.into_iter().filter(|(index, _)| *index == link.index);
+    let addresses = pod.addresses_of(link).await?;
     let object = |address| Object::Address(Address { dev: link.name.clone(), address });
-    Ok(addresses.map(|(_, address)| Found::ours(Placed::pod(object(address)))).collect())
+    Ok(addresses.into_iter().map(|address| Found::ours(Placed::pod(object(address)))).collect())
 }
 
 /// In DEL: the container's pair if this attachment made it, with all that is on it; else the entries that this

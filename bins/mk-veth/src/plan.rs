@@ -1,14 +1,17 @@
 //! The veth pair of a pod and what is on it. Pure.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use common::{
-    document::{ModeKind, PodDocument},
+    document::{Mode, ModeKind, PodDocument},
     failure::Failure,
     names,
-    object::{Address, Neighbour, Object, Placed, Veth},
+    object::{Address, Family, Neighbour, Object, Placed, Veth},
 };
 use ipnet::IpNet;
+
+/// The link-local address of the pod's end: 169.254.200.1, written as IPv6.
+const LINK_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xc801);
 
 /// The pair, for the pod's first interface; a permanent neighbour for each of the interface's addresses on the node
 /// and, for the first interface, for each of the node's addresses in the pod, so that nobody has to ask and no answer
@@ -31,7 +34,7 @@ pub fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
             group: document.settings.veth_group(),
             up: true,
         })));
-        wanted.extend(document.settings.veth_link_address.map(|address| {
+        wanted.extend(link_addresses(document, mode).map(|address| {
             let address = Address { dev: pair.pod.clone(), address: IpNet::from(address) };
             Placed::pod(Object::Address(address))
         }));
@@ -46,6 +49,15 @@ pub fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
         }));
     }
     Ok(wanted)
+}
+
+/// The addresses of the pod's end itself. A sidecar's `REDIRECT` sends what comes in by a link to that link's first address,
+/// and drops it where there is none (`nf_nat_redirect`). They are link-local: with the pod's own address on two links, a
+/// multicast group that is joined by that address would be joined on the wrong one (`ip_mc_find_dev`).
+fn link_addresses(document: &PodDocument, mode: &Mode) -> impl Iterator<Item = IpAddr> {
+    let addresses = [document.settings.veth_link_address, Some(IpAddr::V6(LINK_ADDRESS))];
+    let served = |address: &IpAddr| mode.uplink.gateway(Family::of(*address)).is_some();
+    addresses.into_iter().flatten().filter(served).collect::<Vec<_>>().into_iter()
 }
 
 /// The addresses whose neighbour entries are this attachment's to make and to remove.

@@ -87,8 +87,8 @@ pub(super) fn address_message(address: &Address, index: u32) -> AddressMessage {
     message
 }
 
-pub(super) fn parse_address(message: RouteNetlinkMessage) -> Option<(u32, IpNet)> {
-    let RouteNetlinkMessage::NewAddress(message) = message else { return None };
+/// The link's own address, where the other end has one too.
+pub(super) fn local_address(message: &AddressMessage) -> Option<IpNet> {
     let local = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(address) => Some(*address),
         _ => None,
@@ -99,12 +99,19 @@ pub(super) fn parse_address(message: RouteNetlinkMessage) -> Option<(u32, IpNet)
             _ => None,
         })
     })?;
+    IpNet::new(address, message.header.prefix_len).ok()
+}
+
+pub(super) fn parse_address(message: RouteNetlinkMessage) -> Option<(u32, IpNet)> {
+    let RouteNetlinkMessage::NewAddress(message) = message else { return None };
+    let net = local_address(&message)?;
+    let address = net.addr();
     let counts = match message.header.scope {
         AddressScope::Universe => true,
         AddressScope::Link => address.is_ipv4(),
         _ => false,
     };
-    counts.then_some((message.header.index, IpNet::new(address, message.header.prefix_len).ok()?))
+    counts.then_some((message.header.index, net))
 }
 
 pub(super) fn neighbour_message(neighbour: &Neighbour, index: u32) -> NeighbourMessage {
