@@ -348,6 +348,8 @@ node1/POD|nft delete table inet underpass|nftables
 node1/POD|nft flush chain inet underpass output|nftables
 node1/POD|ip link set veth0 down|veth0
 node1/POD|ip link set veth0 mtu 1400|veth0
+node1/POD|ip address delete 169.254.200.1/32 dev veth0|169.254.200.1
+node1/POD|ip address delete fe80::a9fe:c801/128 dev veth0|fe80::a9fe:c801
 node1|ip rule delete pref 1000|pref 1000
 node1|ip -6 rule delete pref 1000|pref 1000
 node1|ip route delete POD4 table 500|table 500
@@ -356,6 +358,9 @@ node1|ip neighbour delete POD4 dev HOST|neigh
 node1|ip neighbour delete POD6 dev HOST|neigh
 node1|ip link set HOST address 02:00:00:00:00:99|HOST
 node1|ip link set HOST mtu 1400|HOST
+node1|ip link set HOST group 0|HOST
+node1|nft delete table inet underpass|notrack from group 85 to 10.233.0.0/18
+node1|nft flush chain inet underpass prerouting|notrack from group 85 to fd00:233::/48
 node1|ip link set HOST down|HOST
 node1|ip link delete HOST|HOST
 EOF

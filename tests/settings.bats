@@ -92,6 +92,9 @@ policyRoutes|{"dst": "10.9.0.0/16", "gw": "10.6.0.1"}
 hostRuleTable|0
 hostRuleTable|254
 hostRuleTable|"500"
+linkGroup|0
+linkGroup|4294967295
+overlayMasquerade|"yes"
 podRPFilter|3
 podRPFilter|-2
 txQueueLen|-1
@@ -122,7 +125,7 @@ EOF2
   assert_json "$output" '.settings | [.mode, .podDefaultCniNic, .podDefaultRouteNic, .tunePodRoutes, .serviceCIDR,
     .overlayPodCIDR, .hijackCIDR, .policyRoutes, .hostRuleTable, .podRPFilter, .txQueueLen, .podMACPrefix, .vethLinkAddress,
     .vethMTU, .detectIPConflict, .detectGateway, .detectOptions.retries, .logOptions.logLevel, .logOptions.logFile]' \
-    '["auto","eth0",null,true,null,null,[],[],500,0,null,null,null,null,false,false,3,"info",null]'
+    '["auto","eth0",null,true,null,null,[],[],500,0,null,null,"169.254.200.1",null,false,false,3,"info",null]'
 }
 
 @test "a configuration written for Spiderpool's coordinator is accepted as it is" {
@@ -305,13 +308,25 @@ print(":".join([sys.argv[1]] + ["%02x" % b for b in ipaddress.ip_address(sys.arg
   lab_pod_delete node1 prefixed prefixed46
 }
 
-@test "vethLinkAddress: the pod's end of the veth pair has it, and no address without it" {
+# The link-local addresses of the pod's end of the veth pair.
+veth_addresses() {
+  pod_ip address show dev veth0 | jq -c '[.[].addr_info[] | select(.scope == "link") | "\(.local)/\(.prefixlen)"]'
+}
+
+@test "vethLinkAddress: the pod's end of the veth pair has it, 169.254.200.1 by default, beside an IPv6 one" {
   added .
-  assert_equal "$(pod_ip address show dev veth0 | jq -c '[.[].addr_info[] | .local]')" '[]'
-  added '.vethLinkAddress = "169.254.200.1"'
-  assert_equal "$(pod_ip address show dev veth0 | jq -c '[.[].addr_info[] | [.local, .prefixlen, .scope]]')" \
-    '[["169.254.200.1",32,"link"]]'
-  added '.vethLinkAddress = "169.254.200.1"'
+  assert_equal "$(veth_addresses)" '["169.254.200.1/32","fe80::a9fe:c801/128"]'
+  added '.vethLinkAddress = "169.254.100.1"'
+  assert_equal "$(veth_addresses | jq -c sort)" '["169.254.100.1/32","fe80::a9fe:c801/128"]'
+  added '.vethLinkAddress = "none"'
+  assert_equal "$(veth_addresses)" '["fe80::a9fe:c801/128"]'
+}
+
+@test "linkGroup: the node's end of the veth pair is in it, and the node's nftables rules are for it" {
+  added '.linkGroup = 4242'
+  expect 0 lab_in node1 ip -json link show group 4242
+  assert_json "$output" '[.[] | select(.ifalias | startswith("underpass "))] | length' 1
+  assert_contains "$(lab_in node1 nft list table inet underpass)" 'iifgroup 4242 ip daddr 10.233.0.0/18 ct state invalid notrack'
 }
 
 @test "vethMTU: the NIC's own by default, jumbo frames included, else what is asked for" {
