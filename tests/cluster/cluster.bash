@@ -14,6 +14,8 @@ source "$CLUSTER_SOURCE/control.bash"
 source "$CLUSTER_SOURCE/images.bash"
 # shellcheck source=networks.bash
 source "$CLUSTER_SOURCE/networks.bash"
+# shellcheck source=underpass.bash
+source "$CLUSTER_SOURCE/underpass.bash"
 
 # cluster_require: prints what is missing for a cluster, and fails then.
 cluster_require() {
@@ -22,7 +24,7 @@ cluster_require() {
   for program in containerd containerd-shim-runc-v2 ctr runc busybox /usr/lib/cni/bridge; do
     command -v "$program" >/dev/null || { printf 'the cluster needs %s: run scripts/setup --cluster\n' "$program" && return 1; }
   done
-  "$LAB_REPO/tests/tools/build" --where etcd kubernetes multus coredns >/dev/null 2>&1 || {
+  "$LAB_REPO/tests/tools/build" --where etcd kubernetes multus coredns helm >/dev/null 2>&1 || {
     printf 'the cluster needs real Kubernetes programs: run scripts/setup --cluster --tools (needs Go)\n'
     return 1
   }
@@ -48,12 +50,15 @@ cluster_up() {
   cluster_control || return
   cluster_say 'the API server answers; the controller manager and the scheduler run'
   for node in $(lab_nodes); do
-    cluster_networks "$node" && cluster_install "$node" && cluster_kubelet "$node" || return
+    cluster_networks "$node" && cluster_kubelet "$node" || return
   done
   [ "${CLUSTER_PROXY:-iptables}" = none ] || lab_kube_proxy "${CLUSTER_PROXY:-iptables}" || return
   lab_until 60 cluster_ready || lab_fail "nodes: $(lab_kubectl get nodes -o wide 2>&1)" || return
   lab_until 30 cluster_has_account || lab_fail 'no ServiceAccount for pods' || return
   cluster_say 'the nodes are Ready'
+  # shellcheck disable=SC2119 # nothing more
+  cluster_underpass || return
+  cluster_say 'Underpass is installed'
 }
 
 # cluster_kept: the directory of a cluster that tests/cluster/up left; prints it.

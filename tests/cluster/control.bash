@@ -25,7 +25,7 @@ cluster_control() {
   lab_kubectl apply --server-side --filename "$CLUSTER_SOURCE/objects/multus.yaml" >/dev/null || return
   lab_kubectl wait --for condition=Established crd --all --timeout 20s >/dev/null || return
   lab_kubectl apply --server-side --filename "$CLUSTER_SOURCE/objects/networks.yaml" \
-    --filename "$CLUSTER_SOURCE/objects/dns.yaml" >/dev/null
+    --filename "$CLUSTER_SOURCE/objects/dns.yaml" --filename "$CLUSTER_SOURCE/objects/kubeadm.yaml" >/dev/null
 }
 
 # Who has a token: its name in the lab, the user that Kubernetes' own roles know, and the groups.

@@ -3,7 +3,7 @@
 # cluster_images: into $LAB/images.
 cluster_images() {
   mkdir "$LAB/images" "$LAB/images/.root"
-  cluster_image_lab && cluster_image_dns
+  cluster_image_lab && cluster_image_dns && "$LAB_REPO/scripts/image" >"$LAB/images/underpass.tar"
 }
 
 # cluster_pack NAME DIRECTORY [COMMAND...]: the image localhost/NAME:1.

@@ -1,4 +1,4 @@
-# Part of the cluster (see cluster.bash): what a node has in /opt/cni/bin and /etc/cni/net.d before Underpass comes.
+# Part of the cluster (see cluster.bash): what a node has in /opt/cni/bin and /etc/cni before Underpass comes.
 
 # cluster_networks NODE: Multus is all that containerd sees; the cluster's default network is an overlay, a bridge on each
 # node with routes between them. host-local's ranges belong to a node, so each has files of its own:
@@ -35,10 +35,4 @@ cluster_networks() {
 # cluster_network NODE NAME <CONFLIST
 cluster_network() {
   lab_in "$1" tee "/etc/cni/multus.d/$2.conflist" >/dev/null
-}
-
-# cluster_install NODE: Underpass' plugin, as an operator puts it there.
-cluster_install() {
-  lab_in "$1" env UNDERPASS_LIBEXEC="$(lab_libexec)" "$LAB_REPO/scripts/install" >"$LAB/log/install-$1" 2>&1 ||
-    lab_fail "install on $1: $(tail -n 5 "$LAB/log/install-$1")"
 }

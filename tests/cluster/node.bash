@@ -158,8 +158,7 @@ cluster_reboot() {
   lab_host "$node"
   lab_node_sysctls "$node"
   lab_plug "$node" eth0 6 "212.$((100 + ${node#node}))" "$((100 + ${node#node}))"
-  cluster_machine "$node" && cluster_networks "$node" && cluster_install "$node" && cluster_containerd "$node" &&
-    cluster_kubelet "$node" || return
+  cluster_machine "$node" && cluster_networks "$node" && cluster_containerd "$node" && cluster_kubelet "$node" || return
   [ "${CLUSTER_PROXY:-iptables}" = none ] || lab_kube_proxy_on "$node" "${CLUSTER_PROXY:-iptables}"
 }
 

@@ -1,0 +1,92 @@
+# What deploy/ has: the chart, the manifests that are rendered from it, and the image.
+
+load helpers
+
+setup_file() {
+  suite_needs_tools helm || return 0
+  HELM=$("$LAB_REPO/tests/tools/build" --where helm)/helm
+  export HELM
+}
+
+# chart [FLAG...]: what the chart renders.
+chart() {
+  "$HELM" template underpass "$LAB_REPO/deploy/chart" --namespace kube-system --kube-version 1.34.0 "$@"
+}
+
+# objects [FLAG...]: the same as JSON, a list.
+objects() {
+  chart "$@" | python3 -c '
+import json, sys, yaml
+print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if document]))'
+}
+
+@test "the chart is one that helm has nothing to say against" {
+  expect 0 "$HELM" lint --strict "$LAB_REPO/deploy/chart"
+}
+
+@test "the manifests are what the chart renders" {
+  mkdir "$BATS_TEST_TMPDIR/deploy"
+  "$LAB_REPO/scripts/render" "$BATS_TEST_TMPDIR/deploy"
+  local file
+  for file in "$BATS_TEST_TMPDIR"/deploy/*; do
+    assert_same "$(<"$file")" "$(<"$LAB_REPO/deploy/${file##*/}")" || fail "run scripts/render: ${file##*/}"
+  done
+}
+
+@test "a value that the chart does not know, or that is not allowed, is refused and named" {
+  expect 1 chart --set paths=sideways
+  assert_contains "$stderr" paths
+  expect 1 chart --set sockets=true
+  assert_contains "$stderr" sockets
+  expect 1 chart --set metrics.port=70000
+  assert_contains "$stderr" port
+}
+
+@test "without kube-proxy the chart wants to know where the API server is, and the agent asks there" {
+  expect 1 chart --set paths=socket
+  assert_contains "$stderr" api.host
+  assert_json "$(objects --set paths=socket --set api.host=10.6.0.10)" '.[] | select(.kind == "DaemonSet")
+    | .spec.template.spec.containers[0].env[] | select(.name | startswith("KUBERNETES")).value' $'10.6.0.10\n6443'
+}
+
+@test "for the host path alone no right on Services is asked for, and no eBPF" {
+  local found
+  found=$(objects --set paths=host)
+  assert_json "$found" '[.[].rules[]?.resources[] | select(. == "services" or . == "endpointslices")]' '[]'
+  assert_json "$found" '.[] | select(.kind == "DaemonSet") | .spec.template.spec.containers[0].securityContext.capabilities.add' \
+    '["NET_ADMIN","SYS_ADMIN","DAC_OVERRIDE"]'
+}
+
+@test "nothing is privileged, and every container drops what it does not name" {
+  assert_json "$(objects --set status.enabled=true)" '[.[].spec.template.spec | select(.) | (.initContainers[]?, .containers[])
+    | .securityContext | [.privileged, .allowPrivilegeEscalation, .capabilities.drop, .readOnlyRootFilesystem]] | unique' \
+    '[[null,false,["ALL"],true]]'
+}
+
+@test "a network of the values is a chain that ends with the plugin" {
+  local found
+  found=$(objects --set-json 'networks=[{"name": "fast", "resource": "intel.com/vf", "plugin": {"type": "sriov"}, "coordinator": {"mode": "underlay"}}]')
+  assert_json "$found" '.[] | select(.kind == "NetworkAttachmentDefinition") | .metadata.annotations[]' intel.com/vf
+  assert_json "$found" '.[] | select(.kind == "NetworkAttachmentDefinition") | .spec.config | fromjson | .plugins' \
+    '[{"type":"sriov"},{"mode":"underlay","type":"coordinator"}]'
+}
+
+@test "two builds of the image give the same bytes" {
+  command -v busybox >/dev/null || skip 'no busybox: run scripts/setup --cluster'
+  "$LAB_REPO/scripts/image" >"$BATS_TEST_TMPDIR/one"
+  "$LAB_REPO/scripts/image" >"$BATS_TEST_TMPDIR/two"
+  cmp "$BATS_TEST_TMPDIR/one" "$BATS_TEST_TMPDIR/two"
+}
+
+@test "the Dockerfile makes what scripts/image makes" {
+  command -v busybox >/dev/null || skip 'no busybox: run scripts/setup --cluster'
+  local dockerfile
+  "$LAB_REPO/scripts/image" | tar -x -C "$BATS_TEST_TMPDIR"
+  dockerfile=$(<"$LAB_REPO/deploy/Dockerfile")
+  # Its files are those of scripts/image --root; what is besides them stands in two lines.
+  assert_contains "$dockerfile" 'scripts/image --root /image'
+  local config
+  config=$(jq -c .config "$BATS_TEST_TMPDIR/$(jq -r '.[0].Config' "$BATS_TEST_TMPDIR/manifest.json")")
+  assert_json "$config" '.Env[]' "$(sed -n 's/^ENV //p' <<<"$dockerfile")"
+  assert_json "$config" '.Entrypoint' "$(sed -n 's/^ENTRYPOINT //p' <<<"$dockerfile")"
+}
