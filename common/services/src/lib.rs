@@ -39,7 +39,7 @@ pub struct Node {
 }
 
 /// One port of a Kubernetes Service.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Service {
     /// The Kubernetes namespace.
@@ -102,7 +102,7 @@ pub enum Protocol {
 }
 
 /// As in the Kubernetes API.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum TrafficPolicy {
     /// All backends.
     #[default]
@@ -112,7 +112,7 @@ pub enum TrafficPolicy {
 }
 
 /// `sessionAffinity: ClientIP`. The client is the pod, known by its network namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SessionAffinity {
     /// Seconds after its last connection for which a client keeps its backend.
@@ -126,7 +126,7 @@ const fn default_timeout() -> u32 {
 }
 
 /// How a backend is chosen among those of a service.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Algorithm {
     /// Each with the same probability.
@@ -137,7 +137,7 @@ pub enum Algorithm {
 }
 
 /// An endpoint.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Backend {
     /// The pod's address.
@@ -156,7 +156,7 @@ pub struct Backend {
 }
 
 /// For which of a service's addresses a backend is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendScope {
     /// The cluster addresses.
@@ -168,7 +168,7 @@ pub enum BackendScope {
 }
 
 /// An endpoint that gets nothing new. TCP connections to it stay until it leaves the list, UDP sockets while it serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Draining {
     /// The pod's address.

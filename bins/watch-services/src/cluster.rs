@@ -1,0 +1,334 @@
+//! What is known of the cluster, and which parts of the service table follow from what has changed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
+    mem,
+};
+
+use cluster_api::{
+    Name,
+    k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery},
+};
+use jiff::Timestamp;
+use service_table as table;
+use service_table::{Change, Line, Nodes, ServiceTable};
+
+use crate::{
+    choose::Place,
+    map::{self, For},
+    node::{Node, NodePortAddresses},
+    service::Service,
+    slice::{Ignored, Names, Slice},
+};
+
+/// What the table is to be like, apart from what the cluster says.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// The name of the node whose clients the table is for.
+    pub node: String,
+    /// On which of a node's addresses node ports answer.
+    pub node_port_addresses: NodePortAddresses,
+    /// Whether node ports answer on other nodes' addresses too.
+    pub all_node_ports: bool,
+}
+
+/// Everything that is known, and what of it has been said.
+#[derive(Debug)]
+pub struct Cluster {
+    clients: For,
+    node_port_addresses: NodePortAddresses,
+    names: Names,
+    services: BTreeMap<Name, Known>,
+    /// The Service that each slice names.
+    slices: HashMap<Name, Name>,
+    nodes: BTreeMap<String, Node>,
+    /// Services whose part of the table may not be as it was said.
+    changed: BTreeMap<Name, Option<Timestamp>>,
+    /// Whether what is known of nodes may not be as it was said.
+    nodes_changed: bool,
+    nodes_said: Nodes,
+    /// Triggers from before are of no account.
+    since: Timestamp,
+    problems: BTreeMap<String, Vec<String>>,
+}
+
+/// What is known of a Service. There may be slices without it, and it without slices.
+#[derive(Debug, Default)]
+struct Known {
+    service: Option<Service>,
+    slices: BTreeMap<Box<str>, Slice>,
+    /// What was said of each of its ports: its name, and a hash.
+    said: Vec<(Box<str>, u64)>,
+}
+
+impl Known {
+    fn services(&self, name: &Name, clients: &For) -> Vec<table::Service> {
+        let slices = self.slices.iter().map(|(name, slice)| (&**name, slice));
+        self.service.as_ref().map(|service| map::services(name, service, slices, clients)).unwrap_or_default()
+    }
+
+    /// Notes what is said.
+    fn say(&mut self, services: &[table::Service]) {
+        self.said = services.iter().map(|service| (service.port_name.as_str().into(), hash(service))).collect();
+    }
+}
+
+/// An object's name for a person.
+fn title(kind: &str, name: &Name) -> String {
+    format!("{kind} {}/{}", name.namespace, name.name)
+}
+
+fn hash(service: &table::Service) -> u64 {
+    BuildHasherDefault::<DefaultHasher>::default().hash_one(service)
+}
+
+/// How many there are of what is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Counts {
+    /// Services that have a place in the table.
+    pub services: usize,
+    /// EndpointSlices.
+    pub slices: usize,
+    /// Endpoints, each once a slice.
+    pub endpoints: usize,
+}
+
+impl Cluster {
+    /// Nothing is known yet.
+    pub fn new(settings: Settings) -> Self {
+        let place = Place { node: settings.node, zone: None };
+        Self {
+            clients: For { place, all_node_ports: settings.all_node_ports },
+            node_port_addresses: settings.node_port_addresses,
+            names: Names::default(),
+            services: BTreeMap::new(),
+            slices: HashMap::new(),
+            nodes: BTreeMap::new(),
+            changed: BTreeMap::new(),
+            nodes_changed: false,
+            since: Timestamp::now(),
+            nodes_said: Nodes::default(),
+            problems: BTreeMap::new(),
+        }
+    }
+
+    /// A Service is new or has changed.
+    pub fn service(&mut self, object: &core::Service) {
+        let name = Name::of(object);
+        match Service::of(object) {
+            Ok(service) => {
+                self.note(title("Service", &name), service.problems.clone());
+                self.services.entry(name.clone()).or_default().service = Some(service);
+                self.touch(name, None);
+            }
+            Err(_) => self.service_gone(&name),
+        }
+    }
+
+    /// A Service is gone.
+    pub fn service_gone(&mut self, name: &Name) {
+        self.note(title("Service", name), vec![]);
+        if let Some(known) = self.services.get_mut(name) {
+            known.service = None;
+            self.touch(name.clone(), None);
+        }
+    }
+
+    /// An EndpointSlice is new or has changed.
+    pub fn slice(&mut self, object: &discovery::EndpointSlice) {
+        let name = Name::of(object);
+        let (service, mut slice) = match Slice::of(object, &mut self.names) {
+            Ok(slice) => slice,
+            Err(ignored) => {
+                self.slice_gone(&name);
+                let problem = (ignored == Ignored::NoService).then(|| ignored.to_string());
+                return self.note(title("EndpointSlice", &name), problem.into_iter().collect());
+            }
+        };
+        let owner = Name { namespace: name.namespace.clone(), name: service };
+        // It may have been another Service's.
+        if self.slices.get(&name).is_some_and(|before| *before != owner) {
+            self.slice_gone(&name);
+        }
+        self.note(title("EndpointSlice", &name), mem::take(&mut slice.problems));
+        let triggered = slice.triggered.take().filter(|triggered| *triggered > self.since);
+        self.slices.insert(name.clone(), owner.clone());
+        self.services.entry(owner.clone()).or_default().slices.insert(name.name.into(), slice);
+        self.touch(owner, triggered);
+    }
+
+    /// An EndpointSlice is gone.
+    pub fn slice_gone(&mut self, name: &Name) {
+        self.note(title("EndpointSlice", name), vec![]);
+        let Some(owner) = self.slices.remove(name) else { return };
+        if let Some(known) = self.services.get_mut(&owner) {
+            known.slices.remove(&*name.name);
+            self.touch(owner, None);
+        }
+    }
+
+    /// A Node is new or has changed. Nodes other than the own one count only where their node ports are served.
+    pub fn node(&mut self, object: &core::Node) {
+        let name = object.metadata.name.clone().unwrap_or_default();
+        let own = name == self.clients.place.node;
+        if !own && !self.clients.all_node_ports {
+            return;
+        }
+        let mut node = Node::of(object);
+        self.note(format!("Node {name}"), mem::take(&mut node.problems));
+        if own {
+            self.zone(node.zone.take());
+        }
+        node.zone = None;
+        self.nodes_changed = true;
+        self.nodes.insert(name, node);
+    }
+
+    /// A Node is gone.
+    pub fn node_gone(&mut self, name: &str) {
+        self.note(format!("Node {name}"), vec![]);
+        if self.nodes.remove(name).is_none() {
+            return;
+        }
+        self.nodes_changed = true;
+        if name == self.clients.place.node {
+            self.zone(None);
+        }
+    }
+
+    /// Where hints count, who is reached depends on it.
+    fn zone(&mut self, zone: Option<String>) {
+        if self.clients.place.zone != zone {
+            self.clients.place.zone = zone;
+            let all: Vec<Name> = self.services.keys().cloned().collect();
+            all.into_iter().for_each(|name| self.touch(name, None));
+        }
+    }
+
+    /// Of several triggers the first counts: it has waited longest.
+    fn touch(&mut self, name: Name, triggered: Option<Timestamp>) {
+        let known = self.changed.entry(name).or_default();
+        *known = [*known, triggered].into_iter().flatten().min();
+    }
+
+    fn note(&mut self, object: String, problems: Vec<String>) {
+        if problems.is_empty() {
+            if self.problems.remove(&object).is_some() {
+                log::info!("{object}: nothing is wrong any more");
+            }
+            return;
+        }
+        if self.problems.get(&object) != Some(&problems) {
+            log::warn!("{object}: {}; the rest is served", problems.join("; "));
+            self.problems.insert(object, problems);
+        }
+    }
+
+    /// An object cannot be read at all.
+    pub fn refuse(&mut self, object: &str, why: &str) {
+        self.note(object.to_owned(), vec![why.to_owned()]);
+    }
+
+    /// What is wrong, by object.
+    pub const fn problems(&self) -> &BTreeMap<String, Vec<String>> {
+        &self.problems
+    }
+
+    /// How many there are.
+    pub fn counts(&self) -> Counts {
+        let slices = || self.services.values().flat_map(|known| known.slices.values());
+        Counts {
+            services: self.services.values().filter(|known| known.service.is_some()).count(),
+            slices: slices().count(),
+            endpoints: slices().map(|slice| slice.endpoints.len()).sum(),
+        }
+    }
+
+    /// Says so if the Node is not known for whose clients the table is.
+    pub fn warn_without_node(&self) {
+        let node = &self.clients.place.node;
+        if !self.nodes.contains_key(node) {
+            log::warn!(
+                "there is no Node {node:?} (--node): no node ports and no zone; local endpoints are those that name it"
+            );
+        }
+    }
+
+    /// For whom the table is.
+    pub const fn clients(&self) -> &For {
+        &self.clients
+    }
+
+    /// Whether anything has to be said.
+    pub fn has_changed(&self) -> bool {
+        !self.changed.is_empty() || self.nodes_changed
+    }
+
+    fn nodes(&self) -> Nodes {
+        let addresses = |node| self.node_port_addresses.of(node);
+        let own = &self.clients.place.node;
+        let others = self.nodes.iter().filter(|(name, _)| *name != own);
+        Nodes {
+            node_addresses: self.nodes.get(own).map(addresses).unwrap_or_default(),
+            nodes: others.map(|(name, node)| table::Node { name: name.clone(), addresses: addresses(node) }).collect(),
+        }
+    }
+
+    /// The whole table. From then on [`Cluster::changes`] says what is not as it was here.
+    pub fn table(&mut self) -> ServiceTable {
+        self.changed.clear();
+        self.nodes_changed = false;
+        self.nodes_said = self.nodes();
+        let Nodes { node_addresses, nodes } = self.nodes_said.clone();
+        let mut table = ServiceTable { node_addresses, nodes, ..ServiceTable::default() };
+        for (name, known) in &mut self.services {
+            let services = known.services(name, &self.clients);
+            known.say(&services);
+            table.services.extend(services);
+        }
+        table
+    }
+
+    /// What is not as it was said, one line for each port of a Service, by name. From then on it has been said.
+    pub fn changes(&mut self) -> Vec<Line> {
+        let mut lines = vec![];
+        if mem::take(&mut self.nodes_changed) {
+            let nodes = self.nodes();
+            if nodes != self.nodes_said {
+                self.nodes_said = nodes.clone();
+                lines.push(Line { change: Change::Nodes(nodes), triggered: None });
+            }
+        }
+        for (name, triggered) in mem::take(&mut self.changed) {
+            self.changes_of(&name, triggered, &mut lines);
+        }
+        lines
+    }
+
+    fn changes_of(&mut self, name: &Name, triggered: Option<Timestamp>, lines: &mut Vec<Line>) {
+        let Some(known) = self.services.get_mut(name) else { return };
+        let services = known.services(name, &self.clients);
+        let before = mem::take(&mut known.said);
+        known.say(&services);
+        let line = |change| Line { change, triggered: triggered.map(|time| time.to_string()) };
+        // What is to be gone comes first: it may have an address that another port is to have.
+        let ports: BTreeSet<&str> = services.iter().map(|service| service.port_name.as_str()).collect();
+        for (port, _) in before.iter().filter(|(port, _)| !ports.contains(&**port)) {
+            let gone = table::ServiceName {
+                namespace: name.namespace.clone(),
+                name: name.name.clone(),
+                port_name: port.to_string(),
+            };
+            lines.push(line(Change::Remove(gone)));
+        }
+        for (service, said) in services.into_iter().zip(&known.said) {
+            if !before.contains(said) {
+                lines.push(line(Change::Set(Box::new(service))));
+            }
+        }
+        if known.service.is_none() && known.slices.is_empty() {
+            self.services.remove(name);
+        }
+    }
+}

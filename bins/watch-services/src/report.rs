@@ -1,0 +1,74 @@
+//! Metrics of the watches and of what is known, in the state directory.
+
+use cluster_api::Health;
+use metrics_file::{
+    Labelled, Metrics,
+    prometheus_client::metrics::{counter::Counter, gauge::Gauge},
+    replace,
+};
+
+use crate::{cluster::Cluster, online::Watch};
+
+/// What is counted.
+#[derive(Debug)]
+pub struct Report {
+    metrics: Metrics,
+    services: Gauge,
+    slices: Gauge,
+    endpoints: Gauge,
+    changes: Counter,
+    problems: Labelled,
+}
+
+impl Report {
+    /// Nothing has happened yet.
+    pub fn new() -> Self {
+        let mut report = Self {
+            metrics: Metrics::new("watch-services"),
+            services: Gauge::default(),
+            slices: Gauge::default(),
+            endpoints: Gauge::default(),
+            changes: Counter::default(),
+            problems: Labelled::default(),
+        };
+        let registry = &mut report.metrics.registry;
+        registry.register("services", "Services that have a place in the table", report.services.clone());
+        let services = registry.sub_registry_with_prefix("services");
+        services.register("slices", "EndpointSlices that are known", report.slices.clone());
+        services.register("endpoints", "Endpoints of these", report.endpoints.clone());
+        services.register("changes", "Lines that were printed after the whole table", report.changes.clone());
+        services.register(
+            "problems",
+            "What is wrong with an object, while the rest is served",
+            report.problems.clone(),
+        );
+        report
+    }
+
+    /// The health of the watches, among the metrics.
+    pub fn health(&mut self) -> Health<Watch> {
+        Health::new(self.metrics.registry.sub_registry_with_prefix("services"), "Services")
+    }
+
+    /// So many lines were printed.
+    pub fn changed(&self, lines: usize) {
+        self.changes.inc_by(lines as u64);
+    }
+
+    /// Writes the metrics as they are now.
+    ///
+    /// # Errors
+    /// When the state directory cannot be written.
+    pub fn write(&mut self, cluster: &Cluster, health: &mut Health<Watch>) -> anyhow::Result<()> {
+        health.refresh();
+        let counts = cluster.counts();
+        for (gauge, count) in
+            [(&self.services, counts.services), (&self.slices, counts.slices), (&self.endpoints, counts.endpoints)]
+        {
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        let problem = |(object, problems): (&String, &Vec<String>)| format!("{object}: {}", problems.join("; "));
+        replace(&self.problems, "problem", cluster.problems().iter().map(problem));
+        Ok(self.metrics.write()?)
+    }
+}
