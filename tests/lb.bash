@@ -59,3 +59,17 @@ lb_under_fire() {
   # Four clients that are hardly ever there would show nothing.
   assert_json "$output" '.connections >= .changes / 10' true
 }
+
+# lb_same SOCKETS SEED COUNT [SECONDS]: random sequences of socket calls, with places for so many sockets (see lab/same).
+lb_same() {
+  local sockets=$1
+  shift
+  lab_balancer node1 --max-sockets "$sockets"
+  run --separate-stderr lab_in node1 python3 -B "$LAB_SOURCE/same/same.py" "$(lab_lb_program)" \
+    "$(<"$LAB/host/node1/cgroup")" "$LAB_REPO/tests/fixtures/same" "$@"
+  lab_lb node1 unload
+  printf '# seeds %s and on: %s\n' "$1" "${lines[-1]-}" >&3
+  [ "$status" -eq 0 ] || fail "$output" "$stderr"
+  # What differs once is looked at again, since a packet may come late; with many of these, nothing would be shown.
+  assert_json "${lines[-1]}" '[.late < .played / 20, .failed]' '[true,0]'
+}

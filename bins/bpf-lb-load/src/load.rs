@@ -91,7 +91,15 @@ fn load_and_attach(request: &Request, cgroup: &File, fresh: bool) -> Result<Vec<
     if !set_retval {
         missing.push("bpf_set_retval (Linux 5.18): a Service without backends gives EPERM, not ECONNREFUSED".into());
     }
-    let mut object = open_object(request, fresh, set_retval)?;
+    let multipath = probe::has_multipath()?;
+    if !multipath {
+        missing.push(
+            "bpf_skc_to_mptcp_sock (Linux 5.19, CAP_PERFMON): getpeername of a Multipath TCP socket shows the backend, which \
+             counts as open for ever"
+                .into(),
+        );
+    }
+    let mut object = open_object(request, fresh, set_retval, multipath)?;
     configure(request, fresh)?;
     for hook in HOOKS {
         if let Err(error) = install(&mut object, hook, cgroup, pins) {
@@ -107,7 +115,7 @@ fn load_and_attach(request: &Request, cgroup: &File, fresh: bool) -> Result<Vec<
     Ok(missing)
 }
 
-fn open_object(request: &Request, fresh: bool, set_retval: bool) -> Result<Ebpf> {
+fn open_object(request: &Request, fresh: bool, set_retval: bool, multipath: bool) -> Result<Ebpf> {
     let folder = request.pins.maps();
     let Sizes { max_services, max_backends, max_sockets, max_clients } = request.sizes;
     let sockets = if fresh { max_sockets.next_power_of_two() } else { capacity(&folder, "peers4")? };
@@ -125,11 +133,17 @@ fn open_object(request: &Request, fresh: bool, set_retval: bool) -> Result<Ebpf>
         ("peers6", sockets),
         ("affinity", max_clients),
     ];
-    let others = ["overflow", "namespaces", "node_ports", "config", "grace"];
+    let others = ["overflow", "namespaces", "node_ports", "nodes", "config", "grace"];
     let (peer_mask, frontend_mask) = (sockets - 1, buckets - 1);
-    let retval = u32::from(set_retval);
+    let (retval, multipath) = (u32::from(set_retval), u32::from(multipath));
+    let globals = [
+        ("PEER_MASK", &peer_mask),
+        ("FRONTEND_MASK", &frontend_mask),
+        ("SET_RETVAL", &retval),
+        ("MULTIPATH", &multipath),
+    ];
     let mut loader = EbpfLoader::new();
-    for (name, value) in [("PEER_MASK", &peer_mask), ("FRONTEND_MASK", &frontend_mask), ("SET_RETVAL", &retval)] {
+    for (name, value) in globals {
         loader.override_global(name, value, true);
     }
     for (map, size) in sizes {

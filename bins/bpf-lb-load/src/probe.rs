@@ -43,3 +43,9 @@ pub fn has_set_retval() -> Result<bool> {
     is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval)
         .context("look for bpf_set_retval; this takes CAP_BPF and CAP_NET_ADMIN")
 }
+
+/// Whether programs can find the socket of which another one is a subflow.
+pub fn has_multipath() -> Result<bool> {
+    is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_skc_to_mptcp_sock)
+        .context("look for bpf_skc_to_mptcp_sock")
+}

@@ -26,7 +26,7 @@ mod word;
 pub use word::{Long, Word};
 
 /// Raised whenever a type or the meaning of a field changes: maps with another number are not touched.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// An address family: `u32` is IPv4, `[u32; 4]` is IPv6, both in network byte order.
 pub trait Address: Copy + Eq {
@@ -40,12 +40,19 @@ pub trait Address: Copy + Eq {
     fn is(self, other: Self) -> bool;
     /// The value of [`Address::Pad`].
     const PAD: Self::Pad;
+    /// A node's number as an address that no host has, in 0.0.0.0/8 or ::/96: see [`node_port`].
+    fn of_node(number: u32) -> Self;
 }
 
 impl Address for u32 {
     type Pad = [u32; 0];
     const FAMILY: u32 = 2;
     const PAD: Self::Pad = [];
+
+    #[inline(always)]
+    fn of_node(number: u32) -> Self {
+        number.to_be()
+    }
 
     #[inline(always)]
     fn fold(self) -> u64 {
@@ -62,6 +69,11 @@ impl Address for [u32; 4] {
     type Pad = [u32; 1];
     const FAMILY: u32 = 10;
     const PAD: Self::Pad = [0];
+
+    #[inline(always)]
+    fn of_node(number: u32) -> Self {
+        [0, 0, 0, number.to_be()]
+    }
 
     #[inline(always)]
     fn fold(self) -> u64 {
@@ -103,6 +115,19 @@ impl<A: Address> Endpoint<A> {
     }
 }
 
+/// The key of the frontend of a node port on the addresses of the node with that number in `nodes`. Number 0 is this node,
+/// and its frontend serves for all nodes, unless [`Entry::is_per_node`]: then each node that has backends has one of its own.
+#[inline(always)]
+pub fn node_port<A: Address>(number: u32, wanted: &Endpoint<A>) -> Endpoint<A> {
+    Endpoint { address: A::of_node(number), port: wanted.port, protocol: wanted.protocol }
+}
+
+/// The key by which an address is found that is some Service's ClusterIP, whatever the port: no protocol has number 0.
+#[inline(always)]
+pub const fn any_port<A: Address>(address: A) -> Endpoint<A> {
+    Endpoint { address, port: u16::MAX, protocol: 0 }
+}
+
 /// Every bit of the result's lower half depends on every bit of `word`.
 #[inline(always)]
 const fn mix(word: u64) -> u64 {
@@ -130,7 +155,7 @@ pub enum Scope {
 ///
 /// All of it in one word, because a program must read it in one load:
 /// bits 0 to 31 the slot before the first, 32 to 55 how many there are, 56 the frontend is there, 57 affinity, 58 least connections,
-/// 59 and 60 what kind of frontend it is.
+/// 59 and 60 what kind of frontend it is, 61 a node port is not the same on each node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry(pub u64);
 
@@ -143,6 +168,9 @@ impl Entry {
     const AFFINITY: u64 = 1 << 57;
     const LEAST: u64 = 1 << 58;
     const KIND: u32 = 59;
+    const PER_NODE: u64 = 1 << 61;
+    /// A frontend without backends and without a run that could count what it refuses.
+    pub const REFUSED: Self = Self::new(u32::MAX, 0, false, false, Self::CLUSTER_IP);
 
     /// An entry for the `count` slots after `base`.
     pub const fn new(base: u32, count: u32, affinity: bool, least_connections: bool, kind: u8) -> Self {
@@ -178,6 +206,16 @@ impl Entry {
     /// What kind of frontend this is: 0 ClusterIP, 1 external address, 2 load balancer address, 3 node port.
     pub const fn kind(self) -> u8 {
         (self.0 >> Self::KIND) as u8 & 3
+    }
+
+    /// The same entry for a node port that leads, on each other node's addresses, to that node's backends only.
+    pub const fn per_node(self) -> Self {
+        Self(self.0 | Self::PER_NODE)
+    }
+
+    /// See [`Entry::per_node`].
+    pub const fn is_per_node(self) -> bool {
+        self.0 & Self::PER_NODE != 0
     }
 
     /// Which set of backends the frontend leads to.
@@ -277,7 +315,7 @@ pub struct Translation<A> {
     pub service: Endpoint<A>,
     /// What it got.
     pub backend: Endpoint<A>,
-    /// Index into `backends`, and [`Translation::COUNTED`].
+    /// Index into `backends`, and the flags below.
     pub id: u32,
     /// That of the backend at that time.
     pub generation: u32,
@@ -286,6 +324,12 @@ pub struct Translation<A> {
 impl<A> Translation<A> {
     /// In [`Translation::id`]: the socket is counted in [`Backend::open`].
     pub const COUNTED: u32 = 1 << 31;
+    /// In [`Translation::id`]: datagrams were sent to the Service; without, the socket was connected to it.
+    pub const FLOW: u32 = 1 << 30;
+    /// In [`Translation::id`]: since then the socket has asked the same backend by another name, and that one answers.
+    pub const HIDDEN: u32 = 1 << 29;
+    /// In [`Translation::id`]: the index.
+    pub const ID: u32 = Self::HIDDEN - 1;
 }
 
 /// A socket's first translation, in `peers4` and `peers6`: at the place that the low bits of its cookie name.
@@ -313,6 +357,8 @@ pub struct Overflow {
     pub connection: Translation<[u32; 4]>,
     /// Those of an unconnected socket.
     pub flows: [Translation<[u32; 4]>; FLOWS],
+    /// Of a Multipath TCP socket, the cookie of the subflow that was connected by `connection`.
+    pub subflow: u64,
 }
 
 /// Who keeps to a backend, in `affinity`.
@@ -351,6 +397,19 @@ pub enum Participation {
     Only = 2,
 }
 
+/// The addresses of a Service CIDR.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Prefix {
+    /// IPv4 addresses are IPv4-mapped, network byte order.
+    pub address: [Word; 4],
+    /// Ones where an address of the CIDR has the bits of `address`.
+    pub mask: [Word; 4],
+}
+
+/// How many Service CIDRs [`Config::refuse`] holds.
+pub const REFUSE: usize = 8;
+
 /// How many addresses a node can have.
 pub const NODE_ADDRESSES: usize = 64;
 
@@ -366,8 +425,14 @@ pub struct Config {
     pub node_netns: Long,
     /// 1 as soon as any socket uses [`Overflow`]: until then nobody has to look there.
     pub overflowed: Word,
+    /// 1 if `nodes` holds anything.
+    pub has_nodes: Word,
+    /// How many of `refuse` are in use.
+    pub refuse_count: Word,
     /// How many of `node_addresses` are in use.
     pub node_address_count: Word,
+    /// In these CIDRs, what no frontend has is refused on an address that has a frontend [`any_port`].
+    pub refuse: [Prefix; REFUSE],
     /// The node's addresses, IPv4 ones IPv4-mapped.
     pub node_addresses: [[Word; 4]; NODE_ADDRESSES],
 }
@@ -428,9 +493,9 @@ const _: () = {
     assert!(size_of::<Backend>() == 40);
     assert!(size_of::<Translation<u32>>() == 24 && size_of::<Translation<[u32; 4]>>() == 48);
     assert!(size_of::<Peer<u32>>() == 32 && size_of::<Peer<[u32; 4]>>() == 56);
-    assert!(size_of::<Overflow>() == 48 * (1 + FLOWS) && FLOWS.is_power_of_two());
+    assert!(size_of::<Overflow>() == 48 * (1 + FLOWS) + 8 && FLOWS.is_power_of_two());
     assert!(size_of::<Client>() == 16 && size_of::<Affinity>() == 16);
-    assert!(size_of::<Config>() == 24 + 16 * NODE_ADDRESSES);
+    assert!(size_of::<Config>() == 32 + 32 * REFUSE + 16 * NODE_ADDRESSES);
     assert!(size_of::<Name>() == NAME_LEN + 16);
 };
 

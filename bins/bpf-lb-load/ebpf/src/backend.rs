@@ -4,18 +4,22 @@ use core::marker::PhantomData;
 
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, generated::bpf_ktime_get_coarse_ns};
 use bpf_lb_abi::{
-    Affinity, Backend, Client, Endpoint, Entry, NO_SLOT, PROBES, Participation, Scope, Slot, Translation, Word,
+    Affinity, Backend, Client, Config, Endpoint, Entry, NO_SLOT, PROBES, Participation, Prefix, REFUSE, Scope, Slot,
+    TCP, Translation, UDP, Word, any_port, node_port, node_port_bit,
 };
 
 use crate::{
     atomic::{add, count},
-    maps::{AFFINITY, BACKENDS, CONFIG, NAMESPACES, Tables},
+    maps::{AFFINITY, BACKENDS, CONFIG, NAMESPACES, NODE_PORTS, NODES, Tables},
     sockaddr::Sockaddr,
 };
 
 /// One less than the number of buckets in `frontends4` and in `frontends6`, a power of two. The loader sets it.
 #[unsafe(no_mangle)]
 static FRONTEND_MASK: u32 = 1023;
+
+/// How many backends [`Frontend::another`] looks at.
+const LOOKED_AT: u32 = 8;
 
 /// A Service's address, as it was at one moment.
 pub(crate) struct Frontend<A> {
@@ -26,8 +30,64 @@ pub(crate) struct Frontend<A> {
 /// The frontend that the hook's address names, if there is one and the socket's network namespace takes part.
 #[inline(always)]
 pub(crate) fn frontend<S: Sockaddr>(sockaddr: S, wanted: &Endpoint<S::Address>) -> Option<Frontend<S::Address>> {
-    let entry = find(wanted)?;
-    takes_part(sockaddr).then_some(Frontend { entry, family: PhantomData })
+    let config = CONFIG.get(0)?;
+    let entry = match find(wanted) {
+        Some(entry) => entry,
+        None => by_address(config, wanted)?,
+    };
+    takes_part(config, sockaddr).then_some(Frontend { entry, family: PhantomData })
+}
+
+/// What is asked by an address alone: a node port, or a port that no Service has on a Service's address.
+#[inline(always)]
+fn by_address<A: Tables>(config: &Config, wanted: &Endpoint<A>) -> Option<Entry> {
+    if config.has_nodes.load() != 0
+        && let Some(entry) = on_node(wanted)
+    {
+        return Some(entry);
+    }
+    (config.refuse_count.load() != 0 && is_refused(config, wanted)).then_some(Entry::REFUSED)
+}
+
+/// A node port on the address of any node.
+#[inline(always)]
+fn on_node<A: Tables>(wanted: &Endpoint<A>) -> Option<Entry> {
+    let (word, bit) = node_port_bit(u16::from_be(wanted.port), wanted.protocol);
+    if NODE_PORTS.get(word).is_none_or(|word| word & bit == 0) {
+        return None;
+    }
+    let number = NODES.get_ptr(wanted.address.to_ipv6())?;
+    // SAFETY: the element stays mapped while the program runs; should it be given to another address meanwhile, then this one
+    // has just gone.
+    let number = unsafe { number.read_volatile() };
+    let entry = find(&node_port(0, wanted))?;
+    if number == 0 || !entry.is_per_node() {
+        return Some(entry);
+    }
+    Some(find(&node_port(number, wanted)).unwrap_or(Entry::REFUSED))
+}
+
+/// Whether the address is in one of the Service CIDRs, and some Service's.
+#[inline(always)]
+fn is_refused<A: Tables>(config: &Config, wanted: &Endpoint<A>) -> bool {
+    let [first, second, third, fourth, fifth, sixth, seventh, eighth] = &config.refuse;
+    const { assert!(REFUSE == 8) };
+    let address = wanted.address.to_ipv6();
+    let is_in = |prefix: &Prefix| {
+        let fits = |word: usize| address[word] & prefix.mask[word].load() == prefix.address[word].load();
+        fits(3) && fits(2) && fits(1) && fits(0)
+    };
+    // One after the other, since the verifier lets only programs with CAP_PERFMON add to a pointer what it knows.
+    let count = config.refuse_count.load();
+    let is_in = is_in(first)
+        || count > 1 && is_in(second)
+        || count > 2 && is_in(third)
+        || count > 3 && is_in(fourth)
+        || count > 4 && is_in(fifth)
+        || count > 5 && is_in(sixth)
+        || count > 6 && is_in(seventh)
+        || count > 7 && is_in(eighth);
+    is_in && (wanted.protocol == TCP || wanted.protocol == UDP) && find(&any_port(A::copy(&wanted.address))).is_some()
 }
 
 #[inline(always)]
@@ -54,8 +114,7 @@ pub(crate) fn find<A: Tables>(wanted: &Endpoint<A>) -> Option<Entry> {
 }
 
 #[inline(always)]
-fn takes_part<S: Sockaddr>(sockaddr: S) -> bool {
-    let Some(config) = CONFIG.get(0) else { return true };
+fn takes_part<S: Sockaddr>(config: &Config, sockaddr: S) -> bool {
     let participation = config.participation.load();
     if participation == Participation::All as u32 {
         return true;
@@ -163,9 +222,36 @@ impl<A: Tables> Frontend<A> {
     /// Whether a flow that was translated before may go on to the same backend.
     #[inline(always)]
     pub(crate) fn still_leads_to(&self, translation: &Translation<A>) -> bool {
-        BACKENDS.get(translation.id & !Translation::<A>::COUNTED).is_some_and(|backend| {
-            backend.generation.load() == translation.generation && self.slot_of(backend) != NO_SLOT
-        })
+        let Some(backend) = BACKENDS.get(translation.id & Translation::<A>::ID) else { return false };
+        let slot = self.slot_of(backend);
+        if backend.generation.load() != translation.generation || slot == NO_SLOT {
+            return false;
+        }
+        // The address may have moved to another service. In this run, the backend is one of this one's; elsewhere it is when
+        // the run is being replaced.
+        slot.wrapping_sub(self.entry.base() + 1) < self.entry.count()
+            || self.run().is_some_and(|run| run.backend == backend.service.load())
+    }
+
+    /// Another backend than those that `is_taken` says, if the few that are looked at are not all taken.
+    #[inline(always)]
+    pub(crate) fn another(&self, is_taken: impl Fn(&Slot<A>) -> bool) -> Option<&'static Slot<A>> {
+        let count = self.entry.count();
+        if count < 2 || self.entry.has_affinity() {
+            return None;
+        }
+        let first = below(count);
+        for step in 0..LOOKED_AT {
+            let index = first + step;
+            if step >= count {
+                break;
+            }
+            let slot = self.slot(if index < count { index } else { index - count })?;
+            if !is_taken(slot) {
+                return Some(slot);
+            }
+        }
+        None
     }
 
     /// Counts a connection to `slot`, of which its socket remembers what `translate` says.
@@ -190,15 +276,25 @@ impl<A: Tables> Frontend<A> {
     }
 }
 
-/// Takes a socket that is closed, or goes elsewhere, off its backend's count.
+/// Takes a socket that is closed, or goes elsewhere, off its backend's count, if it is on it.
 #[inline(always)]
 pub(crate) fn uncount<A>(translation: &Translation<A>) {
-    if translation.id & Translation::<A>::COUNTED != 0
-        && let Some(backend) = BACKENDS.get(translation.id & !Translation::<A>::COUNTED)
+    if translation.id & Translation::<A>::COUNTED == 0 {
+        return;
+    }
+    set_id(translation, translation.id & !Translation::<A>::COUNTED);
+    if let Some(backend) = BACKENDS.get(translation.id & Translation::<A>::ID)
         && backend.generation.load() == translation.generation
     {
         count(&backend.open, -1);
     }
+}
+
+/// Changes the flags of a translation that is a socket's own.
+#[inline(always)]
+pub(crate) fn set_id<A>(translation: &Translation<A>, id: u32) {
+    // SAFETY: the socket's lock keeps its other calls out.
+    unsafe { (&raw const translation.id).cast_mut().write_volatile(id) }
 }
 
 /// A number below `count`, each as likely as any other: Lemire's multiplication (arXiv 1805.10941), which draws again

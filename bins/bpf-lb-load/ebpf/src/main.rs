@@ -13,6 +13,8 @@ mod backend;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod overflow;
+#[cfg(target_arch = "bpf")]
 mod peer;
 #[cfg(target_arch = "bpf")]
 mod programs;

@@ -35,6 +35,9 @@ pub(crate) static OVERFLOW: SkStorage<Overflow> = SkStorage::new();
 pub(crate) static AFFINITY: LruHashMap<Client, Affinity, 1024> = LruHashMap::new();
 #[btf_map(name = "namespaces")]
 pub(crate) static NAMESPACES: HashMap<u64, u32, 4096, NO_PREALLOC> = HashMap::new();
+/// By address, IPv4 ones IPv4-mapped: the number of the node that has it.
+#[btf_map(name = "nodes")]
+pub(crate) static NODES: HashMap<[u32; 4], u32, 16384, NO_PREALLOC> = HashMap::new();
 #[btf_map(name = "node_ports")]
 pub(crate) static NODE_PORTS: Array<u64, { NODE_PORT_WORDS as usize }, MMAPABLE> = Array::new();
 #[btf_map(name = "config")]

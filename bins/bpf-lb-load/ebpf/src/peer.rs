@@ -2,17 +2,21 @@
 //!
 //! A new socket's cookie is the one after that of the socket before it on the same CPU, so the places in `peers` are
 //! taken in order, which costs far less than an insertion into a hash or an allocation of socket-local storage.
+//!
+//! A system call may fail after its hook, and none is told of connect(AF_UNSPEC). So what is remembered is never taken for
+//! what is: it counts where the address that the kernel knows is the backend's.
 
 use aya_ebpf::{
-    bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
-    helpers::generated::{bpf_get_socket_cookie, bpf_sk_storage_get},
+    bindings::bpf_sock,
+    helpers::generated::{bpf_get_socket_cookie, bpf_skc_to_mptcp_sock},
 };
-use bpf_lb_abi::{Endpoint, FLOWS, Overflow, Peer, Translation};
+use bpf_lb_abi::{Endpoint, Peer, TCP, Translation};
 
 use crate::{
     atomic::set_if_zero,
-    backend::uncount,
-    maps::{CONFIG, OVERFLOW, Tables},
+    backend::{set_id, uncount},
+    maps::Tables,
+    overflow::{self, Wide, overflowed},
     sockaddr::Sockaddr,
 };
 
@@ -20,20 +24,12 @@ use crate::{
 #[unsafe(no_mangle)]
 static PEER_MASK: u32 = 1023;
 
-/// Does something with each flow, without a loop: the verifier lets programs without CAP_PERFMON add to a pointer only what
-/// is the same each time.
-macro_rules! each_flow {
-    ($overflow:ident, $flow:ident => $body:block) => {
-        each_flow!($overflow, $flow, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
-    };
-    ($overflow:ident, $flow:ident, $body:block, $($index:literal)*) => {
-        const { assert!(FLOWS == [$($index),*].len()) };
-        $({
-            let $flow = &mut $overflow.flows[$index];
-            $body
-        })*
-    };
-}
+/// Whether the kernel lets the programs call `bpf_skc_to_mptcp_sock`. The loader sets it.
+#[unsafe(no_mangle)]
+static MULTIPATH: u32 = 1;
+
+/// `TCP_ESTABLISHED`, the state of a connected socket of whatever protocol.
+const ESTABLISHED: u32 = 1;
 
 /// Where a socket's translations are.
 pub(crate) struct Socket<A: Tables> {
@@ -48,13 +44,13 @@ impl<A: Tables> Socket<A> {
     pub(crate) fn of<S: Sockaddr<Address = A>>(sockaddr: S) -> Option<Self> {
         // SAFETY: the context is valid while the program runs.
         let cookie = unsafe { bpf_get_socket_cookie(sockaddr.context().cast()) };
-        Some(Self { cookie, place: place(cookie)?, dual: S::DUAL, socket: sockaddr.socket() })
+        Some(Self { cookie, place: place(cookie)?, dual: sockaddr.is_dual(), socket: sockaddr.socket() })
     }
 
-    /// What the connection, or the flow that was begun first, was translated to.
+    /// The translation in the socket's own place, if it has got that.
     #[inline(always)]
     fn first(&self) -> Option<&'static Translation<A>> {
-        (self.place.cookie.load() == self.cookie).then_some(&self.place.translation)
+        owned(self.cookie, self.place)
     }
 
     /// Makes the socket the owner of its place, and says whether it is.
@@ -78,119 +74,160 @@ impl<A: Tables> Socket<A> {
     #[inline(always)]
     pub(crate) fn connect(&self, translation: Translation<A>) -> bool {
         self.leave_other_family();
-        if self.claim() {
+        if translation.service.protocol == TCP
+            && let Some(socket) = multipath(self.socket)
+        {
+            return overflow::connect(socket, self.cookie, &widen(&translation));
+        }
+        if self.first().is_none_or(|first| !is_flow(first)) && self.claim() {
             if overflowed() {
-                self.forget_overflow();
+                overflow::disconnect(self.socket, &wide(&translation.service), &wide(&translation.backend), true);
             }
             self.write(translation);
             return true;
         }
-        self.overflow(true).is_some_and(|overflow| {
-            uncount(&overflow.connection);
-            overflow.connection = widen(&translation);
-            true
-        })
+        self.name_first(&translation.service, &translation.backend);
+        overflow::connect(self.socket, 0, &widen(&translation))
     }
 
-    /// Forgets the connection's translation, since the socket now goes to what is no Service.
+    /// The socket is connected to what is no Service. Should it be a backend, then it goes by its own name from now on.
     #[inline(always)]
-    pub(crate) fn disconnect(&self) {
+    pub(crate) fn leave(&self, wanted: &Endpoint<A>) {
         self.leave_other_family();
-        release(self.cookie, self.place);
+        match self.first() {
+            Some(first) if is_flow(first) => self.name_first(wanted, wanted),
+            Some(first) if first.backend == *wanted => release(self.cookie, self.place),
+            Some(first) => uncount(first),
+            None => {}
+        }
         if overflowed() {
-            self.forget_overflow();
+            overflow::disconnect(self.socket, &wide(wanted), &wide(wanted), false);
+            if wanted.protocol == TCP
+                && let Some(socket) = multipath(self.socket)
+            {
+                overflow::leave(socket, self.cookie, &wide(wanted));
+            }
         }
     }
 
-    /// Gives up the place of a connection that an IPv6 socket had in the other family.
+    /// Takes the connection that an IPv6 socket had in the other family off the count.
     #[inline(always)]
     fn leave_other_family(&self) {
         if self.dual
             && let Some(other) = place::<A::Other>(self.cookie)
+            && let Some(other) = owned(self.cookie, other)
+            && !is_flow(other)
         {
-            release(self.cookie, other);
+            uncount(other);
         }
     }
 
-    #[inline(always)]
-    fn forget_overflow(&self) {
-        if let Some(overflow) = self.overflow(false) {
-            uncount(&overflow.connection);
-            // Word by word: to write all of it would be a call of `memset`.
-            overflow.connection.service.port = 0;
-            overflow.connection.backend.port = 0;
-            overflow.connection.id = 0;
-        }
-    }
-
-    /// The translation of a flow to `service` that this socket began before.
+    /// The translation of a flow or connection to `service` that this socket began before.
     #[inline(always)]
     pub(crate) fn sent_to(&self, service: &Endpoint<A>) -> Option<Translation<A>> {
         match self.first() {
             Some(first) if first.service == *service => Some(*first),
-            _ => self.search(|translation| translation.service == wide(service)),
+            _ => self.overflow(|socket| overflow::to(socket, &wide(service), false)),
+        }
+    }
+
+    /// The translation of a flow to `service`.
+    #[inline(always)]
+    pub(crate) fn flow_to(&self, service: &Endpoint<A>) -> Option<Translation<A>> {
+        match self.first() {
+            Some(first) if is_flow(first) && first.service == *service => Some(*first),
+            _ => self.overflow(|socket| overflow::to(socket, &wide(service), true)),
         }
     }
 
     /// Remembers the translation of a flow beside the others, in place of one to the same service. Says whether it could.
     #[inline(always)]
     pub(crate) fn send(&self, translation: Translation<A>) -> bool {
-        let replaces = self.first().is_none_or(|first| first.service == translation.service);
+        let translation = Translation { id: translation.id | Translation::<A>::FLOW, ..translation };
+        let replaces = self.first().is_none_or(|first| is_flow(first) && first.service == translation.service);
         if replaces && self.claim() {
             self.write(translation);
-            return true;
+        } else if !overflow::send(self.socket, &widen(&translation)) {
+            return false;
         }
-        let Some(overflow) = self.overflow(true) else { return false };
-        let translation = widen(&translation);
-        each_flow!(overflow, flow => {
-            if flow.service.port == 0 || flow.service == translation.service {
-                uncount(flow);
-                *flow = translation;
-                return true;
-            }
-        });
-        false
+        self.name(&translation.service, &translation.backend);
+        true
+    }
+
+    /// What is sent to `backend` is from now on sent to it by the name `service`, which answers will have.
+    #[inline(always)]
+    fn name(&self, service: &Endpoint<A>, backend: &Endpoint<A>) {
+        self.name_first(service, backend);
+        if overflowed() {
+            overflow::name(self.socket, &wide(service), &wide(backend));
+        }
+    }
+
+    #[inline(always)]
+    fn name_first(&self, service: &Endpoint<A>, backend: &Endpoint<A>) {
+        if let Some(first) = self.first()
+            && first.backend == *backend
+        {
+            let hidden = if first.service == *service { 0 } else { Translation::<A>::HIDDEN };
+            set_id(first, first.id & !Translation::<A>::HIDDEN | hidden);
+        }
+    }
+
+    /// A datagram to what is no Service. Should it be a backend, then it answers by its own name; unless the socket is
+    /// connected to it by a Service: then this may be send(), which for an IPv4-mapped peer runs the hook with its address.
+    #[inline(always)]
+    pub(crate) fn ask(&self, wanted: &Endpoint<A>) {
+        let first = self.first().filter(|first| first.backend == *wanted);
+        if first.is_none() && !overflowed() || self.is_connected() && self.peer(wanted).is_some() {
+            return;
+        }
+        self.name(wanted, wanted);
+    }
+
+    #[inline(always)]
+    fn is_connected(&self) -> bool {
+        // SAFETY: the socket is valid while the program runs.
+        !self.socket.is_null() && unsafe { (&raw const (*self.socket).state).read_volatile() } == ESTABLISHED
+    }
+
+    /// A datagram to a Service whose backend went by another name meanwhile.
+    #[inline(always)]
+    pub(crate) fn ask_again(&self, known: &Translation<A>) {
+        self.name(&known.service, &known.backend);
+    }
+
+    /// Whether the socket asks `backend` already, by whatever name.
+    #[inline(always)]
+    pub(crate) fn asks(&self, backend: &Endpoint<A>) -> bool {
+        self.first().is_some_and(|first| first.backend == *backend)
+            || self.overflow(|socket| overflow::by(socket, &wide(backend), false)).is_some()
     }
 
     /// The Service behind a connection to `backend`.
     #[inline(always)]
     pub(crate) fn peer(&self, backend: &Endpoint<A>) -> Option<Endpoint<A>> {
-        if let Some(first) = self.first() {
-            return (first.backend == *backend).then_some(first.service);
+        match self.first() {
+            Some(first) if !is_flow(first) && first.backend == *backend => Some(first.service),
+            _ => Some(self.overflow(|socket| overflow::connection(socket, &wide(backend)))?.service),
         }
-        let connection = overflowed().then(|| self.overflow(false))??.connection;
-        (connection.backend == wide(backend)).then(|| narrow(&connection.service))
     }
 
     /// The Service that was sent to and that `backend` answers for.
     #[inline(always)]
     pub(crate) fn sender(&self, backend: &Endpoint<A>) -> Option<Endpoint<A>> {
         match self.first() {
-            Some(first) if first.backend == *backend => Some(first.service),
-            _ => Some(self.search(|translation| translation.backend == wide(backend))?.service),
+            Some(first) if first.backend == *backend && first.id & Translation::<A>::HIDDEN == 0 => Some(first.service),
+            _ => Some(self.overflow(|socket| overflow::by(socket, &wide(backend), true))?.service),
         }
     }
 
+    /// Looks among the translations that are not in the socket's place.
     #[inline(always)]
-    fn search(&self, is_it: impl Fn(&Translation<[u32; 4]>) -> bool) -> Option<Translation<A>> {
-        let overflow = overflowed().then(|| self.overflow(false))??;
-        if is_it(&overflow.connection) {
-            return Some(translation(&overflow.connection));
+    fn overflow(&self, find: impl Fn(*mut bpf_sock) -> Option<&'static Translation<Wide>>) -> Option<Translation<A>> {
+        if !overflowed() {
+            return None;
         }
-        each_flow!(overflow, flow => {
-            if is_it(flow) {
-                return Some(translation(flow));
-            }
-        });
-        None
-    }
-
-    #[inline(always)]
-    fn overflow(&self, create: bool) -> Option<&'static mut Overflow> {
-        if create && let Some(config) = CONFIG.get(0) {
-            config.overflowed.store(1);
-        }
-        storage(self.socket, create)
+        find(self.socket).map(narrow_all)
     }
 }
 
@@ -208,12 +245,22 @@ pub(crate) fn forget(socket: *mut bpf_sock) {
     {
         release(cookie, place);
     }
-    if overflowed()
-        && let Some(overflow) = storage(socket, false)
-    {
-        uncount(&overflow.connection);
-        each_flow!(overflow, flow => { uncount(flow); });
+    if overflowed() {
+        overflow::forget(socket);
     }
+}
+
+/// The socket that a process has, of which `socket` is a subflow, if that is one of Multipath TCP. Subflows are the kernel's
+/// own sockets, of whose end no hook is told.
+#[inline(always)]
+fn multipath(socket: *mut bpf_sock) -> Option<*mut bpf_sock> {
+    // SAFETY: a static that the loader sets before the program is there, and that nobody writes after.
+    if socket.is_null() || unsafe { (&raw const MULTIPATH).read_volatile() } == 0 {
+        return None;
+    }
+    // SAFETY: the socket is valid while the program runs.
+    let found = unsafe { bpf_skc_to_mptcp_sock(socket.cast()) };
+    (!found.is_null()).then_some(found.cast())
 }
 
 #[inline(always)]
@@ -224,45 +271,35 @@ fn place<A: Tables>(cookie: u64) -> Option<&'static Peer<A>> {
 }
 
 #[inline(always)]
-fn release<A: Tables>(cookie: u64, place: &Peer<A>) {
-    if place.cookie.load() == cookie {
-        uncount(&place.translation);
+fn owned<A: Tables>(cookie: u64, place: &'static Peer<A>) -> Option<&'static Translation<A>> {
+    (place.cookie.load() == cookie).then_some(&place.translation)
+}
+
+#[inline(always)]
+fn release<A: Tables>(cookie: u64, place: &'static Peer<A>) {
+    if let Some(translation) = owned(cookie, place) {
+        uncount(translation);
         place.cookie.store(0);
     }
 }
 
 #[inline(always)]
-fn overflowed() -> bool {
-    CONFIG.get(0).is_some_and(|config| config.overflowed.load() != 0)
+fn is_flow<A>(translation: &Translation<A>) -> bool {
+    translation.id & Translation::<A>::FLOW != 0
 }
 
 #[inline(always)]
-fn storage(socket: *mut bpf_sock, create: bool) -> Option<&'static mut Overflow> {
-    let flags = if create { u64::from(BPF_SK_STORAGE_GET_F_CREATE) } else { 0 };
-    if socket.is_null() {
-        return None;
-    }
-    // SAFETY: the map is one of socket-local storage whose values are `Overflow`; they live as long as the socket, which
-    // is held while the program runs, and the socket's lock keeps its other calls out.
-    unsafe {
-        bpf_sk_storage_get((&raw const OVERFLOW).cast_mut().cast(), socket.cast(), core::ptr::null_mut(), flags)
-            .cast::<Overflow>()
-            .as_mut()
-    }
-}
-
-#[inline(always)]
-fn wide<A: Tables>(endpoint: &Endpoint<A>) -> Endpoint<[u32; 4]> {
+fn wide<A: Tables>(endpoint: &Endpoint<A>) -> Endpoint<Wide> {
     Endpoint { address: endpoint.address.to_ipv6(), port: endpoint.port, protocol: endpoint.protocol }
 }
 
 #[inline(always)]
-fn narrow<A: Tables>(endpoint: &Endpoint<[u32; 4]>) -> Endpoint<A> {
+fn narrow<A: Tables>(endpoint: &Endpoint<Wide>) -> Endpoint<A> {
     Endpoint { address: A::from_ipv6(endpoint.address), port: endpoint.port, protocol: endpoint.protocol }
 }
 
 #[inline(always)]
-fn translation<A: Tables>(wide: &Translation<[u32; 4]>) -> Translation<A> {
+fn narrow_all<A: Tables>(wide: &Translation<Wide>) -> Translation<A> {
     Translation {
         service: narrow(&wide.service),
         backend: narrow(&wide.backend),
@@ -272,7 +309,7 @@ fn translation<A: Tables>(wide: &Translation<[u32; 4]>) -> Translation<A> {
 }
 
 #[inline(always)]
-fn widen<A: Tables>(translation: &Translation<A>) -> Translation<[u32; 4]> {
+fn widen<A: Tables>(translation: &Translation<A>) -> Translation<Wide> {
     Translation {
         service: wide(&translation.service),
         backend: wide(&translation.backend),

@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::{cgroup_sock, cgroup_sock_addr},
     programs::{SockAddrContext, SockContext},
 };
-use bpf_lb_abi::{Endpoint, Entry, node_port_bit};
+use bpf_lb_abi::{Endpoint, Entry, TCP, Translation, UDP, node_port_bit};
 
 use crate::{
     backend::{find, frontend},
@@ -19,6 +19,9 @@ use crate::{
 const ALLOW: i32 = 1;
 /// The system call fails.
 const REFUSE: i32 = 0;
+
+/// `IPPROTO_MPTCP`.
+const MPTCP: u16 = 262;
 
 const ECONNREFUSED: i32 = 111;
 const EADDRINUSE: i32 = 98;
@@ -39,16 +42,27 @@ fn fail(errno: i32) -> i32 {
 
 #[inline(always)]
 fn connect<S: Sockaddr>(sockaddr: S) -> i32 {
+    if !sockaddr.is_right() {
+        return ALLOW;
+    }
     let wanted = sockaddr.endpoint();
-    let socket = Socket::of(sockaddr);
+    let Some(socket) = Socket::of(sockaddr) else { return ALLOW };
     let Some(frontend) = frontend(sockaddr, &wanted) else {
-        if let Some(socket) = socket {
-            socket.disconnect();
-        }
+        socket.leave(&wanted);
         return ALLOW;
     };
+    // As with a connection tracker, datagrams that were sent to the service before keep their backend.
+    if wanted.protocol == UDP
+        && let Some(flow) = socket.flow_to(&wanted)
+        && frontend.still_leads_to(&flow)
+    {
+        if socket.connect(Translation { id: flow.id & Translation::<S::Address>::ID, ..flow }) {
+            sockaddr.rewrite(&flow.backend);
+        }
+        return ALLOW;
+    }
     let Some(slot) = frontend.choose(sockaddr) else { return fail(ECONNREFUSED) };
-    if socket.is_some_and(|socket| socket.connect(frontend.translate(wanted, slot))) {
+    if socket.connect(frontend.translate(wanted, slot)) {
         frontend.count(slot);
         sockaddr.rewrite(&slot.endpoint);
     }
@@ -59,15 +73,27 @@ fn connect<S: Sockaddr>(sockaddr: S) -> i32 {
 #[inline(always)]
 fn send<S: Sockaddr>(sockaddr: S) -> i32 {
     let wanted = sockaddr.endpoint();
-    let Some(frontend) = frontend(sockaddr, &wanted) else { return ALLOW };
     let Some(socket) = Socket::of(sockaddr) else { return ALLOW };
+    let Some(frontend) = frontend(sockaddr, &wanted) else {
+        socket.ask(&wanted);
+        return ALLOW;
+    };
     if let Some(known) = socket.sent_to(&wanted)
         && frontend.still_leads_to(&known)
     {
+        if known.id & Translation::<S::Address>::HIDDEN != 0 {
+            socket.ask_again(&known);
+        }
         sockaddr.rewrite(&known.backend);
         return ALLOW;
     }
-    let Some(slot) = frontend.choose(sockaddr) else { return fail(ECONNREFUSED) };
+    let Some(mut slot) = frontend.choose(sockaddr) else { return fail(ECONNREFUSED) };
+    // Answers tell no name: of a backend that the socket asks by two, they are taken for those of the name asked last.
+    if socket.asks(&slot.endpoint)
+        && let Some(other) = frontend.another(|slot| socket.asks(&slot.endpoint))
+    {
+        slot = other;
+    }
     if socket.send(frontend.translate(wanted, slot)) {
         frontend.count(slot);
         sockaddr.rewrite(&slot.endpoint);
@@ -85,7 +111,12 @@ fn receive<S: Sockaddr>(sockaddr: S) -> i32 {
 
 #[inline(always)]
 fn peer_name<S: Sockaddr>(sockaddr: S) -> i32 {
-    if let Some(service) = Socket::of(sockaddr).and_then(|socket| socket.peer(&sockaddr.endpoint())) {
+    let mut backend = sockaddr.endpoint();
+    if backend.protocol == MPTCP {
+        // Its subflows were connected.
+        backend.protocol = TCP;
+    }
+    if let Some(service) = Socket::of(sockaddr).and_then(|socket| socket.peer(&backend)) {
         sockaddr.rewrite(&service);
     }
     ALLOW

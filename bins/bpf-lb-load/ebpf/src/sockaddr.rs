@@ -1,7 +1,7 @@
 //! The address that a hook is about, and its place in the context.
 
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
-use bpf_lb_abi::{Endpoint, MAPPED_PREFIX};
+use bpf_lb_abi::{Address, Endpoint, MAPPED_PREFIX};
 
 use crate::maps::Tables;
 
@@ -9,8 +9,8 @@ use crate::maps::Tables;
 pub(crate) trait Sockaddr: Copy {
     /// The family in whose tables it is looked up.
     type Address: Tables;
-    /// Whether the socket can have addresses of both families.
-    const DUAL: bool;
+    /// The address family of which such an address is given to a call.
+    const FAMILY: u32;
 
     fn context(self) -> *mut bpf_sock_addr;
     fn address(self) -> Self::Address;
@@ -34,6 +34,20 @@ pub(crate) trait Sockaddr: Copy {
         unsafe { (&raw mut (*self.context()).user_port).write_volatile(endpoint.port.into()) }
     }
 
+    /// Whether the call takes the address for one of this kind: what it gets is not looked at before connect() runs the hook.
+    #[inline(always)]
+    fn is_right(self) -> bool {
+        // SAFETY: as above.
+        unsafe { (&raw const (*self.context()).user_family).read_volatile() == Self::FAMILY }
+    }
+
+    /// Whether the socket is an IPv6 one, which can have addresses of both families.
+    #[inline(always)]
+    fn is_dual(self) -> bool {
+        // SAFETY: as above.
+        unsafe { (&raw const (*self.context()).family).read_volatile() == <[u32; 4] as Address>::FAMILY }
+    }
+
     #[inline(always)]
     fn socket(self) -> *mut bpf_sock {
         // SAFETY: as above.
@@ -47,7 +61,7 @@ pub(crate) struct Inet(pub(crate) *mut bpf_sock_addr);
 
 impl Sockaddr for Inet {
     type Address = u32;
-    const DUAL: bool = false;
+    const FAMILY: u32 = <u32 as Address>::FAMILY;
 
     #[inline(always)]
     fn context(self) -> *mut bpf_sock_addr {
@@ -86,7 +100,7 @@ impl Inet6 {
 
 impl Sockaddr for Inet6 {
     type Address = [u32; 4];
-    const DUAL: bool = true;
+    const FAMILY: u32 = <[u32; 4] as Address>::FAMILY;
 
     #[inline(always)]
     fn context(self) -> *mut bpf_sock_addr {
@@ -115,7 +129,7 @@ pub(crate) struct Mapped(*mut bpf_sock_addr);
 
 impl Sockaddr for Mapped {
     type Address = u32;
-    const DUAL: bool = true;
+    const FAMILY: u32 = <[u32; 4] as Address>::FAMILY;
 
     #[inline(always)]
     fn context(self) -> *mut bpf_sock_addr {

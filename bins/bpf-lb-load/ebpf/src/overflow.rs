@@ -1,0 +1,216 @@
+//! What does not fit into a socket's place in `peers`, in socket-local storage. Few sockets have any, so all of it is in
+//! functions that the programs call, and that are not made a part of each.
+
+use aya_ebpf::{
+    bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
+    helpers::generated::bpf_sk_storage_get,
+};
+use bpf_lb_abi::{Endpoint, FLOWS, Overflow, Translation};
+
+use crate::{
+    backend::{set_id, uncount},
+    maps::{CONFIG, OVERFLOW},
+};
+
+/// All addresses are IPv6 here, or IPv4-mapped.
+pub(crate) type Wide = [u32; 4];
+
+const FLOW: u32 = Translation::<Wide>::FLOW;
+const HIDDEN: u32 = Translation::<Wide>::HIDDEN;
+
+/// Does something with each flow, without a loop: the verifier lets programs without CAP_PERFMON add to a pointer only what
+/// is the same each time.
+macro_rules! each_flow {
+    ($overflow:ident, $flow:ident => $body:block) => {
+        each_flow!($overflow, $flow, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    ($overflow:ident, $flow:ident, $body:block, $($index:literal)*) => {
+        const { assert!(FLOWS == [$($index),*].len()) };
+        $({
+            // SAFETY: see `storage`; nothing else of it is borrowed meanwhile.
+            let $flow = unsafe { &mut *(&raw mut (*$overflow).flows[$index]) };
+            $body
+        })*
+    };
+}
+
+/// Whether any socket has ever had anything here.
+#[inline(always)]
+pub(crate) fn overflowed() -> bool {
+    CONFIG.get(0).is_some_and(|config| config.overflowed.load() != 0)
+}
+
+#[inline(always)]
+fn storage(socket: *mut bpf_sock, create: bool) -> Option<&'static mut Overflow> {
+    let flags = if create { u64::from(BPF_SK_STORAGE_GET_F_CREATE) } else { 0 };
+    if socket.is_null() {
+        return None;
+    }
+    if create && let Some(config) = CONFIG.get(0) {
+        config.overflowed.store(1);
+    }
+    // SAFETY: the map is one of socket-local storage whose values are `Overflow`; they live as long as the socket, which
+    // is held while the program runs, and the socket's lock keeps its other calls out.
+    unsafe {
+        bpf_sk_storage_get((&raw const OVERFLOW).cast_mut().cast(), socket.cast(), core::ptr::null_mut(), flags)
+            .cast::<Overflow>()
+            .as_mut()
+    }
+}
+
+/// The translation of a flow to `service`, or of a connection unless only `flows` are looked for.
+#[inline(always)]
+pub(crate) fn to(socket: *mut bpf_sock, service: &Endpoint<Wide>, flows: bool) -> Option<&'static Translation<Wide>> {
+    find_service(storage(socket, false)?, service, flows)
+}
+
+/// The connection to `backend`.
+#[inline(always)]
+pub(crate) fn connection(socket: *mut bpf_sock, backend: &Endpoint<Wide>) -> Option<&'static Translation<Wide>> {
+    let connection = &storage(socket, false)?.connection;
+    (connection.backend == *backend).then_some(connection)
+}
+
+/// A translation to `backend`, or only the one for which it `answers`.
+#[inline(always)]
+pub(crate) fn by(socket: *mut bpf_sock, backend: &Endpoint<Wide>, answers: bool) -> Option<&'static Translation<Wide>> {
+    find_backend(storage(socket, false)?, backend, answers)
+}
+
+// One function for each end, since the verifier lets no program without CAP_PERFMON choose between two pointers.
+
+#[inline(never)]
+fn find_service(overflow: *mut Overflow, service: &Endpoint<Wide>, flows: bool) -> Option<&'static Translation<Wide>> {
+    // SAFETY: see `storage`.
+    let connection = unsafe { &(*overflow).connection };
+    if !flows && connection.service == *service {
+        return Some(connection);
+    }
+    each_flow!(overflow, flow => {
+        if flow.service == *service {
+            return Some(flow);
+        }
+    });
+    None
+}
+
+#[inline(never)]
+fn find_backend(
+    overflow: *mut Overflow,
+    backend: &Endpoint<Wide>,
+    answers: bool,
+) -> Option<&'static Translation<Wide>> {
+    let hidden = if answers { HIDDEN } else { 0 };
+    // SAFETY: see `storage`.
+    let connection = unsafe { &(*overflow).connection };
+    if connection.backend == *backend && connection.id & hidden == 0 {
+        return Some(connection);
+    }
+    each_flow!(overflow, flow => {
+        if flow.backend == *backend && flow.id & hidden == 0 {
+            return Some(flow);
+        }
+    });
+    None
+}
+
+/// Remembers the connection, in place of the one before it. Says whether it could. For the socket of which a subflow with
+/// the cookie `subflow` is connected: only that one changes anything from then on, the others follow it.
+#[inline(always)]
+pub(crate) fn connect(socket: *mut bpf_sock, subflow: u64, translation: &Translation<Wide>) -> bool {
+    let Some(overflow) = storage(socket, true) else { return false };
+    if overflow.subflow != subflow && overflow.subflow != 0 {
+        return false;
+    }
+    overflow.subflow = subflow;
+    rename(overflow, &translation.service, &translation.backend);
+    uncount(&overflow.connection);
+    overflow.connection = *translation;
+    true
+}
+
+/// The socket's connection goes by what is in its place in `peers` from now on, or to what is no Service: then `service` is
+/// the same as `backend`, and it is not `replaced`.
+#[inline(always)]
+pub(crate) fn disconnect(socket: *mut bpf_sock, service: &Endpoint<Wide>, backend: &Endpoint<Wide>, replaced: bool) {
+    if let Some(overflow) = storage(socket, false) {
+        end(overflow, backend, replaced);
+        rename(overflow, service, backend);
+    }
+}
+
+/// As [`disconnect`], for a socket of Multipath TCP.
+#[inline(always)]
+pub(crate) fn leave(socket: *mut bpf_sock, subflow: u64, backend: &Endpoint<Wide>) {
+    if let Some(overflow) = storage(socket, false)
+        && overflow.subflow == subflow
+    {
+        end(overflow, backend, false);
+    }
+}
+
+#[inline(always)]
+fn end(overflow: &mut Overflow, backend: &Endpoint<Wide>, replaced: bool) {
+    uncount(&overflow.connection);
+    if replaced || overflow.connection.backend == *backend {
+        // Word by word: to write all of it would be a call of `memset`.
+        overflow.connection.service.port = 0;
+        overflow.connection.backend.port = 0;
+    }
+}
+
+/// Remembers a flow, in place of one to the same Service. Says whether it could.
+#[inline(always)]
+pub(crate) fn send(socket: *mut bpf_sock, translation: &Translation<Wide>) -> bool {
+    storage(socket, true).is_some_and(|overflow| add(overflow, translation))
+}
+
+#[inline(never)]
+fn add(overflow: *mut Overflow, translation: &Translation<Wide>) -> bool {
+    each_flow!(overflow, flow => {
+        if flow.id & FLOW == 0 || flow.service == translation.service {
+            uncount(flow);
+            *flow = *translation;
+            return true;
+        }
+    });
+    false
+}
+
+/// What is sent to `backend` is from now on sent to it by the name `service`.
+#[inline(always)]
+pub(crate) fn name(socket: *mut bpf_sock, service: &Endpoint<Wide>, backend: &Endpoint<Wide>) {
+    if let Some(overflow) = storage(socket, false) {
+        rename(overflow, service, backend);
+    }
+}
+
+#[inline(never)]
+fn rename(overflow: *mut Overflow, service: &Endpoint<Wide>, backend: &Endpoint<Wide>) {
+    // SAFETY: see `storage`.
+    hide(unsafe { &(*overflow).connection }, service, backend);
+    each_flow!(overflow, flow => { hide(flow, service, backend); });
+}
+
+#[inline(always)]
+fn hide(translation: &Translation<Wide>, service: &Endpoint<Wide>, backend: &Endpoint<Wide>) {
+    if translation.backend == *backend {
+        let hidden = if translation.service == *service { 0 } else { HIDDEN };
+        set_id(translation, translation.id & !HIDDEN | hidden);
+    }
+}
+
+/// Takes all off the counts, for the socket is closed.
+#[inline(always)]
+pub(crate) fn forget(socket: *mut bpf_sock) {
+    if let Some(overflow) = storage(socket, false) {
+        uncount_all(overflow);
+    }
+}
+
+#[inline(never)]
+fn uncount_all(overflow: *mut Overflow) {
+    // SAFETY: see `storage`.
+    uncount(unsafe { &(*overflow).connection });
+    each_flow!(overflow, flow => { uncount(flow); });
+}
