@@ -325,7 +325,7 @@ veth_addresses() {
 @test "linkGroup: the node's end of the veth pair is in it, and the node's nftables rules are for it" {
   added '.linkGroup = 4242'
   expect 0 lab_in node1 ip -json link show group 4242
-  assert_json "$output" '[.[] | select(.ifalias | startswith("underpass "))] | length' 1
+  assert_json "$output" '[.[] | select(.ifalias // "" | startswith("underpass "))] | length' 1
   assert_contains "$(lab_in node1 nft list table inet underpass)" 'iifgroup 4242 ip daddr 10.233.0.0/18 ct state invalid notrack'
 }
 

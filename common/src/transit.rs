@@ -73,20 +73,29 @@ fn bytes(address: IpAddr) -> Vec<u8> {
     }
 }
 
-fn statements(transit: &Transit) -> Statements {
-    let Transit { group, destination, masquerade } = transit;
-    let (offset, family) = place(*destination);
-    let address = bytes(destination.network());
+/// Whether the packet goes to a CIDR, as nft writes it: of a prefix that ends with a byte, only those bytes are loaded.
+fn goes_to(destination: IpNet) -> Statements {
+    let (offset, family) = place(destination);
+    let (mut address, whole) = (bytes(destination.network()), usize::from(destination.prefix_len() / 8));
+    let mask = (destination.prefix_len() % 8 != 0).then(|| Expression::Mask(bytes(destination.netmask())));
+    if mask.is_none() {
+        address.truncate(whole);
+    }
     let mut statements = vec![
-        Expression::LoadMeta(MetaKeys::Iifgroup as u32),
-        Expression::Equal(group.to_ne_bytes().to_vec()),
         Expression::LoadMeta(MetaKeys::Nfproto as u32),
         Expression::Equal(vec![family]),
         Expression::LoadHeader { offset, length: address.len() as u32 },
-        Expression::Mask(bytes(destination.netmask())),
-        Expression::Equal(address),
     ];
-    if *masquerade {
+    statements.extend(mask);
+    statements.push(Expression::Equal(address));
+    statements
+}
+
+fn statements(transit: &Transit) -> Statements {
+    let mut statements =
+        vec![Expression::LoadMeta(MetaKeys::Iifgroup as u32), Expression::Equal(transit.group.to_ne_bytes().to_vec())];
+    statements.extend(goes_to(transit.destination));
+    if transit.masquerade {
         statements.push(Expression::Plain(c"masq"));
     } else {
         statements.extend([
@@ -101,21 +110,31 @@ fn statements(transit: &Transit) -> Statements {
 
 /// The rule of ours that these statements are.
 fn parse(rule: &Statements) -> Option<Transit> {
-    let [_, Expression::Equal(group), _, _, _, Expression::Mask(mask), Expression::Equal(address), rest @ ..] =
-        rule.as_slice()
-    else {
+    let [_, Expression::Equal(group), _, Expression::Equal(family), _, to @ .., last] = rule.as_slice() else {
         return None;
     };
-    let ip = |bytes: &[u8]| {
-        let v4 = || <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from);
-        <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from).or_else(v4)
+    let (address, prefix) = match to {
+        [Expression::Mask(mask), Expression::Equal(address), ..] => {
+            (address, mask.iter().map(|byte| byte.count_ones()).sum::<u32>())
+        }
+        [Expression::Equal(address), ..] => (address, address.len() as u32 * 8),
+        _ => return None,
     };
     let transit = Transit {
         group: u32::from_ne_bytes(group.as_slice().try_into().ok()?),
-        destination: IpNet::with_netmask(ip(address)?, ip(mask)?).ok()?,
-        masquerade: rest.len() == 1,
+        destination: IpNet::new(padded(address, family == &[libc::NFPROTO_IPV4 as u8])?, prefix.try_into().ok()?)
+            .ok()?,
+        masquerade: *last == Expression::Plain(c"masq"),
     };
     (statements(&transit) == *rule).then_some(transit)
+}
+
+/// An address of which the first bytes are given.
+fn padded(bytes: &[u8], is_ipv4: bool) -> Option<IpAddr> {
+    let mut address = bytes.to_vec();
+    address.resize(if is_ipv4 { 4 } else { 16 }, 0);
+    let v4 = || <[u8; 4]>::try_from(address.as_slice()).ok().map(IpAddr::from);
+    <[u8; 16]>::try_from(address.as_slice()).ok().map(IpAddr::from).or_else(v4)
 }
 
 impl Transit {
@@ -229,7 +248,7 @@ mod tests {
     #[test]
     fn a_rule_that_is_read_is_the_one_that_was_written() {
         for masquerade in [false, true] {
-            for destination in ["10.233.0.0/18", "10.0.0.1/32", "fd00:233::/48", "::1/128", "0.0.0.0/0"] {
+            for destination in ["10.233.0.0/18", "10.0.0.0/8", "10.0.0.1/32", "fd00:233::/48", "fd00::/33", "::1/128"] {
                 let transit = Transit { group: 85, destination: destination.parse().unwrap(), masquerade };
                 assert_eq!(parse(&statements(&transit)), Some(transit));
             }
