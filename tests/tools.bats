@@ -116,7 +116,7 @@ underpass lab-$POD/eth0 underlay46"
   assert_json "$(lab_in "node1/$POD" ip -json link show veth0)" '.[0] | .address, .mtu, .operstate' "$peer
 1500
 UP"
-  assert_json "$(lab_in node1 ip -json neighbour show dev "$host")" 'map([.dst, .lladdr, .state[0]])' \
+  assert_json "$(lab_in node1 ip -json neighbour show nud permanent dev "$host")" 'map([.dst, .lladdr, .state[0]])' \
     "[[\"$P4\",\"$peer\",\"PERMANENT\"],[\"$P6\",\"$peer\",\"PERMANENT\"]]"
   assert_json "$(lab_in "node1/$POD" ip -json neighbour show dev veth0)" 'map([.dst, .lladdr, .state[0]])' \
     "[[\"10.6.212.101\",\"$mac\",\"PERMANENT\"],[\"fd00:6::101\",\"$mac\",\"PERMANENT\"]]"
@@ -131,11 +131,11 @@ UP"
   lab_snapshot node1 >"$BATS_TEST_TMPDIR/node"
   lab_snapshot "node1/$POD" >"$BATS_TEST_TMPDIR/pod"
   tool set-routes <<<"$document" >/dev/null
-  assert_equal "$(lab_in "node1/$POD" ip -4 route show dev veth0 table all | sort)" "10.233.0.0/18 via 10.6.212.101 proto 85 src $P4 
+  assert_equal "$(lab_in "node1/$POD" ip -4 route show dev veth0 table all | grep -v 'table local' | sort)" "10.233.0.0/18 via 10.6.212.101 proto 85 src $P4 
 10.233.64.0/18 via 10.6.212.101 proto 85 src $P4 
 10.6.212.101 proto 85 scope link src $P4 
 default via 10.6.212.101 table 100 proto 85 "
-  assert_equal "$(lab_in "node1/$POD" ip -6 route show dev veth0 table all | grep -v multicast | sort)" "default via fd00:6::101 table 100 proto 85 metric 1024 pref medium
+  assert_equal "$(lab_in "node1/$POD" ip -6 route show dev veth0 table all | grep -v -e multicast -e 'proto kernel' | sort)" "default via fd00:6::101 table 100 proto 85 metric 1024 pref medium
 fd00:233:64::/108 via fd00:6::101 proto 85 src $P6 metric 1024 pref medium
 fd00:233::/48 via fd00:6::101 proto 85 src $P6 metric 1024 pref medium
 fd00:6::101 proto 85 src $P6 metric 1024 pref medium"

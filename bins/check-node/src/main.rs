@@ -1,5 +1,6 @@
 //! Says whether a node is fit for underlay pods, and what to change.
 
+mod forward;
 mod proxy;
 
 use std::{fs, process::ExitCode};
@@ -7,12 +8,14 @@ use std::{fs, process::ExitCode};
 use clap::{Arg, ArgAction};
 use common::{
     harness::{self, About},
-    marks, state,
+    marks,
+    settings::Settings,
+    state,
 };
 use ipnet::IpNet;
 use proxy::Masquerade;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 const ABOUT: About = About {
     name: "check-node",
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         nftables(),
         state_directory(),
     ];
+    checks.extend(forwarded(&subnets));
     checks.extend(masquerade(&proxy::running(), &subnets));
     let code = if checks.iter().all(|check| check.ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     harness::print(&json!({ "checks": checks }).to_string(), code)
@@ -74,6 +78,31 @@ fn nftables() -> Check {
         },
         remedy: "replies find their way by an nftables mark: load the module nf_tables (Linux 3.13, inet tables 3.14)",
     }
+}
+
+/// What the node's firewall drops of what pods send and get.
+fn forwarded(subnets: &[IpNet]) -> Vec<Check> {
+    let check = |ok, msg| Check {
+        name: "forward",
+        ok,
+        msg,
+        remedy: "let it pass before it is dropped (85 stands for linkGroup): `iptables -I FORWARD -m devgroup --src-group 85 \
+                 -j ACCEPT`, the same with --dst-group, both with ip6tables too, and in the chain DOCKER-USER beside Docker; \
+                 in nftables `iifgroup 85 accept` and `oifgroup 85 accept` in that chain; in firewalld `firewall-cmd \
+                 --permanent --zone=trusted --add-source=SUBNET` for the subnets of underlay and overlay pods",
+    };
+    let ruleset = match forward::read() {
+        Ok(ruleset) => ruleset,
+        Err(error) => return vec![check(false, format!("the rules for forwarded packets cannot be read: {error}"))],
+    };
+    let cluster = state::cluster().unwrap_or_default();
+    let (settings, _) = Settings::resolve(&Value::Null, &cluster["settings"]);
+    let obstacles = forward::obstacles(&ruleset, settings.link_group, subnets);
+    if obstacles.is_empty() {
+        return vec![check(true, "no rule for forwarded packets drops what comes from or goes to pods".to_owned())];
+    }
+    let failed = obstacles.into_iter().map(|forward::Obstacle { place, what }| check(false, format!("{place} drops what goes {what}")));
+    failed.collect()
 }
 
 fn state_directory() -> Check {

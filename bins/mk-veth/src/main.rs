@@ -60,17 +60,19 @@ async fn standing(document: &PodDocument, wanted: &[Placed], kernel: &Kernel) ->
     let host = kernel.node.link(&names::host_veth(&document.request.container_id)).await?;
     let peer = pod.netlink.link(POD_VETH).await?;
     let mut found = vec![];
-    if document.mode.as_ref().is_some_and(|mode| mode.first) && (host.is_some() || peer.is_some()) {
+    let first = document.mode.as_ref().is_some_and(|mode| mode.first);
+    if first && (host.is_some() || peer.is_some()) {
         // The alias follows right after the link: one without died in between.
         let alias = names::alias(&document.request);
         let owned = host.as_ref().is_some_and(|host| host.alias.is_empty() || host.alias == alias);
         found.push(Found { placed: veth(host.as_ref(), peer.as_ref()), owned });
     }
-    if let Some(peer) = &peer {
+    if let Some(peer) = peer.as_ref().filter(|_| first) {
         found.extend(addresses(&pod.netlink, peer).await?);
     }
-    if found.iter().any(|found| matches!(found.placed.object, Object::Veth(_)) && !wanted.contains(&found.placed)) {
-        // A new MAC address makes the kernel forget the link's neighbours (`neigh_changeaddr`).
+    if found.iter().any(|found| !wanted.contains(&found.placed)) {
+        // A new MAC address makes the kernel forget the link's neighbours (`neigh_changeaddr`), and so does the end of its
+        // last IPv4 address (`fib_disable_ip`).
         return Ok(found);
     }
     let ours = plan::neighbours(document);

@@ -1,0 +1,141 @@
+# A firewall on the node that drops forwarded packets, as Docker's policy and firewalld's last rule do: Services work, the
+# ways that need no translation do not, and check-node says so. With its remedy they work, and it is content.
+
+load helpers
+
+setup_file() {
+  suite_lab || return 0
+  lab_pod node1 pod underlay46
+  lab_serve node1/pod 8080
+  lab_overlay_pod node1 overlay calico
+  lab_serve node1/overlay 8080
+  lab_pod node2 backend underlay46
+  lab_serve node2/backend 8080
+  lab_service web 80:8080 node2/backend
+  lab_service local 80:8080 --node-port 30080 --local node1/pod
+}
+
+teardown() {
+  [ -z "${SUITE_SKIP-}" ] || return 0
+  lab_in node1 sh -c 'iptables -P FORWARD ACCEPT; ip6tables -P FORWARD ACCEPT; iptables -F TEST; ip6tables -F TEST
+    nft delete table inet firewall; nft delete table ip firewall' 2>/dev/null || true
+  remedy -D 2>/dev/null || true
+}
+
+# says OK: what check-node says of forwarded packets; the checks are in $output.
+says() {
+  run --separate-stderr lab_in node1 "$(lab_libexec)/check-node" --subnet 10.6.0.0/16 --subnet fd00:6::/64
+  output=$(jq -c '[.checks[] | select(.name == "forward")]' <<<"$output")
+  assert_json "$output" 'all(.ok)' "$1"
+}
+
+# The ways through the node that need no translation, or keep the client's address: by answer, one of assert_answer's.
+ways() {
+  "$1" node1/pod "$(lab_address node1/overlay "$2")" 8080 ${3+overlay ''}
+  "$1" client "$(lab_address node1 "$2")" 30080 ${3+pod ''}
+}
+
+pass() { ways assert_answer "$1" yes; }
+drop() { ways assert_no_answer "$1"; }
+
+# remedy -I|-D: what check-node advises, for iptables.
+remedy() {
+  local program side
+  for program in iptables ip6tables; do
+    for side in src dst; do lab_in node1 $program "$1" FORWARD -m devgroup --$side-group 85 -j ACCEPT; done
+  done
+}
+
+@test "where the node drops no forwarded packet, check-node is content" {
+  pass 4
+  pass 6
+  says true
+}
+
+@test "with iptables' policy DROP a Service still works, but what is not translated does not, and check-node says so" {
+  lab_in node1 iptables -P FORWARD DROP
+  assert_answer node1/pod "$(lab_cluster_ip web 4)" 80 backend ''
+  drop 4
+  pass 6
+  says false
+  assert_json "$output" '[.[].msg]' \
+    '["chain FORWARD of table ip filter drops what goes from a pod to an overlay pod over Ipv4, to a pod from an overlay pod over Ipv4, to a pod from a client of its NodePort over Ipv4"]'
+  assert_contains "$output" DOCKER-USER
+}
+
+@test "with ip6tables' policy DROP it is IPv6 that check-node names" {
+  lab_in node1 ip6tables -P FORWARD DROP
+  drop 6
+  pass 4
+  says false
+  assert_contains "$output" 'chain FORWARD of table ip6 filter drops what goes from a pod to an overlay pod over Ipv6'
+}
+
+@test "with the advised rules what was dropped passes, and check-node is content" {
+  lab_in node1 iptables -P FORWARD DROP
+  lab_in node1 ip6tables -P FORWARD DROP
+  remedy -I
+  pass 4
+  pass 6
+  says true
+}
+
+@test "an nftables chain whose policy is to drop is named, whatever iptables says, until the advised rules are in it" {
+  lab_in node1 nft -f - <<'EOF2'
+table inet firewall {
+  chain guard {
+    type filter hook forward priority filter + 10; policy drop;
+    ct state established,related accept
+  }
+}
+EOF2
+  drop 4
+  drop 6
+  says false
+  assert_contains "$output" 'chain guard of table inet firewall'
+  lab_in node1 nft -f - <<'EOF2'
+add rule inet firewall guard iifgroup 85 accept
+add rule inet firewall guard oifgroup 85 accept
+EOF2
+  pass 4
+  pass 6
+  says true
+}
+
+# firewalld's chains for forwarded packets, without its zones' own; SOURCE is a source of the zone trusted.
+firewalld() {
+  lab_in node1 nft -f - <<EOF2
+table inet firewall {
+  chain filter_FWD_trusted { accept
+  }
+  chain filter_FWD_public { reject with icmpx admin-prohibited
+  }
+  chain filter_FORWARD_ZONES {
+    ${1:+ip saddr $1 goto filter_FWD_trusted}
+    goto filter_FWD_public
+  }
+  chain filter_FORWARD {
+    type filter hook forward priority filter + 10; policy accept;
+    ct state { established, related } accept
+    ct status dnat accept
+    iifname "lo" accept
+    ct state invalid drop
+    jump filter_FORWARD_ZONES
+    reject with icmpx admin-prohibited
+  }
+}
+EOF2
+}
+
+@test "a last rule that rejects, as firewalld has it, is named, and a trusted source takes it away" {
+  firewalld
+  assert_no_answer node1/pod "$(lab_address node1/overlay 4)" 8080
+  says false
+  assert_contains "$output" 'chain filter_FORWARD of table inet firewall drops what goes from a pod to an overlay pod over Ipv4'
+  [[ $output != *"client of its NodePort"* ]] || fail "$output"
+  lab_in node1 nft delete table inet firewall
+  firewalld 10.6.0.0/16
+  assert_answer node1/pod "$(lab_address node1/overlay 4)" 8080 overlay ''
+  says false
+  [[ $output != *"from a pod to an overlay pod over Ipv4"* ]] || fail "$output"
+}
