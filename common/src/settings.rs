@@ -502,6 +502,19 @@ sets to an empty string or list, the cluster's defaults decide, else the default
 | Setting | Default | Allowed | Effect |
 | --- | --- | --- | --- |
 ";
+    const ADDRESSES: &str = "
+## Which address an overlay pod sees
+
+Through a Service on the host path, the node's, for kube-proxy masquerades. Otherwise the pod's own, on its node and on others,
+over every protocol: a network policy's `ipBlock` is about the pod. From another node its answer goes straight over the network;
+the pod's node lets off connection tracking what it therefore cannot follow, and what it can follow it tracks. That costs the
+node two nftables rules, one for each family's CIDR, and a packet the time of a comparison.
+
+With `overlayMasquerade` it is the node's address everywhere, and a policy takes the pod for its node (many a CNI always lets a
+node in). It is for overlays whose tunnels drop IPv4 packets that come from no overlay pod (`rp_filter` 1 on the tunnel), and for
+`podRPFilter` 1. It needs overlay pods that are masqueraded towards the underlay in turn (natOutgoing and its like): an answer to
+one that is not would be masqueraded as well. It needs Linux 5.7.
+";
     const ERRORS: &str = "
 ## Errors
 
@@ -532,7 +545,7 @@ is allowed, of every setting that is wrong. DEL and GC go on with the default in
             )
         };
         let rows: String = SETTINGS.iter().map(row).collect();
-        format!("{INTRODUCTION}{rows}{ERRORS}")
+        format!("{INTRODUCTION}{rows}{ADDRESSES}{ERRORS}")
     }
 
     #[test]

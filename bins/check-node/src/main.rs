@@ -101,7 +101,9 @@ fn forwarded(subnets: &[IpNet]) -> Vec<Check> {
     if obstacles.is_empty() {
         return vec![check(true, "no rule for forwarded packets drops what comes from or goes to pods".to_owned())];
     }
-    let failed = obstacles.into_iter().map(|forward::Obstacle { place, what }| check(false, format!("{place} drops what goes {what}")));
+    let failed = obstacles
+        .into_iter()
+        .map(|forward::Obstacle { place, what }| check(false, format!("{place} drops what goes {what}")));
     failed.collect()
 }
 

@@ -42,12 +42,30 @@ pub struct Ruleset {
 /// What a rule says, one after the other.
 #[derive(Clone, Debug)]
 pub enum Term {
-    Load { register: u32, field: Field },
-    Value { register: u32, value: Vec<u8> },
-    Bits { from: u32, to: u32, mask: Vec<u8>, xor: Vec<u8> },
-    Compare { register: u32, equal: bool, value: Vec<u8> },
+    Load {
+        register: u32,
+        field: Field,
+    },
+    Value {
+        register: u32,
+        value: Vec<u8>,
+    },
+    Bits {
+        from: u32,
+        to: u32,
+        mask: Vec<u8>,
+        xor: Vec<u8>,
+    },
+    Compare {
+        register: u32,
+        equal: bool,
+        value: Vec<u8>,
+    },
     /// iptables' devgroup: the groups of the input and output link, each with a mask.
-    Group { source: Option<(u32, u32)>, destination: Option<(u32, u32)> },
+    Group {
+        source: Option<(u32, u32)>,
+        destination: Option<(u32, u32)>,
+    },
     /// A condition that is not understood here.
     Undecided,
     Verdict(Verdict),
@@ -60,7 +78,10 @@ pub enum Field {
     OutGroup,
     Protocol,
     /// Bytes of the network header.
-    Header { offset: u32, length: u32 },
+    Header {
+        offset: u32,
+        length: u32,
+    },
     State,
     Status,
     Direction,
@@ -169,12 +190,9 @@ fn chains(socket: &mut NetlinkSocket, table: Table) -> io::Result<Vec<Chain>> {
         // The kernel lists a chain's rules one after the other.
         match chains.last_mut().filter(|chain| chain.name == name) {
             Some(chain) => chain.rules.push(rule),
-            None => chains.push(Chain {
-                table: table.clone(),
-                name: name.into_owned(),
-                drops: false,
-                rules: vec![rule],
-            }),
+            None => {
+                chains.push(Chain { table: table.clone(), name: name.into_owned(), drops: false, rules: vec![rule] })
+            }
         }
     }
     Ok(chains)
