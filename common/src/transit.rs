@@ -77,7 +77,7 @@ fn bytes(address: IpAddr) -> Vec<u8> {
 fn goes_to(destination: IpNet) -> Statements {
     let (offset, family) = place(destination);
     let (mut address, whole) = (bytes(destination.network()), usize::from(destination.prefix_len() / 8));
-    let mask = (destination.prefix_len() % 8 != 0).then(|| Expression::Mask(bytes(destination.netmask())));
+    let mask = (!destination.prefix_len().is_multiple_of(8)).then(|| Expression::Mask(bytes(destination.netmask())));
     if mask.is_none() {
         address.truncate(whole);
     }
