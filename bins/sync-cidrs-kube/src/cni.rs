@@ -22,14 +22,30 @@ pub fn read(directory: &Path) -> Vec<File> {
     files
 }
 
-/// The type of the default network's first plugin, and the file that says so. The delegate of multus counts in its place.
-pub fn default_plugin(files: &[File]) -> Option<(String, &str)> {
+/// The default network's first plugin.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plugin {
+    /// Its type.
+    pub name: String,
+    /// The type of its IPAM plugin; empty where it has none.
+    pub ipam: String,
+    /// The file that says so.
+    pub file: String,
+}
+
+/// The default network's first plugin. The delegate of multus counts in its place.
+pub fn default_plugin(files: &[File]) -> Option<Plugin> {
     let networks: Vec<(&str, Value)> = files.iter().filter_map(network).collect();
     let (file, first) = networks.first()?;
     match first_plugin(first)? {
         multus if is_multus(multus) => delegate(first, &networks),
-        plugin => Some((plugin.to_owned(), file)),
+        _ => plugin(first, file),
     }
+}
+
+fn plugin(network: &Value, file: &str) -> Option<Plugin> {
+    let ipam = first_entry(network)["ipam"]["type"].as_str().unwrap_or_default();
+    Some(Plugin { name: first_plugin(network)?.to_owned(), ipam: ipam.to_owned(), file: file.to_owned() })
 }
 
 /// A file that the runtime would take: one that does not parse, or has no plugin, is passed over.
@@ -39,9 +55,12 @@ fn network((name, text): &File) -> Option<(&str, Value)> {
     Some((name, value))
 }
 
+fn first_entry(network: &Value) -> &Value {
+    network["plugins"].as_array().map_or(network, |plugins| plugins.first().unwrap_or(&Value::Null))
+}
+
 fn first_plugin(network: &Value) -> Option<&str> {
-    let plugin = network["plugins"].as_array().map_or(network, |plugins| plugins.first().unwrap_or(&Value::Null));
-    plugin["type"].as_str()
+    first_entry(network)["type"].as_str()
 }
 
 fn is_multus(plugin: &str) -> bool {
@@ -50,18 +69,18 @@ fn is_multus(plugin: &str) -> bool {
 
 /// What multus hands the default network to: the first of its delegates, or its clusterNetwork, which is a path as
 /// multus' own pod sees it, or a network's name; else what it would choose itself, the first network that is not multus.
-fn delegate<'a>(multus: &Value, networks: &[(&'a str, Value)]) -> Option<(String, &'a str)> {
+fn delegate(multus: &Value, networks: &[(&str, Value)]) -> Option<Plugin> {
     let own = networks.first().map(|(file, _)| *file)?;
     let entry = multus["plugins"].get(0).unwrap_or(multus);
-    if let Some(plugin) = entry["delegates"].get(0).and_then(first_plugin) {
-        return Some((plugin.to_owned(), own));
+    if let Some(delegate) = entry["delegates"].get(0).and_then(|delegate| plugin(delegate, own)) {
+        return Some(delegate);
     }
     let wanted = entry["clusterNetwork"].as_str();
     let base = wanted.and_then(|path| path.rsplit('/').next());
     let named = |(file, network): &&(&str, Value)| Some(*file) == base || network["name"].as_str() == wanted;
     let others = || networks.iter().filter(|(_, network)| first_plugin(network).is_some_and(|p| !is_multus(p)));
     let (file, network) = others().find(named).or_else(|| others().next())?;
-    Some((first_plugin(network)?.to_owned(), file))
+    plugin(network, file)
 }
 
 #[cfg(test)]
@@ -73,7 +92,7 @@ mod tests {
     }
 
     fn plugin(list: &[(&str, &str)]) -> Option<(String, String)> {
-        default_plugin(&files(list)).map(|(plugin, file)| (plugin, file.to_owned()))
+        default_plugin(&files(list)).map(|plugin| (plugin.name, plugin.file))
     }
 
     const CALICO: &str = r#"{"name": "k8s-pod-network", "cniVersion": "0.3.1", "plugins": [{"type": "calico"}]}"#;

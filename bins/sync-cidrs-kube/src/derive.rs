@@ -5,13 +5,13 @@
 
 use std::{cell::RefCell, collections::BTreeSet, net::IpAddr};
 
-use common::{cidrs::merged, document::Cidrs};
+use common::{cidrs::merged, document::Cidrs, object::Family};
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
 use crate::{
     check,
-    cni::{self, File},
+    cni::{self, File, Plugin},
     kind::Kind,
     settings::{self, Defaults, PodCidrType},
     world::{Known, World},
@@ -21,6 +21,7 @@ mod calico;
 mod cilium;
 mod cluster;
 mod service;
+use service::name;
 #[cfg(test)]
 mod tests;
 
@@ -42,6 +43,8 @@ pub struct Finding {
     pub cidr: IpNet,
     /// For a person: which object says so.
     pub source: String,
+    /// What was made of it, for a person; empty if it was taken as it is.
+    pub note: String,
 }
 
 /// What the cluster says.
@@ -82,11 +85,20 @@ struct Survey<'a> {
     own: Vec<IpAddr>,
     needs: RefCell<BTreeSet<Kind>>,
     problems: RefCell<Vec<String>>,
+    /// The families in which a CIDR was refused because the node itself is in it.
+    around_the_node: RefCell<BTreeSet<Family>>,
 }
 
 /// Derives the cluster's CIDRs from what is known of it.
 pub fn derive(world: &World, options: &Options) -> Derived {
-    let mut survey = Survey { world, options, own: vec![], needs: RefCell::default(), problems: RefCell::default() };
+    let mut survey = Survey {
+        world,
+        options,
+        own: vec![],
+        needs: RefCell::default(),
+        problems: RefCell::default(),
+        around_the_node: RefCell::default(),
+    };
     // Each question is asked even if another has no answer yet, so that all that is needed is read at the same time.
     let own = survey.own_addresses().map(|own| survey.own = own);
     let defaults = survey.defaults();
@@ -136,9 +148,17 @@ impl Survey<'_> {
     }
 
     fn accept_one(&self, text: &str, source: &str) -> Option<Finding> {
+        let said = check::parse(text);
         match check::cidr(text, &self.own) {
-            Ok(cidr) => Some(Finding { cidr, source: source.to_owned() }),
+            Ok(cidr) => {
+                let masked = said.filter(|said| *said != cidr);
+                let note = masked.map(|said| format!("{said}, its host bits masked")).unwrap_or_default();
+                Some(Finding { cidr, source: source.to_owned(), note })
+            }
             Err(reason) => {
+                if let Some(net) = said.filter(|net| self.own.iter().any(|own| net.contains(own))) {
+                    self.around_the_node.borrow_mut().insert(Family::of(net.addr()));
+                }
                 self.problem(format!("{source}: {reason}"));
                 None
             }
@@ -181,39 +201,88 @@ impl Survey<'_> {
             (None, None) => (PodCidrType::Auto, "default"),
         };
         let (chosen, by) = if chosen == PodCidrType::Auto { self.detect()? } else { (chosen, by.to_owned()) };
-        let found = match chosen {
-            PodCidrType::None => return Ok((chosen, by, vec![])),
+        if chosen == PodCidrType::None {
+            return Ok((chosen, by, vec![]));
+        }
+        self.around_the_node.take();
+        let mut found = match chosen {
             PodCidrType::Calico => self.calico()?,
             PodCidrType::Cilium => self.cilium()?,
-            PodCidrType::Auto | PodCidrType::Cluster => self.cluster_pods()?,
+            _ => self.cluster_pods()?,
         };
+        for family in self.around_the_node.take() {
+            if !found.iter().any(|finding| Family::of(finding.cidr.addr()) == family) {
+                found.extend(self.of_the_node(chosen, family)?);
+            }
+        }
         if found.is_empty() {
             self.problem(format!("no CIDR of overlay pods was found with podCIDRType {}", chosen.name()));
         }
         Ok((chosen, by, found))
     }
 
+    /// What the own node was given, in place of a CIDR that the node itself is in. No more than that: to know what each of
+    /// the others was given, every node would have to follow all of them.
+    fn of_the_node(&self, chosen: PodCidrType, family: Family) -> Asked<Vec<Finding>> {
+        let mut found = if chosen == PodCidrType::Cilium { self.own_cilium_node()? } else { vec![] };
+        if found.is_empty() && chosen != PodCidrType::Calico {
+            found = self.own_node()?;
+        }
+        found.retain(|finding| Family::of(finding.cidr.addr()) == family);
+        Ok(found)
+    }
+
+    /// The pods' CIDRs of the own node's Node.
+    fn own_node(&self) -> Asked<Vec<Finding>> {
+        let found: Vec<Finding> = self.objects(Kind::OwnNode)?.iter().flat_map(|node| self.given_to(node)).collect();
+        self.only_here(&found);
+        Ok(found)
+    }
+
+    /// Says that these are the pods' CIDRs of this node alone.
+    fn only_here(&self, found: &[Finding]) {
+        if let Some(first) = found.first() {
+            let source = &first.source;
+            self.problem(format!(
+                "{source}: the pods' CIDRs of this node only; for those of other nodes set overlayPodCIDR"
+            ));
+        }
+    }
+
     /// What podCIDRType auto means here: the node's CNI configuration decides, and where there is none, the API.
     fn detect(&self) -> Asked<(PodCidrType, String)> {
-        if let Some((plugin, file)) = cni::default_plugin(&self.options.cni) {
-            let by = format!("plugin {plugin} in {file}");
-            let chosen = match &*plugin {
-                "calico" => PodCidrType::Calico,
-                "cilium-cni" => PodCidrType::Cilium,
+        if let Some(Plugin { name, ipam, file }) = cni::default_plugin(&self.options.cni) {
+            let chosen = match (&*name, &*ipam) {
+                // Canal, and others that give their addresses otherwise: no pool is used, even if there is one.
+                ("calico", "" | "calico-ipam") => PodCidrType::Calico,
+                ("cilium-cni", _) => PodCidrType::Cilium,
                 _ => PodCidrType::Cluster,
             };
+            let with = if name == "calico" && chosen == PodCidrType::Cluster {
+                format!(" with ipam {ipam}")
+            } else {
+                String::new()
+            };
             // Calico can keep its pools elsewhere than in the API.
-            if chosen != PodCidrType::Calico || self.known(Kind::CalicoPools)? != Known::Absent {
-                return Ok((chosen, by));
+            if chosen != PodCidrType::Calico || self.has_calico()? {
+                return Ok((chosen, format!("plugin {name}{with} in {file}")));
             }
         }
-        if !self.objects(Kind::CalicoPools)?.is_empty() {
-            return Ok((PodCidrType::Calico, "the API has IPPools".to_owned()));
-        }
-        if !self.objects(Kind::CiliumConfig)?.is_empty() {
-            return Ok((PodCidrType::Cilium, "the API has cilium-config".to_owned()));
-        }
-        Ok((PodCidrType::Cluster, "the API has neither Calico's nor Cilium's objects".to_owned()))
+        self.detect_by_api()
+    }
+
+    fn detect_by_api(&self) -> Asked<(PodCidrType, String)> {
+        let (chosen, by) = if !self.calico_pools()?.is_empty() {
+            match self.canal()? {
+                Some(canal) => (PodCidrType::Cluster, format!("the API has {}", name(canal))),
+                None => (PodCidrType::Calico, "the API has IPPools".to_owned()),
+            }
+        } else if !self.objects(Kind::CiliumConfig)?.is_empty() {
+            (PodCidrType::Cilium, "the API has cilium-config".to_owned())
+        } else {
+            (PodCidrType::Cluster, "the API has neither Calico's nor Cilium's objects".to_owned())
+        };
+        Ok((chosen, by))
     }
 
     /// Refuses the object with which the CIDRs would become too many, and takes the others.
@@ -240,6 +309,13 @@ impl Survey<'_> {
     }
 }
 
+impl Finding {
+    fn describe(&self) -> String {
+        let Self { source, note, .. } = self;
+        if note.is_empty() { source.clone() } else { format!("{source} ({note})") }
+    }
+}
+
 impl Cluster {
     /// The merged CIDRs.
     pub fn cidrs(&self) -> Cidrs {
@@ -253,7 +329,7 @@ impl Cluster {
         let mut sources = Map::new();
         for cidr in cidrs.all() {
             let within = self.service.iter().chain(&self.pod).filter(|finding| cidr.contains(&finding.cidr));
-            let named: BTreeSet<&str> = within.map(|finding| &*finding.source).collect();
+            let named: BTreeSet<String> = within.map(Finding::describe).collect();
             sources.insert(cidr.to_string(), json!(named));
         }
         json!({

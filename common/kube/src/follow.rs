@@ -267,8 +267,8 @@ where
                 self.events.push_back(Event::Absent);
                 self.pause = self.absent.next();
             }
-            // What an API server says that has no streaming lists, or not for this resource.
-            (Some(400 | 422), watcher::Error::WatchStartFailed(_)) if self.streaming => self.begin_with_pages(),
+            // What an API server says that has no streaming lists, or not for this resource. Who may not watch may still list.
+            (Some(400 | 403 | 422), watcher::Error::WatchStartFailed(_)) if self.streaming => self.begin_with_pages(),
             // A lost connection: what comes of it shows when the next watch is started.
             (None, watcher::Error::WatchFailed(kube::Error::ReadEvents(_))) => {}
             _ => {

@@ -7,12 +7,23 @@ use super::{
     Asked, Finding, Survey,
     service::{is_being_deleted, name},
 };
-use crate::kind::Kind;
+use crate::{kind::Kind, world::Known};
 
 impl Survey<'_> {
+    /// The pools as Calico's programs keep them, else as its API shows them.
+    pub(super) fn calico_pools(&self) -> Asked<Vec<&Value>> {
+        let kept = self.objects(Kind::CalicoPools)?;
+        if kept.is_empty() { self.objects(Kind::CalicoPoolsV3) } else { Ok(kept) }
+    }
+
+    /// Whether the API has Calico's pools at all.
+    pub(super) fn has_calico(&self) -> Asked<bool> {
+        Ok(self.known(Kind::CalicoPools)? != Known::Absent || self.known(Kind::CalicoPoolsV3)? != Known::Absent)
+    }
+
     pub(super) fn calico(&self) -> Asked<Vec<Finding>> {
         let mut found = vec![];
-        for pool in self.objects(Kind::CalicoPools)?.into_iter().filter(|pool| is_for_pods(pool)) {
+        for pool in self.calico_pools()?.into_iter().filter(|pool| is_for_pods(pool)) {
             let cidr = pool["spec"]["cidr"].as_str().unwrap_or_default();
             let disabled = pool["spec"]["disabled"] == true || is_being_deleted(pool);
             let source = format!("IPPool {}", name(pool));

@@ -44,4 +44,18 @@ impl Survey<'_> {
         }
         Ok(found)
     }
+
+    /// What Cilium has given to the own node.
+    pub(super) fn own_cilium_node(&self) -> Asked<Vec<Finding>> {
+        let Some(node) = self.object(Kind::OwnCiliumNode)? else { return Ok(vec![]) };
+        let ipam = &node["spec"]["ipam"];
+        let pools = ipam["pools"]["allocated"].as_array().into_iter().flatten().map(|pool| &pool["cidrs"]);
+        let cidrs = pools.chain([&ipam["podCIDRs"]]).flat_map(|cidrs| cidrs.as_array().into_iter().flatten());
+        // In a pool's list they are objects, for Cilium's API has changed.
+        let texts = cidrs.filter_map(|cidr| cidr["cidr"].as_str().or(cidr.as_str()));
+        let source = format!("CiliumNode {}", name(node));
+        let found: Vec<Finding> = texts.filter_map(|text| self.accept_one(text, &source)).collect();
+        self.only_here(&found);
+        Ok(found)
+    }
 }

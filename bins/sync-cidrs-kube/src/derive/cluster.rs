@@ -1,10 +1,11 @@
 //! What the control plane was told: kubeadm's configuration, else its pods' flags, else what k3s and rke2 note on their
-//! nodes, else Flannel's configuration, else what the nodes were given.
+//! nodes, else what OpenShift, k0s and RKE1 keep of it; for pods then Flannel's or Canal's configuration, kube-proxy's, and
+//! what nodes were given.
 
 use serde_json::Value;
 
 use super::{Asked, Finding, Survey, service::name};
-use crate::kind::Kind;
+use crate::{kind::Kind, world::Known};
 
 /// What k3s and rke2 take when they are told nothing (k3s' and rke2's documentation of their server's flags): for each
 /// flag, the IPv4 CIDR, and the IPv6 CIDR for nodes that have only that.
@@ -13,17 +14,27 @@ const RANCHER_DEFAULTS: [(&str, &str, &str); 2] =
 
 impl Survey<'_> {
     pub(super) fn cluster_services(&self) -> Asked<Vec<Finding>> {
-        Self::first(&[&|| self.kubeadm("serviceSubnet"), &|| self.flags("--service-cluster-ip-range"), &|| {
-            self.rancher("--service-cidr")
-        }])
+        Self::first(&[
+            &|| self.kubeadm("serviceSubnet"),
+            &|| self.flags(&[Kind::ControlPlanePods, Kind::ControlPlanePodsByApp], "--service-cluster-ip-range"),
+            &|| self.rancher("--service-cidr"),
+            &|| self.openshift("serviceNetwork"),
+            &|| self.k0s("serviceCIDR", "IPv6serviceCIDR"),
+            &|| Ok(self.rke1(&["kube-api", "kubeApi"], "serviceClusterIpRange")),
+        ])
     }
 
     pub(super) fn cluster_pods(&self) -> Asked<Vec<Finding>> {
         Self::first(&[
             &|| self.kubeadm("podSubnet"),
-            &|| self.flags("--cluster-cidr"),
+            &|| self.flags(&[Kind::ControlPlanePods, Kind::ControlPlanePodsByApp], "--cluster-cidr"),
             &|| self.rancher("--cluster-cidr"),
+            &|| self.openshift("clusterNetwork"),
+            &|| self.k0s("podCIDR", "IPv6podCIDR"),
+            &|| Ok(self.rke1(&["kube-controller", "kubeController"], "clusterCidr")),
             &|| self.flannel(),
+            &|| self.proxy(),
+            &|| self.flags(&[Kind::ProxyPods], "--cluster-cidr"),
             &|| self.nodes(),
         ])
     }
@@ -39,20 +50,27 @@ impl Survey<'_> {
         Ok(self.accept(subnet, &format!("kubeadm-config, {field}")))
     }
 
-    fn flags(&self, flag: &str) -> Asked<Vec<Finding>> {
+    /// The values of a flag in the first of these kinds of pods that has it.
+    fn flags(&self, kinds: &[Kind], flag: &str) -> Asked<Vec<Finding>> {
         let mut found = vec![];
-        for pod in self.objects(Kind::ControlPlanePods)? {
-            let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
-            // As pflag does it: of several, the last one counts.
-            let values = containers.filter_map(|container| flag_values(&words(container), flag).pop());
-            found.extend(values.flat_map(|value| self.accept(&value, &format!("pod {}, {flag}", name(pod)))));
+        for kind in kinds {
+            for pod in self.objects(*kind)? {
+                let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
+                // As pflag does it: of several, the last one counts.
+                let values = containers.filter_map(|container| flag_values(&words(container), flag).pop());
+                found.extend(values.flat_map(|value| self.accept(&value, &format!("pod {}, {flag}", name(pod)))));
+            }
+            if !found.is_empty() {
+                break;
+            }
         }
         Ok(found)
     }
 
     fn rancher(&self, flag: &str) -> Asked<Vec<Finding>> {
         let mut found = vec![];
-        for node in self.objects(Kind::Nodes)? {
+        let which = if self.options.node.is_some() { Kind::ControlPlaneNodes } else { Kind::Nodes };
+        for node in self.objects(which)? {
             for annotation in ["k3s.io/node-args", "rke2.io/node-args"] {
                 let text = node["metadata"]["annotations"][annotation].as_str().unwrap_or("null");
                 let words: Vec<String> = serde_json::from_str(text).unwrap_or_default();
@@ -70,34 +88,88 @@ impl Survey<'_> {
         Ok(found)
     }
 
+    /// OpenShift's Network: its status says what is the case, its spec what was asked for.
+    fn openshift(&self, field: &str) -> Asked<Vec<Finding>> {
+        let Some(network) = self.object(Kind::OpenShiftNetwork)? else { return Ok(vec![]) };
+        let of = |section: &str| network[section][field].as_array().filter(|entries| !entries.is_empty());
+        let entries = of("status").or_else(|| of("spec")).into_iter().flatten();
+        let texts = entries.filter_map(|entry| entry["cidr"].as_str().or(entry.as_str()));
+        Ok(texts.flat_map(|text| self.accept(text, &format!("Network cluster, {field}"))).collect())
+    }
+
+    fn k0s(&self, ipv4: &str, ipv6: &str) -> Asked<Vec<Finding>> {
+        let Some(config) = self.object(Kind::K0sConfig)? else { return Ok(vec![]) };
+        let network = &config["spec"]["network"];
+        let dual = Some(&network["dualStack"]).filter(|dual| dual["enabled"] == true);
+        let of = |section: &Value, field: &str| {
+            self.accept(section[field].as_str().unwrap_or_default(), &format!("ClusterConfig k0s, {field}"))
+        };
+        Ok([of(network, ipv4), dual.map(|dual| of(dual, ipv6)).unwrap_or_default()].concat())
+    }
+
+    /// RKE1's state, of which only a person may show something. Its keys are spelled in two ways.
+    fn rke1(&self, sections: &[&str], field: &str) -> Vec<Finding> {
+        let Some(Known::Objects(objects)) = self.world.get(Kind::Rke1State) else { return vec![] };
+        let texts = objects.values().filter_map(|config| config["data"]["full-cluster-state"].as_str());
+        let states = texts.filter_map(|text| serde_json::from_str::<Value>(text).ok());
+        let of_state = |state: Value| {
+            let services = &state["desiredState"]["rkeConfig"]["services"];
+            let texts = sections.iter().filter_map(|section| services[section][field].as_str());
+            texts.flat_map(|text| self.accept(text, &format!("full-cluster-state, {field}"))).collect::<Vec<_>>()
+        };
+        states.flat_map(of_state).collect()
+    }
+
+    /// Canal's configuration.
+    pub(super) fn canal(&self) -> Asked<Option<&Value>> {
+        match self.object(Kind::CanalConfig)? {
+            Some(config) => Ok(Some(config)),
+            None => self.object(Kind::CanalConfigRke2),
+        }
+    }
+
+    /// Flannel's configuration, or Canal's, which has the same.
     fn flannel(&self) -> Asked<Vec<Finding>> {
         let own = self.object(Kind::FlannelConfig)?;
-        let config = match own {
-            Some(config) => Some(config),
-            None => self.object(Kind::FlannelConfigOld)?,
-        };
-        let Some(config) = config else { return Ok(vec![]) };
+        let old = if own.is_none() { self.object(Kind::FlannelConfigOld)? } else { own };
+        let Some(config) = (if old.is_none() { self.canal()? } else { old }) else { return Ok(vec![]) };
+        let name = name(config);
         let text = config["data"]["net-conf.json"].as_str().unwrap_or_default();
         let Ok(net) = serde_json::from_str::<Value>(text) else {
-            self.problem("kube-flannel-cfg: net-conf.json is not JSON".to_owned());
+            self.problem(format!("{name}: net-conf.json is not JSON"));
             return Ok(vec![]);
         };
         let of = |key: &str, enabled: bool| {
             let text = net[key].as_str().filter(|_| enabled).unwrap_or_default();
-            self.accept(text, &format!("kube-flannel-cfg, {key}"))
+            self.accept(text, &format!("{name}, {key}"))
         };
         Ok([of("Network", net["EnableIPv4"] != false), of("IPv6Network", net["EnableIPv6"] == true)].concat())
     }
 
+    /// kube-proxy's configuration, under whichever key.
+    fn proxy(&self) -> Asked<Vec<Finding>> {
+        let Some(config) = self.object(Kind::ProxyConfig)? else { return Ok(vec![]) };
+        let texts = config["data"].as_object().into_iter().flatten().filter_map(|(_, text)| text.as_str());
+        let documents = texts.filter_map(|text| serde_yaml_ng::from_str::<Value>(text).ok());
+        let proxy = documents.filter(|document| document["kind"] == "KubeProxyConfiguration");
+        let cidrs = proxy.filter_map(|proxy| proxy["clusterCIDR"].as_str().map(str::to_owned));
+        Ok(cidrs.flat_map(|cidrs| self.accept(&cidrs, "kube-proxy, clusterCIDR")).collect())
+    }
+
+    /// What nodes were given: the own one, or all where none is said to be the own.
     fn nodes(&self) -> Asked<Vec<Finding>> {
-        let mut found = vec![];
-        for node in self.objects(Kind::Nodes)? {
-            let source = format!("node {}, podCIDRs", name(node));
-            let both = node["spec"]["podCIDRs"].as_array().filter(|cidrs| !cidrs.is_empty());
-            let cidrs = both.map_or_else(|| vec![&node["spec"]["podCIDR"]], |cidrs| cidrs.iter().collect());
-            found.extend(cidrs.iter().flat_map(|cidr| self.accept(cidr.as_str().unwrap_or_default(), &source)));
+        if self.options.node.is_some() {
+            return self.own_node();
         }
-        Ok(found)
+        Ok(self.objects(Kind::Nodes)?.iter().flat_map(|node| self.given_to(node)).collect())
+    }
+
+    /// The pods' CIDRs that a Node was given.
+    pub(super) fn given_to(&self, node: &Value) -> Vec<Finding> {
+        let source = format!("node {}, podCIDRs", name(node));
+        let both = node["spec"]["podCIDRs"].as_array().filter(|cidrs| !cidrs.is_empty());
+        let cidrs = both.map_or_else(|| vec![&node["spec"]["podCIDR"]], |cidrs| cidrs.iter().collect());
+        cidrs.iter().flat_map(|cidr| self.accept(cidr.as_str().unwrap_or_default(), &source)).collect()
     }
 }
 

@@ -1,5 +1,8 @@
 //! The Services' CIDRs.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
 use serde_json::Value;
 
 use super::{Asked, Finding, Survey};
@@ -10,6 +13,7 @@ impl Survey<'_> {
     pub(super) fn services(&self) -> Asked<Vec<Finding>> {
         let found = self.service_cidrs()?;
         let found = if found.is_empty() { self.cluster_services()? } else { found };
+        let found = if found.is_empty() { self.assumed()? } else { found };
         if found.is_empty() {
             self.problem("no CIDR of Services was found".to_owned());
         }
@@ -26,11 +30,46 @@ impl Survey<'_> {
         Ok(vec![])
     }
 
+    /// Where nobody says it: what the API server's own Service is in. Its address is the first of the Services' CIDR; how
+    /// large that is cannot be seen.
+    fn assumed(&self) -> Asked<Vec<Finding>> {
+        let Some(service) = self.object(Kind::ApiService)? else { return Ok(vec![]) };
+        let all = service["spec"]["clusterIPs"].as_array().filter(|addresses| !addresses.is_empty());
+        let addresses = all.map_or_else(|| vec![&service["spec"]["clusterIP"]], |all| all.iter().collect());
+        let nets = addresses.iter().filter_map(|address| begins_before(address.as_str()?.parse().ok()?, &self.own));
+        Ok(nets.filter_map(|(address, net)| {
+            self.problem(format!(
+                "the Services' CIDR is not said anywhere: {net} is assumed, since kubernetes.default is {address}; if it \
+                 is another, set serviceCIDR"
+            ));
+            self.accept_one(&net.to_string(), "Service kubernetes, clusterIPs (size assumed)")
+        }).collect())
+    }
+
     fn of_service_cidr(&self, object: &Value) -> Vec<Finding> {
         let source = format!("ServiceCIDR {}", name(object));
         let cidrs = object["spec"]["cidrs"].as_array().into_iter().flatten();
         cidrs.filter_map(|cidr| self.accept_one(cidr.as_str().unwrap_or_default(), &source)).collect()
     }
+}
+
+/// The CIDR whose first address this is: as large as the address allows, but no larger than most clusters have it (/16;
+/// for IPv6 /108, the largest that Kubernetes takes), and without the node's own addresses.
+fn begins_before(address: IpAddr, own: &[IpAddr]) -> Option<(IpAddr, IpNet)> {
+    let (base, largest, zeros) = match address {
+        IpAddr::V4(address) => {
+            let base = u32::from(address).checked_sub(1)?;
+            (IpAddr::from(Ipv4Addr::from(base)), 16, base.trailing_zeros())
+        }
+        IpAddr::V6(address) => {
+            let base = u128::from(address).checked_sub(1)?;
+            (IpAddr::from(Ipv6Addr::from(base)), 108, base.trailing_zeros())
+        }
+    };
+    let bits: u8 = if address.is_ipv4() { 32 } else { 128 };
+    let least = bits.saturating_sub(u8::try_from(zeros).ok()?).max(largest);
+    let nets = (least..bits).filter_map(|prefix| IpNet::new(base, prefix).ok());
+    nets.into_iter().find(|net| !own.iter().any(|own| net.contains(own))).map(|net| (address, net))
 }
 
 fn is_ready(object: &Value) -> bool {

@@ -273,7 +273,7 @@ fn the_command_line_comes_before_the_clusters_settings_and_a_spider_coordinator_
 #[test]
 fn what_is_wrong_is_refused_and_named_and_the_rest_is_served() {
     let own = node(json!({}), json!({}), "10.6.212.101");
-    let wrong = ["10.1.0.0/33", "10.2.0.1/16", "0.0.0.0/0", "10.6.0.0/16", ""];
+    let wrong = ["10.1.0.0/33", "0.0.0.0/0", "10.6.0.0/16", "127.0.0.0/8", ""];
     let mut documents = vec![own, service_cidr("v1", "k", "10.96.0.0/12"), pool("good", "10.50.0.0/16")];
     documents.extend(wrong.iter().enumerate().map(|(index, cidr)| pool(&format!("wrong-{index}"), cidr)));
     let cluster = answer(&documents, &Options { node: Some("n".to_owned()), ..Options::default() });
@@ -311,4 +311,170 @@ fn while_something_is_not_known_there_is_no_answer_and_it_is_asked_for() {
     assert_eq!(derived.cluster, None);
     let first = BTreeSet::from([Kind::ServiceCidrs, Kind::SpiderCoordinator]);
     assert_eq!(derived.needs, first);
+}
+
+/// The answer for the node `n`, whose address is 10.6.212.101.
+fn answer_for_the_node(documents: &[Value], given: Value) -> Cluster {
+    let mut documents = documents.to_vec();
+    documents.push(node(json!({}), json!({"podCIDRs": given}), "10.6.212.101"));
+    answer(&documents, &Options { node: Some("n".to_owned()), ..Options::default() })
+}
+
+#[test]
+fn canal_has_its_pods_from_its_nodes_and_not_from_calicos_pool() {
+    let canal =
+        r#"{"plugins": [{"type": "calico", "ipam": {"type": "host-local", "ranges": [[{"subnet": "usePodCidr"}]]}}]}"#;
+    let from = |key| json!([format!("rke2-canal-config, {key}")]);
+    let expected = json!({"10.42.0.0/16": from("Network"), "2001:cafe:42::/56": from("IPv6Network")});
+    let with = |cni: Vec<File>| answer(&[objects("canal.json")], &Options { cni, ..Options::default() });
+    let by_plugin = with(vec![("10-canal.conflist".to_owned(), canal.to_owned())]);
+    assert_eq!(sourced(&by_plugin).1, expected);
+    assert_eq!(by_plugin.chosen_by, "plugin calico with ipam host-local in 10-canal.conflist");
+    let by_api = with(vec![]);
+    assert_eq!(sourced(&by_api).1, expected);
+    assert_eq!(by_api.chosen_by, "the API has rke2-canal-config");
+}
+
+#[test]
+fn calicos_pools_count_as_its_own_api_has_them_where_its_programs_keep_none() {
+    let calico = [("10.conf".to_owned(), r#"{"type": "calico", "ipam": {"type": "calico-ipam"}}"#.to_owned())];
+    for cni in [vec![], calico.to_vec()] {
+        let options = Options { cni, ..Options::default() };
+        let both = [objects("calico-v3.json"), objects("kubeadm.json")];
+        assert_eq!(pods(&both, &options), json!(["10.244.0.0/16"]));
+        let kept = [objects("calico-v3.json"), pool("a", "10.1.0.0/16")];
+        assert_eq!(pods(&kept, &options), json!(["10.1.0.0/16"]));
+    }
+}
+
+#[test]
+fn host_bits_are_masked_as_kubernetes_does_it_and_noted() {
+    let config = |pods: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kubeadm-config", "namespace": "kube-system"},
+            "data": {"ClusterConfiguration": format!("networking:\n  serviceSubnet: 10.96.0.1/12\n  podSubnet: {pods}\n")}
+        })
+    };
+    let cluster = answer(&[config("10.244.0.1/16,fd00:244::1/56")], &Options::default());
+    let (service, pod) = sourced(&cluster);
+    assert_eq!(
+        service,
+        json!({"10.96.0.0/12": ["kubeadm-config, serviceSubnet (10.96.0.1/12, its host bits masked)"]})
+    );
+    let from = |said| json!([format!("kubeadm-config, podSubnet ({said}, its host bits masked)")]);
+    assert_eq!(pod, json!({"10.244.0.0/16": from("10.244.0.1/16"), "fd00:244::/56": from("fd00:244::1/56")}));
+    assert!(cluster.problems.is_empty());
+}
+
+#[test]
+fn what_the_own_node_was_given_takes_the_place_of_a_cidr_that_contains_the_nodes() {
+    let cluster = answer_for_the_node(&[objects("cilium-around.json")], json!(["10.9.9.0/24"]));
+    assert_eq!(json!(cluster.cidrs().pod), json!(["10.0.1.0/24", "fd00::/104"]));
+    assert!(cluster.problems.iter().any(|problem| problem.contains("10.0.0.0/8 contains the node's own address")));
+    assert!(
+        cluster.problems.iter().any(|problem| problem.starts_with("CiliumNode n: the pods' CIDRs of this node only"))
+    );
+    // Before Cilium has written its object, and with other networks, the Node has it.
+    let config = objects("cilium-around.json")["items"][0].clone();
+    let cluster = answer_for_the_node(&[config], json!(["10.9.9.0/24"]));
+    assert_eq!(json!(cluster.cidrs().pod), json!(["10.9.9.0/24", "fd00::/104"]));
+    let mut kubeadm = objects("kubeadm.json");
+    kubeadm["items"][0]["data"]["ClusterConfiguration"] = json!("networking:\n  podSubnet: 10.0.0.0/8\n");
+    let cluster = answer_for_the_node(&[kubeadm], json!(["10.244.3.0/24"]));
+    assert_eq!(json!(cluster.cidrs().pod), json!(["10.244.3.0/24"]));
+}
+
+#[test]
+fn ciliums_pools_that_the_own_node_was_given_are_read_in_both_spellings() {
+    let mut documents = objects("cilium-around.json");
+    documents["items"][1]["spec"]["ipam"] = json!({
+        "pools": {"allocated": [{"pool": "default", "cidrs": ["10.0.7.0/24"]}, {"pool": "b", "cidrs": [{"cidr": "10.0.8.0/24"}]}]}
+    });
+    let cluster = answer_for_the_node(&[documents], json!([]));
+    assert_eq!(json!(cluster.cidrs().pod), json!(["10.0.7.0/24", "10.0.8.0/24", "fd00::/104"]));
+}
+
+#[test]
+fn kops_and_talos_label_their_control_plane_otherwise() {
+    let (service, pod) = sourced(&answer(&[objects("kops.json")], &Options::default()));
+    assert_eq!(service, json!({"100.64.0.0/13": ["pod kube-apiserver-i-0a, --service-cluster-ip-range"]}));
+    assert_eq!(pod, json!({"100.96.0.0/11": ["pod kube-controller-manager-i-0a, --cluster-cidr"]}));
+}
+
+#[test]
+fn openshifts_network_says_both_its_status_before_its_spec() {
+    let (service, pod) = sourced(&answer(&[objects("openshift.json")], &Options::default()));
+    let from = json!(["Network cluster, serviceNetwork"]);
+    assert_eq!(service, json!({"172.30.0.0/16": from, "fd02::/112": from}));
+    let from = json!(["Network cluster, clusterNetwork"]);
+    assert_eq!(pod, json!({"10.128.0.0/14": from, "fd01::/48": from}));
+    let mut new = objects("openshift.json");
+    new["items"][0]["status"].take();
+    assert_eq!(pods(&[new], &Options::default()), json!(["10.128.0.0/14"]));
+}
+
+#[test]
+fn k0s_says_both_in_its_cluster_config_and_else_the_pods_in_kube_proxys() {
+    let (service, pod) = sourced(&answer(&[objects("k0s.json")], &Options::default()));
+    let from = |field| json!([format!("ClusterConfig k0s, {field}")]);
+    assert_eq!(service, json!({"10.96.0.0/12": from("serviceCIDR"), "fd01::/108": from("IPv6serviceCIDR")}));
+    assert_eq!(pod, json!({"10.244.0.0/16": from("podCIDR"), "fd00::/108": from("IPv6podCIDR")}));
+    let (_, pod) = sourced(&answer(&[objects("k0s-proxy.json")], &Options::default()));
+    assert_eq!(pod, json!({"10.244.0.0/16": ["kube-proxy, clusterCIDR"]}));
+    let mut single = objects("k0s.json");
+    single["items"][0]["spec"]["network"]["dualStack"]["enabled"] = json!(false);
+    assert_eq!(pods(&[single], &Options::default()), json!(["10.244.0.0/16"]));
+}
+
+#[test]
+fn rke1s_state_says_both_in_each_of_its_spellings_and_no_agent_asks_for_it() {
+    let mut old = objects("rke1.json");
+    let text = old["items"][0]["data"]["full-cluster-state"].as_str().unwrap().to_owned();
+    let text = text.replace("kubeApi", "kube-api").replace("kubeController", "kube-controller");
+    old["items"][0]["data"]["full-cluster-state"] = json!(text);
+    for documents in [objects("rke1.json"), old] {
+        let (service, pod) = sourced(&answer(std::slice::from_ref(&documents), &Options::default()));
+        assert_eq!(service, json!({"10.43.0.0/16": ["full-cluster-state, serviceClusterIpRange"]}));
+        assert_eq!(pod, json!({"10.42.0.0/16": ["full-cluster-state, clusterCidr"]}));
+        let derived = derive(&World::from_objects(&[documents], None), &Options::default());
+        assert!(!derived.needs.contains(&Kind::Rke1State));
+    }
+}
+
+#[test]
+fn where_nobody_says_the_services_cidr_it_is_assumed_around_the_api_servers_address_and_the_assumption_said() {
+    let of = |addresses: Value| {
+        json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "kubernetes", "namespace": "default"},
+            "spec": {"clusterIPs": addresses}
+        })
+    };
+    for (addresses, expected) in [
+        (json!(["10.96.0.1"]), json!(["10.96.0.0/16"])),
+        (json!(["172.20.0.1", "fd00:9::1"]), json!(["172.20.0.0/16", "fd00:9::/108"])),
+        (json!(["10.152.183.1"]), json!(["10.152.183.0/24"])),
+        (json!(["34.118.224.1"]), json!(["34.118.224.0/19"])),
+        (json!(["10.6.0.1"]), json!(["10.6.0.0/17"])),
+        (json!(["not an address"]), json!([])),
+    ] {
+        let cluster = answer_for_the_node(&[of(addresses.clone())], json!([]));
+        assert_eq!(json!(cluster.cidrs().service), expected, "{addresses}");
+        let said =
+            cluster.problems.iter().filter(|problem| problem.contains("is assumed, since kubernetes.default is"));
+        assert_eq!(said.count(), expected.as_array().unwrap().len());
+    }
+    let said = [of(json!(["10.96.0.1"])), service_cidr("v1", "kubernetes", "10.96.0.0/12")];
+    let cluster = answer(&said, &Options::default());
+    assert_eq!(json!(cluster.cidrs().service), json!(["10.96.0.0/12"]));
+}
+
+#[test]
+fn an_agent_reads_the_control_planes_nodes_and_its_own_and_never_all() {
+    let options = Options { node: Some("n".to_owned()), ..Options::default() };
+    let derived = derive(&World::from_objects(&[service_cidr("v1", "k", "10.2.0.0/16")], Some("n")), &options);
+    assert!(derived.needs.contains(&Kind::ControlPlaneNodes) && derived.needs.contains(&Kind::OwnNode));
+    assert!(!derived.needs.contains(&Kind::Nodes), "{:?}", derived.needs);
+    let cluster = answer_for_the_node(&[], json!(["10.244.3.0/24"]));
+    assert_eq!(json!(cluster.cidrs().pod), json!(["10.244.3.0/24"]));
+    assert!(cluster.problems.iter().any(|problem| problem.contains("of this node only")), "{:?}", cluster.problems);
 }
