@@ -152,6 +152,24 @@ EOF2
   lab_in node1 rm -r /run/spidernet
 }
 
+@test "overlayPodCIDR: pods in the pod's own subnet are reached directly, and with a larger CIDR too" {
+  local pods name number=0
+  lab_serve client 8085
+  for pods in '["10.6.0.0/16", "fd00:6::/64"]' '["10.6.50.0/24", "fd00:6::/80"]' '["10.6.0.0/15", "fd00:6::/63"]'; do
+    name=own$((number += 1))
+    lab_network_config node1 "$name" 46 "$(jq -nc --argjson pods "$pods" \
+      '{mode: "auto", serviceCIDR: ["10.233.64.0/18", "fd00:233:64::/108"], overlayPodCIDR: $pods}')"
+    lab_pod node1 "$name" "$name"
+    expect 0 lab_in "node1/$name" ip -j route get 10.6.50.9
+    assert_json "$output" '.[0].dev' eth0
+    expect 0 lab_in "node1/$name" ip -j route get fd00:6::50
+    assert_json "$output" '.[0].dev' eth0
+    expect 0 lab_ask "node1/$name" tcp 10.6.0.50 8085
+    expect 0 lab_cnitool node1 check "$name" "$name"
+    lab_pod_delete node1 "$name"
+  done
+}
+
 @test "podDefaultCniNic: the pod's first NIC may have another name" {
   lab_in "node1/$POD" ip link set eth0 name lan0
   coordinator ADD '(.prevResult.interfaces[] | select(.name == "eth0").name) = "lan0"' lan0

@@ -12,7 +12,7 @@ setup_file() {
 
 teardown() {
   local name
-  for name in follow first second; do
+  for name in follow first second proxy; do
     [ ! -e "${LAB-/none}/pid/$name" ] || lab_stop "$name"
   done
   [ -z "${CREATED-}" ] || lab_kubectl delete --ignore-not-found --wait=false --filename - <<<"$CREATED" >/dev/null
@@ -152,7 +152,8 @@ coordinator() {
 @test "the objects of real clusters give from the API what they give offline" {
   local name file objects offline
   lab_kubectl create namespace kube-flannel >/dev/null
-  for name in kubeadm flannel k3s rke2 calico cilium-cluster-pool cilium-multi-pool cilium-kubernetes; do
+  for name in kubeadm flannel k3s rke2 calico cilium-cluster-pool cilium-multi-pool cilium-kubernetes canal calico-v3 kops \
+    openshift k0s; do
     file=$BATS_TEST_DIRNAME/fixtures/cluster/$name.json
     expect 0 "$(lab_libexec)/sync-cidrs" --from "$file" --cni-directory /none
     offline=$(of_pods <<<"$output")
@@ -220,6 +221,66 @@ of_pods() {
   within 5 '.cidrs.pod == ["10.30.0.0/16"]'
   lab_kubectl patch configmap cilium-config --namespace kube-system --patch '{"data": {"ipam": "kubernetes"}}' >/dev/null
   within 5 '.cidrs.pod == ["10.244.0.0/16"]'
+}
+
+@test "Canal has its pods from its own configuration, not from the pool that Calico makes and does not use" {
+  CREATED=$(jq -c .items[] "$BATS_TEST_DIRNAME/fixtures/cluster/canal.json")
+  create "$CREATED"
+  CNI_DIRECTORY=/run/cni-canal
+  lab_in node1 mkdir "$CNI_DIRECTORY"
+  lab_in node1 sh -c 'printf "%s" "{\"name\": \"k8s-pod-network\", \"plugins\": [{\"type\": \"calico\", \"ipam\": {\"type\": \"host-local\"}}]}" \
+    >/run/cni-canal/10-canal.conflist'
+  follow
+  within 5 '.cidrs.pod == ["10.42.0.0/16", "2001:cafe:42::/56"]'
+  has '.podCIDRType.chosenBy == "plugin calico with ipam host-local in 10-canal.conflist"'
+}
+
+@test "in place of a CIDR that contains the nodes, what the own node was given is followed" {
+  create "$(config_map cilium-config ignored '' | jq -c '.data = {ipam: "cluster-pool", "cluster-pool-ipv4-cidr": "10.0.0.0/8"}')"
+  create '{"apiVersion": "cilium.io/v2", "kind": "CiliumNode", "metadata": {"name": "node1"}, "spec": {"ipam": {"podCIDRs": ["10.0.1.0/24"]}}}'
+  create '{"apiVersion": "cilium.io/v2", "kind": "CiliumNode", "metadata": {"name": "node2"}, "spec": {"ipam": {"podCIDRs": ["10.0.2.0/24"]}}}'
+  follow
+  within 5 '.cidrs.pod == ["10.0.1.0/24"] and (.problems | map(select(contains("10.0.0.0/8 contains the node'"'"'s own address"))) | length == 1)'
+  has '.problems | map(select(startswith("CiliumNode node1: the pods'"'"' CIDRs of this node only"))) | length == 1'
+  lab_kubectl patch ciliumnode node1 --type merge --patch '{"spec": {"ipam": {"podCIDRs": ["10.0.1.0/24", "10.0.9.0/24"]}}}' >/dev/null
+  within 5 '.cidrs.pod == ["10.0.1.0/24", "10.0.9.0/24"]'
+}
+
+@test "host bits are masked, as Kubernetes does it, and the sources say so" {
+  create "$(kubeadm_config 10.244.0.1/16)"
+  follow
+  within 5 '.cidrs.pod == ["10.244.0.0/16"] and .problems == []'
+  has '.sources["10.244.0.0/16"] == ["kubeadm-config, podSubnet (10.244.0.1/16, its host bits masked)"]'
+}
+
+@test "kube-proxy's configuration says the pods' CIDR where nobody else does, and what the own node was given is the last" {
+  create "$(config_map kube-proxy config.conf "$(printf 'kind: KubeProxyConfiguration\nclusterCIDR: 10.244.0.0/16\n')")"
+  follow
+  within 5 '.cidrs.pod == ["10.244.0.0/16"] and .sources["10.244.0.0/16"] == ["kube-proxy, clusterCIDR"]'
+  # node1 has not been given any.
+  lab_kubectl delete configmap kube-proxy --namespace kube-system >/dev/null
+  within 5 '.cidrs.pod == []'
+}
+
+@test "an agent lists and watches the control plane's nodes and its own, and no others" {
+  local requests
+  lab_stop apiserver KILL
+  EMULATED=1
+  printf '{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": [{"level": "Metadata", "omitStages": ["RequestReceived"]}]}' |
+    lab_in control sh -c 'cat >/run/audit.json'
+  lab_apiserver --audit-policy-file /run/audit.json --audit-log-path "$LAB/kubernetes/audit.log"
+  create '{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "server1", "labels": {"node-role.kubernetes.io/control-plane": "true"},
+    "annotations": {"k3s.io/node-args": "[\"server\",\"--cluster-cidr\",\"10.52.0.0/16\"]"}}}'
+  create '{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "agent1",
+    "annotations": {"k3s.io/node-args": "[\"server\",\"--cluster-cidr\",\"10.53.0.0/16\"]"}}}'
+  as_node_agent
+  follow
+  within 5 '.cidrs.pod == ["10.52.0.0/16"]'
+  requests=$(jq -r 'select(.user.username == "system:serviceaccount:kube-system:underpass-node") | .requestURI' "$LAB/kubernetes/audit.log")
+  assert_contains "$requests" 'nodes?'
+  expect 1 grep '/nodes?' <(printf '%s\n' "$requests" | grep -v 'labelSelector=node-role.kubernetes.io%2Fcontrol-plane\|fieldSelector=metadata.name%3Dnode1')
+  # Pods: those of the control plane, and kube-proxy's of this node.
+  expect 1 grep '/pods?' <(printf '%s\n' "$requests" | grep -v 'labelSelector=')
 }
 
 @test "podCIDRType calico: a pool added, disabled with addresses in use, emptied, and deleted" {
@@ -314,13 +375,13 @@ of_pods() {
 @test "wrong CIDRs are refused and named in the file, the log and the metrics, and the rest is served" {
   create "$(pool good 10.50.0.0/16)"
   create "$(pool unparsable 10.50.0.0/33)"
-  create "$(pool hostbits 10.51.0.1/16)"
+  create "$(pool loopback 127.0.0.0/16)"
   create "$(pool everything 0.0.0.0/0)"
   create "$(pool nodes 10.6.0.0/16)"
   follow
   within 5 '.cidrs.pod == ["10.50.0.0/16"] and (.problems | length) == 4'
   for problem in 'IPPool unparsable: "10.50.0.0/33" is not a CIDR' \
-    'IPPool hostbits: 10.51.0.1/16 has host bits: 10.51.0.0/16 was probably meant' \
+    'IPPool loopback: 127.0.0.0/16 overlaps 127.0.0.0/8, which is reserved' \
     'IPPool everything: 0.0.0.0/0 is every address' "IPPool nodes: 10.6.0.0/16 contains the node's own address 10.6.212.101"; do
     grep -qF -- "${problem//\"/\\\"}" "$LAB/log/follow" || fail "$problem" "$(cat "$LAB/log/follow")"
     lab_in node1 grep -qF -- "${problem//\"/\\\"}" "$(state)/sync-cidrs.prom" || fail "$problem"
@@ -414,6 +475,61 @@ print(urllib.request.urlopen("http://127.0.0.1:2379/v3/" + sys.argv[1], sys.argv
   within 30 '.cidrs.service | index("10.84.0.0/16")'
 }
 
+@test "an API server without streaming lists is followed by pages" {
+  EMULATED=1
+  restart_api --feature-gates WatchList=false
+  create "$(pool a 10.50.0.0/16)"
+  follow
+  within 10 '.cidrs.pod == ["10.50.0.0/16"]'
+  create "$(pool b 10.52.0.0/16)"
+  within 5 '.cidrs.pod == ["10.50.0.0/16", "10.52.0.0/16"]'
+  assert_equal "$(metric cidrs_errors_total)" 0 || fail "$(cat "$LAB/log/follow")"
+}
+
+# a_proxy: an HTTP proxy on the client's host, which says where it is asked to connect to.
+a_proxy() {
+  lab_spawn proxy client python3 -u "$BATS_TEST_DIRNAME/lab/connect-proxy" 3128
+  lab_until 5 grep -q listening "$LAB/log/proxy"
+}
+
+@test "a proxy of the environment leads to the API server, but for what NO_PROXY has" {
+  local proxy=http://10.6.0.50:3128 connections exempt
+  a_proxy
+  expect 0 with_proxy "$proxy" '' --kube
+  assert_json "$output" .cidrs.service '["10.233.64.0/18","fd00:233:64::/108"]'
+  connections=$(grep -c '^CONNECT 10.6.0.10:6443 ' "$LAB/log/proxy")
+  [ "$connections" -ge 1 ]
+  for exempt in '10.6.0.0/16' '10.6.0.10' '*'; do
+    expect 0 with_proxy "$proxy" "$exempt" --kube
+  done
+  assert_equal "$(grep -c CONNECT "$LAB/log/proxy")" "$connections"
+  expect 1 with_proxy http://10.6.0.50:1 '' --kube
+  assert_contains "$stderr" 'Connection refused'
+}
+
+# with_proxy PROXY EXEMPT FLAG...
+with_proxy() {
+  HTTPS_PROXY=$1 NO_PROXY=$2 sync "${@:3}"
+}
+
+@test "a kubeconfig's proxy-url leads to the API server, whatever NO_PROXY has" {
+  a_proxy
+  jq '.clusters[0].cluster."proxy-url" = "http://10.6.0.50:3128"' "$LAB/kubernetes/admin.conf" >"$LAB/kubernetes/proxied.conf"
+  KUBECONFIG=$LAB/kubernetes/proxied.conf
+  NO_PROXY='*' follow
+  within 5 '.cidrs.service | length == 2'
+  assert_contains "$(cat "$LAB/log/proxy")" 'CONNECT 10.6.0.10:6443'
+  service_cidr proxied 10.85.0.0/16
+  within 5 '.cidrs.service | index("10.85.0.0/16")'
+}
+
+@test "where there is no way to the API server, one line says what was looked for, each thing once" {
+  expect 1 lab_in node1 env -i HOME=/none PATH="$PATH" "$(lab_libexec)/sync-cidrs" --kube --cni-directory /none
+  assert_equal "$(grep -o 'No such file or directory' <<<"$stderr" | wc -l)" 1
+  assert_contains "$stderr" /none/.kube/config
+  assert_contains "$stderr" 'ServiceAccount'
+}
+
 @test "401 says that the credentials are not accepted, and what is known stands" {
   lab_kubeconfig no-such-token >"$LAB/kubernetes/nobody.conf"
   KUBECONFIG=$LAB/kubernetes/nobody.conf expect 1 sync --kube
@@ -476,15 +592,20 @@ everything_there() {
       jq 'del(.metadata | .resourceVersion, .uid)' >"$BATS_TEST_TMPDIR/$role"
   done
   while read -r role resource name type; do
-    for verb in list watch; do
-      without "$role" "$resource" "$name" "$verb" | lab_kubectl replace --filename - >/dev/null
-      lab_until 5 denied "$verb" "$resource" "$name"
-      follow --pod-cidr-type "$type"
-      lab_until 10 logged "not allowed to $verb $resource" || fail "$verb $resource $name" "$(cat "$LAB/log/follow")"
-      logged "verbs [$verb]"
-      lab_stop follow
-      lab_in node1 rm -r "$(state)"
-    done
+    lead_to "$resource"
+    without "$role" "$resource" "$name" list | lab_kubectl replace --filename - >/dev/null
+    lab_until 5 denied list "$resource" "$name"
+    # (What is watched needs it where the API server has no streaming lists.)
+    expect 1 sync --kube --node node1 --pod-cidr-type "$type"
+    assert_contains "$stderr" "not allowed to list $resource"
+    assert_contains "$stderr" 'verbs [list]'
+    without "$role" "$resource" "$name" watch | lab_kubectl replace --filename - >/dev/null
+    lab_until 5 denied watch "$resource" "$name"
+    follow --pod-cidr-type "$type"
+    lab_until 10 logged "not allowed to watch $resource" || fail "$resource $name" "$(cat "$LAB/log/follow")"
+    logged 'verbs [watch]'
+    lab_stop follow
+    lab_in node1 rm -r "$(state)"
     lab_kubectl replace --filename "$BATS_TEST_TMPDIR/$role" >/dev/null
   done <<'RIGHTS'
 clusterrole nodes - none
@@ -493,18 +614,38 @@ clusterrole servicecidrs.networking.k8s.io - none
 clusterrole ippools.crd.projectcalico.org - calico
 clusterrole ipamblocks.crd.projectcalico.org - calico
 clusterrole ciliumpodippools.cilium.io - cilium
+clusterrole networks.config.openshift.io cluster cluster
 clusterrole spidercoordinators.spiderpool.spidernet.io default none
 role configmaps kubeadm-config cluster
 role configmaps cilium-config cilium
 role configmaps underpass none
+role configmaps kube-proxy cluster
+role configmaps canal-config cluster
+role configmaps rke2-canal-config cluster
+role clusterconfigs.k0s.k0sproject.io k0s cluster
 role pods - cluster
+clusterrole ippools.projectcalico.org - calico
+clusterrole ciliumnodes.cilium.io - cilium
 RIGHTS
+}
+
+# lead_to RESOURCE: makes it needed, where that takes more than everything_there.
+lead_to() {
+  case $1 in
+    ippools.projectcalico.org) lab_kubectl delete ippools.crd.projectcalico.org --all >/dev/null ;;
+    ciliumnodes.cilium.io)
+      lab_kubectl patch configmap cilium-config --namespace kube-system --type merge \
+        --patch '{"data": {"ipam": "cluster-pool", "cluster-pool-ipv4-cidr": "10.0.0.0/8"}}' >/dev/null
+      ;;
+  esac
 }
 
 # without clusterrole|role RESOURCE NAME VERB: the role without that one right.
 without() {
-  jq --arg resource "${2%%.*}" --arg name "$3" --arg verb "$4" '
-    def concerns: (.resources | index($resource)) and ($name == "-" or (.resourceNames // [] | index($name)));
+  local group=''
+  [ "${2%%.*}" = "$2" ] || group=${2#*.}
+  jq --arg resource "${2%%.*}" --arg group "$group" --arg name "$3" --arg verb "$4" '
+    def concerns: .apiGroups == [$group] and (.resources | index($resource)) and ($name == "-" or (.resourceNames // [] | index($name)));
     .rules |= [.[] | if concerns then
         (. + {resources: (.resources - [$resource])}),
         (. + {resources: [$resource], verbs: (.verbs - [$verb])}),
@@ -526,6 +667,24 @@ review() {
     spec: {user: "system:serviceaccount:kube-system:underpass-node", resourceAttributes:
       ({namespace: "kube-system", verb: $verb, resource: $resource, group: $group} + if $name == "" then {} else {name: $name} end)}
   }' | lab_kubectl create --filename - --output json
+}
+
+@test "where the API has no ServiceCIDRs and nobody says the Services' CIDR, it is assumed around the API server's address" {
+  EMULATED=1
+  restart_api --emulated-version 1.32
+  expect 1 lab_kubectl get servicecidrs
+  as_node_agent
+  follow
+  within 10 '.cidrs.service == ["10.233.64.0/18"] and (.problems | map(select(contains("is assumed"))) | length == 1)'
+  lab_stop follow
+  lab_kubectl delete rolebinding underpass-node --namespace default >/dev/null
+  lab_until 5 no_services
+  follow
+  lab_until 10 logged 'not allowed to list services kubernetes in namespace default'
+}
+
+no_services() {
+  [ "$(lab_kubectl auth can-i list services/kubernetes --namespace default --as system:serviceaccount:kube-system:underpass-node 2>/dev/null)" = no ]
 }
 
 @test "the manifests in deploy/ are what the API server takes" {
@@ -571,11 +730,11 @@ leading() {
 @test "a SpiderCoordinator's status is kept by the one writer that holds the Lease, and by the other when that is gone" {
   local leader
   as_status_writer
-  create "$(coordinator '{"podCIDRType": "calico"}')" "$(pool good 10.50.0.0/16)" "$(pool bad 10.51.0.1/16)"
+  create "$(coordinator '{"podCIDRType": "calico"}')" "$(pool good 10.50.0.0/16)" "$(pool bad 127.0.0.0/16)"
   writer first
   lab_until 10 status_is '.phase == "Synced" and .overlayPodCIDR == ["10.50.0.0/16"]'
   status_is '.serviceCIDR == ["10.233.64.0/18", "fd00:233:64::/108"]'
-  status_is '.reason == "IPPool bad: 10.51.0.1/16 has host bits: 10.51.0.0/16 was probably meant"'
+  status_is '.reason == "IPPool bad: 127.0.0.0/16 overlaps 127.0.0.0/8, which is reserved"'
   writer second
   lab_until 10 second_knows
   leader=$(leading)

@@ -9,12 +9,13 @@ use crate::{
     settings::{ModeSetting, Settings},
 };
 
-/// The CIDRs of the configuration, and for those that it leaves open the cluster's.
+/// The CIDRs of the configuration, and for those that it leaves open the cluster's. Overlay pods in one of the subnets
+/// `direct`, which the interface itself is in, are reached directly, not through the node.
 ///
 /// # Errors
 /// When the configuration leaves some open and nothing is known of the cluster yet: code 11 for ADD and CHECK, 50 for
 /// STATUS.
-pub fn resolve(settings: &Settings, cluster: &Value, command: Command) -> Result<Cidrs, Failure> {
+pub fn resolve(settings: &Settings, cluster: &Value, command: Command, direct: &[IpNet]) -> Result<Cidrs, Failure> {
     let configured = settings.service_cidr.is_some() || settings.overlay_pod_cidr.is_some();
     if cluster.is_null() && !configured && settings.mode != ModeSetting::Disable {
         let code = if command == Command::Status { Code::NotAvailable } else { Code::TryAgainLater };
@@ -27,9 +28,11 @@ pub fn resolve(settings: &Settings, cluster: &Value, command: Command) -> Result
     } else {
         serde_json::from_value(cluster.clone()).context(Code::Decoding, "the cluster's CIDRs are not in our form")?
     };
+    let mut pod = settings.overlay_pod_cidr.clone().unwrap_or(known.pod);
+    pod.retain(|cidr| !direct.iter().any(|subnet| subnet.contains(cidr)));
     Ok(merged(&Cidrs {
         service: settings.service_cidr.clone().unwrap_or(known.service),
-        pod: settings.overlay_pod_cidr.clone().unwrap_or(known.pod),
+        pod,
         hijack: settings.hijack_cidr.clone(),
     }))
 }
@@ -62,13 +65,25 @@ mod tests {
     fn the_configuration_wins_over_the_cluster() {
         let settings = Settings { service_cidr: Some(nets(&["10.96.0.0/12"])), ..Settings::default() };
         let cluster = json!({"service": ["10.233.64.0/18"], "pod": ["10.233.0.0/18"]});
-        let cidrs = resolve(&settings, &cluster, Command::Add).unwrap();
+        let cidrs = resolve(&settings, &cluster, Command::Add, &[]).unwrap();
         assert_eq!(cidrs, Cidrs { service: nets(&["10.96.0.0/12"]), pod: nets(&["10.233.0.0/18"]), hijack: vec![] });
     }
 
     #[test]
+    fn pods_in_the_interfaces_own_subnet_are_reached_directly_and_services_there_through_the_node() {
+        let cluster =
+            json!({"service": ["10.6.64.0/18"], "pod": ["10.6.0.0/16", "10.6.20.0/24", "10.6.0.0/15", "fd00:6::/64"]});
+        let direct = nets(&["10.6.0.9/16", "fd00:6::9/64"]);
+        let cidrs = resolve(&Settings::default(), &cluster, Command::Add, &direct).unwrap();
+        // The larger one is led through the node but for the subnet in it, which the kernel prefers.
+        assert_eq!(cidrs, Cidrs { service: nets(&["10.6.64.0/18"]), pod: nets(&["10.6.0.0/15"]), hijack: vec![] });
+        let alone = json!({"service": [], "pod": ["10.6.0.0/16", "10.6.20.0/24"]});
+        assert_eq!(resolve(&Settings::default(), &alone, Command::Add, &direct).unwrap().pod, []);
+    }
+
+    #[test]
     fn with_nothing_known_add_is_told_to_try_again_and_status_that_it_is_not_available() {
-        let code = |command| resolve(&Settings::default(), &Value::Null, command).unwrap_err().code;
+        let code = |command| resolve(&Settings::default(), &Value::Null, command, &[]).unwrap_err().code;
         assert_eq!((code(Command::Add), code(Command::Status)), (11, 50));
     }
 

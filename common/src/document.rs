@@ -278,6 +278,11 @@ impl PodDocument {
         self.mode.as_ref().ok_or_else(|| missing_section("mode", "detect-mode"))
     }
 
+    /// The subnets that the interface is in: what is there is reached directly.
+    pub fn subnets(&self) -> &[IpNet] {
+        self.mode.as_ref().map(|mode| mode.nic.addresses.as_slice()).unwrap_or_default()
+    }
+
     /// The cidrs section.
     ///
     /// # Errors

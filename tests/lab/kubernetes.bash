@@ -68,11 +68,12 @@ lab_kubectl() {
   lab_in control kubectl --kubeconfig "$LAB/kubernetes/admin.conf" --cache-dir "$LAB/kubernetes/cache" "$@"
 }
 
-# lab_crds: the CustomResourceDefinitions of Calico, Cilium and Spiderpool whose objects sync-cidrs reads.
+# lab_crds: the CustomResourceDefinitions of Calico, Cilium, Spiderpool and others whose objects sync-cidrs reads.
 lab_crds() {
   local definitions
   definitions=$("$LAB_REPO/tests/tools/build" --where crds) || return
-  lab_kubectl apply --filename "$definitions" --filename "$LAB_SOURCE/spidercoordinators.yaml" >/dev/null
+  lab_kubectl apply --filename "$definitions" --filename "$LAB_SOURCE/spidercoordinators.yaml" \
+    --filename "$LAB_SOURCE/definitions.yaml" >/dev/null
   lab_kubectl wait --for condition=Established --all crd --timeout 20s >/dev/null
 }
 

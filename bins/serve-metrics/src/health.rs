@@ -28,7 +28,8 @@ impl Health {
 
     /// Whether each of them has written its metrics lately, and the answer that says so.
     pub fn verdict(&self, directory: &Path, now: SystemTime) -> (bool, Value) {
-        let written = |tool: &String| fs::metadata(directory.join(format!("{tool}.prom"))).and_then(|file| file.modified());
+        let written =
+            |tool: &String| fs::metadata(directory.join(format!("{tool}.prom"))).and_then(|file| file.modified());
         let seen: Vec<(&String, SystemTime)> =
             self.tools.iter().map(|tool| (tool, written(tool).unwrap_or(self.begin))).collect();
         let late: Vec<&String> =
@@ -59,7 +60,10 @@ mod tests {
         let begin = SystemTime::UNIX_EPOCH;
         let health = Health::new(vec!["nobody".to_owned()], begin);
         let well = |seconds| health.verdict(Path::new("/nonexistent"), begin + Duration::from_secs(seconds));
-        assert_eq!(well(0), (true, json!({ "lastUpdated": "1970-01-01T00:00:00Z", "currentTime": "1970-01-01T00:00:00Z" })));
+        assert_eq!(
+            well(0),
+            (true, json!({ "lastUpdated": "1970-01-01T00:00:00Z", "currentTime": "1970-01-01T00:00:00Z" }))
+        );
         assert!(well(120).0);
         assert!(!well(121).0);
         assert_eq!(well(121).1["late"], json!(["nobody"]));

@@ -340,7 +340,7 @@ fn renewed(mut document: PodDocument, cluster: &Value) -> Result<Option<PodDocum
     document.settings.service_cidr = settings.service_cidr;
     document.settings.overlay_pod_cidr = settings.overlay_pod_cidr;
     document.settings.hijack_cidr = settings.hijack_cidr;
-    let cidrs = cidrs::resolve(&document.settings, &cluster["cidrs"], Command::Add)?;
+    let cidrs = cidrs::resolve(&document.settings, &cluster["cidrs"], Command::Add, document.subnets())?;
     if document.cidrs.as_ref() == Some(&cidrs) {
         return Ok(None);
     }

@@ -73,7 +73,7 @@ fn sync(document: &mut PodDocument, file: Option<&PathBuf>) -> Result<(), Failur
         None => state::cluster().map(|mut cluster| cluster["cidrs"].take()),
     };
     let cluster = cluster.context(Code::Io, "cannot read the cluster's CIDRs")?;
-    let resolved = cidrs::resolve(&document.settings, &cluster, command);
+    let resolved = cidrs::resolve(&document.settings, &cluster, command, document.subnets());
     document.cidrs = Some(resolved.map_err(why)?);
     Ok(())
 }

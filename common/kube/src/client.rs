@@ -96,15 +96,24 @@ fn connected(config: &Config) -> anyhow::Result<Client> {
 /// environment (`HTTPS_PROXY`), unless `NO_PROXY` has the API server. kube compares `NO_PROXY` with the proxy's own address,
 /// and looks for no proxy in a pod.
 fn proxy(config: &Config) -> anyhow::Result<Option<Intercept>> {
-    let of_environment = ["HTTPS_PROXY", "https_proxy"].iter().filter_map(|name| env::var(name).ok());
-    let of_environment: Vec<Uri> = of_environment.filter_map(|url| url.parse().ok()).collect();
+    let of_environment = |url: &Uri| {
+        variables(["HTTPS_PROXY", "https_proxy"]).any(|text| text.parse::<Uri>().is_ok_and(|parsed| parsed == *url))
+    };
     match &config.proxy_url {
-        Some(url) if !of_environment.contains(url) => {
+        Some(url) if !of_environment(url) => {
             let all = Matcher::builder().all(url.to_string()).build();
             all.intercept(&config.cluster_url).map(Some).with_context(|| format!("cannot use the proxy-url {url}"))
         }
+        // (The matcher knows `*` among names, but not for an address.)
+        _ if variables(["NO_PROXY", "no_proxy"]).any(|list| list.split(',').any(|entry| entry.trim() == "*")) => {
+            Ok(None)
+        }
         _ => Ok(Matcher::from_env().intercept(&config.cluster_url)),
     }
+}
+
+fn variables(names: [&'static str; 2]) -> impl Iterator<Item = String> {
+    names.into_iter().filter_map(|name| env::var(name).ok())
 }
 
 fn tunnel<C>(proxy: &Intercept, connector: C) -> Tunnel<C> {

@@ -125,8 +125,8 @@ where
         known: HashSet::new(),
         failed: false,
         pause: None,
-        retry: backoff(RETRY),
-        absent: backoff(ABSENT),
+        retry: None,
+        absent: None,
         events: VecDeque::new(),
         api,
         selection,
@@ -156,8 +156,9 @@ struct Follower<K, T, F> {
     failed: bool,
     /// How long to wait before the source is asked again.
     pause: Option<Duration>,
-    retry: ExponentialBackoff,
-    absent: ExponentialBackoff,
+    /// How long to wait next; none after a success.
+    retry: Option<ExponentialBackoff>,
+    absent: Option<ExponentialBackoff>,
     /// What is still to be said.
     events: VecDeque<Event<T>>,
 }
@@ -176,8 +177,11 @@ where
                 sleep(pause).await;
                 self.pause = None;
             }
-            let config = self.config();
-            let source = self.source.get_or_insert_with(|| watcher(self.api.clone(), config).boxed());
+            let source = match self.source.take() {
+                Some(source) => source,
+                None => watcher(self.api.clone(), self.config()).boxed(),
+            };
+            let source = self.source.insert(source);
             tokio::select! {
                 biased;
                 Some(news) = source.next() => match news {
@@ -244,8 +248,7 @@ where
     }
 
     fn in_contact(&mut self) {
-        self.retry = backoff(RETRY);
-        self.absent = backoff(ABSENT);
+        (self.retry, self.absent) = (None, None);
         if mem::take(&mut self.failed) {
             self.events.push_back(Event::InContact);
         }
@@ -260,12 +263,15 @@ where
         let code = code(&error);
         match (code, &error) {
             // The resource version has expired: nothing is wrong. Where a watch is refused for it, the watcher does not list.
-            (Some(410), _) => self.source = None,
+            (Some(410), _) => {
+                self.source = None;
+                self.pause = next(&mut self.retry, RETRY);
+            }
             (Some(404), _) => {
                 (self.source, self.listed) = (None, None);
                 self.keep_only(HashSet::new());
                 self.events.push_back(Event::Absent);
-                self.pause = self.absent.next();
+                self.pause = next(&mut self.absent, ABSENT);
             }
             // What an API server says that has no streaming lists, or not for this resource. Who may not watch may still list.
             (Some(400 | 403 | 422), watcher::Error::WatchStartFailed(_)) if self.streaming => self.begin_with_pages(),
@@ -275,20 +281,19 @@ where
                 self.failed = true;
                 self.answers.mark_unchanged();
                 self.events.push_back(Event::Failed(text(&self.selection, &error)));
-                self.pause = self.retry.next();
+                self.pause = next(&mut self.retry, RETRY);
             }
         }
     }
 }
 
-fn backoff((least, most): (Duration, Duration)) -> ExponentialBackoff {
-    ExponentialBuilder::default()
-        .with_min_delay(least)
-        .with_max_delay(most)
-        .with_factor(2.0)
-        .with_jitter()
-        .without_max_times()
-        .build()
+/// How long to wait now.
+fn next(backoff: &mut Option<ExponentialBackoff>, (least, most): (Duration, Duration)) -> Option<Duration> {
+    let begin = || {
+        let builder = ExponentialBuilder::default().with_min_delay(least).with_max_delay(most).with_factor(2.0);
+        builder.with_jitter().without_max_times().build()
+    };
+    backoff.get_or_insert_with(begin).next()
 }
 
 /// The API server's code, where it gave one.

@@ -38,11 +38,12 @@ struct Metrics {
     age: Family<Labels, Gauge>,
     errors: Counter,
     failing: Labelled,
+    watching: Labelled,
 }
 
 impl<K: Ord> Health<K> {
-    /// Registers the metrics: `in_contact`, `last_sync_timestamp_seconds`, `age_seconds`, `errors_total` and `failing`.
-    /// `what` says in their help what is known.
+    /// Registers the metrics: `in_contact`, `last_sync_timestamp_seconds`, `age_seconds`, `errors_total`, `failing` and
+    /// `watching`. `what` says in their help what is known.
     pub fn new(registry: &mut Registry, what: &str) -> Self {
         let metrics = Metrics::default();
         let mut gauge = |name: &str, help: String, gauge: &Gauge| registry.register(name, help, gauge.clone());
@@ -52,6 +53,7 @@ impl<K: Ord> Health<K> {
         registry.register("age_seconds", "Time since then, when this was written", metrics.age.clone());
         registry.register("errors", "Errors of the API server's and of the way to it", metrics.errors.clone());
         registry.register("failing", "Errors that last", metrics.failing.clone());
+        registry.register("watching", "What is followed in the API", metrics.watching.clone());
         Self { watches: BTreeMap::new(), last_sync: None, metrics }
     }
 
@@ -67,12 +69,13 @@ impl<K: Ord> Health<K> {
 
     /// Takes what a watch has to say, and logs what goes wrong and what has become right again.
     pub fn note<T>(&mut self, key: &K, event: &Event<T>) {
-        let stands = self.what_stands();
         let Some(watch) = self.watches.get_mut(key) else { return };
         match event {
             Event::Failed(error) => {
                 self.metrics.errors.inc();
                 if watch.error.as_ref() != Some(error) {
+                    let known = self.last_sync.map(|(_, when)| when.elapsed().as_secs());
+                    let stands = known.map(|age| format!("; what was known {age} s ago stands")).unwrap_or_default();
                     log::error!("{error}{stands}");
                 }
                 watch.error = Some(error.clone());
@@ -84,11 +87,6 @@ impl<K: Ord> Health<K> {
         if watch.error.take().is_some() {
             log::info!("{}: in contact again", watch.describe);
         }
-    }
-
-    fn what_stands(&self) -> String {
-        let known = self.last_sync.map(|(_, when)| when.elapsed().as_secs());
-        known.map(|age| format!("; what was known {age} s ago stands")).unwrap_or_default()
     }
 
     /// Whether everything is known, and followed without an error.
@@ -105,6 +103,7 @@ impl<K: Ord> Health<K> {
         let metrics = &self.metrics;
         metrics.in_contact.set(i64::from(self.last_sync.is_some() && failing.is_empty()));
         replace(&metrics.failing, "error", failing);
+        replace(&metrics.watching, "resource", self.watches.values().map(|watch| watch.describe.as_str()));
         if let Some((time, instant)) = self.last_sync {
             let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
             metrics.last_sync.set(i64::try_from(seconds).unwrap_or(i64::MAX));
