@@ -166,7 +166,7 @@ EOF2
     assert_json "$output" '.[0].dev' eth0
     expect 0 lab_ask "node1/$name" tcp 10.6.0.50 8085
     expect 0 lab_cnitool node1 check "$name" "$name"
-    lab_pod_delete node1 "$name"
+    lab_pod_delete node1 "$name" "$name"
   done
 }
 
