@@ -50,6 +50,8 @@ pub struct Settings {
     pub link_group: u32,
     /// Whether overlay pods see the node's address for what pods send them.
     pub overlay_masquerade: bool,
+    /// Whether the pod takes part in the socket path.
+    pub socket_path: bool,
     /// `rp_filter` in the pod; `null` leaves it.
     #[serde(rename = "podRPFilter")]
     pub pod_rp_filter: Option<u8>,
@@ -136,6 +138,7 @@ impl Default for Settings {
             host_rule_table: 500,
             link_group: 85,
             overlay_masquerade: false,
+            socket_path: true,
             pod_rp_filter: Some(0),
             tx_queue_len: None,
             pod_mac_prefix: None,
@@ -242,6 +245,12 @@ pub const SETTINGS: &[Setting] = &[
         allowed: "true or false",
         effect: "whether what a pod sends through the node to overlay pods and hijackCIDR gets the node's address as source",
     },
+    Setting {
+        key: "socketPath",
+        default: "true",
+        allowed: "true or false",
+        effect: "whether the pod's connections to Services are translated in the kernel's sockets, where the node does that; a pod's annotation underpass.io/socket-path comes first",
+    },
     Setting { key: "podRPFilter", default: "0", allowed: "-1 (leave it), 0, 1 or 2", effect: "rp_filter in the pod" },
     Setting {
         key: "txQueueLen",
@@ -315,6 +324,7 @@ impl Settings {
         reader.read("hostRuleTable", &mut settings.host_rule_table, routing_table);
         reader.read("linkGroup", &mut settings.link_group, |v| unsigned(v).filter(|n| !matches!(n, 0 | &u32::MAX)));
         reader.read("overlayMasquerade", &mut settings.overlay_masquerade, Value::as_bool);
+        reader.read("socketPath", &mut settings.socket_path, Value::as_bool);
         reader.read("podRPFilter", &mut settings.pod_rp_filter, rp_filter);
         reader.read("txQueueLen", &mut settings.tx_queue_len, |v| unsigned(v).map(|n| (n != 0).then_some(n)));
         reader.read("podMACPrefix", &mut settings.pod_mac_prefix, |v| mac_prefix(v).map(Some));

@@ -14,6 +14,8 @@ source "$CLUSTER_SOURCE/control.bash"
 source "$CLUSTER_SOURCE/images.bash"
 # shellcheck source=networks.bash
 source "$CLUSTER_SOURCE/networks.bash"
+# shellcheck source=e2e.bash
+source "$CLUSTER_SOURCE/e2e.bash"
 # shellcheck source=underpass.bash
 source "$CLUSTER_SOURCE/underpass.bash"
 

@@ -1,0 +1,160 @@
+//! Keeps the list of network namespaces that the socket path leaves out, or that it is for.
+
+mod kernel;
+mod plan;
+
+use std::{
+    collections::BTreeMap,
+    env,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant, SystemTime},
+};
+
+use bpf_lb_load::pins::Pins;
+use clap::{Arg, value_parser};
+use cluster_api::{Event, Name, Selection, k8s_openapi::api::core::v1::Pod as Object};
+use common::{
+    document::{Command as Cni, PodDocument},
+    failure::{Code, Failure},
+    harness::{self, About},
+    settings::{LogOptions, Settings},
+    state,
+};
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::plan::{ANNOTATION, Attachment, Pod, exceptions, pod_of};
+
+const ABOUT: About = About {
+    name: "scope-pods",
+    does: "Decides for each pod of the node whether it takes part in the socket path, and keeps the list in the kernel by \
+           which bpf-lb-load's programs go: by the pod's annotation underpass.io/socket-path, else by the setting socketPath \
+           of its network, else by the cluster's. Watches the pods of its own node, and no others.",
+    example: "  scope-pods --node \"$(hostname)\"",
+};
+
+/// A pod that has just been added is found so soon.
+const LOOK: Duration = Duration::from_millis(100);
+/// Everything is looked at again after this, whether there is news or not: the kernel's list may have been lost.
+const FULL_LOOK: Duration = Duration::from_secs(5);
+
+fn main() -> ExitCode {
+    let path = |name: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name("PATH").value_parser(value_parser!(PathBuf)).help(help)
+    };
+    let flags = harness::cli(ABOUT)
+        .arg(path("kubeconfig", "A kubeconfig other than kubectl's, or the pod's ServiceAccount"))
+        .arg(
+            Arg::new("context")
+                .long("context")
+                .value_name("NAME")
+                .help("A context of the kubeconfig other than the current one"),
+        )
+        .arg(Arg::new("node").long("node").value_name("NAME").help("The node's name [default: $NODE_NAME]"))
+        .arg(path("pin-dir", "Where bpf-lb-load keeps its maps").default_value("/sys/fs/bpf/underpass"))
+        .get_matches();
+    harness::init_log(ABOUT.name, &LogOptions::default(), "");
+    let node = flags.get_one::<String>("node").cloned().or_else(|| env::var("NODE_NAME").ok()).unwrap_or_default();
+    let kubeconfig = flags.get_one::<PathBuf>("kubeconfig").map(PathBuf::as_path);
+    let context = flags.get_one::<String>("context").map(String::as_str);
+    let pins = Pins::new(flags.get_one::<PathBuf>("pin-dir").map_or(Path::new(""), PathBuf::as_path));
+    match harness::block_on(follow(kubeconfig, context, &node, &pins))
+        .map_err(anyhow::Error::from)
+        .and_then(|result| result)
+    {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => harness::fail(ABOUT.name, json!({}), Failure::new(Code::Io, format!("{error:#}"))),
+    }
+}
+
+async fn follow(kubeconfig: Option<&Path>, context: Option<&str>, node: &str, pins: &Pins) -> anyhow::Result<()> {
+    let client = cluster_api::client(kubeconfig, context, false).await?;
+    let selection = Selection::of::<Object>().fields(&format!("spec.nodeName={node}"));
+    let mut events = Box::pin(cluster_api::follow(&client, selection, cut_down));
+    let mut pods: BTreeMap<Name, Pod> = BTreeMap::new();
+    let (mut said, mut seen, mut full) = (String::new(), None, Instant::now());
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let news = tokio::select! {
+            Some(event) = events.next() => take(&mut pods, event),
+            _ = look.tick() => false,
+        };
+        let now = Some(stamps());
+        if !news && now == seen && said.is_empty() && full.elapsed() < FULL_LOOK {
+            continue;
+        }
+        (seen, full) = (now, Instant::now());
+        let default = takes_part(&Value::Null);
+        let outcome = match kernel::converge(pins, default, &exceptions(default, &attachments(), &pods)) {
+            Ok((0, 0)) => String::new(),
+            Ok((added, removed)) => {
+                log::info!("{added} network namespaces are exceptions now, {removed} no longer");
+                String::new()
+            }
+            Err(error) => format!("{error:#}"),
+        };
+        // Said once, not with each look.
+        if !outcome.is_empty() && outcome != said {
+            log::error!("{outcome}");
+        }
+        said = outcome;
+    }
+}
+
+/// The saved documents and their stamps, and the cluster's settings' stamp.
+type Stamps = (Vec<(state::Saved, (SystemTime, u64))>, Option<SystemTime>);
+
+/// What changes whenever a pod is added or removed, or the cluster's settings change.
+fn stamps() -> Stamps {
+    let cluster = state::directory().join("cluster.json");
+    let mut saved = state::saved();
+    saved.sort();
+    (saved, cluster.metadata().and_then(|file| file.modified()).ok())
+}
+
+/// Of a pod, what is of use here.
+fn cut_down(object: Object) -> Pod {
+    let annotation = object.metadata.annotations.as_ref().and_then(|annotations| annotations.get(ANNOTATION));
+    let annotation = annotation.and_then(|text| text.parse().ok());
+    let on_host = object.spec.is_some_and(|spec| spec.host_network == Some(true));
+    let addresses = object.status.and_then(|status| status.pod_ips).unwrap_or_default();
+    let addresses = addresses.into_iter().filter_map(|address| address.ip.parse().ok());
+    Pod { annotation, addresses: if on_host { vec![] } else { addresses.collect() } }
+}
+
+/// Notes what the API says; whether it is of interest.
+fn take(pods: &mut BTreeMap<Name, Pod>, event: Event<Pod>) -> bool {
+    match event {
+        Event::Applied(name, pod) if pod.annotation.is_some() => {
+            pods.insert(name, pod);
+            return true;
+        }
+        // A pod without an opinion.
+        Event::Applied(name, _) | Event::Deleted(name) => return pods.remove(&name).is_some(),
+        Event::Failed(error) => log::error!("{error}; what was known stands"),
+        Event::InContact => log::info!("in contact with the API server again"),
+        Event::Listed | Event::Absent => {}
+    }
+    false
+}
+
+/// The setting `socketPath` of a plugin configuration, where null has none of its own: then the cluster's.
+fn takes_part(config: &Value) -> bool {
+    let cluster = state::cluster().unwrap_or_default();
+    Settings::resolve(config, &cluster["settings"]).0.socket_path
+}
+
+/// The attachments whose ADD our plugin has done.
+fn attachments() -> Vec<Attachment> {
+    let documents = state::list().into_iter().filter_map(|value| serde_json::from_value::<PodDocument>(value).ok());
+    let added = documents.filter(|document| document.error.is_none() && document.request.command == Cni::Add);
+    let attachment = |document: PodDocument| {
+        let request = document.request;
+        let setting = takes_part(&request.config);
+        Some(Attachment { pod: request.args.as_deref().and_then(pod_of), netns: request.netns?, setting })
+    };
+    added.filter_map(attachment).collect()
+}
