@@ -208,6 +208,41 @@ has_event() {
   lab_until 60 endpoints web 'length == 4'
 }
 
+@test "the node agent is restarted on every node under load, and no request is lost" {
+  under_load underlay-node1 web agent_restarts
+}
+
+agent_restarts() {
+  lab_kubectl rollout restart -n kube-system daemonset/underpass-node >/dev/null &&
+    lab_kubectl rollout status -n kube-system daemonset/underpass-node --timeout 90s >/dev/null
+}
+
+@test "an upgrade and a downgrade of plugin and agent lose no request, and pods start with either" {
+  local before
+  other_version
+  before=$(lab_in node1 readlink /opt/cni/bin/underpass.d)
+  under_load underlay-node1 web cluster_underpass --set image.tag=0.1.1
+  [ "$(lab_in node1 readlink /opt/cni/bin/underpass.d)" != "$before" ] || fail 'the plugin is still the old one'
+  restart web
+  under_load underlay-node1 web cluster_underpass
+  assert_equal "$(lab_in node1 readlink /opt/cni/bin/underpass.d)" "$before"
+  restart web
+}
+
+# other_version: an image of the same with other bytes, as version 0.1.1.
+other_version() {
+  local root=$BATS_TEST_TMPDIR/root node
+  "$LAB_REPO/scripts/image" --root "$root"
+  printf '\n' >>"$root/usr/local/bin/cni-result"
+  "$LAB_REPO/scripts/pack-image" docker.io/library/underpass:0.1.1 "$root" node-agent >"$BATS_TEST_TMPDIR/underpass.tar"
+  for node in $(lab_nodes); do cluster_import "$node" "$BATS_TEST_TMPDIR/underpass.tar"; done
+}
+
+@test "taken out of the cluster, pods that run lose no request, and put in again it goes on" {
+  under_load underlay-node1 web cluster_helm uninstall underpass --namespace kube-system --wait
+  cluster_underpass
+}
+
 @test "a node is drained under load, and no request is lost" {
   under_load underlay-node1 web drain
 }
@@ -253,6 +288,25 @@ runtime_dies() {
   lab_in fabric ip link set node2.6 up
   cluster_kubelet node2
   lab_until 60 cluster_ready
+}
+
+@test "without kube-proxy and its rules, Services, DNS and the API server are reached by the socket path alone" {
+  local node client family
+  for node in $(lab_nodes); do
+    lab_stop "kube-proxy-$node"
+    lab_in "$node" kube-proxy --cleanup
+    assert_equal "$(lab_in "$node" iptables-save | grep KUBE-SVC)" ''
+  done
+  export CLUSTER_PROXY=none
+  cluster_underpass
+  client underlay node1
+  client overlay node2
+  lab_kubectl wait pod --for condition=Ready underlay-node1 overlay-node2 --timeout 60s
+  for client in underlay-node1 overlay-node2; do
+    for family in 0 1; do expect 0 lab_until 10 ask "$client" "$(service_ip web $family)"; done
+    expect 0 lab_kubectl exec "$client" -- nslookup web.default.svc.cluster.local
+  done
+  under_load underlay-node1 web restart web
 }
 
 @test "when all pods are deleted, the nodes are as before" {

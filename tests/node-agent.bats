@@ -1,0 +1,163 @@
+# The node agent: its parts, and who takes part in the socket path. A real kube-apiserver, and pods of several networks.
+
+load helpers
+
+setup_file() {
+  suite_needs_lab && suite_needs_tools kubernetes etcd || return 0
+  lab_up
+  lab_kubernetes
+  jq -n '{apiVersion: "v1", kind: "ConfigMap", metadata: {name: "underpass", namespace: "kube-system"},
+    data: {settings: "podCIDRType: none\n"}}' | lab_kubectl apply --filename - >/dev/null
+  lab_cgroup node1 >"$LAB/host/node1/cgroup"
+  lab_network_config node1 all 46 '{"mode": "auto"}'
+  lab_network_config node1 out 46 '{"mode": "auto", "socketPath": false}'
+  lab_pod node2 backend plain46
+  lab_serve node2/backend 8080
+  objects
+  agent_start
+  lab_until 20 agent --ready
+}
+
+teardown() {
+  [ -n "${LAB-}" ] || return 0
+  [ -e "$LAB/pid/agent" ] || agent_start
+}
+
+# A Service with one endpoint, which no rule of the node translates: who reaches it does so by the socket path.
+objects() {
+  jq -n --arg address "$(lab_address node2/backend 4)" '{apiVersion: "v1", kind: "List", items: [
+    {apiVersion: "v1", kind: "Service", metadata: {name: "web", namespace: "default"},
+      spec: {clusterIP: "10.233.64.20", ports: [{port: 80}]}},
+    {apiVersion: "discovery.k8s.io/v1", kind: "EndpointSlice", addressType: "IPv4",
+      metadata: {name: "web", namespace: "default", labels: {"kubernetes.io/service-name": "web"}},
+      endpoints: [{addresses: [$address], conditions: {ready: true}}], ports: [{port: 8080}]}]}' |
+    lab_kubectl apply --filename - >/dev/null
+}
+
+agent_start() {
+  lab_spawn agent node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" UNDERPASS_CGROUP="$(<"$LAB/host/node1/cgroup")" \
+    "$LAB_REPO/scripts/node-agent" --kubeconfig "$LAB/kubernetes/admin.conf" --node node1
+}
+
+# agent FLAG: asks the agent on node1.
+agent() {
+  lab_in node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" "$LAB_REPO/scripts/node-agent" "$1" 2>&1
+}
+
+# pod NAME ANNOTATIONS: the object of a pod on node1.
+pod() {
+  lab_kubectl apply --filename - >/dev/null <<END
+{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "$1", "namespace": "default", "annotations": {$2}},
+ "spec": {"nodeName": "node1", "containers": [{"name": "c", "image": "c"}]}}
+END
+}
+
+# named POD: what a runtime says of it in a CNI call.
+named() {
+  printf 'IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=%s\n' "$1"
+}
+
+# asked POD: whether the backend answers by the Service's address.
+asked() {
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_in "node1/$1" sh -c 'printf "0\n" >"$0/cgroup.procs" && exec "$@"' "$(<"$LAB/host/node1/cgroup")" \
+    "$LAB_SOURCE/identify" ask tcp 10.233.64.20 80 2
+}
+
+not_asked() { ! asked "$@" >/dev/null 2>&1; }
+
+@test "a pod reaches a Service by the socket path as soon as the agent has followed" {
+  lab_pod node1 plain all
+  lab_until 10 asked plain
+}
+
+@test "a network's setting leaves its pods out" {
+  lab_pod node1 left out
+  sleep 1
+  not_asked left
+}
+
+@test "a pod's annotation leaves it out, or lets it in where its network leaves pods out" {
+  pod no '"underpass.io/socket-path": "false"'
+  pod yes '"underpass.io/socket-path": "true"'
+  LAB_CNI_ARGS=$(named no) lab_pod node1 no all
+  LAB_CNI_ARGS=$(named yes) lab_pod node1 yes out
+  lab_until 5 not_asked no
+  lab_until 5 asked yes
+  pod no '"underpass.io/socket-path": "true"'
+  lab_until 5 asked no
+}
+
+@test "a pod of another plugin is left out by its annotation too" {
+  lab_pod node1 other plain46
+  lab_until 5 asked other
+  pod other '"underpass.io/socket-path": "false"'
+  jq -n --arg ip "$(lab_address node1/other 4)" '{status: {podIP: $ip, podIPs: [{ip: $ip}]}}' |
+    lab_kubectl patch pod other --subresource status --type merge --patch-file /dev/stdin >/dev/null
+  lab_until 5 not_asked other
+}
+
+@test "the cluster's setting leaves all out but those who say otherwise, and takes effect in pods that run" {
+  lab_kubectl patch configmap underpass -n kube-system --type merge \
+    --patch '{"data": {"settings": "podCIDRType: none\nsocketPath: false\n"}}' >/dev/null
+  lab_until 10 not_asked plain
+  lab_until 5 asked yes
+  lab_kubectl patch configmap underpass -n kube-system --type merge --patch '{"data": {"settings": "podCIDRType: none\n"}}' >/dev/null
+  lab_until 10 asked plain
+}
+
+@test "each tool of the agent that is killed is started again, and meanwhile the data path stands" {
+  local tool before
+  for tool in watch-services bpf-lb-load end-sockets scope-pods set-routes sync-cidrs-kube serve-metrics; do
+    before=$(pids $tool)
+    [ -n "$before" ] || fail "$tool does not run"
+    lab_in node1 xargs -n 1 kill -KILL <<<"$before"
+    asked plain >/dev/null
+    lab_until 10 another $tool "$before"
+  done
+  lab_until 10 asked plain
+}
+
+# pids TOOL: of the agent on node1.
+pids() {
+  lab_in node1 pgrep -x "$1"
+}
+
+another() {
+  local now
+  now=$(pids "$1") && [ "$now" != "$2" ]
+}
+
+@test "metrics of all parts and the health of those that follow are served over HTTP" {
+  expect 0 lab_in node1 curl -fsS http://localhost:10266/metrics
+  assert_contains "$output" underpass_cidrs_known
+  expect 0 lab_in node1 curl -fsS http://localhost:10266/healthz
+  assert_json "$output" 'keys' '["currentTime","lastUpdated"]'
+  expect 0 lab_in node1 curl -fsS http://localhost:10266/livez
+  expect 22 lab_in node1 curl -fsS http://localhost:10266/other
+  expect 22 lab_in node1 curl -fsS -X POST http://localhost:10266/metrics
+}
+
+@test "the agent works in BusyBox' shell, with its own commands" {
+  command -v busybox >/dev/null || skip 'no busybox: run scripts/setup --cluster'
+  lab_stop agent
+  mkdir "$BATS_TEST_TMPDIR/bin"
+  local applet
+  for applet in $(busybox --list); do ln -s "$(command -v busybox)" "$BATS_TEST_TMPDIR/bin/$applet"; done
+  lab_spawn agent node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" UNDERPASS_CGROUP="$(<"$LAB/host/node1/cgroup")" \
+    PATH="$BATS_TEST_TMPDIR/bin" busybox sh "$LAB_REPO/scripts/node-agent" --kubeconfig "$LAB/kubernetes/admin.conf" --node node1
+  lab_until 20 agent --ready
+  lab_until 10 another_answers
+  lab_stop agent
+}
+
+another_answers() { lab_in node1 curl -fsS http://localhost:10266/healthz >/dev/null 2>&1; }
+
+@test "an agent that ends leaves the data path, and --uninstall takes it away" {
+  asked plain
+  lab_stop agent
+  asked plain
+  expect 0 agent --uninstall
+  not_asked plain
+  [ -z "$(lab_in node1 find /sys/fs/bpf -mindepth 1)" ] || fail 'something is pinned'
+}
