@@ -236,9 +236,9 @@ lab_cnitool_with() {
 @test "the agent starts a tool again that has died, and ends without leaving one behind, however it ends" {
   local pid
   lab_until 5 tools_running
-  pid=$(running set-routes)
+  pid=$(running keep-pods)
   lab_in node1 kill -KILL "$pid"
-  lab_until 10 other_than set-routes "$pid"
+  lab_until 10 other_than keep-pods "$pid"
   pid=$(running sync-cidrs-kube)
   lab_in node1 kill -KILL "$pid"
   lab_until 10 other_than sync-cidrs-kube "$pid"
@@ -255,8 +255,8 @@ lab_cnitool_with() {
   done
 }
 
-tools_running() { running set-routes >/dev/null && running sync-cidrs-kube >/dev/null; }
-tools_gone() { ! running set-routes >/dev/null && ! running sync-cidrs-kube >/dev/null; }
+tools_running() { running keep-pods >/dev/null && running sync-cidrs-kube >/dev/null; }
+tools_gone() { ! running keep-pods >/dev/null && ! running sync-cidrs-kube >/dev/null; }
 
 # running NAME: the process of that name. (The lab's first process does not wait for those that lose their parent.)
 running() { lab_in node1 pgrep --runstates R,S,D -x "$1"; }

@@ -183,7 +183,7 @@ pub struct Nic {
     pub name: String,
     /// Its MTU in bytes.
     pub mtu: u32,
-    /// Its addresses, from prevResult.
+    /// Its addresses, each once: those that a packet can have as its source.
     #[schemars(with = "Vec<String>")]
     pub addresses: Vec<IpNet>,
 }

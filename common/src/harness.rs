@@ -15,7 +15,7 @@ use crate::{
     document::{Command, PodDocument, merge},
     failure::{Code, Context, Failure},
     kernel::Kernel,
-    object::{Operation, Placed},
+    object::{Netns, Operation, Placed},
     plan::{Found, plan},
     settings::LogOptions,
     state::Lock,
@@ -156,7 +156,7 @@ async fn work<T: Tool>(document: &mut PodDocument, output: Output) -> Result<Opt
         _ => None,
     };
     let kernel = Kernel::open(&document.request)?;
-    let operations = planned::<T>(document, &kernel, |_| true).await?;
+    let operations = planned::<T>(document, &kernel, &[]).await?;
     match output.of(&operations, document.request.netns.as_deref()) {
         Some(text) => Ok(Some(text)),
         None => carry_out::<T>(document, &kernel, operations).await.map(|()| None),
@@ -192,35 +192,68 @@ async fn carry_out<T: Tool>(
     }
 }
 
-/// The plan for what is of concern.
+/// The plan. What was `known` as ours before is ours to remove.
 async fn planned<T: Tool>(
     document: &mut PodDocument,
     kernel: &Kernel,
-    concerns: impl Fn(&Placed) -> bool,
+    known: &[Placed],
 ) -> Result<Vec<Operation>, Failure> {
     let mut found = T::observe(document, kernel).await?;
-    found.retain(|found| concerns(&found.placed));
-    let mut wanted = T::wanted(document)?;
-    wanted.retain(concerns);
-    plan(&wanted, &found).map_err(|conflict| {
+    found.iter_mut().for_each(|found| found.owned |= known.contains(&found.placed));
+    plan(&T::wanted(document)?, &found).map_err(|conflict| {
         Failure::new(Code::Kernel, conflict).details("remove it, or configure Underpass to use something else")
     })
 }
 
-/// Makes in a running pod what an ADD would make of its document now, as far as it is of concern. What is new comes before
-/// what is old goes, so that no packet is without a route that has one before and after. Returns how much was done.
+/// One thing that [`converge`] did.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// What was done.
+    pub operation: Operation,
+    /// Whether it undoes what somebody else did. Otherwise the document wants something else than before.
+    pub repair: bool,
+}
+
+/// Makes in a running pod what an ADD would make of its document now, where `before` is the document of the last time: the
+/// same plan, without what is only ours to ask before a pod runs. What is new comes before what is old goes, so that no
+/// packet is without a route that has one before and after. Changes that are `spared` are left out.
 ///
 /// # Errors
 /// As for ADD; nothing has changed then.
 pub async fn converge<T: Tool>(
     document: &mut PodDocument,
-    concerns: impl Fn(&Placed) -> bool,
-) -> Result<usize, Failure> {
-    let kernel = Kernel::open(&document.request)?;
-    let mut operations = planned::<T>(document, &kernel, concerns).await?;
-    operations.sort_by_key(|operation| matches!(operation, Operation::Delete(_)));
-    kernel.apply(&operations).await?;
-    Ok(operations.len())
+    before: &PodDocument,
+    kernel: &Kernel,
+    spared: impl Fn(&Change) -> bool,
+) -> Result<Vec<Change>, Failure> {
+    let wanted_before = T::wanted(before).unwrap_or_default();
+    // On the node a tool that is SHARED makes what other pods need too; and a value cannot be removed.
+    let of_this_pod = |placed: &&Placed| !(placed.object.is_value() || T::SHARED && placed.netns == Netns::Node);
+    let known: Vec<Placed> = wanted_before.iter().filter(of_this_pod).cloned().collect();
+    let mut lock = None;
+    loop {
+        let operations = planned::<T>(document, kernel, &known).await?;
+        let change = |operation: Operation| {
+            let repair = match &operation {
+                Operation::Add(placed) | Operation::Replace { to: placed, .. } => wanted_before.contains(placed),
+                Operation::Delete(placed) => !wanted_before.contains(placed),
+            };
+            Change { operation, repair }
+        };
+        let mut changes: Vec<Change> = operations.into_iter().map(change).filter(|change| !spared(change)).collect();
+        if changes.is_empty() {
+            return Ok(changes);
+        }
+        if T::SHARED && lock.is_none() {
+            lock = Some(Lock::Node.acquire().context(Code::Io, "cannot lock the node's state")?);
+            continue;
+        }
+        changes.sort_by_key(|change| matches!(change.operation, Operation::Delete(_)));
+        let operations: Vec<Operation> = changes.iter().map(|change| change.operation.clone()).collect();
+        kernel.apply(&operations).await?;
+        T::after_add(document, kernel, &operations).await?;
+        return Ok(changes);
+    }
 }
 
 /// Reads the document, lets `work` complete it, and prints it: enriched, or with the error set.

@@ -1,6 +1,6 @@
 //! Do: operations applied to the kernel, in the node's namespace and the pod's.
 
-use std::{fs, io};
+use std::{env, fs, io, path::PathBuf};
 
 use crate::{
     document::Request,
@@ -144,9 +144,7 @@ impl Kernel {
             Object::Rule(rule) => netlink.add_rule(rule).await,
             Object::Marks(marks) => self.within(placed.netns, || marks::create(marks)),
             Object::Transit(rule) => self.within(placed.netns, || transit::create(rule)),
-            Object::Sysctl(Sysctl { path, value }) => {
-                self.within(placed.netns, || fs::write(format!("/proc/sys/{path}"), value))
-            }
+            Object::Sysctl(sysctl) => self.within(placed.netns, || write_sysctl(sysctl)),
             Object::QueueLength(QueueLength { dev, packets }) => netlink.set_queue_length(dev, *packets).await,
             Object::LinkAddress(LinkAddress { dev, mac }) => netlink.set_mac(dev, *mac).await,
         }
@@ -166,17 +164,36 @@ impl Kernel {
         })
     }
 
-    /// Reads sysctls of the pod; one that the kernel does not have is left out.
+    /// Reads sysctls of a namespace; one that the kernel does not have is left out.
     ///
     /// # Errors
-    /// When the pod's namespace is gone.
-    pub fn sysctls(&self, paths: &[String]) -> io::Result<Vec<Found>> {
+    /// When the namespace is gone.
+    pub fn sysctls(&self, netns: Netns, paths: &[String]) -> io::Result<Vec<Found>> {
         let read = |path: &String| {
-            let value = fs::read_to_string(format!("/proc/sys/{path}")).ok()?.trim_end().to_owned();
-            Some(Found::foreign(Placed::pod(Object::Sysctl(Sysctl { path: path.clone(), value }))))
+            let sysctl = Sysctl { path: path.clone(), value: read_sysctl(path).ok()? };
+            Some(Found::foreign(Placed { netns, object: Object::Sysctl(sysctl) }))
         };
-        self.within(Netns::Pod, || Ok(paths.iter().filter_map(read).collect()))
+        if paths.is_empty() {
+            return Ok(vec![]);
+        }
+        self.within(netns, || Ok(paths.iter().filter_map(read).collect()))
     }
+}
+
+/// Where sysctls are: `UNDERPASS_SYSCTL`, else `/proc/sys`, which is read-only in a container. Whatever the mount, `net/`
+/// is the calling thread's namespace's (`net_ctl_root`).
+fn sysctl_file(path: &str) -> PathBuf {
+    env::var_os("UNDERPASS_SYSCTL").map_or_else(|| PathBuf::from("/proc/sys"), PathBuf::from).join(path)
+}
+
+/// A sysctl of the calling thread's network namespace, without the newline.
+fn read_sysctl(path: &str) -> io::Result<String> {
+    Ok(fs::read_to_string(sysctl_file(path))?.trim_end().to_owned())
+}
+
+/// Some of them take the lock of all links even where nothing changes (`rtnl_lock`).
+fn write_sysctl(Sysctl { path, value }: &Sysctl) -> io::Result<()> {
+    if read_sysctl(path)? == *value { Ok(()) } else { fs::write(sysctl_file(path), value) }
 }
 
 impl Pod {

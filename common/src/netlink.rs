@@ -26,8 +26,9 @@ use netlink_packet_route::{
 };
 
 use self::message::{
-    Hop, address_family, address_message, local_address, neighbour_message, no_link_local, parse_address, parse_link,
-    parse_neighbour, parse_route, parse_rule, route_message, route_query, rule_message, veth_message,
+    Hop, UNASSIGNED_NSID, address_family, address_message, local_address, neighbour_message, no_link_local,
+    nsid_message, parse_address, parse_link, parse_neighbour, parse_nsid, parse_route, parse_rule, route_message,
+    route_query, rule_message, veth_message,
 };
 use crate::{
     mac::Mac,
@@ -64,8 +65,12 @@ pub struct Link {
     pub up: bool,
     /// Index of the peer (veth) or parent (macvlan), in the namespace that the kernel means.
     pub peer: Option<u32>,
+    /// Whether `peer` is an index in another namespace.
+    pub peer_elsewhere: bool,
     /// Index of the bridge or other link that it is a port of.
     pub controller: Option<u32>,
+    /// What drives it, as `ip link` names it: `veth`, `bridge`; empty for hardware.
+    pub kind: String,
 }
 
 /// A policy rule that the kernel has.
@@ -181,19 +186,54 @@ impl Netlink {
         Ok(messages.into_iter().filter_map(parse_link).collect())
     }
 
+    /// The number by which this socket's namespace knows another (`NETNSA_NSID`), which it is given if it has none.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn nsid(&self, netns: &NetnsFile) -> io::Result<i32> {
+        let known = |messages: Vec<RouteNetlinkMessage>| {
+            messages.into_iter().find_map(parse_nsid).ok_or_else(|| io::Error::other("the kernel gives no number"))
+        };
+        let query = || RouteNetlinkMessage::GetNsId(nsid_message(netns));
+        match known(self.exchange(query(), 0).await?.0)? {
+            UNASSIGNED_NSID => {
+                let given = self.act(RouteNetlinkMessage::NewNsId(nsid_message(netns)), 0).await;
+                // Somebody else may have been faster.
+                given
+                    .or_else(|error| if error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) })?;
+                known(self.exchange(query(), 0).await?.0)
+            }
+            nsid => Ok(nsid),
+        }
+    }
+
+    /// The ports of a bridge.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn ports(&self, bridge: u32) -> io::Result<Vec<Link>> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::Controller(bridge));
+        let messages = self.dump(RouteNetlinkMessage::GetLink(message)).await?;
+        Ok(messages.into_iter().filter_map(parse_link).filter(|link| link.controller == Some(bridge)).collect())
+    }
+
     async fn index(&self, name: &str) -> io::Result<u32> {
         let link = self.link(name).await?;
         link.map(|link| link.index)
             .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("there is no link {name}")))
     }
 
-    /// The addresses of global scope and IPv4 link-local ones, with the index of the link that each is on.
+    /// The addresses of global scope and IPv4 link-local ones, with the index of the link that each is on; those that are
+    /// no first choice as a source (secondary, temporary, deprecated) last, and those that another host has not at all.
     ///
     /// # Errors
     /// What the kernel says.
     pub async fn addresses(&self) -> io::Result<Vec<(u32, IpNet)>> {
         let messages = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default())).await?;
-        Ok(messages.into_iter().filter_map(parse_address).collect())
+        let mut addresses: Vec<_> = messages.into_iter().filter_map(parse_address).collect();
+        addresses.sort_by_key(|(second_choice, ..)| *second_choice);
+        Ok(addresses.into_iter().map(|(_, index, net)| (index, net)).collect())
     }
 
     /// All addresses of a link.

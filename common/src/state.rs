@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    fs::{self, DirEntry, File, OpenOptions},
+    fs::{self, DirEntry, File, Metadata, OpenOptions},
     io::{self, Write},
     os::{
         fd::{AsFd, BorrowedFd, RawFd},
@@ -19,7 +19,10 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::{document::Request, names::container_number};
+use crate::{
+    document::{PodDocument, Request},
+    names::{self, container_number},
+};
 
 /// The state directory: `UNDERPASS_STATE`, else `/run/underpass`.
 pub fn directory() -> PathBuf {
@@ -50,8 +53,22 @@ fn file_of(container_id: &str, ifname: &str) -> PathBuf {
 
 /// The document that was saved for an attachment, if any can be read.
 pub fn load(request: &Request) -> Option<Value> {
-    let text = fs::read(file_of(&request.container_id, &request.ifname)).ok()?;
+    let path = file_of(&request.container_id, &request.ifname);
+    let text = fs::read(&path).or_else(|_| fs::read(beside(&path, LEAVING))).ok()?;
     serde_json::from_slice(&text).ok()
+}
+
+/// Says that an attachment is on its way out, before anything of it is removed: from here on the node agent leaves it
+/// alone, whatever becomes of the DEL.
+///
+/// # Errors
+/// What the file system says, except that there is no saved document.
+pub fn leave(request: &Request) -> io::Result<()> {
+    let path = file_of(&request.container_id, &request.ifname);
+    match fs::rename(&path, beside(&path, LEAVING)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Saves an attachment's document. A reader sees the old one or the new one, never a part.
@@ -70,15 +87,19 @@ pub fn write(path: &Path, content: &str) -> io::Result<()> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
     }
-    let new = unfinished(path);
+    let new = beside(path, UNFINISHED);
     File::create(&new)?.write_all(content.as_bytes())?;
     fs::rename(&new, path)
 }
 
-/// Where a file is until it is written whole.
-fn unfinished(path: &Path) -> PathBuf {
+/// What a file's name ends with until it is written whole.
+const UNFINISHED: &str = ".new";
+/// What the name of an attachment's document ends with once a DEL or GC has begun.
+const LEAVING: &str = ".leaving";
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(".new");
+    name.push(suffix);
     name.into()
 }
 
@@ -88,7 +109,7 @@ fn unfinished(path: &Path) -> PathBuf {
 /// What the file system says, except that there is no such file.
 pub fn forget(container_id: &str, ifname: &str) -> io::Result<()> {
     let path = file_of(container_id, ifname);
-    for path in [unfinished(&path), path] {
+    for path in [beside(&path, UNFINISHED), beside(&path, LEAVING), path] {
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -104,6 +125,20 @@ pub fn list() -> Vec<Value> {
     whole.filter_map(|path| serde_json::from_slice(&fs::read(path).ok()?).ok()).collect()
 }
 
+/// The requests of saved documents that a GC finds stale: attachments of its network that are not in its list.
+pub fn stale(gc: &Request) -> Vec<Request> {
+    let files = fs::read_dir(attachments()).into_iter().flatten().flatten().map(|file| file.path());
+    let whole = files.filter(|path| !path.to_string_lossy().ends_with(UNFINISHED));
+    let request = |path: PathBuf| {
+        let document: PodDocument = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+        Some(document.request)
+    };
+    let stale = |request: &Request| {
+        names::network(request) == names::network(gc) && !gc.is_valid_attachment(&request.attachment())
+    };
+    whole.filter_map(request).filter(stale).collect()
+}
+
 /// An attachment whose document was saved.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Saved {
@@ -113,20 +148,31 @@ pub struct Saved {
     pub ifname: String,
 }
 
-/// The attachments with a saved document, and for each what changes whenever it is saved.
-pub fn saved() -> Vec<(Saved, (SystemTime, u64))> {
+/// What changes whenever a file is written anew.
+pub type Stamp = (SystemTime, u64);
+
+/// The attachments with a saved document, and its stamp.
+pub fn saved() -> Vec<(Saved, Stamp)> {
     let files = fs::read_dir(attachments()).into_iter().flatten().flatten();
     let entry = |file: DirEntry| {
         let name = file.file_name().into_string().ok()?;
         let (container_id, ifname) = name.strip_suffix(".json")?.split_once('@')?;
-        let metadata = file.metadata().ok()?;
         let saved = Saved { container_id: container_id.to_owned(), ifname: ifname.to_owned() };
-        Some((saved, (metadata.modified().ok()?, metadata.ino())))
+        Some((saved, stamp_of(&file.metadata().ok()?)?))
     };
     files.filter_map(entry).collect()
 }
 
+fn stamp_of(metadata: &Metadata) -> Option<Stamp> {
+    Some((metadata.modified().ok()?, metadata.ino()))
+}
+
 impl Saved {
+    /// The stamp of its document; none where there is none any more.
+    pub fn stamp(&self) -> Option<Stamp> {
+        stamp_of(&fs::metadata(file_of(&self.container_id, &self.ifname)).ok()?)
+    }
+
     /// The document.
     ///
     /// # Errors

@@ -2,11 +2,11 @@
 
 mod request;
 
-use std::{env, os::fd::RawFd, process::ExitCode};
+use std::{env, io, os::fd::RawFd, process::ExitCode};
 
 use clap::{Arg, ArgAction, value_parser};
 use common::{
-    document::{Command, PodDocument, VERSION},
+    document::{Command, PodDocument, Request, VERSION},
     failure::{Code, Context, Failure},
     harness::{self, About},
     settings::LogOptions,
@@ -28,7 +28,8 @@ fn main() -> ExitCode {
             Arg::new("lock-fd")
                 .long("lock-fd")
                 .value_parser(value_parser!(RawFd))
-                .help("Wait for the container's lock, on this open file descriptor of the caller"),
+                .help("Work for real: wait for the container's lock, on this open file descriptor of the caller, and keep the node \
+                       agent from what a DEL or GC is about to remove"),
         )
         .get_matches();
     if flags.get_flag("schema") {
@@ -60,7 +61,23 @@ fn document(stdin: &[u8], lock: Option<RawFd>) -> Result<PodDocument, Failure> {
     if matches!(request.command, Command::Del | Command::Check) {
         recall(&mut document);
     }
+    if lock.is_some() {
+        // What fails here fails again when the document is forgotten, at the end: nothing stops the teardown.
+        let _ = leave(&document.request);
+    }
     Ok(document)
+}
+
+/// Keeps the node agent from what this request is about to remove.
+fn leave(request: &Request) -> io::Result<()> {
+    match request.command {
+        Command::Del => state::leave(request),
+        Command::Gc => state::stale(request).iter().try_for_each(|stale| {
+            let _lock = Lock::Container(&stale.container_id).acquire()?;
+            state::leave(stale)
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// What ADD left for DEL and CHECK that the kernel cannot keep.

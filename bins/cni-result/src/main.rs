@@ -8,7 +8,7 @@ use common::{
     document::{Command, PodDocument},
     failure::{Code, Context, Failure},
     harness::{self, About},
-    names, state,
+    state,
 };
 use serde_json::{Value, json};
 
@@ -86,12 +86,6 @@ fn with_earlier(document: &PodDocument, text: &Value) -> Value {
 }
 
 fn forget_stale(document: &PodDocument) -> std::io::Result<()> {
-    let saved = state::list().into_iter().filter_map(|saved| serde_json::from_value::<PodDocument>(saved).ok());
-    for PodDocument { request, .. } in saved {
-        let same_network = names::network(&request) == names::network(&document.request);
-        if same_network && !document.request.is_valid_attachment(&request.attachment()) {
-            state::forget(&request.container_id, &request.ifname)?;
-        }
-    }
-    Ok(())
+    let stale = state::stale(&document.request);
+    stale.iter().try_for_each(|request| state::forget(&request.container_id, &request.ifname))
 }

@@ -1,5 +1,100 @@
-//! What detect-mode decides, apart from where it finds it.
+//! Decides how a pod's interface is served, apart from the program around it: the node agent decides it again.
 
+mod node;
 pub mod observe;
 pub mod plan;
 pub mod routing;
+
+use common::{
+    document::{Command, Mode, ModeKind, Nic, PodDocument, Routing},
+    failure::{Code, Context, Failure},
+    kernel::Kernel,
+    names::{POD_VETH, host_veth},
+    result::CniResult,
+};
+use ipnet::IpNet;
+
+use crate::{node::PodAddress, observe::Pod, routing::View};
+
+/// Whether there is anything to decide.
+pub fn concerns(command: Command) -> bool {
+    matches!(command, Command::Add | Command::Check)
+}
+
+/// Completes the sections `mode` and `routing`. What they have already is what was decided before: CHECK compares with
+/// that, and the node agent, which decides anew, keeps the mode.
+///
+/// # Errors
+/// What the kernel says, and what the configuration asks for and cannot be had.
+pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), Failure> {
+    let (request, settings) = (&document.request, &document.settings);
+    let netlink = &kernel.pod()?.netlink;
+    let unreadable = "cannot read the pod's network";
+    let mut pod = Pod::read(netlink).await.context(Code::Io, unreadable)?;
+    let link = pod.link(&request.ifname).cloned().ok_or_else(|| {
+        Failure::new(Code::InvalidEnvironment, format!("the pod has no interface {}", request.ifname))
+            .details("CNI_IFNAME must name the interface that the plugins before this one made")
+    })?;
+    if request.command == Command::Check && document.mode.is_some() {
+        if !document.routing.stays.is_empty() {
+            pod.complete(netlink).await.context(Code::Io, unreadable)?;
+        }
+        document.routing.leaves = routing::intruders(&pod, &document.routing.stays);
+        return Ok(());
+    }
+    let mode = match &document.mode {
+        Some(decided) => decided.mode,
+        None => plan::mode(settings, &request.ifname, pod.link(POD_VETH).is_some())?,
+    };
+    let result = CniResult::previous(&request.config)?;
+    let mut addresses = pod.addresses_of(&request.ifname);
+    // The addresses that were given to the interface come before those that it found itself.
+    let given: Vec<_> = result.ips_of(&request.ifname).map(|ip| ip.address.addr()).collect();
+    addresses.sort_by_key(|net| given.iter().position(|address| *address == net.addr()).unwrap_or(given.len()));
+    let nic = Nic { name: link.name, mtu: link.mtu, addresses };
+    let first = document.is_first();
+    if mode == ModeKind::Disable {
+        let (node_addresses, uplink, host_side) = Default::default();
+        document.mode = Some(Mode { mode, first, nic, node_addresses, uplink, host_side });
+        return Ok(());
+    }
+    if nic.addresses.is_empty() {
+        log::warn!("{} has no address yet: its way to Services comes with one, if the node agent runs", nic.name);
+    }
+    let alone = first && settings.pod_default_route_nic.is_none();
+    if !alone {
+        pod.complete(netlink).await.context(Code::Io, unreadable)?;
+    }
+    let towards = match first {
+        true => towards(&nic.addresses, &result),
+        false => towards(&pod.addresses_of(&settings.pod_default_cni_nic), &CniResult::default()),
+    };
+    let node_addresses = node::addresses(&kernel.node, &towards, &host_veth(&request.container_id)).await;
+    let node_addresses = node_addresses.context(Code::Io, "cannot read the node's addresses")?;
+    let uplink = plan::uplink(mode, settings, &nic, &pod, &node_addresses)?;
+    let promised = result.routes_of(&nic.name);
+    let view = View {
+        settings,
+        nic: &nic,
+        overlay: mode == ModeKind::Overlay,
+        pod: &pod,
+        promised: &promised,
+        decided: &document.routing,
+    };
+    let routing = if alone { Routing::default() } else { routing::routing(view)? };
+    let host_side = match pod.link(&uplink.dev).filter(|_| mode == ModeKind::Overlay) {
+        Some(link) => node::sides(&kernel.node, link, &uplink)
+            .await
+            .context(Code::Io, "cannot read the node's links and routes")?,
+        None => vec![],
+    };
+    document.mode = Some(Mode { mode, first, nic, node_addresses, uplink, host_side });
+    document.routing = routing;
+    Ok(())
+}
+
+/// The addresses that the node is asked its way to, with the next hop where prevResult has one.
+fn towards(addresses: &[IpNet], result: &CniResult) -> Vec<PodAddress> {
+    let gateway = |net: &IpNet| result.ips.iter().find(|ip| ip.address.addr() == net.addr())?.gateway;
+    addresses.iter().map(|net| (*net, gateway(net))).collect()
+}

@@ -1,18 +1,18 @@
 //! The node's side: its addresses, and its links to a pod.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{BTreeMap, HashSet},
     io,
     net::IpAddr,
 };
 
 use common::{
     document::{HostSide, Uplink},
-    netlink::{Link, Netlink, is_link_local},
+    netlink::{Link, Netlink, RouteFilter, is_link_local},
 };
 use ipnet::IpNet;
 
-use detect_mode::plan;
+use crate::plan::{self, Purpose};
 
 /// An address of the pod, and the next hop of its subnet if it has one.
 pub type PodAddress = (IpNet, Option<IpAddr>);
@@ -22,26 +22,46 @@ pub type PodAddress = (IpNet, Option<IpAddr>);
 /// # Errors
 /// What the kernel says.
 pub async fn addresses(node: &Netlink, pod: &[PodAddress], host_veth: &str) -> io::Result<Vec<IpAddr>> {
-    let mut names: HashMap<u32, String> = HashMap::new();
-    let mut all = vec![];
+    let mut ways = vec![];
+    for (net, gateway) in pod {
+        let way = node.source_towards(gateway.unwrap_or(net.addr())).await?;
+        // After an earlier ADD the pod's address is routed through the veth pair, which says nothing.
+        ways.push((*net, way.filter(|(_, dev)| dev != host_veth)));
+    }
+    let used: HashSet<&str> = ways.iter().filter_map(|(_, way)| Some(way.as_ref()?.1.as_str())).collect();
+    let mut links: BTreeMap<u32, Vec<IpNet>> = BTreeMap::new();
     for (index, net) in node.addresses().await?.into_iter().filter(|(_, net)| !is_link_local(net.addr())) {
-        if let Entry::Vacant(entry) = names.entry(index) {
-            entry.insert(node.link_by_index(index).await?.map(|link| link.name).unwrap_or_default());
+        links.entry(index).or_default().push(net);
+    }
+    let mut all = vec![];
+    for (index, nets) in links {
+        let Some(link) = node.link_by_index(index).await? else { continue };
+        if used.contains(link.name.as_str()) || leads_out(node, &link, &nets).await? {
+            all.extend(nets);
         }
-        all.push((names[&index].clone(), net));
     }
     let mut addresses: Vec<IpAddr> = vec![];
-    for (net, gateway) in pod {
-        let routed = node.source_towards(gateway.unwrap_or(net.addr())).await?;
-        // After an earlier ADD the pod's address is routed through the veth pair, which says nothing.
-        let routed = routed.filter(|(_, dev)| dev != host_veth).map(|(source, _)| source);
-        for address in plan::node_addresses(&all, *net, routed) {
+    for (net, way) in ways {
+        for address in plan::node_addresses(&all, net, way.map(|(source, _)| source)) {
             if !addresses.contains(&address) {
                 addresses.push(address);
             }
         }
     }
     Ok(addresses)
+}
+
+/// Whether a link of the node leads to other hosts.
+async fn leads_out(node: &Netlink, link: &Link, nets: &[IpNet]) -> io::Result<bool> {
+    Ok(match plan::purpose(link, nets) {
+        Purpose::Hosts => true,
+        Purpose::Containers => false,
+        Purpose::Ports => {
+            let ports = node.ports(link.index).await?;
+            let filter = RouteFilter { oif: Some(link.index), ..RouteFilter::default() };
+            ports.iter().any(plan::is_cable) || node.routes(filter).await?.iter().any(|route| route.gateway.is_some())
+        }
+    })
 }
 
 /// The node's links to a pod's overlay interface `nic`: the other end of its veth pair or, where that is a port of a

@@ -1,6 +1,6 @@
 //! The pod's network as it is.
 
-use std::{io, net::IpAddr};
+use std::{collections::HashSet, io, net::IpAddr};
 
 use common::{
     names::POD_VETH,
@@ -23,12 +23,12 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// Reads the links.
+    /// Reads the links and addresses.
     ///
     /// # Errors
     /// What the kernel says.
     pub async fn read(netlink: &Netlink) -> io::Result<Self> {
-        Ok(Self { links: netlink.links().await?, ..Self::default() })
+        Ok(Self { links: netlink.links().await?, addresses: netlink.addresses().await?, ..Self::default() })
     }
 
     /// Reads the rest, which only a pod with several interfaces needs.
@@ -36,7 +36,6 @@ impl Pod {
     /// # Errors
     /// What the kernel says.
     pub async fn complete(&mut self, netlink: &Netlink) -> io::Result<()> {
-        self.addresses = netlink.addresses().await?;
         self.routes = netlink.routes(RouteFilter::default()).await?;
         self.rules = netlink.rules().await?;
         Ok(())
@@ -52,11 +51,12 @@ impl Pod {
         self.links.iter().map(|link| link.name.as_str()).filter(|name| !["lo", POD_VETH].contains(name)).collect()
     }
 
-    /// The addresses of global scope on a link.
+    /// The addresses of a link that a packet can have as its source anywhere, each once, the best source first.
     pub fn addresses_of(&self, name: &str) -> Vec<IpNet> {
         let index = self.link(name).map(|link| link.index);
-        let global = |net: &IpNet| !is_link_local(net.addr());
-        self.addresses.iter().filter(|(on, net)| Some(*on) == index && global(net)).map(|(_, net)| *net).collect()
+        let mut seen = HashSet::new();
+        let of_link = self.addresses.iter().filter(|(on, net)| Some(*on) == index && !is_link_local(net.addr()));
+        of_link.map(|(_, net)| *net).filter(|net| seen.insert(net.addr())).collect()
     }
 
     /// The next hops of a link's default routes.

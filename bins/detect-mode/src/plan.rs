@@ -6,6 +6,7 @@ use common::{
     document::{ModeKind, Nic, Uplink},
     failure::{Code, Failure},
     names::POD_VETH,
+    netlink::Link,
     settings::{ModeSetting, Settings},
 };
 use ipnet::IpNet;
@@ -48,51 +49,49 @@ pub fn mode(settings: &Settings, ifname: &str, has_veth: bool) -> Result<ModeKin
     }
 }
 
-/// Links whose addresses are for containers, or move from node to node: a pod must not reach its node by these.
-const NOT_THE_NODES: [&str; 24] = [
-    "docker",
-    "br-",
-    "cni",
-    "cali",
-    "cilium",
-    "lxc",
-    "flannel",
-    "kube-ipvs",
-    "kube-bridge",
-    "kube-router",
-    "veth",
-    "virbr",
-    "vnet",
-    "dummy",
-    "nodelocaldns",
-    "tunl",
-    "vxlan",
-    "weave",
-    "ovn",
-    "antrea",
-    "genev",
-    "podman",
-    "lxd",
-    "incus",
-];
+/// What a link of the node is there for, as far as the link itself says it. Names say nothing: `br-ex` has the node's
+/// address on OpenShift, `br-4f1c...` that of a Docker network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// It leads to other hosts.
+    Hosts,
+    /// It leads to this node's own containers, or into an overlay; or its addresses are not the node's alone, like those
+    /// of the Services that kube-proxy's IPVS mode keeps on a dummy link.
+    Containers,
+    /// Its ports and routes say it: a bridge.
+    Ports,
+}
 
-/// An address of the node and the name of the link that it is on.
-pub type NodeAddress = (String, IpNet);
+/// What a link with these addresses is there for.
+pub fn purpose(link: &Link, nets: &[IpNet]) -> Purpose {
+    let has_subnet = nets.iter().any(|net| net.prefix_len() < net.max_prefix_len());
+    match link.kind.as_str() {
+        "bridge" => Purpose::Ports,
+        // A port that Open vSwitch has in the host. The overlays that are made of it look like any other.
+        "openvswitch" => Purpose::Containers,
+        // A node that is a container itself has one as its NIC. Those to its own containers have no subnet, and a pair
+        // whose ends are both here is some overlay's.
+        "veth" if has_subnet && link.peer_elsewhere => Purpose::Hosts,
+        "veth" | "netkit" | "dummy" | "ifb" | "tun" | "wireguard" => Purpose::Containers,
+        "vxlan" | "geneve" | "ipip" | "sit" | "gre" | "gretap" | "erspan" | "ip6tnl" | "ip6gre" | "ip6gretap" => {
+            Purpose::Containers
+        }
+        _ => Purpose::Hosts,
+    }
+}
 
-/// The node's addresses for a pod with the address `pod`: the one that the node would use towards the pod first, that
-/// is one in the pod's subnet, else the one that the routing says (`routed`).
-pub fn node_addresses(all: &[NodeAddress], pod: IpNet, routed: Option<IpAddr>) -> Vec<IpAddr> {
-    let is_container_link = |link: &str| NOT_THE_NODES.iter().any(|prefix| link.starts_with(prefix));
-    let mut addresses: Vec<&IpNet> = all
-        .iter()
-        .filter(|(link, net)| !is_container_link(link) && net.addr().is_ipv4() == pod.addr().is_ipv4())
-        .map(|(_, net)| net)
-        .collect();
-    addresses.sort_by_key(|net| (!net.contains(&pod.addr()), Some(net.addr()) != routed));
-    let mut addresses: Vec<_> = addresses.into_iter().map(IpNet::addr).collect();
+/// Whether a bridge's port leads to other hosts: it is no end of a veth pair and no virtual machine's.
+pub fn is_cable(port: &Link) -> bool {
+    purpose(port, &[]) == Purpose::Hosts
+}
+
+/// Of the node's addresses `all`, those that a pod with the address `pod` can use: the one that the node would use towards
+/// the pod first, that is the one that the routing says (`routed`), else one in the pod's subnet.
+pub fn node_addresses(all: &[IpNet], pod: IpNet, routed: Option<IpAddr>) -> Vec<IpAddr> {
+    let mut addresses: Vec<_> = all.iter().filter(|net| net.addr().is_ipv4() == pod.addr().is_ipv4()).collect();
+    addresses.sort_by_key(|net| (Some(net.addr()) != routed, !net.contains(&pod.addr())));
     let mut seen = HashSet::new();
-    addresses.retain(|address| seen.insert(*address));
-    addresses
+    addresses.into_iter().map(IpNet::addr).filter(|address| seen.insert(*address)).collect()
 }
 
 /// The link that leads into the node.
@@ -162,25 +161,37 @@ mod tests {
         }
     }
 
+    fn nets(nets: &[&str]) -> Vec<IpNet> {
+        nets.iter().map(|net| net.parse().unwrap()).collect()
+    }
+
     #[test]
-    fn the_address_in_the_pods_subnet_comes_first_and_container_links_do_not_count() {
-        let all: Vec<NodeAddress> = [
-            ("docker0", "172.17.0.1/16"),
-            ("eth1", "192.168.7.1/24"),
-            ("eth0", "10.6.212.101/16"),
-            ("eth0", "fd00::1/64"),
-            ("cali123", "10.233.1.1/32"),
-            ("eth0", "10.6.212.101/32"),
-        ]
-        .map(|(link, net)| (link.to_owned(), net.parse().unwrap()))
-        .to_vec();
+    fn the_address_that_the_node_uses_towards_the_pod_comes_first_then_one_in_the_pods_subnet() {
+        let all = nets(&["192.168.7.1/24", "10.6.212.101/16", "fd00::1/64", "10.6.0.99/32", "10.6.212.101/32"]);
         let addresses = |pod: &str, routed: Option<&str>| {
             let routed = routed.map(|address| address.parse().unwrap());
             node_addresses(&all, pod.parse().unwrap(), routed).iter().map(ToString::to_string).collect::<Vec<_>>()
         };
-        assert_eq!(addresses("10.6.212.241/16", None), ["10.6.212.101", "192.168.7.1"]);
-        assert_eq!(addresses("10.7.0.2/16", Some("10.6.212.101")), ["10.6.212.101", "192.168.7.1"]);
-        assert_eq!(addresses("10.7.0.2/16", None), ["192.168.7.1", "10.6.212.101"]);
+        assert_eq!(addresses("10.6.212.241/16", None), ["10.6.212.101", "192.168.7.1", "10.6.0.99"]);
+        assert_eq!(addresses("10.7.0.2/16", Some("10.6.212.101")), ["10.6.212.101", "192.168.7.1", "10.6.0.99"]);
+        assert_eq!(addresses("10.6.0.2/16", Some("192.168.7.1")), ["192.168.7.1", "10.6.212.101", "10.6.0.99"]);
         assert_eq!(addresses("fd00::2/64", None), ["fd00::1"]);
+    }
+
+    #[test]
+    fn what_a_link_is_there_for_follows_from_its_kind_and_addresses_and_not_from_its_name() {
+        let of = |name: &str, kind: &str, peer_elsewhere, addresses: &[&str]| {
+            let link = Link { name: name.to_owned(), kind: kind.to_owned(), peer_elsewhere, ..Link::default() };
+            purpose(&link, &nets(addresses))
+        };
+        assert_eq!(of("docker-uplink", "", false, &["10.6.212.101/16"]), Purpose::Hosts);
+        assert_eq!(of("cni-bond", "bond", false, &["10.6.212.101/16"]), Purpose::Hosts);
+        assert_eq!(of("vnet7", "vlan", false, &["10.6.212.101/16"]), Purpose::Hosts);
+        assert_eq!(of("eth0", "veth", true, &["172.18.0.2/16"]), Purpose::Hosts);
+        assert_eq!(of("eth1", "veth", true, &["10.88.0.1/32"]), Purpose::Containers);
+        assert_eq!(of("eth2", "veth", false, &["10.233.1.1/24"]), Purpose::Containers);
+        assert_eq!(of("eth3", "dummy", false, &["10.233.64.1/32"]), Purpose::Containers);
+        assert_eq!(of("mgmt0", "vxlan", false, &["10.244.1.0/32"]), Purpose::Containers);
+        assert_eq!(of("br-ex", "bridge", false, &["10.6.212.101/16"]), Purpose::Ports);
     }
 }

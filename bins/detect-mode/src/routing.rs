@@ -21,12 +21,15 @@ use crate::observe::Pod;
 /// The tables that a kernel gives another use: default and local (`RT_TABLE_DEFAULT`, `RT_TABLE_LOCAL`).
 const KERNEL_TABLES: [u32; 2] = [253, 255];
 
+/// `RTPROT_RA`: the routing protocol number of what the kernel takes from router advertisements.
+const PROTOCOL_RA: u8 = 9;
+
 /// What is known of a pod when the interface `nic` comes into it, or is checked.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
     /// The settings of this interface's network.
     pub settings: &'a Settings,
-    /// The interface, with the addresses that prevResult has for it.
+    /// The interface.
     pub nic: &'a Nic,
     /// Whether the pod's first interface is an overlay one, whose table is the uplink's.
     pub overlay: bool,
@@ -75,6 +78,16 @@ pub fn routing(view: View<'_>) -> Result<Routing, Failure> {
         }
     }
     Ok(routing)
+}
+
+/// The default routes that have come into the main table beside those that stay there. That of a router advertisement is no
+/// fault: the node agent moves it into its interface's table.
+pub fn intruders(pod: &Pod, stays: &[Route]) -> Vec<Route> {
+    let intrudes = |route: &&Route| {
+        let beside = |stay: &Route| stay.destination == route.destination && stay.dev != route.dev;
+        route.table == MAIN_TABLE && route.protocol != PROTOCOL_RA && stays.iter().any(beside)
+    };
+    pod.routes.iter().filter(intrudes).cloned().collect()
 }
 
 impl<'a> View<'a> {

@@ -6,7 +6,7 @@ use common::{
     document::{Mode, ModeKind, PodDocument},
     failure::Failure,
     names,
-    object::{Address, Family, Neighbour, Object, Placed, Veth},
+    object::{Address, Family, Neighbour, Netns, Object, Placed, Sysctl, Veth},
 };
 use ipnet::IpNet;
 
@@ -34,6 +34,7 @@ pub fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
             group: document.settings.veth_group(),
             up: true,
         })));
+        wanted.extend(sysctls(document)?);
         wanted.extend(link_addresses(document, mode).map(|address| {
             let address = Address { dev: pair.pod.clone(), address: IpNet::from(address) };
             Placed::pod(Object::Address(address))
@@ -58,6 +59,24 @@ fn link_addresses(document: &PodDocument, mode: &Mode) -> impl Iterator<Item = I
     let addresses = [document.settings.veth_link_address, Some(IpAddr::V6(LINK_ADDRESS))];
     let served = |address: &IpAddr| mode.uplink.gateway(Family::of(*address)).is_some();
     addresses.into_iter().flatten().filter(served).collect::<Vec<_>>().into_iter()
+}
+
+/// What the path needs of the pair's ends, which otherwise have what their namespaces' defaults say.
+pub fn sysctls(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
+    let (pair, mode) = (document.veth()?, document.mode()?);
+    let sysctl = |netns, family: &str, dev: &str, name: &str, value: u8| Placed {
+        netns,
+        object: Object::Sysctl(Sysctl { path: format!("net/{family}/conf/{dev}/{name}"), value: value.to_string() }),
+    };
+    let on_node = |family, name, value| sysctl(Netns::Node, family, &pair.host, name, value);
+    let mut sysctls = vec![on_node("ipv4", "forwarding", 1)];
+    if mode.nic.addresses.iter().any(|net| Family::of(net.addr()) == Family::Ipv6) {
+        sysctls.push(on_node("ipv6", "disable_ipv6", 0));
+        // No pod is its node's router.
+        sysctls.push(on_node("ipv6", "accept_ra", 0));
+        sysctls.push(sysctl(Netns::Pod, "ipv6", &pair.pod, "disable_ipv6", 0));
+    }
+    Ok(sysctls)
 }
 
 /// The addresses whose neighbour entries are this attachment's to make and to remove.

@@ -1,3 +1,126 @@
-//! What set-routes decides, apart from where it finds it.
+//! Makes the routes in the pod and on the node.
 
 pub mod plan;
+
+use std::{io, net::IpAddr};
+
+use common::{
+    document::{Command, PodDocument, Routing},
+    failure::{Code, Context, Failure},
+    harness::{About, Tool},
+    kernel::{Kernel, Pod},
+    names::{POD_VETH, host_veth},
+    netlink::RouteFilter,
+    object::{Object, PROTOCOL, Placed, Route},
+    plan::Found,
+};
+use ipnet::IpNet;
+
+use crate::plan::Teardown;
+
+/// The tool.
+#[derive(Debug)]
+pub struct SetRoutes;
+
+impl Tool for SetRoutes {
+    const ABOUT: About = About {
+        name: "set-routes",
+        does: "Makes the routes that lead from a pod through its node to Services and back; in DEL removes them and \
+               puts back those that had to move. With --follow it reads what sync-cidrs --watch prints, and gives every \
+               pod of the node that is running the routes that an ADD would give it now.",
+        example: "  cni-request < conf.json | detect-mode | sync-cidrs | mk-veth | set-routes --explain\n  \
+                  sync-cidrs --watch | set-routes --follow",
+    };
+
+    async fn observe(document: &mut PodDocument, kernel: &Kernel) -> Result<Vec<Found>, Failure> {
+        if document.request.command == Command::Gc {
+            return Ok(vec![]);
+        }
+        let pod = in_the_pod(document, kernel).await.context(Code::Io, "cannot read the pod's routes")?;
+        let node = on_the_node(document, kernel).await.context(Code::Io, "cannot read the node's routes")?;
+        Ok([pod, node].concat())
+    }
+
+    fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
+        if document.request.command.tears_down() {
+            let back = document.routing.stays.iter().cloned();
+            return Ok(back.map(|route| Placed::pod(Object::Route(route))).collect());
+        }
+        plan::wanted(document)
+    }
+}
+
+async fn in_the_pod(document: &mut PodDocument, kernel: &Kernel) -> io::Result<Vec<Found>> {
+    let Some(pod) = &kernel.pod else {
+        document.routing = Routing::default();
+        return Ok(vec![]);
+    };
+    let routes = pod.netlink.routes(RouteFilter::default()).await?;
+    let ours: Vec<bool> = if document.request.command == Command::Del {
+        let uplink_needed = uplink_needed(document, kernel, pod).await?;
+        let teardown = Teardown { document, routes: &routes, uplink_needed };
+        let ours = routes.iter().map(|route| teardown.removes(route)).collect();
+        document.routing = Routing { stays: teardown.returning(), ..Routing::default() };
+        ours
+    } else {
+        routes.iter().map(|route| plan::is_replaced(document, route)).collect()
+    };
+    let found = |(route, owned)| Found { placed: Placed::pod(Object::Route(route)), owned };
+    Ok(routes.into_iter().zip(ours).map(found).collect())
+}
+
+/// In DEL: whether the pod's overlay interface is still another attachment's way into the node. The node knows: it has a
+/// route by way of that interface to each attachment's addresses.
+async fn uplink_needed(document: &PodDocument, kernel: &Kernel, pod: &Pod) -> io::Result<bool> {
+    if document.is_first() || pod.netlink.link(POD_VETH).await?.is_some() {
+        return Ok(true);
+    }
+    let (own, uplink) = (document.nic_addresses(), overlay_addresses(document, kernel).await?);
+    let of_another = |route: &Route| {
+        route.gateway.is_some_and(|gateway| uplink.contains(&gateway))
+            && !own.iter().any(|net| route.destination == IpNet::from(net.addr()))
+    };
+    let routes = kernel.node.routes(RouteFilter { ours: true, ..Default::default() }).await?;
+    Ok(routes.iter().any(of_another))
+}
+
+/// The addresses of the pod's first interface.
+async fn overlay_addresses(document: &PodDocument, kernel: &Kernel) -> io::Result<Vec<IpAddr>> {
+    let Some(pod) = &kernel.pod else { return Ok(vec![]) };
+    let Some(first) = pod.netlink.link(&document.settings.pod_default_cni_nic).await? else { return Ok(vec![]) };
+    let addresses = pod.netlink.addresses().await?.into_iter().filter(|(index, _)| *index == first.index);
+    Ok(addresses.map(|(_, net)| net.addr()).collect())
+}
+
+/// The routes to the interface's addresses, those that the lookup finds included: a pod that had the address before may
+/// have left one. With the first interface's DEL, all routes through the container's link.
+async fn on_the_node(document: &PodDocument, kernel: &Kernel) -> io::Result<Vec<Found>> {
+    let host_veth = host_veth(&document.request.container_id);
+    let mut routes = through(&host_veth, kernel).await?;
+    if !(document.request.command == Command::Del && document.is_first()) {
+        for side in document.mode.iter().flat_map(|mode| &mode.host_side) {
+            routes.extend(through(&side.dev, kernel).await?);
+        }
+        let addresses: Vec<_> = document.nic_addresses().iter().map(|net| net.addr()).collect();
+        routes.retain(|route| addresses.iter().any(|address| route.destination == IpNet::from(*address)));
+        for address in addresses {
+            let matching = kernel.node.matching_route(address).await?;
+            routes.extend(matching.filter(|route| route.destination == IpNet::from(address)));
+        }
+    }
+    let deletes = document.request.command == Command::Del;
+    let overlay = if deletes { overlay_addresses(document, kernel).await? } else { vec![] };
+    let found = |route: Route| {
+        let owned = route.protocol == PROTOCOL && plan::is_of_this_pod(document, &route, &overlay);
+        Found { placed: Placed::node(Object::Route(route)), owned }
+    };
+    Ok(routes.into_iter().map(found).collect())
+}
+
+/// The routes of ours out of a link of the node.
+async fn through(name: &str, kernel: &Kernel) -> io::Result<Vec<Route>> {
+    match kernel.node.link(name).await? {
+        Some(link) => kernel.node.routes(RouteFilter { oif: Some(link.index), ours: true, ..Default::default() }).await,
+        None => Ok(vec![]),
+    }
+}

@@ -1,3 +1,116 @@
-//! What set-rules decides, apart from where it finds it.
+//! Makes the policy rules, and the mark that sends replies back the way they came.
 
 pub mod plan;
+
+use std::{
+    collections::{HashMap, HashSet, hash_map::Entry},
+    io,
+};
+
+use common::{
+    document::{Command, PodDocument},
+    failure::{Code, Context, Failure},
+    harness::{About, Tool},
+    kernel::{Kernel, Pod},
+    marks,
+    names::host_veth,
+    netlink::{Netlink, RouteFilter, RuleEntry},
+    object::{Netns, Object, Placed},
+    plan::Found,
+    transit,
+};
+
+/// The tool.
+#[derive(Debug)]
+pub struct SetRules;
+
+impl Tool for SetRules {
+    const ABOUT: About = About {
+        name: "set-rules",
+        does: "Makes the policy rules on the node and in the pod, and the nftables table by which replies leave by the \
+               way on which the question came; in DEL removes them, and with the node's last pod the node's rule.",
+        example: "  cni-request < conf.json | detect-mode | sync-cidrs | mk-veth | set-routes | set-rules --explain",
+    };
+    /// The node's rule is for all pods: between looking whether one still needs it and removing it, none may come.
+    const SHARED: bool = true;
+
+    async fn observe(document: &mut PodDocument, kernel: &Kernel) -> Result<Vec<Found>, Failure> {
+        let mut found = on_the_node(document, &kernel.node).await.context(Code::Io, "cannot read the node's rules")?;
+        if let Some(pod) = kernel.pod.as_ref().filter(|_| document.request.command != Command::Gc) {
+            found.extend(in_the_pod(document, pod).await.context(Code::Io, "cannot read the pod's rules")?);
+            let table = kernel.within(Netns::Pod, marks::find).context(Code::Io, "cannot read the pod's nftables")?;
+            let owned = plan::owns_uplink(document, &found);
+            found.extend(table.map(|table| Found { placed: Placed::pod(Object::Marks(table)), owned }));
+        }
+        found.extend(transits(document, kernel, &found).await.context(Code::Io, "cannot read the node's nftables")?);
+        Ok(found)
+    }
+
+    fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
+        if document.request.command.tears_down() { Ok(vec![]) } else { plan::wanted(document) }
+    }
+}
+
+/// The index of the pod's link, if it goes with this attachment and has not gone yet.
+async fn goes(document: &PodDocument, node: &Netlink) -> io::Result<Option<u32>> {
+    if document.request.command != Command::Del || !document.is_first() {
+        return Ok(None);
+    }
+    Ok(node.link(&host_veth(&document.request.container_id)).await?.map(|link| link.index))
+}
+
+/// The node's rules. One of ours whose table has no route to another pod is nobody's any more.
+async fn on_the_node(document: &PodDocument, node: &Netlink) -> io::Result<Vec<Found>> {
+    let goes = goes(document, node).await?;
+    let mut found = vec![];
+    let mut needed = HashMap::new();
+    for RuleEntry { rule, ours, .. } in node.rules().await?.into_iter().filter(|entry| entry.plain) {
+        // ADD has just made a route in its own table: no need to look.
+        let in_use = !document.request.command.tears_down() && rule.table == document.settings.host_rule_table;
+        if ours && let Entry::Vacant(entry) = needed.entry(rule.table) {
+            let filter = RouteFilter { table: Some(rule.table), ours: true, ..Default::default() };
+            entry.insert(in_use || node.links_of_routes(filter).await?.iter().any(|link| Some(*link) != goes));
+        }
+        let owned = ours && !needed[&rule.table];
+        found.push(Found { placed: Placed::node(Object::Rule(rule)), owned });
+    }
+    Ok(found)
+}
+
+/// The rules of the node's nftables table. Like the node's rule for packets to pods they go with its last pod.
+async fn transits(document: &PodDocument, kernel: &Kernel, found: &[Found]) -> io::Result<Vec<Found>> {
+    let tears_down = document.request.command.tears_down();
+    if tears_down && serves_others(document, &kernel.node, found).await? {
+        return Ok(vec![]);
+    }
+    let rules = kernel.within(Netns::Node, transit::find)?;
+    let found = |rule| Found { placed: Placed::node(Object::Transit(rule)), owned: tears_down };
+    Ok(rules.into_iter().map(found).collect())
+}
+
+/// Whether the node has a route to another pod than the one that goes. Somebody may have taken its rule away.
+async fn serves_others(document: &PodDocument, node: &Netlink, found: &[Found]) -> io::Result<bool> {
+    let stays = |found: &Found| match &found.placed.object {
+        Object::Rule(rule) => {
+            found.placed.netns == Netns::Node && !found.owned && rule.table == document.settings.host_rule_table
+        }
+        _ => false,
+    };
+    if found.iter().any(stays) {
+        return Ok(true);
+    }
+    let goes = goes(document, node).await?;
+    let routes = RouteFilter { ours: true, ..Default::default() };
+    Ok(node.links_of_routes(routes).await?.into_iter().any(|link| Some(link) != goes))
+}
+
+async fn in_the_pod(document: &PodDocument, pod: &Pod) -> io::Result<Vec<Found>> {
+    let routes = pod.netlink.routes(RouteFilter { ours: true, ..Default::default() }).await?;
+    let tables: HashSet<u32> = routes.iter().map(|route| route.table).collect();
+    let rules = pod.netlink.rules().await?;
+    let found = rules.into_iter().filter(|entry| entry.plain).map(|RuleEntry { rule, ours, .. }| Found {
+        owned: ours && plan::owns(document, &rule, !tables.contains(&rule.table)),
+        placed: Placed::pod(Object::Rule(rule)),
+    });
+    Ok(found.collect())
+}

@@ -3,7 +3,7 @@
 use common::{
     document::{Mode, ModeKind, PodDocument},
     failure::Failure,
-    object::{Family, LinkAddress, Object, Placed, QueueLength, Sysctl},
+    object::{Family, LinkAddress, Object, Placed, QueueLength, Route, Sysctl},
 };
 
 /// In a teardown what was there before, else what is to be there.
@@ -17,12 +17,27 @@ pub fn put_back_or_wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure
     }
     let mut wanted: Vec<_> =
         document.settings.pod_rp_filter.into_iter().flat_map(|value| rp_filter(mode, value)).collect();
+    wanted.extend(no_default_routers(document));
     let dev = &mode.nic.name;
     wanted.extend(
         document.settings.tx_queue_len.map(|packets| Object::QueueLength(QueueLength { dev: dev.clone(), packets })),
     );
     wanted.extend(document.nic_mac().map(|mac| Object::LinkAddress(LinkAddress { dev: dev.clone(), mac })));
     Ok(wanted.into_iter().map(Placed::pod).collect())
+}
+
+/// An interface that keeps its default route in its own table takes none of a router advertisement, which would come into
+/// the main table, again and again.
+fn no_default_routers(document: &PodDocument) -> impl Iterator<Item = Object> + '_ {
+    let default = Family::Ipv6.default_route();
+    let of =
+        move |nic: &str, routes: &[Route]| routes.iter().any(|route| route.dev == nic && route.destination == default);
+    let tables = document.routing.tables.iter().filter(|_| document.settings.tune_pod_routes);
+    let moved = tables.map(move |table| (&table.nic, of(&table.nic, &table.routes))).filter(|(_, has)| *has);
+    let moved = moved.filter(move |(nic, _)| !of(nic, &document.routing.stays));
+    moved.map(|(nic, _)| {
+        Object::Sysctl(Sysctl { path: format!("net/ipv6/conf/{nic}/accept_ra_defrtr"), value: "0".to_owned() })
+    })
 }
 
 /// The kernel takes the greater of `all` and the interface's own value, and gives `default` to every interface that

@@ -11,6 +11,7 @@ use netlink_packet_route::{
         LinkMessage,
     },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    nsid::{NsidAttribute, NsidMessage},
     route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType},
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
@@ -68,11 +69,36 @@ pub(super) fn parse_link(message: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::IfAlias(alias) => link.alias = alias,
             LinkAttribute::Group(group) => link.group = group,
             LinkAttribute::Link(index) => link.peer = Some(index),
+            LinkAttribute::LinkNetNsId(_) => link.peer_elsewhere = true,
             LinkAttribute::Controller(index) => link.controller = Some(index),
+            LinkAttribute::LinkInfo(info) => {
+                let kind = info.into_iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                });
+                link.kind = kind.unwrap_or_default();
+            }
             _ => {}
         }
     }
     Some(link)
+}
+
+/// `NETNSA_NSID_NOT_ASSIGNED`: in an answer, that there is none; in a request, that any will do.
+pub(super) const UNASSIGNED_NSID: i32 = -1;
+
+pub(super) fn nsid_message(netns: &NetnsFile) -> NsidMessage {
+    let mut message = NsidMessage::default();
+    message.attributes = vec![NsidAttribute::Id(UNASSIGNED_NSID), NsidAttribute::Fd(netns.raw().cast_unsigned())];
+    message
+}
+
+pub(super) fn parse_nsid(message: RouteNetlinkMessage) -> Option<i32> {
+    let RouteNetlinkMessage::NewNsId(message) = message else { return None };
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NsidAttribute::Id(nsid) => Some(*nsid),
+        _ => None,
+    })
 }
 
 pub(super) fn address_message(address: &Address, index: u32) -> AddressMessage {
@@ -102,7 +128,8 @@ pub(super) fn local_address(message: &AddressMessage) -> Option<IpNet> {
     IpNet::new(address, message.header.prefix_len).ok()
 }
 
-pub(super) fn parse_address(message: RouteNetlinkMessage) -> Option<(u32, IpNet)> {
+/// An address, whether others are better as a source, and the index of its link.
+pub(super) fn parse_address(message: RouteNetlinkMessage) -> Option<(bool, u32, IpNet)> {
     let RouteNetlinkMessage::NewAddress(message) = message else { return None };
     let net = local_address(&message)?;
     let address = net.addr();
@@ -111,7 +138,10 @@ pub(super) fn parse_address(message: RouteNetlinkMessage) -> Option<(u32, IpNet)
         AddressScope::Link => address.is_ipv4(),
         _ => false,
     };
-    counts.then_some((message.header.index, net))
+    let flags = message.header.flags;
+    // An IPv6 address that is temporary (RFC 8981) has the same bit as an IPv4 one that is secondary.
+    let second_choice = flags.intersects(AddressHeaderFlags::Secondary | AddressHeaderFlags::Deprecated);
+    (counts && !flags.contains(AddressHeaderFlags::Dadfailed)).then_some((second_choice, message.header.index, net))
 }
 
 pub(super) fn neighbour_message(neighbour: &Neighbour, index: u32) -> NeighbourMessage {

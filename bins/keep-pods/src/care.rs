@@ -1,0 +1,298 @@
+//! One container: what an ADD of each of its interfaces would make now, by the same tools.
+
+use std::{
+    cell::{Cell, RefCell},
+    fs::File,
+    io,
+    time::{Duration, Instant},
+};
+
+use common::{
+    cidrs,
+    document::{Command, PodDocument},
+    failure::{Code, Context, Failure},
+    harness::{self, Change, Tool},
+    kernel::Kernel,
+    names::host_veth,
+    object::{Operation, Placed},
+    result::CniResult,
+    settings::Settings,
+    state::{self, Lock, Saved},
+};
+use mk_veth::MkVeth;
+use serde_json::{Value, json};
+use set_routes::SetRoutes;
+use set_rules::SetRules;
+use tune_pod::TunePod;
+
+use crate::{contest::Contest, whereabouts::Whereabouts};
+
+/// No pod takes longer than this.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What became of one attachment.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// It has what it is to have, after these changes.
+    Current(Vec<Change>),
+    /// Somebody keeps undoing some of it, which is left alone for a while; these changes were made.
+    Contested(Vec<Change>),
+    /// Another process works on it.
+    Locked,
+    /// Its sandbox is gone: a DEL will come.
+    Gone,
+    /// It could not be done.
+    Failed(Failure),
+}
+
+/// What is to be done for a container.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Its id.
+    pub container: String,
+    /// Its attachments, with what is known of who undoes what.
+    pub attachments: Vec<(Saved, Contest)>,
+}
+
+/// What became of it.
+#[derive(Debug)]
+pub struct Done {
+    /// The container's id.
+    pub container: String,
+    /// Each attachment's outcome.
+    pub outcomes: Vec<(Saved, Outcome)>,
+    /// Where its objects are; none if that could not be found out.
+    pub whereabouts: Option<Whereabouts>,
+}
+
+/// An attachment's document, as it was read.
+struct Attachment {
+    saved: Saved,
+    contest: Contest,
+    value: Value,
+    document: PodDocument,
+}
+
+/// Brings a container up to date, while no ADD or DEL works on it. `cluster` is what the cluster says, null if nothing is
+/// known.
+pub fn container(job: Job, cluster: &Value) -> Done {
+    let Job { container, attachments } = job;
+    let all = |outcome: &Outcome| attachments.iter().map(|(saved, _)| (saved.clone(), outcome.clone())).collect();
+    let done = |outcomes, whereabouts| Done { container: container.clone(), outcomes, whereabouts };
+    let _lock: File = match Lock::Container(&container).try_acquire() {
+        Ok(Some(lock)) => lock,
+        Ok(None) => return done(all(&Outcome::Locked), None),
+        Err(error) => {
+            let failure = Failure::new(Code::Io, "cannot lock the container").details(error);
+            return done(all(&Outcome::Failed(failure)), None);
+        }
+    };
+    let (mut open, mut outcomes) = (vec![], vec![]);
+    for (saved, contest) in attachments.iter().cloned() {
+        match read(&saved) {
+            Ok((value, document)) => open.push(Attachment { saved, contest, value, document }),
+            Err(outcome) => outcomes.push((saved, outcome)),
+        }
+    }
+    // The others' way into the node is the first one's.
+    open.sort_by_key(|attachment| !attachment.document.is_first());
+    let Some(first) = open.first() else { return done(outcomes, None) };
+    let mut whereabouts = Whereabouts::default();
+    let work = async {
+        let kernel = Kernel::open(&first.document.request)?;
+        // From here on the kernel tells what happens in the pod.
+        let nsid =
+            kernel.node.nsid(&kernel.pod()?.netns).await.context(Code::Io, "cannot number the pod's namespace")?;
+        whereabouts.nsid = Some(nsid);
+        for attachment in &open {
+            let care = tokio::time::timeout(PATIENCE, care(attachment, cluster, &kernel, &mut whereabouts)).await;
+            let late = || Failure::new(Code::Kernel, format!("not done within {} s", PATIENCE.as_secs()));
+            let outcome = care.map_err(|_| late()).flatten().unwrap_or_else(outcome_of);
+            outcomes.push((attachment.saved.clone(), outcome));
+        }
+        Ok(())
+    };
+    match harness::block_on(work).flatten() {
+        Ok(()) => done(outcomes, Some(whereabouts)),
+        Err(failure) => {
+            let outcome = outcome_of(failure);
+            let open = open.iter().map(|attachment| (attachment.saved.clone(), outcome.clone()));
+            done(outcomes.into_iter().chain(open).collect(), None)
+        }
+    }
+}
+
+fn outcome_of(failure: Failure) -> Outcome {
+    if failure.code == Code::InvalidNetns as u32 { Outcome::Gone } else { Outcome::Failed(failure) }
+}
+
+/// An attachment's document.
+fn read(saved: &Saved) -> Result<(Value, PodDocument), Outcome> {
+    let unreadable = |error: io::Error| Failure::new(Code::Io, "cannot read its saved document").details(error);
+    let value = saved.read().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => Outcome::Gone,
+        _ => Outcome::Failed(unreadable(error)),
+    })?;
+    let document =
+        serde_json::from_value(value.clone()).context(Code::Decoding, "its saved document is not a pod document");
+    document.map(|document| (value, document)).map_err(Outcome::Failed)
+}
+
+/// Gives an attachment what an ADD would give it now, and notes it in its document.
+async fn care(
+    attachment: &Attachment,
+    cluster: &Value,
+    kernel: &Kernel,
+    whereabouts: &mut Whereabouts,
+) -> Result<Outcome, Failure> {
+    let before = &attachment.document;
+    // An ADD that failed, and will be taken back.
+    if before.error.is_some() || before.request.command != Command::Add {
+        return Ok(Outcome::Current(vec![]));
+    }
+    let mut document = before.clone();
+    detect_mode::detect(&mut document, kernel).await?;
+    let mut document = renewed(document, cluster)?;
+    let care =
+        Care { kernel, before, contest: &attachment.contest, spared: Cell::new(false), changes: RefCell::default() };
+    care.tool::<MkVeth>(&mut document).await?;
+    care.tool::<SetRoutes>(&mut document).await?;
+    care.tool::<SetRules>(&mut document).await?;
+    care.tool::<TunePod>(&mut document).await?;
+    let (spared, changes) = (care.spared.get(), care.changes.into_inner());
+    note_values(&mut document, &changes);
+    note_whereabouts(&document, kernel, whereabouts).await?;
+    keep(&attachment.value, &document)?;
+    Ok(if spared { Outcome::Contested(changes) } else { Outcome::Current(changes) })
+}
+
+struct Care<'a> {
+    kernel: &'a Kernel,
+    before: &'a PodDocument,
+    contest: &'a Contest,
+    spared: Cell<bool>,
+    changes: RefCell<Vec<Change>>,
+}
+
+impl Care<'_> {
+    async fn tool<T: Tool>(&self, document: &mut PodDocument) -> Result<(), Failure> {
+        let now = Instant::now();
+        let spares = |change: &Change| {
+            let spares = change.repair && self.contest.spares(&object_of(change).to_string(), now);
+            self.spared.set(self.spared.get() || spares);
+            spares
+        };
+        let changes = harness::converge::<T>(document, self.before, self.kernel, spares).await?;
+        self.changes.borrow_mut().extend(changes);
+        Ok(())
+    }
+}
+
+/// What a change is about.
+pub fn object_of(change: &Change) -> &Placed {
+    match &change.operation {
+        Operation::Add(placed) | Operation::Delete(placed) | Operation::Replace { to: placed, .. } => placed,
+    }
+}
+
+/// The document with the CIDRs that apply now.
+fn renewed(mut document: PodDocument, cluster: &Value) -> Result<PodDocument, Failure> {
+    if cluster.is_null() {
+        return Ok(document);
+    }
+    // What is wrong in the settings was ADD's to refuse; of the others only what says CIDRs can change in a running pod.
+    let (settings, _) = Settings::resolve(&document.request.config, &cluster["settings"]);
+    document.settings.service_cidr = settings.service_cidr;
+    document.settings.overlay_pod_cidr = settings.overlay_pod_cidr;
+    document.settings.hijack_cidr = settings.hijack_cidr;
+    document.cidrs = Some(cidrs::resolve(&document.settings, &cluster["cidrs"], Command::Add, document.subnets())?);
+    Ok(document)
+}
+
+/// What DEL is to put back: values that had not been changed before.
+fn note_values(document: &mut PodDocument, changes: &[Change]) {
+    for Change { operation, repair } in changes {
+        if !repair && matches!(operation, Operation::Replace { to, .. } if to.object.is_value()) {
+            document.applied.push(operation.clone());
+        }
+    }
+}
+
+async fn note_whereabouts(
+    document: &PodDocument,
+    kernel: &Kernel,
+    whereabouts: &mut Whereabouts,
+) -> Result<(), Failure> {
+    let mode = document.mode()?;
+    let sides = mode.host_side.iter().map(|side| side.dev.clone());
+    let names = [host_veth(&document.request.container_id)].into_iter().chain(sides);
+    for name in names {
+        let link = kernel.node.link(&name).await.context(Code::Io, "cannot read the node's links")?;
+        if document.veth.is_some() && whereabouts.pod_veth.is_none() {
+            whereabouts.pod_veth = link.as_ref().and_then(|link| link.peer);
+        }
+        whereabouts.links.push((link.map_or(0, |link| link.index), name));
+    }
+    whereabouts.addresses.extend(mode.nic.addresses.iter().map(|net| net.addr()));
+    let result = CniResult::previous(&document.request.config)?;
+    whereabouts.gateways.extend(result.ips.iter().filter_map(|ip| ip.gateway));
+    Ok(())
+}
+
+/// Saves the document if it says anything new.
+fn keep(value: &Value, document: &PodDocument) -> Result<(), Failure> {
+    let mut kept = value.clone();
+    kept["settings"] = json!(document.settings);
+    kept["mode"] = json!(document.mode);
+    kept["routing"] = json!(document.routing);
+    kept["cidrs"] = json!(document.cidrs);
+    kept["veth"] = json!(document.veth);
+    kept["applied"] = json!(document.applied);
+    if document.veth.is_none() {
+        kept.as_object_mut().map(|kept| kept.remove("veth"));
+    }
+    if kept == *value {
+        return Ok(());
+    }
+    state::save(&document.request, &kept).context(Code::Io, "cannot save its document")
+}
+
+#[cfg(test)]
+mod tests {
+    use common::{document::Request, settings::Settings};
+
+    use super::*;
+
+    fn document(config: Value) -> PodDocument {
+        let request = Request {
+            command: Command::Add,
+            container_id: "c".to_owned(),
+            netns: None,
+            ifname: "eth0".to_owned(),
+            args: None,
+            config,
+        };
+        PodDocument::new(request, Settings::default())
+    }
+
+    fn cluster(service: &str) -> Value {
+        json!({ "settings": {}, "cidrs": { "service": [service], "pod": [] } })
+    }
+
+    fn services(config: Value) -> Vec<String> {
+        let cidrs = renewed(document(config), &cluster("10.112.0.0/12")).unwrap().cidrs.unwrap();
+        cidrs.service.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn what_the_configuration_names_stays_whatever_the_cluster_says() {
+        assert_eq!(services(json!({ "serviceCIDR": ["10.96.0.0/12"] })), ["10.96.0.0/12"]);
+        assert_eq!(services(json!({})), ["10.112.0.0/12"]);
+    }
+
+    #[test]
+    fn while_nothing_is_known_of_the_cluster_a_pod_keeps_what_it_has() {
+        let before = document(json!({}));
+        assert_eq!(renewed(before.clone(), &Value::Null).unwrap().cidrs, before.cidrs);
+    }
+}

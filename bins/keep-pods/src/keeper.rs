@@ -1,0 +1,311 @@
+//! Which pods are to be looked at, and when.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::IpAddr,
+    sync::{
+        Mutex, PoisonError,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use common::{
+    failure::{Code, Context, Failure},
+    state::{self, Saved},
+};
+use serde_json::Value;
+
+use crate::{
+    care::{self, Done, Job, Outcome},
+    contest::Contest,
+    node::Node,
+    notice::Notice,
+    report::Counters,
+    whereabouts::{Whereabouts, concerns_node},
+};
+
+/// Pods that are worked on at the same time.
+const WORKERS: usize = 8;
+/// An ADD that read the old CIDRs and ended after the change is found so soon.
+const RESCAN: Duration = Duration::from_secs(1);
+/// What changes one thing often changes more: so long after the first notification all of them count as one.
+const SETTLE: Duration = Duration::from_millis(20);
+/// A pod in which something happens all the time is looked at no more often.
+const INTERVAL: Duration = Duration::from_millis(100);
+/// Each pod is looked at so often without any notification: the kernel does not tell of every sysctl.
+const LOOK: Duration = Duration::from_secs(30);
+/// Somebody holds the pod's lock: an ADD or DEL, which takes no longer.
+const LOCKED: Duration = Duration::from_millis(50);
+/// A pod that failed is tried again after this, then after twice as long, up to the limit.
+const RETRY: Duration = Duration::from_secs(1);
+const RETRY_LIMIT: Duration = Duration::from_secs(60);
+
+/// What the keeper hears.
+#[derive(Debug)]
+pub enum News {
+    /// A line of `sync-cidrs --watch`.
+    Cluster(Value),
+    /// The kernel's notifications.
+    Notices(Vec<Notice>),
+    /// The end.
+    End,
+}
+
+/// What is known of one attachment.
+#[derive(Debug)]
+pub struct Attachment {
+    /// The saved document that the outcome is for.
+    stamp: (SystemTime, u64),
+    /// None when nothing is known yet.
+    pub outcome: Option<Outcome>,
+    contest: Contest,
+    delay: Duration,
+}
+
+/// What is known of one container.
+#[derive(Debug)]
+struct Container {
+    whereabouts: Whereabouts,
+    /// When it is to be looked at.
+    next: Instant,
+    /// When it was last looked at.
+    looked: Option<Instant>,
+}
+
+/// Keeps the pods of the node.
+#[derive(Debug, Default)]
+pub struct Keeper {
+    cluster: Value,
+    node: Node,
+    attachments: BTreeMap<Saved, Attachment>,
+    containers: BTreeMap<String, Container>,
+    counters: Counters,
+    metrics: String,
+}
+
+impl Keeper {
+    /// Keeps them until the news end.
+    ///
+    /// # Errors
+    /// When the state directory cannot be written.
+    pub fn keep(&mut self, news: &Receiver<News>) -> Result<(), Failure> {
+        loop {
+            self.rescan();
+            let wait = self.next_look().min(RESCAN);
+            let mut heard: Vec<News> = match news.recv_timeout(wait) {
+                Ok(first) => vec![first],
+                Err(RecvTimeoutError::Timeout) => vec![],
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            };
+            if !heard.is_empty() {
+                thread::sleep(SETTLE);
+                heard.extend(news.try_iter());
+            }
+            let (mut changed, begin) = (false, Instant::now());
+            for news in heard {
+                match news {
+                    News::End => return Ok(()),
+                    News::Notices(notices) => self.hear(&notices),
+                    News::Cluster(cluster) => {
+                        self.cluster = cluster;
+                        self.counters.changes += 1;
+                        changed = true;
+                    }
+                }
+            }
+            if changed {
+                self.look_at_all();
+                self.attachments.values_mut().for_each(|attachment| attachment.delay = RETRY);
+            }
+            self.rescan();
+            self.work();
+            if changed {
+                self.counters.last = begin.elapsed();
+                self.counters.say(self.attachments.values());
+            }
+            self.report().context(Code::Io, "cannot write the state directory")?;
+        }
+    }
+
+    fn next_look(&self) -> Duration {
+        let next = self.containers.values().map(|container| container.next).min();
+        next.map_or(RESCAN, |next| next.saturating_duration_since(Instant::now()))
+    }
+
+    fn look_at_all(&mut self) {
+        let now = Instant::now();
+        self.containers.values_mut().for_each(|container| container.next = now);
+    }
+
+    /// Finds the pods that the kernel's notifications concern.
+    fn hear(&mut self, notices: &[Notice]) {
+        let mut of_node = false;
+        for notice in notices {
+            let mut of_pods = false;
+            for container in self.containers.values_mut().filter(|container| container.whereabouts.concerns(notice)) {
+                container.look_soon();
+                of_pods = true;
+            }
+            of_node |= *notice == Notice::Lost || (!of_pods && concerns_node(notice));
+        }
+        if of_node {
+            self.look_at_node();
+        }
+    }
+
+    /// Looks whether the pods' plans would come out differently for what has changed on the node.
+    fn look_at_node(&mut self) {
+        let gateways: BTreeSet<IpAddr> =
+            self.containers.values().flat_map(|container| &container.whereabouts.gateways).copied().collect();
+        match Node::look(&gateways) {
+            Ok(node) if node == self.node => {}
+            Ok(node) => {
+                self.node = node;
+                self.look_at_all();
+            }
+            Err(failure) => log::error!("{failure}"),
+        }
+    }
+
+    /// Finds attachments that have come, gone, or been saved anew.
+    fn rescan(&mut self) {
+        let found: BTreeMap<_, _> = state::saved().into_iter().collect();
+        self.attachments.retain(|saved, _| found.contains_key(saved));
+        let ids: BTreeSet<&String> = found.keys().map(|saved| &saved.container_id).collect();
+        self.containers.retain(|id, _| ids.contains(id));
+        let now = Instant::now();
+        for (saved, stamp) in found {
+            let new = || Attachment { stamp, outcome: None, contest: Contest::default(), delay: RETRY };
+            let id = saved.container_id.clone();
+            let attachment = self.attachments.entry(saved).or_insert_with(new);
+            let container = self.containers.entry(id).or_insert_with(|| Container {
+                whereabouts: Whereabouts::default(),
+                next: now,
+                looked: None,
+            });
+            if attachment.stamp != stamp || attachment.outcome.is_none() {
+                (attachment.stamp, attachment.delay) = (stamp, RETRY);
+                container.next = now;
+            }
+        }
+    }
+
+    /// Looks at every pod whose time has come.
+    fn work(&mut self) {
+        let now = Instant::now();
+        let due = self.containers.iter().filter(|(_, container)| container.next <= now);
+        let job = |(id, _): (&String, &Container)| Job {
+            container: id.clone(),
+            attachments: self
+                .attachments
+                .range(Saved { container_id: id.clone(), ifname: String::new() }..)
+                .take_while(|(saved, _)| saved.container_id == *id)
+                .map(|(saved, attachment)| (saved.clone(), attachment.contest.clone()))
+                .collect(),
+        };
+        let queue: VecDeque<Job> = due.map(job).collect();
+        for done in in_parallel(queue, &self.cluster) {
+            self.note(done);
+        }
+    }
+
+    fn note(&mut self, done: Done) {
+        let now = Instant::now();
+        let mut next = now + LOOK;
+        for (saved, outcome) in done.outcomes {
+            next = next.min(self.note_attachment(&saved, outcome, now));
+        }
+        let Some(container) = self.containers.get_mut(&done.container) else { return };
+        container.looked = Some(now);
+        container.next = next;
+        let before = container.whereabouts.gateways.len();
+        container.whereabouts = done.whereabouts.unwrap_or_else(|| container.whereabouts.clone());
+        if container.whereabouts.gateways.len() != before {
+            // From here on the way there counts; the pod was just looked at with what it is now.
+            self.node = self.known_node();
+        }
+    }
+
+    fn known_node(&self) -> Node {
+        let gateways =
+            self.containers.values().flat_map(|container| &container.whereabouts.gateways).copied().collect();
+        Node::look(&gateways).unwrap_or_default()
+    }
+
+    /// Returns when the attachment is to be looked at again.
+    fn note_attachment(&mut self, saved: &Saved, outcome: Outcome, now: Instant) -> Instant {
+        let Some(attachment) = self.attachments.get_mut(saved) else { return now + LOOK };
+        let name = format!("{}/{}", saved.container_id, saved.ifname);
+        let next = match &outcome {
+            Outcome::Current(changes) | Outcome::Contested(changes) => {
+                attachment.delay = RETRY;
+                self.counters.note(&name, changes);
+                for change in changes.iter().filter(|change| change.repair) {
+                    let object = care::object_of(change).to_string();
+                    if let Some(pause) = attachment.contest.note(&object, now) {
+                        self.counters.contests += 1;
+                        let seconds = pause.as_secs();
+                        log::error!("{name}: somebody keeps undoing this; leaving it alone for {seconds} s: {object}");
+                    }
+                }
+                attachment.contest.next(now).unwrap_or(now + LOOK)
+            }
+            Outcome::Locked => now + LOCKED,
+            Outcome::Gone => {
+                log::debug!("{name}: its sandbox is gone");
+                now + LOOK
+            }
+            Outcome::Failed(failure) => {
+                self.counters.errors += 1;
+                log::error!("{name}: {failure}");
+                let next = now + attachment.delay;
+                attachment.delay = (attachment.delay * 2).min(RETRY_LIMIT);
+                next
+            }
+        };
+        attachment.outcome = Some(outcome);
+        // Its document may have been saved by this very look.
+        attachment.stamp = saved.stamp().unwrap_or(attachment.stamp);
+        next
+    }
+
+    /// Writes the metrics, in Prometheus' text format, if they are not as they were.
+    fn report(&mut self) -> std::io::Result<()> {
+        let text = self.counters.metrics(self.attachments.values());
+        if text != self.metrics {
+            state::write(&state::directory().join("keep-pods.prom"), &text)?;
+            self.metrics = text;
+        }
+        Ok(())
+    }
+}
+
+impl Container {
+    /// Soon, but not all the time.
+    fn look_soon(&mut self) {
+        let now = Instant::now();
+        self.next = self.next.min(self.looked.map_or(now, |looked| now.max(looked + INTERVAL)));
+    }
+}
+
+/// Works on several pods at a time, so that a slow one holds nobody up.
+fn in_parallel(queue: VecDeque<Job>, cluster: &Value) -> Vec<Done> {
+    let workers = queue.len().min(WORKERS);
+    let (queue, done) = (Mutex::new(queue), Mutex::new(vec![]));
+    let worker = || {
+        loop {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let Some(job) = next else { return };
+            let outcome = care::container(job, cluster);
+            done.lock().unwrap_or_else(PoisonError::into_inner).push(outcome);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(worker);
+        }
+    });
+    done.into_inner().unwrap_or_else(PoisonError::into_inner)
+}

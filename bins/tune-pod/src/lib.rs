@@ -1,0 +1,94 @@
+//! Sets sysctls and link properties in the pod, and asks the network about its addresses.
+
+mod packet;
+mod plan;
+mod probe;
+mod wire;
+
+use common::{
+    document::{Command, PodDocument},
+    failure::{Code, Context, Failure},
+    harness::{About, Tool},
+    kernel::{Kernel, Pod},
+    netlink::Link,
+    object::{LinkAddress, Netns, Object, Operation, Placed, QueueLength},
+    plan::Found,
+};
+
+use crate::{probe::Inquiry, wire::Wire};
+
+/// The tool.
+#[derive(Debug)]
+pub struct TunePod;
+
+impl Tool for TunePod {
+    const ABOUT: About = About {
+        name: "tune-pod",
+        does: "Sets the pod's rp_filter and, where configured, its interface's transmit queue length and MAC address, \
+               which it announces; before that it asks, where configured, whether another host has the pod's addresses \
+               and whether the gateway is there. In DEL puts back what was there.",
+        example: "  cni-request < conf.json | detect-mode | tune-pod --explain",
+    };
+
+    async fn observe(document: &mut PodDocument, kernel: &Kernel) -> Result<Vec<Found>, Failure> {
+        let Some(pod) = kernel.pod.as_ref().filter(|_| document.request.command != Command::Gc) else {
+            return Ok(vec![]);
+        };
+        let wanted = plan::put_back_or_wanted(document)?;
+        let sysctls = wanted.iter().filter_map(|placed| match &placed.object {
+            Object::Sysctl(sysctl) => Some(sysctl.path.clone()),
+            _ => None,
+        });
+        let mut found = kernel
+            .sysctls(Netns::Pod, &sysctls.collect::<Vec<_>>())
+            .context(Code::Io, "cannot read the pod's sysctls")?;
+        if wanted.iter().any(|placed| !matches!(placed.object, Object::Sysctl(_))) {
+            found.extend(link(document, pod).await?.iter().flat_map(properties));
+        }
+        Ok(found)
+    }
+
+    fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
+        plan::put_back_or_wanted(document)
+    }
+
+    async fn before_add(document: &PodDocument, kernel: &Kernel) -> Result<(), Failure> {
+        let settings = &document.settings;
+        if !settings.detect_ip_conflict && !settings.detect_gateway {
+            return Ok(());
+        }
+        let links = kernel.pod()?.netlink.links().await.context(Code::Io, "cannot read the pod's links")?;
+        let own = links.iter().filter_map(|link| link.mac).collect();
+        let Some(link) = links.iter().find(|link| link.name == document.request.ifname) else { return Ok(()) };
+        let Some(mut inquiry) = Inquiry::new(document, link.mac.unwrap_or_default(), own) else { return Ok(()) };
+        let ask = || Wire::open(link.index)?.inquire(&mut inquiry, &settings.detect_options);
+        kernel.within(Netns::Pod, ask).context(Code::Io, format!("cannot ask the network of {}", link.name))?
+    }
+
+    async fn after_add(document: &PodDocument, kernel: &Kernel, done: &[Operation]) -> Result<(), Failure> {
+        let is_mac = |operation: &&Operation| matches!(operation, Operation::Replace { to, .. } if matches!(to.object, Object::LinkAddress(_)));
+        let (Some(_), Some(mac)) = (done.iter().find(is_mac), document.nic_mac()) else { return Ok(()) };
+        let Some(link) = link(document, kernel.pod()?).await? else { return Ok(()) };
+        let announce = || {
+            let wire = Wire::open(link.index)?;
+            let addresses = document.nic_addresses();
+            addresses.iter().try_for_each(|net| wire.send(&packet::announcement(mac, net.addr())))
+        };
+        kernel
+            .within(Netns::Pod, announce)
+            .context(Code::Io, format!("cannot announce the MAC address of {}", link.name))
+    }
+}
+
+async fn link(document: &PodDocument, pod: &Pod) -> Result<Option<Link>, Failure> {
+    let ifname = &document.request.ifname;
+    pod.netlink.link(ifname).await.context(Code::Io, format!("cannot read the pod's link {ifname}"))
+}
+
+/// What every link has and a setting may change.
+fn properties(link: &Link) -> Vec<Found> {
+    let dev = &link.name;
+    let queue = Object::QueueLength(QueueLength { dev: dev.clone(), packets: link.queue_length });
+    let mac = link.mac.map(|mac| Object::LinkAddress(LinkAddress { dev: dev.clone(), mac }));
+    [Some(queue), mac].into_iter().flatten().map(|object| Found::foreign(Placed::pod(object))).collect()
+}
