@@ -22,7 +22,7 @@ demo() {
 
 @test "the demo with --keep leaves its lab up to look around, and --down removes it" {
   expect 0 demo --keep
-  expect 0 demo --in node1/after ip route show table 100
+  expect 0 demo --in node1/after ip route show table 8500
   assert_contains "$output" 'dev veth0'
   expect 0 demo --down
   assert_equal "$(lab_leaks)" ''

@@ -179,8 +179,8 @@ assert_reachable() {
   succeeds ADD
   lab_pod node1 other underlay46
   succeeds DEL
-  [ -n "$(lab_in node1 ip rule show pref 1000)" ]
-  [ -n "$(lab_in node1 ip -6 rule show pref 1000)" ]
+  [ -n "$(lab_in node1 ip rule show pref 85)" ]
+  [ -n "$(lab_in node1 ip -6 rule show pref 85)" ]
   lab_pod_delete node1 other underlay46
   assert_node_clean
 }
@@ -210,13 +210,12 @@ assert_reachable() {
   done <<'EOF'
 ip link add veth0 type veth peer name foreign|ip link delete veth0|veth0
 ip route add 10.233.64.0/18 via 10.6.0.1|ip route delete 10.233.64.0/18|10.233.64.0/18
-ip -6 route add default via fd00:6::1 table 100|ip -6 route flush table 100|table 100
 EOF
 }
 
 @test "another's rule beside ours, at the same preference, is left alone" {
-  lab_in "node1/$POD" ip rule add pref 1000 lookup 77
-  lab_in node1 ip rule add pref 1000 lookup 77
+  lab_in "node1/$POD" ip rule add pref 85 lookup 77
+  lab_in node1 ip rule add pref 85 lookup 77
   POD_BEFORE=$(lab_snapshot "node1/$POD")
   succeeds ADD
   assert_reachable
@@ -224,7 +223,7 @@ EOF
   succeeds CHECK
   succeeds DEL
   assert_pod_clean
-  lab_in node1 ip rule delete pref 1000
+  lab_in node1 ip rule delete pref 85
 }
 
 # A libexec directory in which one tool is replaced: broken_libexec TOOL SCRIPT.
@@ -334,13 +333,13 @@ node1/POD|ip route delete 10.233.64.0/18|10.233.64.0/18
 node1/POD|ip route delete 10.233.0.0/18|10.233.0.0/18
 node1/POD|ip route change 10.233.64.0/18 via 10.6.0.1 dev eth0 proto 85|10.233.64.0/18
 node1/POD|ip route delete 10.6.212.101|10.6.212.101
-node1/POD|ip route delete default table 100|table 100
+node1/POD|ip route delete default table 8500|table 8500
 node1/POD|ip -6 route delete fd00:233:64::/108|fd00:233:64::/108
 node1/POD|ip -6 route delete fd00:233::/48|fd00:233::/48
 node1/POD|ip -6 route delete fd00:6::101|fd00:6::101
-node1/POD|ip -6 route delete default table 100|table 100
-node1/POD|ip rule delete pref 1000|pref 1000
-node1/POD|ip -6 rule delete pref 1000|pref 1000
+node1/POD|ip -6 route delete default table 8500|table 8500
+node1/POD|ip rule delete pref 85|pref 85
+node1/POD|ip -6 rule delete pref 85|pref 85
 node1/POD|ip neighbour delete 10.6.212.101 dev veth0|10.6.212.101
 node1/POD|ip neighbour change 10.6.212.101 dev veth0 lladdr 02:00:00:00:00:99 nud permanent|10.6.212.101
 node1/POD|ip neighbour delete fd00:6::101 dev veth0|fd00:6::101
@@ -350,8 +349,8 @@ node1/POD|ip link set veth0 down|veth0
 node1/POD|ip link set veth0 mtu 1400|veth0
 node1/POD|ip address delete 169.254.200.1/32 dev veth0|169.254.200.1
 node1/POD|ip address delete fe80::a9fe:c801/128 dev veth0|fe80::a9fe:c801
-node1|ip rule delete pref 1000|pref 1000
-node1|ip -6 rule delete pref 1000|pref 1000
+node1|ip rule delete pref 85|pref 85
+node1|ip -6 rule delete pref 85|pref 85
 node1|ip route delete POD4 table 500|table 500
 node1|ip -6 route delete POD6 table 500|table 500
 node1|ip neighbour delete POD4 dev HOST|neigh

@@ -93,8 +93,8 @@ symmetric() {
   local family
   for family in 4 6; do
     assert_equal "$(rule_tables node1/pair $family)" \
-      "$(lab_address node1/pair $family net1) 101
-$(lab_address node1/pair $family) 102"
+      "$(lab_address node1/pair $family net1) 8501
+$(lab_address node1/pair $family) 8502"
   done
 }
 
@@ -201,7 +201,7 @@ $(lab_address node1/pair $family) 102"
   assert_tables "node1/$POD"
   lab_attach node1 "$POD" second46 net1
   assert_tables "node1/$POD"
-  assert_equal "$(rule_tables "node1/$POD" 4 | cut -d' ' -f2 | sort | tr '\n' ' ')" '101 102 103 104 '
+  assert_equal "$(rule_tables "node1/$POD" 4 | cut -d' ' -f2 | sort | tr '\n' ' ')" '8501 8502 8503 8504 '
   lab_serve "node1/$POD" 8080
   leaves_by "node1/$POD" net2 eth0 net1 net3 -- \
     assert_answer client "$(lab_address "node1/$POD" 4 net2)" 8080 "$POD" "$(lab_address client 4 eth2)"
@@ -209,13 +209,13 @@ $(lab_address node1/pair $family) 102"
 
 @test "a table that somebody else uses is left alone" {
   pod
-  lab_in "node1/$POD" ip route add 192.0.2.0/24 dev eth0 table 101
-  lab_in "node1/$POD" ip rule add pref 2000 to 192.0.2.1 lookup 102
+  lab_in "node1/$POD" ip route add 192.0.2.0/24 dev eth0 table 8501
+  lab_in "node1/$POD" ip rule add pref 2000 to 192.0.2.1 lookup 8502
   lab_attach node1 "$POD" second46 net1
-  assert_equal "$(rule_tables "node1/$POD" 4)" "$(lab_address "node1/$POD" 4 net1) 103
-$(lab_address "node1/$POD" 4) 104"
+  assert_equal "$(rule_tables "node1/$POD" 4)" "$(lab_address "node1/$POD" 4 net1) 8503
+$(lab_address "node1/$POD" 4) 8504"
   lab_cnitool node1 del second46 "$POD" net1
-  expect 0 lab_in "node1/$POD" ip route show table 101
+  expect 0 lab_in "node1/$POD" ip route show table 8501
   assert_equal "$output" '192.0.2.0/24 dev eth0 scope link '
 }
 
@@ -291,13 +291,13 @@ network() {
     lab_plugin node1 coordinator CHECK "$POD" net1 <<<"$config"
     assert_equal "$lab_status" 0 || fail "after $change, ADD: $lab_stdout"
   done <<EOF2
-pod|ip rule del from $(lab_address "node1/$POD" 4) lookup 102|from $(lab_address "node1/$POD" 4)/32 lookup 102
-pod|ip -6 rule del from $(lab_address "node1/$POD" 6) lookup 102|from $(lab_address "node1/$POD" 6)/128 lookup 102
-pod|ip route del default table 102|0.0.0.0/0 via 10.6.0.1 dev eth0 table 102
-pod|ip -6 route del default table 102|::/0 via fd00:6::1 dev eth0 table 102
-pod|ip rule del from $(lab_address "node1/$POD" 4 net1) lookup 101|from $(lab_address "node1/$POD" 4 net1)/32 lookup 101
-pod|ip route del 10.6.0.0/16 table 101|10.6.0.0/16 dev net1
-pod|ip route del 10.233.64.0/18 table 101|10.233.64.0/18 via 10.6.212.101 dev veth0 table 101
+pod|ip rule del from $(lab_address "node1/$POD" 4) lookup 8502|from $(lab_address "node1/$POD" 4)/32 lookup 8502
+pod|ip -6 rule del from $(lab_address "node1/$POD" 6) lookup 8502|from $(lab_address "node1/$POD" 6)/128 lookup 8502
+pod|ip route del default table 8502|0.0.0.0/0 via 10.6.0.1 dev eth0 table 8502
+pod|ip -6 route del default table 8502|::/0 via fd00:6::1 dev eth0 table 8502
+pod|ip rule del from $(lab_address "node1/$POD" 4 net1) lookup 8501|from $(lab_address "node1/$POD" 4 net1)/32 lookup 8501
+pod|ip route del 10.6.0.0/16 table 8501|10.6.0.0/16 dev net1
+pod|ip route del 10.233.64.0/18 table 8501|10.233.64.0/18 via 10.6.212.101 dev veth0 table 8501
 pod|ip route append default via 10.6.0.1 dev eth0|not wanted: route 0.0.0.0/0 via 10.6.0.1 dev eth0
 pod|ip route del default|missing: route 0.0.0.0/0 via 10.6.0.1 dev net1
 pod|ip -6 route del default|missing: route ::/0 via fd00:6::1 dev net1
@@ -344,7 +344,7 @@ EOF2
     lab_attach node1 "$POD" "$name" net1
     assert_json "$(cat "$LAB/host/node1/pod/$POD/net1.json")" '[.interfaces[] | select(.sandbox) | .name]' '["net1"]'
     [ $version != 1.1.0 ] ||
-      assert_json "$(cat "$LAB/host/node1/pod/$POD/net1.json")" '[.routes[].table]' '[101,101]'
+      assert_json "$(cat "$LAB/host/node1/pod/$POD/net1.json")" '[.routes[].table]' '[8501,8501]'
     lab_cnitool node1 check "$name" "$POD" net1
     lab_cnitool node1 check "$name" "$POD" eth0
   done

@@ -191,7 +191,7 @@ coordinator() {
     leaves_by node1/both eth0 net1 net2 -- \
       assert_answer node1/both "$(lab_cluster_ip web $family)" 80 backend "$(lab_address node1/both $family)"
     leaves_by node1/both eth0 net1 net2 -- assert_answer node1 "$(lab_address node1/both $family net2)" 8080 both ''
-    assert_equal "$(rule_tables node1/both $family | cut -d' ' -f2 | sort | tr '\n' ' ')" '100 101 102 '
+    assert_equal "$(rule_tables node1/both $family | cut -d' ' -f2 | sort | tr '\n' ' ')" '8500 8501 8502 '
   done
   assert_tables node1/both
 }
@@ -284,14 +284,14 @@ EOF2
     coordinator ADD
     coordinator CHECK
   done <<EOF2
-pod|ip rule del pref 1000|fwmark 0x1 lookup 100
-pod|ip -6 rule del pref 1000|fwmark 0x1 lookup 100
-pod|ip rule del from $(lab_address "node1/$POD" 4) lookup 100|from $(lab_address "node1/$POD" 4)/32 lookup 100
-pod|ip rule del from $(lab_address "node1/$POD" 4 net1) lookup 101|from $(lab_address "node1/$POD" 4 net1)/32 lookup 101
-pod|ip route del default table 100|0.0.0.0/0 via 169.254.1.1 dev eth0 table 100
-pod|ip route del default table 101|0.0.0.0/0 via 10.6.0.1 dev net1 table 101
-pod|ip -6 route del default table 101|::/0 via fd00:6::1 dev net1 table 101
-pod|ip route del 10.6.0.0/16 table 101|10.6.0.0/16 dev net1
+pod|ip rule del pref 85|fwmark 0x1000/0x1000 lookup 8500
+pod|ip -6 rule del pref 85|fwmark 0x1000/0x1000 lookup 8500
+pod|ip rule del from $(lab_address "node1/$POD" 4) lookup 8500|from $(lab_address "node1/$POD" 4)/32 lookup 8500
+pod|ip rule del from $(lab_address "node1/$POD" 4 net1) lookup 8501|from $(lab_address "node1/$POD" 4 net1)/32 lookup 8501
+pod|ip route del default table 8500|0.0.0.0/0 via 169.254.1.1 dev eth0 table 8500
+pod|ip route del default table 8501|0.0.0.0/0 via 10.6.0.1 dev net1 table 8501
+pod|ip -6 route del default table 8501|::/0 via fd00:6::1 dev net1 table 8501
+pod|ip route del 10.6.0.0/16 table 8501|10.6.0.0/16 dev net1
 pod|ip route del 10.233.64.0/18|10.233.64.0/18 via 169.254.1.1 dev eth0
 pod|ip -6 route append default via fd00:6::1 dev net1|not wanted: route ::/0 via fd00:6::1 dev net1
 pod|nft delete table inet underpass|nftables table inet underpass
@@ -374,7 +374,7 @@ EOF2
     assert_json "$lab_stdout" '.interfaces' "$(jq -c .prevResult.interfaces <<<"$CONFIG")"
     assert_json "$lab_stdout" '.ips' "$(jq -c .prevResult.ips <<<"$CONFIG")"
     if [ $version = 1.1.0 ]; then
-      assert_json "$lab_stdout" '[.routes[].table]' '[101,101]'
+      assert_json "$lab_stdout" '[.routes[].table]' '[8501,8501]'
     else
       assert_json "$lab_stdout" '.routes' "$(jq -c .prevResult.routes <<<"$CONFIG")"
     fi

@@ -42,7 +42,7 @@ delete() { lab_pod_delete node1 "pod$1" underlay46; }
   in_parallel add
   in_parallel probe
   in_parallel check
-  assert_equal "$(lab_in node1 ip rule show pref 1000 | wc -l)" 1
+  assert_equal "$(lab_in node1 ip rule show pref 85 | wc -l)" 1
   assert_equal "$(lab_in node1 ip route show table 500 | wc -l)" $PODS
   in_parallel delete
   assert_same "$before" "$(lab_snapshot node1)"

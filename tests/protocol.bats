@@ -64,9 +64,9 @@ with() {
   refused 7 'auto, underlay, overlay or disable' ADD "$(with '.mode = "sideways"')"
 }
 
-@test "a CIDR that is none, or has host bits, is refused" {
+@test "a CIDR that is none is refused" {
   refused 7 serviceCIDR ADD "$(with '.serviceCIDR = ["10.233.64.0/33"]')"
-  refused 7 serviceCIDR ADD "$(with '.serviceCIDR = ["10.233.64.1/18"]')"
+  refused 7 serviceCIDR ADD "$(with '.serviceCIDR = ["0.0.0.0/0"]')"
   refused 7 overlayPodCIDR ADD "$(with '.overlayPodCIDR = "10.233.0.0/18"')"
 }
 
@@ -133,9 +133,81 @@ with() {
   refused 1 1.1.0 STATUS "$(with '.cniVersion = "1.0.0"')"
 }
 
-@test "GC without its list of attachments is refused, for it is not a GC with an empty list" {
-  refused 7 cni.dev/valid-attachments GC "$(with '.cniVersion = "1.1.0"')"
-  refused 7 cni.dev/valid-attachments GC "$(with '.cniVersion = "1.1.0" | ."cni.dev/valid-attachments" = [{}]')"
+@test "GC without its list of attachments, or with one that is no list of attachments, is refused and removes nothing" {
+  local wrong
+  call ADD "$(with '.cniVersion = "1.1.0"')"
+  lab_snapshot node1 >"$LAB/with"
+  while read -r wrong; do
+    call GC "$(with ".cniVersion = \"1.1.0\" | $wrong")"
+    assert_equal "$lab_status" 1 || fail "$wrong"
+    assert_json "$lab_stdout" .code 7
+    assert_contains "$(jq -r .msg <<<"$lab_stdout")" cni.dev/valid-attachments
+    assert_same "$(cat "$LAB/with")" "$(lab_snapshot node1)"
+  done <<'EOF'
+.
+."cni.dev/attachments" = null
+."cni.dev/valid-attachments" = [{}]
+."cni.dev/valid-attachments" = [null]
+."cni.dev/valid-attachments" = ["lab-pod"]
+."cni.dev/valid-attachments" = [{containerID: 1, ifname: "eth0"}]
+."cni.dev/valid-attachments" = [{containerID: "lab-pod"}]
+."cni.dev/valid-attachments" = {containerID: "lab-pod", ifname: "eth0"}
+."cni.dev/valid-attachments" = ""
+."cni.dev/valid-attachments" = false
+EOF
+  call DEL "$config"
+  unchanged
+}
+
+@test "GC takes null for the empty list that it is in Go, and then removes what there is" {
+  call ADD "$(with '.cniVersion = "1.1.0"')"
+  call GC "$(with '.cniVersion = "1.1.0" | ."cni.dev/valid-attachments" = null | ."cni.dev/attachments" = null')"
+  assert_equal "$lab_status" 0
+  expect 1 lab_in node1 test -e /run/underpass/attachments/lab-pod@eth0.json
+  call DEL "$config"
+  unchanged
+}
+
+@test "keys are read whatever their case, those of prevResult and of lists too, and of two spellings the last counts" {
+  local host
+  call ADD "$(with '.MODE = .mode | del(.mode) | .HijackCidr = ["198.51.100.0/24"] | .PolicyRoutes = [{DST: "192.0.2.0/24", Gw: "10.6.0.1"}]
+    | .PrevResult = (.prevResult | .IPs = (.ips | map({Address: .address, Gateway: .gateway, INTERFACE: .interface})) | del(.ips))
+    | del(.prevResult) | .vethMTU = 1400 | .VETHMTU = 1300')"
+  assert_equal "$lab_status" 0 || fail "$lab_stdout"
+  assert_json "$lab_stdout" '.ips[0].address' "$(jq -r '.prevResult.ips[0].address' <<<"$config")"
+  assert_contains "$(lab_in node1/pod ip route show 198.51.100.0/24)" 'dev veth0'
+  assert_contains "$(lab_in node1/pod ip route show 192.0.2.0/24)" 'via 10.6.0.1 dev eth0'
+  assert_json "$(lab_in node1/pod ip -json link show veth0)" '.[0].mtu' 1300
+  host=$(jq -r '.interfaces[1].name' <<<"$lab_stdout")
+  call GC "$(with '.cniVersion = "1.1.0" | ."CNI.dev/Valid-Attachments" = [{ContainerId: "lab-pod", IfName: "eth0"}]')"
+  assert_equal "$lab_status" 0
+  expect 0 lab_in node1 ip link show "$host"
+  call DEL "$config"
+  unchanged
+}
+
+@test "what Spiderpool's coordinator takes is taken: host bits, addresses for CIDRs, any negative podRPFilter, keys that it has no more" {
+  local form
+  while read -r form; do
+    call ADD "$(with "$form")"
+    assert_equal "$lab_status" 0 || fail "$form" "$lab_stdout"
+    call DEL "$config"
+    assert_equal "$lab_status" 0
+    unchanged
+  done <<'EOF'
+.serviceCIDR = ["10.233.64.1/18"]
+.hijackCIDR = ["169.254.20.10/16", "169.254.20.10", " 192.0.2.7/24 "]
+.policyRoutes = [{dst: "10.9.9.9", gw: "10.6.0.1"}]
+.policyRoutes = [{dst: "10.9.9.9/16", gw: " 10.6.0.1 "}]
+.podRPFilter = -2
+.podRPFilter = -2147483648
+.txQueueLen = -1
+.detectOptions = {retry: 2, interval: "0h0m0.01s", timeout: "0"}
+.detectOptions = {retries: null, interval: "1ms500us", timeout: "+.1s"}
+.logOptions = {logLevel: "Fatal", LogMaxSize: null}
+.podDefaultRouteNIC = "eth0"
+.podCIDRType = "auto" | .hostRPFilter = 0 | .multusNicPrefix = "net" | .detectGateway = null
+EOF
 }
 
 @test "ADD answers in the version of the configuration, in each one that there is" {

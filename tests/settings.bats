@@ -82,7 +82,7 @@ podDefaultRouteNic|"eth/0"
 tunePodRoutes|"yes"
 serviceCIDR|"10.233.64.0/18"
 serviceCIDR|["10.233.64.0"]
-overlayPodCIDR|["10.233.0.1/18"]
+overlayPodCIDR|["10.233.0.1/33"]
 overlayPodCIDR|["fd00:233::/148"]
 hijackCIDR|["169.254.20.256"]
 hijackCIDR|["0.0.0.0/0"]
@@ -96,8 +96,11 @@ linkGroup|0
 linkGroup|4294967295
 overlayMasquerade|"yes"
 podRPFilter|3
-podRPFilter|-2
-txQueueLen|-1
+podRuleTable|255
+rulePriority|0
+rulePriority|32766
+podMark|3
+podMark|"0x1000000000"
 txQueueLen|4294967296
 podMACPrefix|"0a"
 podMACPrefix|"0b:1"
@@ -123,9 +126,9 @@ EOF2
   expect 0 lab_in node1 env CNI_COMMAND=ADD CNI_CONTAINERID=a CNI_NETNS="/run/netns/$POD" CNI_IFNAME=eth0 \
     "$(lab_libexec)/cni-request" < <(jq -c '{cniVersion, name, type, prevResult}' <<<"$CONFIG")
   assert_json "$output" '.settings | [.mode, .podDefaultCniNic, .podDefaultRouteNic, .tunePodRoutes, .serviceCIDR,
-    .overlayPodCIDR, .hijackCIDR, .policyRoutes, .hostRuleTable, .podRPFilter, .txQueueLen, .podMACPrefix, .vethLinkAddress,
+    .overlayPodCIDR, .hijackCIDR, .policyRoutes, .hostRuleTable, .podRuleTable, .rulePriority, .podMark, .podRPFilter, .txQueueLen, .podMACPrefix, .vethLinkAddress,
     .vethMTU, .detectIPConflict, .detectGateway, .detectOptions.retries, .logOptions.logLevel, .logOptions.logFile]' \
-    '["auto","eth0",null,true,null,null,[],[],500,0,null,null,"169.254.200.1",null,false,false,3,"info",null]'
+    '["auto","eth0",null,true,null,null,[],[],500,8500,85,4096,0,null,null,"169.254.200.1",null,false,false,3,"info",null]'
 }
 
 @test "a configuration written for Spiderpool's coordinator is accepted as it is" {
@@ -225,7 +228,7 @@ EOF2
   assert_json "$output" '[.[] | [.gateway, .dev]]' '[["fd00:6::7","eth0"]]'
   further '.policyRoutes = [{"dst": "10.10.0.0/16", "gw": "10.7.0.7"}]'
   expect 0 pod_ip route show table all 10.10.0.0/16
-  assert_json "$output" '[.[] | [.gateway, .dev, .table]]' '[["10.7.0.7","net1","101"],["10.7.0.7","net1",null]]'
+  assert_json "$output" '[.[] | [.gateway, .dev, .table]]' '[["10.7.0.7","net1","8501"],["10.7.0.7","net1",null]]'
   added '.policyRoutes = []'
   expect 0 pod_ip route show table all 10.9.0.0/16
   assert_equal "$(jq -c . <<<"$output")" '[]'

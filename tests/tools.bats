@@ -134,8 +134,8 @@ UP"
   assert_equal "$(lab_in "node1/$POD" ip -4 route show dev veth0 table all | grep -v 'table local' | sort)" "10.233.0.0/18 via 10.6.212.101 proto 85 src $P4 
 10.233.64.0/18 via 10.6.212.101 proto 85 src $P4 
 10.6.212.101 proto 85 scope link src $P4 
-default via 10.6.212.101 table 100 proto 85 "
-  assert_equal "$(lab_in "node1/$POD" ip -6 route show dev veth0 table all | grep -v -e multicast -e 'proto kernel' | sort)" "default via fd00:6::101 table 100 proto 85 metric 1024 pref medium
+default via 10.6.212.101 table 8500 proto 85 "
+  assert_equal "$(lab_in "node1/$POD" ip -6 route show dev veth0 table all | grep -v -e multicast -e 'proto kernel' | sort)" "default via fd00:6::101 table 8500 proto 85 metric 1024 pref medium
 fd00:233:64::/108 via fd00:6::101 proto 85 src $P6 metric 1024 pref medium
 fd00:233::/48 via fd00:6::101 proto 85 src $P6 metric 1024 pref medium
 fd00:6::101 proto 85 src $P6 metric 1024 pref medium"
@@ -155,20 +155,20 @@ fd00:6::101 proto 85 src $P6 metric 1024 pref medium"
   local family
   for family in 4 6; do
     assert_json "$(lab_in "node1/$POD" ip "-$family" -json rule show)" 'map(select(.protocol == "85")) | map([.priority, .fwmark, .table])' \
-      '[[1000,"0x1","100"]]'
+      '[[85,"0x1000","8500"]]'
     assert_json "$(lab_in node1 ip "-$family" -json rule show)" 'map(select(.protocol == "85")) | map([.priority, .src, .table])' \
-      '[[1000,"all","500"]]'
+      '[[85,"all","500"]]'
   done
   assert_equal "$(lab_in "node1/$POD" nft list ruleset)" 'table inet underpass {
 	chain prerouting {
 		type filter hook prerouting priority mangle; policy accept;
-		iifname "veth0" ct state new ct mark set 0x00000001
-		ct direction reply ct mark 0x00000001 meta mark set 0x00000001
+		iifname "veth0" ct state new ct mark set ct mark | 0x00001000
+		ct direction reply ct mark & 0x00001000 == 0x00001000 meta mark set meta mark | 0x00001000
 	}
 
 	chain output {
 		type route hook output priority mangle; policy accept;
-		ct direction reply ct mark 0x00000001 meta mark set 0x00000001
+		ct direction reply ct mark & 0x00001000 == 0x00001000 meta mark set meta mark | 0x00001000
 	}
 }'
 }

@@ -13,7 +13,8 @@ use serde_json::Value;
 use crate::{
     failure::{Code, Failure},
     mac::Mac,
-    object::{Family, Operation, Placed, Route},
+    numbers::Numbers,
+    object::{Family, Netns, Operation, Placed, Route},
     result::CniResult,
     settings::Settings,
 };
@@ -38,6 +39,12 @@ pub struct PodDocument {
     /// From `detect-mode`: which table has the routes of which interface, where the pod has several.
     #[serde(default)]
     pub routing: Routing,
+    /// From `detect-mode`: the numbers that others might use too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub numbers: Option<Numbers>,
+    /// From `set-rules`: where its rules stand among those of others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub places: Vec<Place>,
     /// From `sync-cidrs`: what must be routed through the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cidrs: Option<Cidrs>,
@@ -164,6 +171,17 @@ pub struct NicTable {
     pub routes: Vec<Route>,
 }
 
+/// The priority of the rules of ours in a namespace. Where there are several, they are this one and the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Place {
+    /// Where.
+    pub netns: Netns,
+    /// For which packets.
+    pub family: Family,
+    /// The first one's priority.
+    pub priority: u32,
+}
+
 /// The mode that applies to an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -226,8 +244,8 @@ pub struct VethPair {
 impl PodDocument {
     /// A document with a request and settings, as `cni-request` starts it.
     pub fn new(request: Request, settings: Settings) -> Self {
-        let (mode, routing, cidrs, veth, applied, error) = Default::default();
-        Self { version: VERSION, request, settings, mode, routing, cidrs, veth, applied, error }
+        let (mode, routing, numbers, places, cidrs, veth, applied, error) = Default::default();
+        Self { version: VERSION, request, settings, mode, routing, numbers, places, cidrs, veth, applied, error }
     }
 
     /// What ADD removed or replaced and DEL puts back, last change first; of several changes of one thing, what was there
@@ -268,6 +286,17 @@ impl PodDocument {
     /// Whether the interface is the pod's first.
     pub fn is_first(&self) -> bool {
         self.request.ifname == self.settings.pod_default_cni_nic
+    }
+
+    /// The numbers that apply.
+    pub fn numbers(&self) -> Numbers {
+        self.numbers.unwrap_or_else(|| Numbers::first_version(&self.settings))
+    }
+
+    /// The priority of our rules in a namespace; before `set-rules` has run, that of the first version.
+    pub fn priority(&self, netns: Netns, family: Family) -> u32 {
+        let place = self.places.iter().find(|place| (place.netns, place.family) == (netns, family));
+        place.map_or(1000, |place| place.priority)
     }
 
     /// The mode section.

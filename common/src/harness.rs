@@ -19,6 +19,7 @@ use crate::{
     plan::{Found, plan},
     settings::LogOptions,
     state::Lock,
+    table::{one_line, table},
 };
 
 /// No document is longer than this, in bytes.
@@ -97,10 +98,26 @@ impl Output {
         let commands = || operations.iter().flat_map(|operation| operation.commands(pod)).collect::<Vec<_>>();
         match self {
             Self::Document => None,
-            Self::Plan => Some(json!(operations).to_string()),
+            Self::Plan if !io::stdout().is_terminal() => Some(json!(operations).to_string()),
+            Self::Plan => Some(plan_for_people(operations)),
             Self::Commands => Some(commands().join("\n")),
         }
     }
+}
+
+fn plan_for_people(operations: &[Operation]) -> String {
+    if operations.is_empty() {
+        return "nothing to do".to_owned();
+    }
+    let row = |operation: &Operation| {
+        let (what, placed) = match operation {
+            Operation::Add(placed) => ("add", placed.to_string()),
+            Operation::Delete(placed) => ("delete", placed.to_string()),
+            Operation::Replace { from, to } => ("replace", format!("{from} by {}", to.object)),
+        };
+        vec![what.to_owned(), placed]
+    };
+    table(&["DO", "WHAT"], &operations.iter().map(row).collect::<Vec<_>>())
 }
 
 /// Runs a tool that changes the kernel.
@@ -269,7 +286,7 @@ fn filter(about: About, work: impl FnOnce(&mut PodDocument) -> Result<Option<Str
     let failed = input.get("error").is_some_and(|error| !error.is_null());
     let mut document: PodDocument = match serde_json::from_value(input.clone()) {
         // An error in place of a document: there is nothing to work on.
-        Err(_) if failed => return print(&input.to_string(), ExitCode::FAILURE),
+        Err(_) if failed => return print_json(&input, ExitCode::FAILURE),
         Err(error) => {
             init_log(name, &LogOptions::default(), "");
             let failure = Failure::new(Code::Decoding, "standard input is not a pod document").details(error);
@@ -278,7 +295,7 @@ fn filter(about: About, work: impl FnOnce(&mut PodDocument) -> Result<Option<Str
         Ok(document) => document,
     };
     if failed && !document.request.command.tears_down() {
-        return print(&input.to_string(), ExitCode::FAILURE);
+        return print_json(&input, ExitCode::FAILURE);
     }
     init_log(name, &document.settings.log_options, &document.request.attachment());
     let result = work(&mut document);
@@ -288,8 +305,8 @@ fn filter(about: About, work: impl FnOnce(&mut PodDocument) -> Result<Option<Str
     };
     match result {
         Err(failure) => fail(name, output, failure),
-        Ok(_) if failed => print(&output.to_string(), ExitCode::FAILURE),
-        Ok(_) => print(&output.to_string(), ExitCode::SUCCESS),
+        Ok(_) if failed => print_json(&output, ExitCode::FAILURE),
+        Ok(_) => print_json(&output, ExitCode::SUCCESS),
     }
 }
 
@@ -332,13 +349,23 @@ pub fn read_input() -> Result<Vec<u8>, Failure> {
     Ok(text)
 }
 
-/// Sets the document's error, or adds to the one that it has, prints it, and says that the tool failed.
+/// Sets the document's error, or adds to the one that it has, prints it, and says that the tool failed. At a terminal there is only the message.
 pub fn fail(tool: &str, mut document: Value, failure: Failure) -> ExitCode {
     let failure = Failure { tool: tool.to_owned(), ..failure };
     log::error!("{failure}");
     let earlier = document.get("error").cloned().and_then(|error| serde_json::from_value::<Failure>(error).ok());
     document["error"] = json!(earlier.map_or(failure.clone(), |earlier| earlier.and(&failure)));
-    print(&document.to_string(), ExitCode::FAILURE)
+    if io::stdout().is_terminal() { ExitCode::FAILURE } else { print(&document.to_string(), ExitCode::FAILURE) }
+}
+
+/// Prints a document, for a person at a terminal in lines.
+pub fn print_json(document: &Value, code: ExitCode) -> ExitCode {
+    if io::stdout().is_terminal() { print(&format!("{document:#}"), code) } else { print(&document.to_string(), code) }
+}
+
+/// Prints an answer: a person at a terminal gets what `people` makes of it, a pipe JSON.
+pub fn answer(value: &Value, people: impl FnOnce() -> String, code: ExitCode) -> ExitCode {
+    if io::stdout().is_terminal() { print(&people(), code) } else { print(&value.to_string(), code) }
 }
 
 /// Prints the one thing that goes to standard output.
@@ -372,14 +399,15 @@ impl log::Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let line = json!({
-            "level": record.level().as_str().to_ascii_lowercase(),
-            "tool": self.tool,
-            "attachment": self.attachment,
-            "msg": record.args().to_string(),
-        });
+        let (level, msg) = (record.level().as_str().to_ascii_lowercase(), record.args().to_string());
+        let line = json!({ "level": level, "tool": self.tool, "attachment": self.attachment, "msg": msg });
         // A log that cannot be written must not fail the pod.
-        let _ = writeln!(io::stderr(), "{line}");
+        let mut stderr = io::stderr();
+        let _ = if stderr.is_terminal() {
+            writeln!(stderr, "{}: {level}: {}", self.tool, one_line(&msg))
+        } else {
+            writeln!(stderr, "{line}")
+        };
         if let Some(Ok(mut file)) = self.file.as_ref().map(Mutex::lock) {
             let _ = writeln!(file, "{line}");
         }
@@ -388,7 +416,7 @@ impl log::Log for Logger {
     fn flush(&self) {}
 }
 
-/// Sends log messages to standard error, one JSON object a line, and to the file that the configuration asks for.
+/// Sends log messages to standard error, one JSON object a line or, to a terminal, as text; and to the file that the configuration asks for.
 pub fn init_log(tool: &'static str, options: &LogOptions, attachment: &str) {
     let open = |path: &String| {
         let made = Path::new(path).parent().map_or(Ok(()), fs::create_dir_all);

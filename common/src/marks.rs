@@ -24,8 +24,6 @@ use serde::{Deserialize, Serialize};
 
 /// Name of the table, in the family `inet`.
 pub const TABLE: &str = "underpass";
-/// The mark of both the connection and its replies.
-pub const MARK: u32 = 1;
 
 const NFPROTO_INET: u8 = 1;
 pub(crate) const NF_INET_PRE_ROUTING: u32 = 0;
@@ -44,9 +42,28 @@ const PLAIN: [&CStr; 2] = [c"notrack", c"masq"];
 pub struct Marks {
     /// Name of the link through which the node reaches the pod.
     pub dev: String,
+    /// The mark.
+    #[serde(default)]
+    pub mark: Mark,
     /// The rules as found, in nft's syntax; empty for the rules as we write them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub altered: Vec<String>,
+}
+
+/// The mark of a connection that came in through the node, and of its replies. Only the bits of the mask are ours to read and to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Mark {
+    /// Its value.
+    pub value: u32,
+    /// The bits that count.
+    pub mask: u32,
+}
+
+/// That of the first version: a pod that it served keeps it.
+impl Default for Mark {
+    fn default() -> Self {
+        Self { value: 1, mask: u32::MAX }
+    }
 }
 
 /// One nftables expression over register 1, the only one that our rules need.
@@ -59,7 +76,11 @@ pub(crate) enum Expression {
         offset: u32,
         length: u32,
     },
-    Mask(Vec<u8>),
+    /// `(register & mask) ^ xor`.
+    Bits {
+        mask: Vec<u8>,
+        xor: Vec<u8>,
+    },
     Equal(Vec<u8>),
     NotEqual(Vec<u8>),
     Value(Vec<u8>),
@@ -80,34 +101,67 @@ pub(crate) struct Chain {
     pub(crate) rules: Vec<Statements>,
 }
 
-fn mark_connection(dev: &str) -> Statements {
+/// The bits of the mask.
+pub(crate) fn masked(mask: Vec<u8>) -> Expression {
+    Expression::Bits { xor: vec![0; mask.len()], mask }
+}
+
+fn bits(mask: u32, xor: u32) -> Expression {
+    Expression::Bits { mask: mask.to_ne_bytes().to_vec(), xor: xor.to_ne_bytes().to_vec() }
+}
+
+/// Loads the mark into the register. Where all its bits are ours there is nothing to keep.
+fn mark_over(load: Expression, Mark { value, mask }: Mark) -> Statements {
+    if mask == u32::MAX {
+        return vec![Expression::Value(value.to_ne_bytes().to_vec())];
+    }
+    vec![load, bits(!mask, value)]
+}
+
+fn mark_connection(dev: &str, mark: Mark) -> Statements {
     let mut name = dev.as_bytes().to_vec();
     name.resize(IFNAMSIZ, 0);
-    vec![
+    let mut statements = vec![
         Expression::LoadMeta(MetaKeys::Iifname as u32),
         Expression::Equal(name),
         Expression::LoadCt(CtKeys::State as u32),
-        Expression::Mask(CT_STATE_NEW.to_ne_bytes().to_vec()),
+        bits(CT_STATE_NEW, 0),
         Expression::NotEqual(0u32.to_ne_bytes().to_vec()),
-        Expression::Value(MARK.to_ne_bytes().to_vec()),
-        Expression::SetCt(CtKeys::Mark as u32),
-    ]
+    ];
+    statements.extend(mark_over(Expression::LoadCt(CtKeys::Mark as u32), mark));
+    statements.push(Expression::SetCt(CtKeys::Mark as u32));
+    statements
 }
 
-fn mark_replies() -> Statements {
-    let mark = MARK.to_ne_bytes().to_vec();
-    vec![
+fn mark_replies(mark: Mark) -> Statements {
+    let mut statements = vec![
         Expression::LoadCt(CtKeys::Direction as u32),
         Expression::Equal(vec![IP_CT_DIR_REPLY]),
         Expression::LoadCt(CtKeys::Mark as u32),
-        Expression::Equal(mark.clone()),
-        Expression::Value(mark),
-        Expression::SetMeta(MetaKeys::Mark as u32),
-    ]
+    ];
+    statements.extend((mark.mask != u32::MAX).then(|| bits(mark.mask, 0)));
+    statements.push(Expression::Equal(mark.value.to_ne_bytes().to_vec()));
+    statements.extend(mark_over(Expression::LoadMeta(MetaKeys::Mark as u32), mark));
+    statements.push(Expression::SetMeta(MetaKeys::Mark as u32));
+    statements
+}
+
+/// The mark that replies get by a rule of ours.
+fn mark_of(rule: &Statements) -> Option<Mark> {
+    let number = |bytes: &Vec<u8>| Some(u32::from_ne_bytes(bytes.as_slice().try_into().ok()?));
+    match rule.as_slice() {
+        [_, _, Expression::LoadCt(_), Expression::Bits { mask, .. }, Expression::Equal(value), ..] => {
+            Some(Mark { value: number(value)?, mask: number(mask)? })
+        }
+        [_, _, Expression::LoadCt(_), Expression::Equal(value), ..] => {
+            Some(Mark { value: number(value)?, mask: u32::MAX })
+        }
+        _ => None,
+    }
 }
 
 /// The chains as we write them. `route` makes the kernel look the route up again when the mark has changed.
-fn chains(dev: &str) -> Vec<Chain> {
+fn chains(dev: &str, mark: Mark) -> Vec<Chain> {
     let chain = |name: &str, kind: &str, hook, rules| Chain {
         name: name.to_owned(),
         kind: kind.to_owned(),
@@ -116,19 +170,25 @@ fn chains(dev: &str) -> Vec<Chain> {
         rules,
     };
     vec![
-        chain("prerouting", "filter", NF_INET_PRE_ROUTING, vec![mark_connection(dev), mark_replies()]),
-        chain("output", "route", NF_INET_LOCAL_OUT, vec![mark_replies()]),
+        chain("prerouting", "filter", NF_INET_PRE_ROUTING, vec![mark_connection(dev, mark), mark_replies(mark)]),
+        chain("output", "route", NF_INET_LOCAL_OUT, vec![mark_replies(mark)]),
     ]
 }
 
 /// The commands of `nft` that make the same table.
-pub(crate) fn script(dev: &str) -> Vec<String> {
-    let reply = format!("ct direction reply ct mark {MARK:#x} meta mark set {MARK:#x}");
+pub(crate) fn script(Marks { dev, mark: Mark { value, mask }, .. }: &Marks) -> Vec<String> {
+    let (rest, whole) = (!mask, *mask == u32::MAX);
+    let is = if whole { format!("ct mark {value:#x}") } else { format!("ct mark and {mask:#x} == {value:#x}") };
+    let set = |what: &str| {
+        let kept = if whole { String::new() } else { format!("{what} and {rest:#x} or ") };
+        format!("{what} set {kept}{value:#x}")
+    };
+    let reply = format!("ct direction reply {is} {}", set("meta mark"));
     [
         format!("add table inet {TABLE}"),
         format!("add chain inet {TABLE} prerouting '{{ type filter hook prerouting priority mangle; }}'"),
         format!("add chain inet {TABLE} output '{{ type route hook output priority mangle; }}'"),
-        format!("add rule inet {TABLE} prerouting iifname {dev} ct state new ct mark set {MARK:#x}"),
+        format!("add rule inet {TABLE} prerouting iifname {dev} ct state new {}", set("ct mark")),
         format!("add rule inet {TABLE} prerouting {reply}"),
         format!("add rule inet {TABLE} output {reply}"),
     ]
@@ -147,8 +207,10 @@ pub fn find() -> io::Result<Option<Marks>> {
     }
     let found = dump(&mut socket)?;
     let dev = found.iter().flat_map(|chain| &chain.rules).find_map(input_dev).unwrap_or_default();
-    let altered = if found == chains(&dev) { vec![] } else { found.iter().map(|chain| format!("{chain:?}")).collect() };
-    Ok(Some(Marks { dev, altered }))
+    let mark = found.iter().flat_map(|chain| &chain.rules).rev().find_map(mark_of).unwrap_or_default();
+    let altered =
+        if found == chains(&dev, mark) { vec![] } else { found.iter().map(|chain| format!("{chain:?}")).collect() };
+    Ok(Some(Marks { dev, mark, altered }))
 }
 
 /// Makes the table in the calling thread's network namespace, at one stroke.
@@ -158,7 +220,7 @@ pub fn find() -> io::Result<Option<Marks>> {
 pub fn create(marks: &Marks) -> io::Result<()> {
     transaction(|batch, table| {
         batch.request().set_create().set_excl().op_newtable_do(&header()).encode().push_name(table);
-        for chain in chains(&marks.dev) {
+        for chain in chains(&marks.dev, marks.mark) {
             add_chain(batch, table, &chain);
         }
     })
@@ -261,7 +323,7 @@ fn encode<P: netlink_bindings::traits::Pusher>(
             .end_nested(),
         Expression::LoadCt(key) => element.nested_data_ct().push_key(*key).push_dreg(register).end_nested(),
         Expression::SetCt(key) => element.nested_data_ct().push_key(*key).push_sreg(register).end_nested(),
-        Expression::Mask(mask) => element
+        Expression::Bits { mask, xor } => element
             .nested_data_bitwise()
             .push_sreg(register)
             .push_dreg(register)
@@ -270,7 +332,7 @@ fn encode<P: netlink_bindings::traits::Pusher>(
             .push_value(mask)
             .end_nested()
             .nested_xor()
-            .push_value(&vec![0; mask.len()])
+            .push_value(xor)
             .end_nested()
             .end_nested(),
         Expression::Equal(value) | Expression::NotEqual(value) => element
@@ -356,7 +418,9 @@ pub(crate) fn decode(element: &IterableExprAttrs<'_>) -> Option<Expression> {
         }
         ExprOps::Ct(ct) if ct.get_sreg().is_ok() => Some(Expression::SetCt(ct.get_key().ok()?)),
         ExprOps::Ct(ct) => Some(Expression::LoadCt(ct.get_key().ok()?)),
-        ExprOps::Bitwise(bitwise) => Some(Expression::Mask(data(bitwise.get_mask().ok()?)?)),
+        ExprOps::Bitwise(bitwise) => {
+            Some(Expression::Bits { mask: data(bitwise.get_mask().ok()?)?, xor: data(bitwise.get_xor().ok()?)? })
+        }
         ExprOps::Cmp(cmp) if cmp.get_op().ok()? == CmpOps::Eq as u32 => {
             Some(Expression::Equal(data(cmp.get_data().ok()?)?))
         }

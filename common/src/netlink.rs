@@ -5,7 +5,7 @@
 mod message;
 
 use std::{
-    collections::{HashMap, HashSet, hash_map::Entry},
+    collections::{BTreeSet, HashMap, HashSet, hash_map::Entry},
     io,
     net::IpAddr,
 };
@@ -26,9 +26,9 @@ use netlink_packet_route::{
 };
 
 use self::message::{
-    Hop, UNASSIGNED_NSID, address_family, address_message, local_address, neighbour_message, no_link_local,
-    nsid_message, parse_address, parse_link, parse_neighbour, parse_nsid, parse_route, parse_rule, route_message,
-    route_query, rule_message, veth_message,
+    Hop, UNASSIGNED_NSID, address_family, address_message, foreign_table, local_address, neighbour_message,
+    no_link_local, nsid_message, parse_address, parse_link, parse_neighbour, parse_nsid, parse_route, parse_rule,
+    route_message, route_query, rule_message, veth_message,
 };
 use crate::{
     mac::Mac,
@@ -82,6 +82,10 @@ pub struct RuleEntry {
     pub ours: bool,
     /// Whether it selects by nothing but source and mark, so that `rule` is all of it.
     pub plain: bool,
+    /// Whether it is for all packets but those that it describes (`FIB_RULE_INVERT`).
+    pub inverted: bool,
+    /// Only packets to here.
+    pub to: Option<IpNet>,
 }
 
 /// Which routes to dump.
@@ -308,6 +312,41 @@ impl Netlink {
             hops.extend(routes.flatten().filter(passes));
         }
         Ok(hops)
+    }
+
+    /// The tables that have a route of any type, local ones and those of the kernel included, that is not ours.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn foreign_tables(&self) -> io::Result<BTreeSet<u32>> {
+        let mut tables = BTreeSet::new();
+        for family in Family::ALL {
+            let messages =
+                match self.dump(RouteNetlinkMessage::GetRoute(route_query(family, RouteFilter::default()))).await {
+                    Err(error) if is_absent(&error) => continue,
+                    messages => messages?,
+                };
+            tables.extend(messages.iter().filter_map(foreign_table));
+        }
+        Ok(tables)
+    }
+
+    /// Whether a table has a route of any type that is not ours.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn is_foreign_table(&self, table: u32) -> io::Result<bool> {
+        let filter = RouteFilter { table: Some(table), ..RouteFilter::default() };
+        for family in Family::ALL {
+            let messages = match self.dump(RouteNetlinkMessage::GetRoute(route_query(family, filter))).await {
+                Err(error) if is_absent(&error) => continue,
+                messages => messages?,
+            };
+            if messages.iter().any(|message| foreign_table(message) == Some(table)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The source address of a packet from here to `address` and the name of the link that it leaves by; `None` where

@@ -23,10 +23,6 @@ pub const PROTOCOL_BOOT: u8 = 3;
 /// The kernel's main routing table (`RT_TABLE_MAIN`).
 pub const MAIN_TABLE: u32 = 254;
 
-/// The pod's table with the way into the node, for replies to what came in that way. Further interfaces have the tables
-/// after it.
-pub const UPLINK_TABLE: u32 = 100;
-
 /// Which of the two network namespaces an object is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -148,9 +144,12 @@ pub struct Rule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub from: Option<IpNet>,
-    /// Only packets with this mark (all 32 bits compared).
+    /// Only packets with this mark.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fwmark: Option<u32>,
+    /// The bits of the mark that are compared; all 32 otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fwmask: Option<u32>,
     /// Routing table number.
     pub table: u32,
 }
@@ -371,7 +370,7 @@ impl Object {
             (Self::Neighbour(n), Verb::Delete) => vec![format!("ip neighbour del {} dev {}", n.address, n.dev)],
             (Self::Route(route), _) => vec![format!("ip route {verb} {route} proto {}", route.protocol)],
             (Self::Rule(rule), _) => vec![format!("ip {}rule {verb} {rule} protocol {PROTOCOL}", rule.option())],
-            (Self::Marks(marks), Verb::Add | Verb::Set) => marks::script(&marks.dev),
+            (Self::Marks(marks), Verb::Add | Verb::Set) => marks::script(marks),
             (Self::Marks(_), Verb::Delete) => vec![format!("nft delete table inet {}", marks::TABLE)],
             (Self::Transit(rule), Verb::Add | Verb::Set) => transit::script(rule),
             (Self::Transit(rule), Verb::Delete) => transit::removal(rule),
@@ -460,6 +459,9 @@ impl fmt::Display for Rule {
         if let Some(mark) = self.fwmark {
             write!(f, " fwmark {mark:#x}")?;
         }
+        if let Some(mask) = self.fwmask {
+            write!(f, "/{mask:#x}")?;
+        }
         write!(f, " lookup {}", self.table)
     }
 }
@@ -483,8 +485,14 @@ impl fmt::Display for Object {
             Self::Neighbour(neighbour) => write!(f, "neighbour {neighbour}"),
             Self::Route(route) => write!(f, "route {route}"),
             Self::Rule(rule) => write!(f, "{}rule {rule}", rule.option()),
-            Self::Marks(Marks { dev, altered }) if altered.is_empty() => {
-                write!(f, "nftables table inet {} for {dev}", marks::TABLE)
+            Self::Marks(Marks { dev, mark, altered }) if altered.is_empty() => {
+                write!(
+                    f,
+                    "nftables table inet {} for {dev} with the mark {:#x}/{:#x}",
+                    marks::TABLE,
+                    mark.value,
+                    mark.mask
+                )
             }
             Self::Marks(Marks { altered, .. }) => {
                 write!(f, "nftables table inet {} with the rules [{}]", marks::TABLE, altered.join("] ["))

@@ -1,6 +1,6 @@
 //! Decide: what must be done so that what is there becomes what is wanted. Pure.
 
-use crate::object::{Operation, Placed};
+use crate::object::{Object, Operation, Placed};
 
 /// An object that the kernel has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +33,8 @@ pub struct Conflict {
     pub found: Placed,
 }
 
-/// The operations that turn `found` into `wanted`, removals first.
+/// The operations that turn `found` into `wanted`, removals first; of rules last, for two of them never exclude each other, and
+/// no packet is to go without.
 ///
 /// What is already so stays; what is in the way and ours is replaced; what is ours and not wanted is removed, in the
 /// opposite order of `found`. Everything else is left alone. With nothing wanted, this is the teardown.
@@ -48,8 +49,12 @@ pub fn plan(wanted: &[Placed], found: &[Found]) -> Result<Vec<Operation>, Box<Co
     for wanted in wanted {
         operations.extend(step(wanted, &mut rest)?);
     }
-    let unwanted = rest.into_iter().rev().filter(|found| found.owned);
-    Ok(unwanted.map(|found| Operation::Delete(found.placed.clone())).chain(operations).collect())
+    let unwanted =
+        rest.into_iter().rev().filter(|found| found.owned).map(|found| Operation::Delete(found.placed.clone()));
+    let is_rule =
+        |operation: &Operation| matches!(operation, Operation::Delete(Placed { object: Object::Rule(_), .. }));
+    let (rules, others): (Vec<_>, Vec<_>) = unwanted.partition(is_rule);
+    Ok(others.into_iter().chain(operations).chain(rules).collect())
 }
 
 /// Takes the object that becomes `wanted` out of those that were found. Several may collide with it: the next hops of an

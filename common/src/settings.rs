@@ -44,7 +44,7 @@ pub struct Settings {
     pub hijack_cidr: Vec<IpNet>,
     /// Further routes for the interface.
     pub policy_routes: Vec<PolicyRoute>,
-    /// The node's routing table for pods.
+    /// The node's routing table for pods, or the first one after it that is free.
     pub host_rule_table: u32,
     /// Link group of the node's ends of the veth pairs.
     pub link_group: u32,
@@ -52,6 +52,12 @@ pub struct Settings {
     pub overlay_masquerade: bool,
     /// Whether the pod takes part in the socket path.
     pub socket_path: bool,
+    /// The first of the pod's routing tables, or the first one after it that is free.
+    pub pod_rule_table: u32,
+    /// The place of our rules, if nobody else's are before.
+    pub rule_priority: u32,
+    /// The bit that marks connections and replies in the pod, if nobody else uses it.
+    pub pod_mark: u32,
     /// `rp_filter` in the pod; `null` leaves it.
     #[serde(rename = "podRPFilter")]
     pub pod_rp_filter: Option<u8>,
@@ -139,6 +145,9 @@ impl Default for Settings {
             link_group: 85,
             overlay_masquerade: false,
             socket_path: true,
+            pod_rule_table: 8500,
+            rule_priority: 85,
+            pod_mark: 4096,
             pod_rp_filter: Some(0),
             tx_queue_len: None,
             pod_mac_prefix: None,
@@ -206,32 +215,56 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "serviceCIDR",
         default: "(from the cluster)",
-        allowed: "a list of CIDRs without host bits",
+        allowed: "a list of CIDRs",
         effect: "the Services that are reached through the node",
     },
     Setting {
         key: "overlayPodCIDR",
         default: "(from the cluster)",
-        allowed: "a list of CIDRs without host bits",
+        allowed: "a list of CIDRs",
         effect: "the overlay pods that are reached through the node",
     },
     Setting {
         key: "hijackCIDR",
         default: "[]",
-        allowed: "a list of CIDRs without host bits, or addresses",
+        allowed: "a list of CIDRs or addresses",
         effect: "whatever else is reached through the node",
     },
     Setting {
         key: "policyRoutes",
         default: "[]",
-        allowed: "a list of {\"dst\": CIDR, \"gw\": address} of one family each",
+        allowed: "a list of {\"dst\": CIDR or address, \"gw\": address} of one family each",
         effect: "further routes for the interface, in its own table and in the main one",
     },
     Setting {
         key: "hostRuleTable",
         default: "500",
         allowed: "a routing table number from 1 to 4294967295 other than 253, 254 and 255",
-        effect: "the node's routing table for pods",
+        effect: "the node's routing table for pods, or the first one after it that nobody else uses",
+    },
+    Setting {
+        key: "podRuleTable",
+        default: "8500",
+        allowed: "a routing table number from 1 to 4294967295 other than 253, 254 and 255",
+        effect: "the first of the pod's routing tables, or the first one after it that nobody else uses",
+    },
+    Setting {
+        key: "rulePriority",
+        default: "85",
+        allowed: "a number from 1 to 32765",
+        effect: "the priority of the policy rules on the node and in the pod (there also the next number), or less, so that no rule of others gets ahead",
+    },
+    Setting {
+        key: "podMark",
+        default: "4096",
+        allowed: "one bit of a mark: 1, 2, 4 and so on to 2147483648, as a number or as text such as 0x1000",
+        effect: "the bit that marks connections from the node and their replies in the pod, or the first one that no rule of others compares",
+    },
+    Setting {
+        key: "podRPFilter",
+        default: "0",
+        allowed: "a negative number (leave it), 0, 1 or 2",
+        effect: "rp_filter in the pod",
     },
     Setting {
         key: "linkGroup",
@@ -251,11 +284,10 @@ pub const SETTINGS: &[Setting] = &[
         allowed: "true or false",
         effect: "whether the pod's connections to Services are translated in the kernel's sockets, where the node does that; a pod's annotation underpass.io/socket-path comes first",
     },
-    Setting { key: "podRPFilter", default: "0", allowed: "-1 (leave it), 0, 1 or 2", effect: "rp_filter in the pod" },
     Setting {
         key: "txQueueLen",
         default: "0",
-        allowed: "a number of packets from 0 (leave it) to 4294967295",
+        allowed: "a number of packets up to 4294967295; 0 or less leaves it",
         effect: "transmit queue length of the pod's interface",
     },
     Setting {
@@ -291,13 +323,13 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "detectOptions",
         default: "{\"retries\": 3, \"interval\": \"10ms\", \"timeout\": \"100ms\"}",
-        allowed: "retries from 1 to 100; interval and timeout as durations such as 100ms or 1s, up to 1m",
+        allowed: "retries (also written retry) from 1 to 100; interval and timeout as durations such as 100ms or 1.5s, up to 1m",
         effect: "how many probes these two send, the time between two, and the time after the last",
     },
     Setting {
         key: "logOptions",
         default: "{\"logLevel\": \"info\", \"logFile\": \"\"}",
-        allowed: "logLevel error, warn, info or debug; logFile an absolute path; logMaxSize, logMaxAge and logMaxCount (not used) numbers",
+        allowed: "logLevel error, warn, info or debug (panic and fatal mean error); logFile an absolute path; logMaxSize, logMaxAge and logMaxCount (not used) numbers",
         effect: "which messages are written, and to which file besides standard error",
     },
 ];
@@ -325,8 +357,11 @@ impl Settings {
         reader.read("linkGroup", &mut settings.link_group, |v| unsigned(v).filter(|n| !matches!(n, 0 | &u32::MAX)));
         reader.read("overlayMasquerade", &mut settings.overlay_masquerade, Value::as_bool);
         reader.read("socketPath", &mut settings.socket_path, Value::as_bool);
+        reader.read("podRuleTable", &mut settings.pod_rule_table, routing_table);
+        reader.read("rulePriority", &mut settings.rule_priority, |v| unsigned(v).filter(|n| (1..=32765).contains(n)));
+        reader.read("podMark", &mut settings.pod_mark, mark_bit);
         reader.read("podRPFilter", &mut settings.pod_rp_filter, rp_filter);
-        reader.read("txQueueLen", &mut settings.tx_queue_len, |v| unsigned(v).map(|n| (n != 0).then_some(n)));
+        reader.read("txQueueLen", &mut settings.tx_queue_len, queue_length);
         reader.read("podMACPrefix", &mut settings.pod_mac_prefix, |v| mac_prefix(v).map(Some));
         reader.read("vethLinkAddress", &mut settings.veth_link_address, link_local);
         reader.read("vethMTU", &mut settings.veth_mtu, mtu);
@@ -389,20 +424,32 @@ fn interface_name(value: &Value) -> Option<String> {
     value.as_str().filter(|name| is_interface_name(name)).map(str::to_owned)
 }
 
+/// Host bits are masked, as in Kubernetes and in Spiderpool's plugin.
+fn network(text: &str) -> Option<IpNet> {
+    let net: IpNet = text.trim().parse().ok()?;
+    if net.trunc() != net {
+        log::warn!("{net} has host bits, and is taken for {}", net.trunc());
+    }
+    Some(net.trunc())
+}
+
 fn cidr(value: &Value) -> Option<IpNet> {
-    let net: IpNet = value.as_str()?.trim().parse().ok()?;
-    (net.trunc() == net && net.prefix_len() > 0).then_some(net)
+    network(value.as_str()?).filter(|net| net.prefix_len() > 0)
+}
+
+fn network_or_address(value: &Value) -> Option<IpNet> {
+    let text = value.as_str()?;
+    text.trim().parse::<IpAddr>().ok().map(IpNet::from).or_else(|| network(text))
 }
 
 fn cidr_or_address(value: &Value) -> Option<IpNet> {
-    let address = |text: &str| text.trim().parse::<IpAddr>().ok().map(IpNet::from);
-    cidr(value).or_else(|| address(value.as_str()?))
+    network_or_address(value).filter(|net| net.prefix_len() > 0)
 }
 
 fn policy_route(value: &Value) -> Option<PolicyRoute> {
-    let dst: IpNet = value.get("dst")?.as_str()?.trim().parse().ok()?;
+    let dst = network_or_address(value.get("dst")?)?;
     let gw: IpAddr = value.get("gw")?.as_str()?.trim().parse().ok()?;
-    (dst.trunc() == dst && dst.addr().is_ipv4() == gw.is_ipv4()).then_some(PolicyRoute { dst, gw })
+    (dst.addr().is_ipv4() == gw.is_ipv4()).then_some(PolicyRoute { dst, gw })
 }
 
 fn unsigned(value: &Value) -> Option<u32> {
@@ -415,10 +462,22 @@ fn routing_table(value: &Value) -> Option<u32> {
 
 fn rp_filter(value: &Value) -> Option<Option<u8>> {
     match value.as_i64()? {
-        -1 => Some(None),
+        ..0 => Some(None),
         value @ 0..=2 => Some(u8::try_from(value).ok()),
         _ => None,
     }
+}
+
+fn queue_length(value: &Value) -> Option<Option<u32>> {
+    match value.as_i64()? {
+        ..=0 => Some(None),
+        packets => u32::try_from(packets).ok().map(Some),
+    }
+}
+
+fn mark_bit(value: &Value) -> Option<u32> {
+    let hexadecimal = || u32::from_str_radix(value.as_str()?.strip_prefix("0x")?, 16).ok();
+    unsigned(value).or_else(hexadecimal).filter(|mark| mark.is_power_of_two())
 }
 
 fn mac_prefix(value: &Value) -> Option<[u8; 2]> {
@@ -442,18 +501,26 @@ fn mtu(value: &Value) -> Option<Option<u32>> {
     }
 }
 
+/// A duration as Go's `time.ParseDuration` takes it: numbers with units, one after another.
 fn duration(value: &Value) -> Option<Duration> {
-    let text = value.as_str()?;
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-    let number: f64 = text[..digits].parse().ok()?;
-    let seconds = match &text[digits..] {
-        "us" | "µs" => number / 1e6,
-        "ms" => number / 1e3,
-        "s" => number,
-        "m" => number * 60.0,
-        _ => return None,
-    };
-    let duration = Duration::try_from_secs_f64(seconds).ok()?;
+    let text = value.as_str()?.trim_start_matches('+');
+    let (mut rest, mut seconds) = (text, 0.0);
+    while !rest.is_empty() && text != "0" {
+        let (number, after) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit() && c != '.')?);
+        let (unit, after) = after.split_at(after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len()));
+        let unit = match unit {
+            "ns" => 1e-9,
+            "us" | "\u{b5}s" | "\u{3bc}s" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        seconds += number.parse::<f64>().ok()? * unit;
+        rest = after;
+    }
+    let duration = Duration::try_from_secs_f64(seconds).ok().filter(|_| !text.is_empty())?;
     (duration <= Duration::from_secs(60)).then_some(duration)
 }
 
@@ -461,7 +528,7 @@ fn detect_options(value: &Value) -> Option<DetectOptions> {
     let mut options = DetectOptions::default();
     for (key, value) in value.as_object()?.iter().filter(|(_, value)| !is_unset(value)) {
         match key.as_str() {
-            "retries" => options.retries = unsigned(value).filter(|n| (1..=100).contains(n))?,
+            "retries" | "retry" => options.retries = unsigned(value).filter(|n| (1..=100).contains(n))?,
             "interval" => options.interval = duration(value)?,
             "timeout" => options.timeout = duration(value)?,
             _ => return None,
@@ -579,7 +646,7 @@ is allowed, of every setting that is wrong. DEL and GC go on with the default in
     #[test]
     fn each_setting_is_read_and_a_value_of_another_kind_is_refused_with_what_is_allowed() {
         for setting in SETTINGS {
-            let (settings, failures) = Settings::resolve(&json!({ setting.key: {"no": "such"} }), &Value::Null);
+            let (settings, failures) = Settings::resolve(&json!({ setting.key: [["no", "such"]] }), &Value::Null);
             let [failure] = &failures[..] else { panic!("{}: {failures:?}", setting.key) };
             assert!(failure.msg.starts_with(&format!("setting {}: ", setting.key)), "{failure}");
             assert_eq!(failure.details, format!("allowed: {}", setting.allowed));

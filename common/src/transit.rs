@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::marks::{
     Chain, Expression, NF_INET_PRE_ROUTING, NF_IP_PRI_MANGLE, Statements, TABLE, add_chain, close_in_child, cstring,
-    decode, header, transaction,
+    decode, header, masked, transaction,
 };
 
 const NF_INET_POST_ROUTING: u32 = 4;
@@ -77,7 +77,7 @@ fn bytes(address: IpAddr) -> Vec<u8> {
 fn goes_to(destination: IpNet) -> Statements {
     let (offset, family) = place(destination);
     let (mut address, whole) = (bytes(destination.network()), usize::from(destination.prefix_len() / 8));
-    let mask = (!destination.prefix_len().is_multiple_of(8)).then(|| Expression::Mask(bytes(destination.netmask())));
+    let mask = (!destination.prefix_len().is_multiple_of(8)).then(|| masked(bytes(destination.netmask())));
     if mask.is_none() {
         address.truncate(whole);
     }
@@ -100,7 +100,7 @@ fn statements(transit: &Transit) -> Statements {
     } else {
         statements.extend([
             Expression::LoadCt(CtKeys::State as u32),
-            Expression::Mask(CT_STATE_INVALID.to_ne_bytes().to_vec()),
+            masked(CT_STATE_INVALID.to_ne_bytes().to_vec()),
             Expression::NotEqual(0u32.to_ne_bytes().to_vec()),
             Expression::Plain(c"notrack"),
         ]);
@@ -114,7 +114,7 @@ fn parse(rule: &Statements) -> Option<Transit> {
         return None;
     };
     let (address, prefix) = match to {
-        [Expression::Mask(mask), Expression::Equal(address), ..] => {
+        [Expression::Bits { mask, .. }, Expression::Equal(address), ..] => {
             (address, mask.iter().map(|byte| byte.count_ones()).sum::<u32>())
         }
         [Expression::Equal(address), ..] => (address, address.len() as u32 * 8),

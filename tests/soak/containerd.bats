@@ -136,7 +136,7 @@ begin() {
   lab_until 10 has_rule
 }
 
-has_rule() { [ -n "$(lab_in node1 ip rule show pref 1000)" ]; }
+has_rule() { [ -n "$(lab_in node1 ip rule show pref 85)" ]; }
 
 # container SANDBOX NAME: a container in the sandbox NAME; prints its id.
 container() {

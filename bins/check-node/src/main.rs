@@ -1,7 +1,9 @@
 //! Says whether a node is fit for underlay pods, and what to change.
 
 mod forward;
+mod processes;
 mod proxy;
+mod rules;
 
 use std::{fs, process::ExitCode};
 
@@ -11,6 +13,7 @@ use common::{
     marks,
     settings::Settings,
     state,
+    table::table,
 };
 use ipnet::IpNet;
 use proxy::Masquerade;
@@ -19,8 +22,8 @@ use serde_json::{Value, json};
 
 const ABOUT: About = About {
     name: "check-node",
-    does: "Looks at the node that it runs on and prints, as JSON, what underlay pods need of it: whether that is so, and \
-           what to change. Changes nothing. Exits 1 when something is to be changed.",
+    does: "Looks at the node that it runs on and prints what underlay pods need of it: whether that is so, and what to \
+           change; a table at a terminal, else JSON. Changes nothing. Exits 1 when something is to be changed.",
     example: "  check-node --subnet 10.6.0.0/16 | jq -r '.checks[] | select(.ok | not) | .msg + \": \" + .remedy'",
 };
 
@@ -52,9 +55,20 @@ fn main() -> ExitCode {
         state_directory(),
     ];
     checks.extend(forwarded(&subnets));
-    checks.extend(masquerade(&proxy::running(), &subnets));
+    checks.extend(masquerade(&processes::proxies(), &subnets));
+    checks.extend(rules::check());
     let code = if checks.iter().all(|check| check.ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-    harness::print(&json!({ "checks": checks }).to_string(), code)
+    harness::answer(&json!({ "checks": checks }), || for_people(&checks), code)
+}
+
+/// A row for each check and, where something is to be changed, a second one that says what.
+fn for_people(checks: &[Check]) -> String {
+    let row = |name: &str, ok: &str, text: &str| vec![name.to_owned(), ok.to_owned(), text.to_owned()];
+    let rows = checks.iter().flat_map(|check| {
+        let remedy = (!check.ok).then(|| row("", "", &format!("-> {}", check.remedy)));
+        [row(check.name, if check.ok { "yes" } else { "NO" }, &check.msg)].into_iter().chain(remedy)
+    });
+    table(&["CHECK", "OK", "WHAT"], &rows.collect::<Vec<_>>())
 }
 
 fn forwarding(path: &str) -> Check {
@@ -138,19 +152,20 @@ fn masquerade(proxies: &[Masquerade], subnets: &[IpNet]) -> Vec<Check> {
 fn verdict(masquerade: &Masquerade, subnets: &[IpNet]) -> Check {
     let (ok, msg) = match masquerade {
         Masquerade::All => (true, "kube-proxy masquerades every connection to a Service".to_owned()),
-        Masquerade::Nobody => (
-            false,
-            "kube-proxy masquerades no pod: a Service's backend on the pods' own network cannot answer".to_owned(),
-        ),
+        Masquerade::Nobody(why) => {
+            (false, format!("kube-proxy masquerades no underlay pod, for {why}: {CANNOT_ANSWER}"))
+        }
+        Masquerade::AllButOthers(others) => (true, format!("kube-proxy masquerades every pod that is not of {others}")),
+        Masquerade::Unknown(why) => {
+            (false, format!("whether kube-proxy masquerades underlay pods is not known: {why}"))
+        }
         Masquerade::AllBut(cidrs) => {
-            let spared = |subnet: &&IpNet| cidrs.iter().any(|cidr| cidr.contains(*subnet) || subnet.contains(cidr));
             let list = cidrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            match subnets.iter().find(spared) {
+            match subnets.iter().find(|subnet| is_spared(cidrs, **subnet)) {
                 Some(subnet) => (
                     false,
                     format!(
-                        "kube-proxy does not masquerade pods of {list}, and the underlay's {subnet} belongs to that: \
-                             a Service's backend on the pods' own network cannot answer"
+                        "kube-proxy, whose clusterCIDR is {list}, does not masquerade the underlay's {subnet}: {CANNOT_ANSWER}"
                     ),
                 ),
                 None => (true, format!("kube-proxy masquerades every pod that is not of {list}")),
@@ -166,6 +181,14 @@ fn verdict(masquerade: &Masquerade, subnets: &[IpNet]) -> Check {
     }
 }
 
+const CANNOT_ANSWER: &str = "a Service's backend on the pods' own network cannot answer";
+
+/// Whether connections from a subnet keep their source: it overlaps a cluster CIDR, or its family has none.
+fn is_spared(cidrs: &[IpNet], subnet: IpNet) -> bool {
+    let mut family = cidrs.iter().filter(|cidr| cidr.addr().is_ipv4() == subnet.addr().is_ipv4()).peekable();
+    family.peek().is_none() || family.any(|cidr| cidr.contains(&subnet) || subnet.contains(cidr))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,8 +198,16 @@ mod tests {
         let net = |text: &str| text.parse::<IpNet>().unwrap();
         let ok = |masquerade, subnet: &str| verdict(&masquerade, &[net(subnet)]).ok;
         assert!(ok(Masquerade::All, "10.6.0.0/16"));
-        assert!(!ok(Masquerade::Nobody, "10.6.0.0/16"));
+        assert!(!ok(Masquerade::Nobody(String::new()), "10.6.0.0/16"));
+        assert!(!ok(Masquerade::Unknown(String::new()), "10.6.0.0/16"));
         assert!(ok(Masquerade::AllBut(vec![net("10.233.0.0/18")]), "10.6.0.0/16"));
         assert!(!ok(Masquerade::AllBut(vec![net("10.0.0.0/8")]), "10.6.0.0/16"));
+    }
+
+    #[test]
+    fn a_family_without_a_cluster_cidr_is_not_masqueraded() {
+        let v4 = [Masquerade::AllBut(vec!["10.233.0.0/18".parse().unwrap()])];
+        let ok = |subnet: &str| masquerade(&v4, &[subnet.parse().unwrap()])[0].ok;
+        assert_eq!([ok("10.6.0.0/16"), ok("fd00:6::/64")], [true, false]);
     }
 }

@@ -33,19 +33,17 @@ fn main() -> ExitCode {
         )
         .get_matches();
     if flags.get_flag("schema") {
-        return harness::print(&json!(schemars::schema_for!(PodDocument)).to_string(), ExitCode::SUCCESS);
+        return harness::print_json(&json!(schemars::schema_for!(PodDocument)), ExitCode::SUCCESS);
     }
+    harness::init_log(ABOUT.name, &LogOptions::default(), "");
     let stdin = match env::var("CNI_COMMAND").as_deref() {
         Ok("VERSION") => Ok(vec![]),
         _ => harness::read_input(),
     };
     let lock = flags.get_one("lock-fd").copied();
     match stdin.as_deref().map_err(Clone::clone).and_then(|stdin| document(stdin, lock)) {
-        Ok(document) => harness::print(&json!(document).to_string(), ExitCode::SUCCESS),
-        Err(failure) => {
-            harness::init_log(ABOUT.name, &LogOptions::default(), "");
-            harness::fail(ABOUT.name, stub(&stdin.unwrap_or_default()), failure)
-        }
+        Ok(document) => harness::print_json(&json!(document), ExitCode::SUCCESS),
+        Err(failure) => harness::fail(ABOUT.name, stub(&stdin.unwrap_or_default()), failure),
     }
 }
 
@@ -86,6 +84,7 @@ fn recall(document: &mut PodDocument) {
     if let Some(saved) = saved {
         document.mode = saved.mode;
         document.routing = saved.routing;
+        document.numbers = saved.numbers;
         document.applied = saved.applied;
     }
 }

@@ -6,6 +6,7 @@ use common::{
     document::{Command, PodDocument, Request},
     failure::{Code, Failure},
     harness::MAX_DOCUMENT,
+    keys,
     result::{CniResult, VERSIONS},
     settings::{Settings, is_interface_name},
 };
@@ -81,7 +82,7 @@ fn config(stdin: &[u8]) -> Result<Value, Failure> {
     let config: Value = serde_json::from_slice(stdin)
         .map_err(|error| undecodable("the network configuration is not JSON".to_owned()).details(error))?;
     if config.is_object() {
-        Ok(config)
+        Ok(keys::spelled(config, keys::CONFIGURATION))
     } else {
         Err(undecodable("the network configuration is not an object".to_owned()))
     }
@@ -132,12 +133,19 @@ fn is_container_id(id: &str) -> bool {
     id.len() <= MAX_CONTAINER_ID && id.starts_with(|c: char| c.is_ascii_alphanumeric()) && id.chars().all(allowed)
 }
 
-/// A GC without the list is not a GC with an empty list: it would remove every attachment of the network.
+/// A GC without the list is not a GC with an empty list: it would remove every attachment of the network. `null` is how Go writes an empty one.
 fn check_valid_attachments(config: &Value) -> Result<(), Failure> {
+    const KEY: &str = "cni.dev/valid-attachments";
     let attachment = |entry: &Value| entry["containerID"].is_string() && entry["ifname"].is_string();
-    match config.get("cni.dev/valid-attachments").and_then(Value::as_array) {
-        Some(list) if list.iter().all(attachment) => Ok(()),
-        _ => Err(Failure::new(Code::InvalidConfiguration, "the configuration has no valid cni.dev/valid-attachments")
-            .details("GC needs the list of attachments to keep: [{\"containerID\": ..., \"ifname\": ...}, ...]")),
-    }
+    let wrong = match config.get(KEY) {
+        None => format!("the configuration has no {KEY}"),
+        Some(Value::Null) => return Ok(()),
+        Some(Value::Array(list)) => match list.iter().find(|entry| !attachment(entry)) {
+            None => return Ok(()),
+            Some(entry) => format!("{KEY} has an entry that is no attachment: {entry}"),
+        },
+        Some(other) => format!("{KEY} is not a list: {other}"),
+    };
+    Err(Failure::new(Code::InvalidConfiguration, wrong)
+        .details("GC needs the list of attachments to keep: [{\"containerID\": ..., \"ifname\": ...}, ...]"))
 }

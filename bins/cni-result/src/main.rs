@@ -8,7 +8,7 @@ use common::{
     document::{Command, PodDocument},
     failure::{Code, Context, Failure},
     harness::{self, About},
-    state,
+    state, table,
 };
 use serde_json::{Value, json};
 
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     let kept = || if keeps { keep(&document, &input) } else { Ok(()) };
     match document.error.clone().map_or_else(kept, Err) {
         Ok(()) => match result::success(&document) {
-            Some(output) => harness::print(&output.to_string(), ExitCode::SUCCESS),
+            Some(output) => harness::print_json(&output, ExitCode::SUCCESS),
             None => ExitCode::SUCCESS,
         },
         Err(failure) => {
@@ -58,7 +58,8 @@ fn main() -> ExitCode {
 }
 
 fn answer(document: &Value, failure: &Failure, code: u8) -> ExitCode {
-    harness::print(&result::error(document, failure).to_string(), ExitCode::from(code))
+    let people = || format!("{}: error: {}", ABOUT.name, table::one_line(&failure.to_string()));
+    harness::answer(&result::error(document, failure), people, ExitCode::from(code))
 }
 
 /// Keeps or forgets the state of the attachment.

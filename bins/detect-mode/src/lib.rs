@@ -21,7 +21,7 @@ pub fn concerns(command: Command) -> bool {
     matches!(command, Command::Add | Command::Check)
 }
 
-/// Completes the sections `mode` and `routing`. What they have already is what was decided before: CHECK compares with
+/// Completes the sections `mode`, `numbers` and `routing`. What they have already is what was decided before: CHECK compares with
 /// that, and the node agent, which decides anew, keeps the mode.
 ///
 /// # Errors
@@ -62,8 +62,17 @@ pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), F
         log::warn!("{} has no address yet: its way to Services comes with one, if the node agent runs", nic.name);
     }
     let alone = first && settings.pod_default_route_nic.is_none();
-    if !alone {
-        pod.complete(netlink).await.context(Code::Io, unreadable)?;
+    let undecided = document.mode.is_none();
+    let read = match (alone, undecided) {
+        (false, _) => pod.complete(netlink).await,
+        (true, true) => pod.survey(netlink).await,
+        (true, false) => Ok(()),
+    };
+    read.context(Code::Io, unreadable)?;
+    if undecided {
+        let node_table = node::table(&kernel.node, settings.host_rule_table).await;
+        let node_table = node_table.context(Code::Io, "cannot read the node's rules and routes")?;
+        document.numbers = Some(plan::numbers(settings, &pod, node_table));
     }
     let towards = match first {
         true => towards(&nic.addresses, &result),
@@ -76,6 +85,7 @@ pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), F
     let view = View {
         settings,
         nic: &nic,
+        uplink_table: document.numbers().pod_table,
         overlay: mode == ModeKind::Overlay,
         pod: &pod,
         promised: &promised,

@@ -1,7 +1,7 @@
 //! The node's side: its addresses, and its links to a pod.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     io,
     net::IpAddr,
 };
@@ -9,6 +9,7 @@ use std::{
 use common::{
     document::{HostSide, Uplink},
     netlink::{Link, Netlink, RouteFilter, is_link_local},
+    numbers,
 };
 use ipnet::IpNet;
 
@@ -62,6 +63,23 @@ async fn leads_out(node: &Netlink, link: &Link, nets: &[IpNet]) -> io::Result<bo
             ports.iter().any(plan::is_cable) || node.routes(filter).await?.iter().any(|route| route.gateway.is_some())
         }
     })
+}
+
+/// The node's table for pods: the first from `base` on that a rule of ours looks up, or that nobody uses.
+///
+/// # Errors
+/// What the kernel says.
+pub async fn table(node: &Netlink, base: u32) -> io::Result<u32> {
+    let rules = node.rules().await?;
+    let mut taken = BTreeSet::new();
+    loop {
+        let table = numbers::free_table(base, |table| taken.contains(&table));
+        let mut users = rules.iter().filter(|entry| entry.rule.table == table).peekable();
+        let unused = users.peek().is_none();
+        if users.any(|entry| entry.ours) || (unused && !node.is_foreign_table(table).await?) || !taken.insert(table) {
+            return Ok(table);
+        }
+    }
 }
 
 /// The node's links to a pod's overlay interface `nic`: the other end of its veth pair or, where that is a port of a

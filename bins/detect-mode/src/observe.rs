@@ -1,6 +1,10 @@
 //! The pod's network as it is.
 
-use std::{collections::HashSet, io, net::IpAddr};
+use std::{
+    collections::{BTreeSet, HashSet},
+    io,
+    net::IpAddr,
+};
 
 use common::{
     names::POD_VETH,
@@ -20,6 +24,8 @@ pub struct Pod {
     pub routes: Vec<Route>,
     /// The rules, whoever made them.
     pub rules: Vec<RuleEntry>,
+    /// The tables that have a route that is not ours.
+    pub foreign_tables: BTreeSet<u32>,
 }
 
 impl Pod {
@@ -31,14 +37,28 @@ impl Pod {
         Ok(Self { links: netlink.links().await?, addresses: netlink.addresses().await?, ..Self::default() })
     }
 
+    /// Reads the rules, and which tables others use.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn survey(&mut self, netlink: &Netlink) -> io::Result<()> {
+        self.rules = netlink.rules().await?;
+        self.foreign_tables = netlink.foreign_tables().await?;
+        Ok(())
+    }
+
     /// Reads the rest, which only a pod with several interfaces needs.
     ///
     /// # Errors
     /// What the kernel says.
     pub async fn complete(&mut self, netlink: &Netlink) -> io::Result<()> {
         self.routes = netlink.routes(RouteFilter::default()).await?;
-        self.rules = netlink.rules().await?;
-        Ok(())
+        self.survey(netlink).await
+    }
+
+    /// Whether a table is somebody else's: it has a route that is not ours, or a rule that is not ours looks it up.
+    pub fn is_foreign_table(&self, table: u32) -> bool {
+        self.foreign_tables.contains(&table) || self.rules.iter().any(|entry| !entry.ours && entry.rule.table == table)
     }
 
     /// The link with this name.

@@ -7,6 +7,7 @@ use common::{
     failure::{Code, Failure},
     names::POD_VETH,
     netlink::Link,
+    numbers::{self, Numbers},
     settings::{ModeSetting, Settings},
 };
 use ipnet::IpNet;
@@ -78,6 +79,18 @@ pub fn purpose(link: &Link, nets: &[IpNet]) -> Purpose {
         }
         _ => Purpose::Hosts,
     }
+}
+
+/// The numbers for this attachment: those that the pod has already, else free ones.
+pub fn numbers(settings: &Settings, pod: &Pod, node_table: u32) -> Numbers {
+    let of_an_interface = |table| pod.rules.iter().any(|entry| entry.ours && entry.rule.table == table);
+    let taken = |table| pod.is_foreign_table(table) || of_an_interface(table);
+    let new = Numbers {
+        pod_table: numbers::free_table(settings.pod_rule_table, taken),
+        node_table,
+        mark: numbers::free_mark(settings.pod_mark, &pod.rules),
+    };
+    new.as_in(&pod.rules).unwrap_or(new)
 }
 
 /// Whether a bridge's port leads to other hosts: it is no end of a veth pair and no virtual machine's.

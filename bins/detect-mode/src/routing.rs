@@ -11,15 +11,13 @@ use std::{collections::BTreeSet, net::IpAddr};
 use common::{
     document::{Nic, NicTable, Routing},
     failure::{Code, Failure},
-    object::{Family, MAIN_TABLE, PROTOCOL, PROTOCOL_BOOT, Route, UPLINK_TABLE},
+    numbers,
+    object::{Family, MAIN_TABLE, PROTOCOL, PROTOCOL_BOOT, Route},
     settings::Settings,
 };
 use ipnet::IpNet;
 
 use crate::observe::Pod;
-
-/// The tables that a kernel gives another use: default and local (`RT_TABLE_DEFAULT`, `RT_TABLE_LOCAL`).
-const KERNEL_TABLES: [u32; 2] = [253, 255];
 
 /// `RTPROT_RA`: the routing protocol number of what the kernel takes from router advertisements.
 const PROTOCOL_RA: u8 = 9;
@@ -31,6 +29,8 @@ pub struct View<'a> {
     pub settings: &'a Settings,
     /// The interface.
     pub nic: &'a Nic,
+    /// The table with the way into the node.
+    pub uplink_table: u32,
     /// Whether the pod's first interface is an overlay one, whose table is the uplink's.
     pub overlay: bool,
     /// The pod's network as it is.
@@ -50,7 +50,7 @@ pub fn routing(view: View<'_>) -> Result<Routing, Failure> {
     let mut routing = Routing::default();
     let first = &view.settings.pod_default_cni_nic;
     if view.overlay {
-        routing.tables.push(view.table(first, UPLINK_TABLE));
+        routing.tables.push(view.table(first, view.uplink_table));
     }
     if !view.settings.tune_pod_routes {
         return Ok(routing);
@@ -72,7 +72,7 @@ pub fn routing(view: View<'_>) -> Result<Routing, Failure> {
     let mut taken = view.used_tables();
     for nic in nics {
         if routing.table_of(nic).is_none() {
-            let number = view.known_table(nic).unwrap_or_else(|| free_table(&taken));
+            let number = view.known_table(nic).unwrap_or_else(|| view.free_table(&taken));
             taken.insert(number);
             routing.tables.push(view.table(nic, number));
         }
@@ -149,7 +149,7 @@ impl<'a> View<'a> {
     /// The table that an interface has already: by a rule of ours from one of its addresses, or by a route of ours.
     fn known_table(self, nic: &str) -> Option<u32> {
         let addresses = self.addresses(nic);
-        let of_a_nic = |table: &u32| *table > UPLINK_TABLE && *table != MAIN_TABLE;
+        let of_a_nic = |table: &u32| *table != self.uplink_table && *table != MAIN_TABLE;
         let rules =
             self.pod.rules.iter().filter(|entry| {
                 entry.ours && addresses.iter().any(|net| entry.rule.from == Some(IpNet::from(net.addr())))
@@ -163,6 +163,12 @@ impl<'a> View<'a> {
         let rules = self.pod.rules.iter().map(|entry| entry.rule.table);
         let routes = self.pod.routes.iter().map(|route| route.table);
         rules.chain(routes).chain(self.decided.tables.iter().map(|table| table.table)).collect()
+    }
+
+    /// The first table after the uplink's that nobody has.
+    fn free_table(self, taken: &BTreeSet<u32>) -> u32 {
+        let is_taken = |table| taken.contains(&table) || self.pod.is_foreign_table(table);
+        numbers::free_table(self.uplink_table.saturating_add(1), is_taken)
     }
 
     fn addresses(self, nic: &str) -> Vec<IpNet> {
@@ -201,11 +207,6 @@ fn comes_later(owner: &str, ifname: &str, first: &str) -> bool {
     };
     let ((owner_stem, owner_number), (stem, number)) = (split(owner), split(ifname));
     ifname == first || (owner_stem == stem && owner_number > number)
-}
-
-fn free_table(taken: &BTreeSet<u32>) -> u32 {
-    let is_free = |table: &u32| *table != MAIN_TABLE && !KERNEL_TABLES.contains(table) && !taken.contains(table);
-    (UPLINK_TABLE + 1..).find(is_free).unwrap_or(UPLINK_TABLE + 1)
 }
 
 /// Link-local and multicast routes are the link's own: every link has the same.

@@ -12,7 +12,7 @@ use common::{
     document::{Cidrs, Command, Mode, ModeKind, Nic, PodDocument, Request, Routing, Uplink, VethPair},
     names,
     netlink::{Link, RuleEntry},
-    object::{Family, MAIN_TABLE, Netns, Object, Operation, PROTOCOL, Placed, Route, Rule, UPLINK_TABLE},
+    object::{Family, MAIN_TABLE, Netns, Object, Operation, PROTOCOL, Placed, Route, Rule},
     plan::{Found, plan},
     settings::{PolicyRoute, Settings},
 };
@@ -110,7 +110,7 @@ fn card(number: u8) -> impl Strategy<Value = Card> {
 
 fn scenario() -> impl Strategy<Value = Scenario> {
     let further = (1..4u8).prop_flat_map(|count| (1..=count).map(card).collect::<Vec<_>>());
-    let taken = prop::collection::btree_set(101..106u32, 0..3);
+    let taken = prop::collection::btree_set(8500..8506u32, 0..4);
     (any::<bool>(), card(0), further, taken, prop::collection::vec(any::<u8>(), 4)).prop_map(
         |(overlay, first, further, taken, order)| {
             let cards = [first].into_iter().chain(further).collect();
@@ -172,12 +172,19 @@ impl Model {
             name: name.clone(),
             ..Link::default()
         };
-        let entry = |(rule, ours): &(Rule, bool)| RuleEntry { rule: rule.clone(), ours: *ours, plain: true };
+        let entry = |(rule, ours): &(Rule, bool)| RuleEntry {
+            rule: rule.clone(),
+            ours: *ours,
+            plain: true,
+            inverted: false,
+            to: None,
+        };
         Pod {
             links: self.cards.iter().map(link).collect(),
             addresses: self.cards.values().flat_map(|(index, nets)| nets.iter().map(|net| (*index, *net))).collect(),
             routes: self.routes.clone(),
             rules: self.rules.iter().map(entry).collect(),
+            foreign_tables: BTreeSet::new(),
         }
     }
 
@@ -304,10 +311,15 @@ fn document(model: &Model, scenario: &Scenario, card: &Card, command: Command) -
     let default = |net: &IpNet| route(Family::of(net.addr()).default_route(), Some(gateway(*net)), &card.name);
     let promised: Vec<Route> = card.addresses.iter().map(default).collect();
     let mut document = PodDocument::new(request, settings(card));
+    // DEL has lost its document.
+    document.numbers = document.numbers().as_in(&model.pod().rules);
     if command == Command::Add {
+        document.numbers = Some(detect_mode::plan::numbers(&document.settings, &model.pod(), 500));
+        let uplink_table = document.numbers().pod_table;
         let (pod, decided) = (model.pod(), Routing::default());
         let (settings, nic, promised) = (&document.settings, &nic, &promised[..]);
-        let view = View { settings, nic, overlay: scenario.overlay, pod: &pod, promised, decided: &decided };
+        let view =
+            View { settings, nic, uplink_table, overlay: scenario.overlay, pod: &pod, promised, decided: &decided };
         document.routing = routing(view).unwrap();
     }
     let mode = if scenario.overlay { ModeKind::Overlay } else { ModeKind::Underlay };
@@ -325,10 +337,11 @@ fn document(model: &Model, scenario: &Scenario, card: &Card, command: Command) -
 
 /// What set-routes and then set-rules do in ADD.
 fn add(model: &mut Model, scenario: &Scenario, card: &Card) -> Vec<Operation> {
-    let document = document(model, scenario, card, Command::Add);
+    let mut document = document(model, scenario, card, Command::Add);
     let found = found_routes(model, |route| set_routes::plan::is_replaced(&document, route));
     let routes = plan(&in_the_pod(set_routes::plan::wanted(&document).unwrap()), &found).unwrap();
     routes.iter().for_each(|operation| model.apply(operation));
+    document.places = set_rules::plan::places(&document, Netns::Pod, &model.pod().rules);
     let wanted = in_the_pod(set_rules::plan::wanted(&document).unwrap());
     let rules = plan(&wanted, &found_rules(model, &document)).unwrap();
     rules.iter().for_each(|operation| model.apply(operation));
@@ -361,7 +374,7 @@ fn called(scenario: &Scenario) -> impl Iterator<Item = &Card> {
 fn start(scenario: &Scenario) -> Model {
     let mut model = Model::default();
     let (priority, family, fwmark) = (2000, Family::Ipv4, Some(7));
-    let foreign = |table: &u32| Rule { priority, family, from: None, fwmark, table: *table };
+    let foreign = |table: &u32| Rule { priority, family, from: None, fwmark, fwmask: None, table: *table };
     model.rules.extend(scenario.taken.iter().map(|table| (foreign(table), false)));
     if scenario.overlay {
         model.plug(&scenario.cards[0]);
@@ -437,7 +450,8 @@ proptest! {
             prop_assert!(nics.is_empty() || !scenario.taken.contains(&table), "table {}: {:?}", table, nics);
         }
         let replies = model.rules.iter().filter(|(rule, ours)| *ours && rule.fwmark.is_some());
-        prop_assert!(replies.map(|(rule, _)| rule.table).all(|table| table == UPLINK_TABLE));
+        let tables: BTreeSet<u32> = replies.map(|(rule, _)| rule.table).collect();
+        prop_assert!(tables.len() <= 1 && tables.is_disjoint(&scenario.taken), "{:?}", tables);
     }
 
     #[test]

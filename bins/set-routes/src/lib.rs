@@ -57,6 +57,10 @@ async fn in_the_pod(document: &mut PodDocument, kernel: &Kernel) -> io::Result<V
     };
     let routes = pod.netlink.routes(RouteFilter::default()).await?;
     let ours: Vec<bool> = if document.request.command == Command::Del {
+        if document.numbers.is_none() {
+            // The document was lost, or the first version made it.
+            document.numbers = document.numbers().as_in(&pod.netlink.rules().await?);
+        }
         let uplink_needed = uplink_needed(document, kernel, pod).await?;
         let teardown = Teardown { document, routes: &routes, uplink_needed };
         let ours = routes.iter().map(|route| teardown.removes(route)).collect();

@@ -6,7 +6,7 @@ use common::{
     document::{Command, Mode, ModeKind, NicTable, PodDocument},
     failure::Failure,
     names::{POD_VETH, host_veth},
-    object::{Family, MAIN_TABLE, Object, PROTOCOL, PROTOCOL_BOOT, Placed, Route, UPLINK_TABLE},
+    object::{Family, MAIN_TABLE, Object, PROTOCOL, PROTOCOL_BOOT, Placed, Route},
     settings::Settings,
 };
 use ipnet::IpNet;
@@ -22,7 +22,7 @@ pub fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
         for family in Family::ALL {
             pod.extend(into_the_node(document, mode, family, MAIN_TABLE, false)?);
         }
-        pod.extend(replies(mode));
+        pod.extend(replies(mode, document.numbers().pod_table));
     }
     for table in &document.routing.tables {
         pod.extend(own_table(document, mode, table)?);
@@ -38,7 +38,7 @@ pub fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
 /// Those are the routes that it makes, and the default routes that leave the main table.
 pub fn is_replaced(document: &PodDocument, route: &Route) -> bool {
     let Some(mode) = &document.mode else { return false };
-    let in_uplink = mode.opens_uplink() && is_uplink(route, &mode.uplink.dev);
+    let in_uplink = mode.opens_uplink() && is_uplink(document, route, &mode.uplink.dev);
     let in_table = document.routing.tables.iter().any(|table| table.table == route.table);
     let own = route.dev == mode.nic.name && route.table == MAIN_TABLE;
     let made = route.protocol == PROTOCOL && (in_uplink || in_table || own);
@@ -49,8 +49,8 @@ fn is_default_of_main(route: &Route) -> bool {
     route.table == MAIN_TABLE && route.destination.prefix_len() == 0
 }
 
-fn is_uplink(route: &Route, dev: &str) -> bool {
-    route.dev == dev && matches!(route.table, MAIN_TABLE | UPLINK_TABLE)
+fn is_uplink(document: &PodDocument, route: &Route, dev: &str) -> bool {
+    route.dev == dev && [MAIN_TABLE, document.numbers().pod_table].contains(&route.table)
 }
 
 /// The pod's routes as DEL finds them, with what it has to know of them. What goes follows from what the kernel says,
@@ -108,8 +108,8 @@ impl Teardown<'_> {
             return false;
         }
         let known = [self.document.request.ifname.as_str(), &self.document.settings.pod_default_cni_nic, POD_VETH];
-        let further =
-            |route: &Route| route.protocol == PROTOCOL && route.table > UPLINK_TABLE && route.table != MAIN_TABLE;
+        let uplink = [MAIN_TABLE, self.document.numbers().pod_table];
+        let further = |route: &Route| route.protocol == PROTOCOL && !uplink.contains(&route.table);
         !self.routes.iter().any(|route| further(route) && !known.contains(&route.dev.as_str()))
     }
 
@@ -125,11 +125,12 @@ impl Teardown<'_> {
         let removed = if self.document.is_first() {
             route.dev == *first || route.dev == POD_VETH
         } else {
-            let in_table_of = |nic| route.table > UPLINK_TABLE && self.tables_of(nic).contains(&route.table);
+            let uplink_table = self.document.numbers().pod_table;
+            let in_table_of = |nic| route.table != uplink_table && self.tables_of(nic).contains(&route.table);
             route.dev == *ifname
                 || in_table_of(ifname)
                 || (self.is_last() && in_table_of(first))
-                || (is_uplink(route, first) && !self.uplink_needed)
+                || (is_uplink(self.document, route, first) && !self.uplink_needed)
         };
         displaced || (route.protocol == PROTOCOL && removed)
     }
@@ -188,11 +189,11 @@ fn into_the_node(
 }
 
 /// A default route for replies to what came in through the veth pair. (An overlay interface's own table has one.)
-fn replies(mode: &Mode) -> impl Iterator<Item = Route> + '_ {
+fn replies(mode: &Mode, table: u32) -> impl Iterator<Item = Route> + '_ {
     let gateways =
-        Family::ALL.into_iter().filter(|family| mode.uplink.source(*family).is_some()).filter_map(|family| {
+        Family::ALL.into_iter().filter(|family| mode.uplink.source(*family).is_some()).filter_map(move |family| {
             let gateway = mode.uplink.gateway(family)?;
-            Some(Route { gateway: Some(gateway), ..route(family.default_route(), &mode.uplink.dev, UPLINK_TABLE) })
+            Some(Route { gateway: Some(gateway), ..route(family.default_route(), &mode.uplink.dev, table) })
         });
     gateways.filter(|_| mode.mode == ModeKind::Underlay)
 }
@@ -202,7 +203,7 @@ fn own_table(document: &PodDocument, mode: &Mode, table: &NicTable) -> Result<Ve
     let policies = if table.nic == mode.nic.name { &document.settings.policy_routes[..] } else { &[] };
     let overridden = |route: &&Route| policies.iter().any(|policy| policy.dst == route.destination);
     let mut routes: Vec<_> = table.routes.iter().filter(|route| !overridden(route)).cloned().collect();
-    if table.table != UPLINK_TABLE {
+    if table.table != document.numbers().pod_table {
         for family in Family::ALL {
             let further = table.nic != document.settings.pod_default_cni_nic;
             routes.extend(into_the_node(document, mode, family, table.table, further)?);
@@ -215,7 +216,7 @@ fn own_table(document: &PodDocument, mode: &Mode, table: &NicTable) -> Result<Ve
 /// the main one.
 fn to_the_pod(document: &PodDocument) -> Vec<Route> {
     let Some(mode) = &document.mode else { return vec![] };
-    let table = document.settings.host_rule_table;
+    let table = document.numbers().node_table;
     let towards = |address: IpAddr| match &document.veth {
         Some(pair) => Some(route(IpNet::from(address), &pair.host, table)),
         None => {

@@ -35,6 +35,7 @@ impl Tool for SetRules {
     const SHARED: bool = true;
 
     async fn observe(document: &mut PodDocument, kernel: &Kernel) -> Result<Vec<Found>, Failure> {
+        document.places.clear();
         let mut found = on_the_node(document, &kernel.node).await.context(Code::Io, "cannot read the node's rules")?;
         if let Some(pod) = kernel.pod.as_ref().filter(|_| document.request.command != Command::Gc) {
             found.extend(in_the_pod(document, pod).await.context(Code::Io, "cannot read the pod's rules")?);
@@ -60,18 +61,20 @@ async fn goes(document: &PodDocument, node: &Netlink) -> io::Result<Option<u32>>
 }
 
 /// The node's rules. One of ours whose table has no route to another pod is nobody's any more.
-async fn on_the_node(document: &PodDocument, node: &Netlink) -> io::Result<Vec<Found>> {
+async fn on_the_node(document: &mut PodDocument, node: &Netlink) -> io::Result<Vec<Found>> {
     let goes = goes(document, node).await?;
     let mut found = vec![];
     let mut needed = HashMap::new();
-    for RuleEntry { rule, ours, .. } in node.rules().await?.into_iter().filter(|entry| entry.plain) {
+    let rules = node.rules().await?;
+    document.places.extend(plan::places(document, Netns::Node, &rules));
+    for RuleEntry { rule, ours, .. } in rules.into_iter().filter(|entry| entry.plain) {
         // ADD has just made a route in its own table: no need to look.
-        let in_use = !document.request.command.tears_down() && rule.table == document.settings.host_rule_table;
+        let in_use = !document.request.command.tears_down() && rule.table == document.numbers().node_table;
         if ours && let Entry::Vacant(entry) = needed.entry(rule.table) {
             let filter = RouteFilter { table: Some(rule.table), ours: true, ..Default::default() };
             entry.insert(in_use || node.links_of_routes(filter).await?.iter().any(|link| Some(*link) != goes));
         }
-        let owned = ours && !needed[&rule.table];
+        let owned = ours && (!needed[&rule.table] || plan::has_moved(document, &rule));
         found.push(Found { placed: Placed::node(Object::Rule(rule)), owned });
     }
     Ok(found)
@@ -92,7 +95,7 @@ async fn transits(document: &PodDocument, kernel: &Kernel, found: &[Found]) -> i
 async fn serves_others(document: &PodDocument, node: &Netlink, found: &[Found]) -> io::Result<bool> {
     let stays = |found: &Found| match &found.placed.object {
         Object::Rule(rule) => {
-            found.placed.netns == Netns::Node && !found.owned && rule.table == document.settings.host_rule_table
+            found.placed.netns == Netns::Node && !found.owned && rule.table == document.numbers().node_table
         }
         _ => false,
     };
@@ -104,10 +107,11 @@ async fn serves_others(document: &PodDocument, node: &Netlink, found: &[Found]) 
     Ok(node.links_of_routes(routes).await?.into_iter().any(|link| Some(link) != goes))
 }
 
-async fn in_the_pod(document: &PodDocument, pod: &Pod) -> io::Result<Vec<Found>> {
+async fn in_the_pod(document: &mut PodDocument, pod: &Pod) -> io::Result<Vec<Found>> {
     let routes = pod.netlink.routes(RouteFilter { ours: true, ..Default::default() }).await?;
     let tables: HashSet<u32> = routes.iter().map(|route| route.table).collect();
     let rules = pod.netlink.rules().await?;
+    document.places.extend(plan::places(document, Netns::Pod, &rules));
     let found = rules.into_iter().filter(|entry| entry.plain).map(|RuleEntry { rule, ours, .. }| Found {
         owned: ours && plan::owns(document, &rule, !tables.contains(&rule.table)),
         placed: Placed::pod(Object::Rule(rule)),

@@ -1,20 +1,16 @@
 //! The policy rules and the marks. Pure.
 
 use common::{
-    document::{Command, Mode, ModeKind, NicTable, PodDocument},
+    document::{Command, Mode, ModeKind, NicTable, Place, PodDocument},
     failure::Failure,
-    marks::{MARK, Marks},
-    object::{Family, Netns, Object, Placed, Rule, UPLINK_TABLE},
+    marks::Marks,
+    netlink::RuleEntry,
+    numbers,
+    object::{Family, Netns, Object, Placed, Rule},
     plan::Found,
     transit::Transit,
 };
 use ipnet::IpNet;
-
-/// Priority of the rules that send a packet back the way its connection came: the node's, and the pod's by mark.
-const PRIORITY: u32 = 1000;
-/// Priority of the rules by source address. They come after the mark: a connection that came in through the node is
-/// answered through the node, whichever of the pod's addresses it was for.
-const SOURCE_PRIORITY: u32 = 1001;
 
 /// The rules and the marks that this interface needs.
 pub fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
@@ -22,21 +18,20 @@ pub fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
     if mode.mode == ModeKind::Disable {
         return Ok(vec![]);
     }
-    let mut pod = vec![];
-    if mode.opens_uplink() {
-        let families = Family::ALL.into_iter().filter(|family| has_uplink(mode, *family));
-        pod.extend(
-            families.map(|family| rule(PRIORITY, family, UPLINK_TABLE)).map(|rule| Rule { fwmark: Some(MARK), ..rule }),
-        );
-    }
-    pod.extend(document.routing.tables.iter().flat_map(by_source));
+    let families = Family::ALL.into_iter().filter(|family| has_uplink(mode, *family));
+    let mut pod: Vec<_> = families.map(|family| by_mark(document, family)).collect();
+    pod.extend(document.routing.tables.iter().flat_map(|table| by_source(document, table)));
     let node = Family::ALL
         .into_iter()
         .filter(|family| mode.nic.addresses.iter().any(|net| Family::of(net.addr()) == *family))
-        .map(|family| rule(PRIORITY, family, document.settings.host_rule_table));
+        .map(|family| rule(document.priority(Netns::Node, family), family, document.numbers().node_table));
     let mut wanted: Vec<_> = pod.into_iter().map(|rule| Placed::pod(Object::Rule(rule))).collect();
     if mode.opens_uplink() {
-        wanted.push(Placed::pod(Object::Marks(Marks { dev: mode.uplink.dev.clone(), altered: vec![] })));
+        wanted.push(Placed::pod(Object::Marks(Marks {
+            dev: mode.uplink.dev.clone(),
+            mark: document.numbers().mark,
+            altered: vec![],
+        })));
     }
     wanted.extend(node.map(|rule| Placed::node(Object::Rule(rule))));
     if mode.mode == ModeKind::Underlay && mode.opens_uplink() {
@@ -62,17 +57,58 @@ fn has_uplink(mode: &Mode, family: Family) -> bool {
 }
 
 fn rule(priority: u32, family: Family, table: u32) -> Rule {
-    Rule { priority, family, from: None, fwmark: None, table }
+    Rule { priority, family, from: None, fwmark: None, fwmask: None, table }
 }
 
-/// The rules for an interface's addresses, of those families that its table has routes of.
-fn by_source(table: &NicTable) -> impl Iterator<Item = Rule> + '_ {
+/// The rule that sends a reply back into the node.
+fn by_mark(document: &PodDocument, family: Family) -> Rule {
+    let numbers = document.numbers();
+    let fwmask = Some(numbers.mark.mask).filter(|mask| *mask != u32::MAX);
+    let rule = rule(document.priority(Netns::Pod, family), family, numbers.pod_table);
+    Rule { fwmark: Some(numbers.mark.value), fwmask, ..rule }
+}
+
+/// The rules for an interface's addresses, of those families that its table has routes of. They come after the mark: a
+/// connection that came in through the node is answered through the node, whichever of the pod's addresses it was for.
+fn by_source<'a>(document: &'a PodDocument, table: &'a NicTable) -> impl Iterator<Item = Rule> + 'a {
     let has_routes = |family: Family| table.routes.iter().any(|route| Family::of(route.destination.addr()) == family);
     let addresses = table.addresses.iter().filter(move |address| has_routes(Family::of(**address)));
     addresses.map(|address| Rule {
         from: Some(IpNet::from(*address)),
-        ..rule(SOURCE_PRIORITY, Family::of(*address), table.table)
+        ..rule(document.priority(Netns::Pod, Family::of(*address)) + 1, Family::of(*address), table.table)
     })
+}
+
+/// Where our rules are to stand in a namespace that has `rules`, in each family: before whatever else could take their
+/// packets; in CHECK, where they are. Whoever comes next moves them, for a rule that somebody adds without a priority
+/// gets the place before all others (`fib_default_rule_pref`).
+pub fn places(document: &PodDocument, netns: Netns, rules: &[RuleEntry]) -> Vec<Place> {
+    let numbers = document.numbers();
+    let (towards, count): (Vec<_>, _) = match netns {
+        Netns::Node => (document.nic_addresses().iter().map(IpNet::addr).collect(), 1),
+        Netns::Pod => (vec![], 2),
+    };
+    let stays = document.request.command == Command::Check;
+    let is_it = |rule: &Rule| match netns {
+        Netns::Node => rule.from.is_none() && rule.table == numbers.node_table,
+        Netns::Pod => rule.fwmark.is_some(),
+    };
+    let place = |family| {
+        let rules: Vec<_> = rules.iter().filter(|entry| entry.rule.family == family).cloned().collect();
+        let current = rules.iter().find(|entry| entry.ours && is_it(&entry.rule)).map(|entry| entry.rule.priority);
+        let placed = || numbers::place(&rules, current, &towards, document.settings.rule_priority, count);
+        Place { netns, family, priority: current.filter(|_| stays).unwrap_or_else(placed) }
+    };
+    Family::ALL.map(place).to_vec()
+}
+
+/// Whether a rule of ours on the node is one that has had to move to another place: the one there does the same.
+pub fn has_moved(document: &PodDocument, rule: &Rule) -> bool {
+    let family = |net: &IpNet| Family::of(net.addr()) == rule.family;
+    document.request.command == Command::Add
+        && rule.table == document.numbers().node_table
+        && rule.priority != document.priority(Netns::Node, rule.family)
+        && document.nic_addresses().iter().any(family)
 }
 
 /// Whether a rule of ours in the pod is this attachment's to remove if it is not wanted. `idle` says that its table has
@@ -80,13 +116,15 @@ fn by_source(table: &NicTable) -> impl Iterator<Item = Rule> + '_ {
 pub fn owns(document: &PodDocument, rule: &Rule, idle: bool) -> bool {
     let from_nic = || document.nic_addresses().iter().any(|net| rule.from == Some(IpNet::from(net.addr())));
     if document.request.command == Command::Del {
-        return idle || from_nic() || (document.is_first() && rule.table == UPLINK_TABLE);
+        return idle || from_nic() || (document.is_first() && rule.table == document.numbers().pod_table);
     }
-    let Some(mode) = &document.mode else { return false };
+    if document.mode.is_none() {
+        return false;
+    }
     let in_table = document.routing.tables.iter().any(|table| {
         table.table == rule.table || table.addresses.iter().any(|address| rule.from == Some(IpNet::from(*address)))
     });
-    in_table || (mode.opens_uplink() && rule.table == UPLINK_TABLE)
+    in_table || rule.fwmark.is_some()
 }
 
 /// Whether the marks are this attachment's to replace, or in DEL to remove: the way into the node goes with the first
@@ -96,7 +134,9 @@ pub fn owns_uplink(document: &PodDocument, found: &[Found]) -> bool {
         return document.mode.as_ref().is_some_and(Mode::opens_uplink);
     }
     let needed = |found: &Found| match &found.placed.object {
-        Object::Rule(rule) => found.placed.netns == Netns::Pod && !found.owned && rule.table == UPLINK_TABLE,
+        Object::Rule(rule) => {
+            found.placed.netns == Netns::Pod && !found.owned && rule.table == document.numbers().pod_table
+        }
         _ => false,
     };
     document.is_first() || !found.iter().any(needed)

@@ -13,7 +13,7 @@ use netlink_packet_route::{
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     nsid::{NsidAttribute, NsidMessage},
     route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType},
-    rule::{RuleAction, RuleAttribute, RuleMessage},
+    rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
 };
 
 use super::{Link, RouteFilter, RuleEntry, is_link_local};
@@ -217,6 +217,17 @@ pub(super) fn route_message(route: &Route, oif: u32) -> RouteMessage {
     message
 }
 
+/// The table of a route that is not ours.
+pub(super) fn foreign_table(message: &RouteNetlinkMessage) -> Option<u32> {
+    let RouteNetlinkMessage::NewRoute(message) = message else { return None };
+    let table = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    let ours = u8::from(message.header.protocol) == PROTOCOL;
+    (!ours).then(|| table.unwrap_or(message.header.table.into()))
+}
+
 pub(super) struct Hop {
     pub(super) oif: u32,
     pub(super) route: Route,
@@ -297,6 +308,7 @@ pub(super) fn rule_message(rule: &Rule) -> RuleMessage {
         message.attributes.push(RuleAttribute::Source(from.addr()));
     }
     message.attributes.extend(rule.fwmark.map(RuleAttribute::FwMark));
+    message.attributes.extend(rule.fwmask.map(RuleAttribute::FwMask));
     message
 }
 
@@ -305,18 +317,22 @@ pub(super) fn parse_rule(message: RouteNetlinkMessage, family: Family) -> Option
     if message.header.action != RuleAction::ToTable {
         return None;
     }
-    let mut rule = Rule { priority: 0, family, from: None, fwmark: None, table: message.header.table.into() };
-    let (mut ours, mut plain) = (false, message.header.dst_len == 0);
+    let table = message.header.table.into();
+    let mut rule = Rule { priority: 0, family, from: None, fwmark: None, fwmask: None, table };
+    let inverted = message.header.flags.contains(RuleFlags::Invert);
+    let (mut ours, mut plain, mut to) = (false, message.header.dst_len == 0 && !inverted, None);
     for attribute in message.attributes {
         match attribute {
             RuleAttribute::Priority(priority) => rule.priority = priority,
             RuleAttribute::Table(table) => rule.table = table,
             RuleAttribute::FwMark(mark) => rule.fwmark = Some(mark),
             RuleAttribute::FwMask(u32::MAX) | RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
+            RuleAttribute::FwMask(mask) => rule.fwmask = Some(mask),
+            RuleAttribute::Destination(address) => to = IpNet::new(address, message.header.dst_len).ok(),
             RuleAttribute::Source(address) => rule.from = IpNet::new(address, message.header.src_len).ok(),
             RuleAttribute::Protocol(protocol) => ours = u8::from(protocol) == PROTOCOL,
             _ => plain = false,
         }
     }
-    Some(RuleEntry { rule, ours: ours && plain, plain })
+    Some(RuleEntry { rule, ours: ours && plain, plain, inverted, to })
 }
