@@ -16,7 +16,8 @@ lb_rich_table() {
    "nodePort": 30080, "externalTrafficPolicy": "Local", "sessionAffinity": {"timeoutSeconds": 77},
    "lbAlgorithm": "least-connections", "backends": [
      {"address": "127.0.0.2", "port": 8080, "local": true}, {"address": "127.0.0.3", "port": 8081},
-     {"address": "127.0.0.4", "port": 8080, "local": true, "scope": "external"}, {"address": "fd01::2", "port": 8080}]},
+     {"address": "127.0.0.4", "port": 8080, "scope": "external"}, {"address": "fd01::2", "port": 8080}],
+   "created": "2026-11-25T17:00:00Z"},
   {"namespace": "a", "name": "dns", "protocol": "UDP", "port": 53, "clusterIps": ["10.96.0.2"],
    "internalTrafficPolicy": "Local", "backends": [{"address": "127.0.0.2", "port": 53, "local": true}]},
   {"namespace": "b", "name": "empty", "protocol": "TCP", "port": 443, "clusterIps": ["10.96.0.3"], "backends": []}
@@ -120,8 +121,8 @@ underpass_lb_open_sockets{namespace="test",service="web",port="",backend="127.0.
 }
 
 @test "the schema describes what apply and follow read and what stats prints" {
-  assert_json "$(lab_lb node1 schema)" '[.title, (.properties | keys)]' '["ServiceTable",["nodeAddresses","services"]]'
-  assert_json "$(lab_lb node1 schema change)" '[.oneOf[].required[0]]' '["set","remove","table"]'
+  assert_json "$(lab_lb node1 schema)" '[.title, (.properties | keys)]' '["ServiceTable",["nodeAddresses","nodes","refuse","services"]]'
+  assert_json "$(lab_lb node1 schema line)" '[.oneOf[].required[0]]' '["set","remove","table","nodes"]'
   assert_json "$(lab_lb node1 schema stats)" '.type' array
 }
 
@@ -201,9 +202,9 @@ lb_name_record() {
 import ctypes, mmap, struct, sys
 path = ctypes.create_string_buffer(sys.argv[1].encode())
 attributes = struct.pack("QII", ctypes.addressof(path), 0, 0)
-names = mmap.mmap(ctypes.CDLL(None, use_errno=True).syscall(321, 7, attributes, len(attributes)), 160 * 32768)
-record = names.find(sys.argv[2].encode() + b":")
-assert record >= 0 and record % 160 == 0
+names = mmap.mmap(ctypes.CDLL(None, use_errno=True).syscall(321, 7, attributes, len(attributes)), 168 * 32768)
+record = names.find(b"\x01" + sys.argv[2].replace("/", "\0").encode() + b"\0")
+assert record >= 0 and record % 168 == 0
 names[record + int(sys.argv[3])] = int(sys.argv[4])
 PY
 }

@@ -65,6 +65,10 @@ fn build(out: &Path, object: &Path) -> Result<(), String> {
         .env("RUSTC", &rustc)
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags)
+        // Nor is a profile that the environment sets: what the verifier says of a program depends on it.
+        .env_remove("CARGO_PROFILE_RELEASE_LTO")
+        .env_remove("CARGO_PROFILE_RELEASE_CODEGEN_UNITS")
+        .env_remove("CARGO_PROFILE_RELEASE_INCREMENTAL")
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .env_remove("RUSTC_WRAPPER")
         .env_remove("RUSTUP_TOOLCHAIN")

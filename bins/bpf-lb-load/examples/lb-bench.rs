@@ -21,12 +21,7 @@ use aya::{
 };
 use service_table::{Algorithm, Backend, Change, Protocol, Service, ServiceTable, SessionAffinity};
 
-use bpf_lb_load::{
-    apply::{self, apply},
-    kernel::Kernel,
-    pins::Pins,
-    print,
-};
+use bpf_lb_load::{apply, kernel::Kernel, pins::Pins, print};
 use clap::{Args, Parser, ValueEnum};
 use serde::Serialize;
 
@@ -201,11 +196,10 @@ fn memory(pins: &Path) -> Result<BTreeMap<String, u64>> {
 impl Fill {
     fn measure(&self) -> Result<Filled> {
         let table = self.table.make();
-        let mut kernel = Kernel::open(&Pins::new(&self.pin_dir))?;
-        kernel.recover()?;
+        let mut maps = apply::Table::new(Kernel::open(&Pins::new(&self.pin_dir))?)?;
         let mut time = |table: &ServiceTable| -> Result<u128> {
             let start = Instant::now();
-            apply(&mut kernel, table)?;
+            maps.apply(table)?;
             Ok(start.elapsed().as_micros())
         };
         let (fill_us, same_again_us) = (time(&table)?, time(&table)?);
@@ -215,12 +209,12 @@ impl Fill {
             service.backends[0].port += 1 + turn as u16;
             let start = Instant::now();
             let change = Change::Set(Box::new(service));
-            apply::change(&mut kernel, &change)?;
+            maps.change(&change)?;
             changes.push(start.elapsed().as_nanos() as f64 / 1e3);
         }
         changes.sort_by(f64::total_cmp);
         let start = Instant::now();
-        apply(&mut kernel, &ServiceTable::default())?;
+        maps.apply(&ServiceTable::default())?;
         Ok(Filled {
             services: self.table.services,
             backends: self.table.backends,

@@ -1,27 +1,35 @@
 //! Makes the maps equal to a table, with as few changes as there are differences.
 
-use std::collections::HashSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use schemars::JsonSchema;
 use serde::Serialize;
-use service_table::{Change, ServiceTable};
+use service_table::{Change, Service, ServiceName, ServiceTable};
 use thiserror::Error;
 
 use crate::{
-    kernel::{Installed, Kernel},
+    claims::{self, Claim, Conflict},
+    diff::{self, Difference},
+    gone::{self, Endpoints, Gone, State, Why},
+    kernel::Kernel,
+    maps::MapsError,
+    peers::{Flow, Peers},
     room::UpdateError,
-    spec::{Invalid, Spec, specs},
+    spec::{Frontend, Spec},
 };
 
-/// Why a table or a change was not applied.
+/// Why nothing was done, or not all.
 #[derive(Debug, Error)]
 pub enum ApplyError {
-    /// It makes no sense, and nothing was changed.
+    /// The table makes no sense, and nothing was changed.
+    #[error("{0} is in the table twice")]
+    Twice(ServiceName),
+    /// The maps cannot be written: what is known of them may no longer be so.
     #[error(transparent)]
-    Invalid(#[from] Invalid),
-    /// It could not be written.
-    #[error(transparent)]
-    Update(#[from] UpdateError),
+    Maps(#[from] MapsError),
 }
 
 /// What was done.
@@ -33,52 +41,312 @@ pub struct Summary {
     pub removed: usize,
     /// Services that were like that before.
     pub unchanged: usize,
+    /// Services that are not as they were to be: they stay as they were, and all others are as they are to be.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<Refused>,
+    /// Addresses that several services claim.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conflicts: Vec<Conflict>,
+    /// Endpoints that are less than before.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gone: Vec<Gone>,
 }
 
-/// Makes the maps hold `table` and nothing else.
-pub fn apply(kernel: &mut Kernel, table: &ServiceTable) -> Result<Summary, ApplyError> {
-    let specs = specs(table)?;
-    let claimed: HashSet<_> = specs.values().flat_map(|spec| spec.frontends.keys().copied()).collect();
-    let moves = |old: &Installed| old.spec.frontends.keys().any(|frontend| claimed.contains(frontend));
-    let gone = kernel.services().iter().filter(|(key, _)| !specs.contains_key(*key));
-    let gone = gone.map(|(key, old)| (key.clone(), moves(old)));
-    // An address that moves to another service is to have no gap. All else that goes makes room first.
-    let (last, first): (Vec<_>, Vec<_>) = gone.partition(|(_, moves)| *moves);
-    kernel.set_node_addresses(&table.node_addresses);
-    let mut summary = Summary::default();
-    remove(kernel, &mut summary, first);
-    for (key, spec) in specs {
-        count(&mut summary, kernel.set(&key, spec)?);
-    }
-    remove(kernel, &mut summary, last);
-    Ok(summary)
-}
-
-fn remove(kernel: &mut Kernel, summary: &mut Summary, gone: Vec<(String, bool)>) {
-    for (key, _) in gone {
-        summary.removed += usize::from(kernel.remove(&key));
+impl Summary {
+    /// Whether all is as it was to be.
+    pub fn is_complete(&self) -> bool {
+        self.refused.is_empty() && self.conflicts.is_empty()
     }
 }
 
-/// Makes one change.
-pub fn change(kernel: &mut Kernel, change: &Change) -> Result<Summary, ApplyError> {
-    let mut summary = Summary::default();
-    match change {
-        Change::Set(service) => {
-            let spec = Spec::new(service, &kernel.node_addresses())?;
-            count(&mut summary, kernel.set(&service.key(), spec)?);
+/// A service that could not be set.
+#[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Refused {
+    /// `namespace/name:port name`.
+    pub service: String,
+    /// Why.
+    pub error: String,
+}
+
+/// The endpoints that get nothing new, of the services that have such.
+type Drains = BTreeMap<ServiceName, Endpoints>;
+
+/// The table in the kernel, and what of it the kernel does not keep.
+pub struct Table {
+    /// The maps.
+    pub kernel: Kernel,
+    /// Services that lack addresses which another one has, as they were to be.
+    lost: BTreeMap<ServiceName, Spec>,
+    draining: Drains,
+    /// What sockets were translated to before there was anybody who could say which backends are gone.
+    unseen: Option<Peers>,
+}
+
+impl Table {
+    /// The table of these maps, ready for changes.
+    ///
+    /// # Errors
+    /// When the kernel does not let itself be waited for.
+    pub fn new(mut kernel: Kernel) -> Result<Self, MapsError> {
+        kernel.recover()?;
+        Ok(Self { kernel, lost: BTreeMap::new(), draining: BTreeMap::new(), unseen: None })
+    }
+
+    /// Also tells, with the first whole table, of backends that went while nobody wrote to the maps, as far as any socket is
+    /// still translated to one.
+    pub fn tells_of_old(mut self, peers: Peers) -> Self {
+        self.unseen = Some(peers);
+        self
+    }
+
+    fn old(&mut self) -> Vec<Gone> {
+        let Some(peers) = self.unseen.take() else { return Vec::new() };
+        let gone = |flow: Flow| {
+            let owner = peers.owner(&flow.service);
+            let drains = owner.as_ref().and_then(|owner| self.draining.get(owner)?.get(&flow.backend));
+            let why = match drains {
+                None => Why::Left,
+                Some(State::Unready) => Why::Unready,
+                Some(_) => Why::Draining,
+            };
+            let service = owner.map(|owner| owner.to_string());
+            Gone { service, protocol: flow.service.protocol, backend: flow.backend, why }
+        };
+        peers.stale().into_iter().map(gone).collect()
+    }
+
+    /// Makes the maps hold `table` and nothing else.
+    ///
+    /// # Errors
+    /// [`ApplyError`]. What is wrong with single services is in the summary.
+    pub fn apply(&mut self, table: &ServiceTable) -> Result<Summary, ApplyError> {
+        let mut summary = Summary::default();
+        let (mut specs, draining) = wanted(&self.kernel, &self.draining, table, &mut summary)?;
+        (summary.conflicts, self.lost) = claims::settle(&mut specs);
+        let before: BTreeMap<_, _> = self.names().into_iter().map(|key| (key.clone(), self.endpoints(&key))).collect();
+        self.draining = draining;
+        self.write(table, specs, &mut summary)?;
+        for (key, (protocol, before)) in before {
+            summary.gone.extend(gone::gone(&key.to_string(), protocol, &before, &self.endpoints(&key).1));
         }
-        Change::Nodes(nodes) => kernel.set_node_addresses(&nodes.node_addresses),
-        Change::Remove(name) => summary.removed += usize::from(kernel.remove(&name.key())),
-        Change::Table(table) => return apply(kernel, table),
+        for gone in self.old() {
+            if !summary.gone.contains(&gone) {
+                summary.gone.push(gone);
+            }
+        }
+        Ok(summary)
     }
-    Ok(summary)
+
+    fn write(
+        &mut self,
+        table: &ServiceTable,
+        specs: BTreeMap<ServiceName, Spec>,
+        summary: &mut Summary,
+    ) -> Result<(), MapsError> {
+        let claimed: BTreeSet<_> = specs.values().flat_map(|spec| spec.frontends.keys().copied()).collect();
+        let gone = self.kernel.services().iter().filter(|(key, _)| !specs.contains_key(*key));
+        let moves = |spec: &Spec| spec.frontends.keys().any(|frontend| claimed.contains(frontend));
+        let gone = gone.map(|(key, old)| (key.clone(), moves(&old.spec)));
+        // An address that moves to another service is to have no gap. All else that goes makes room first.
+        let (last, first): (Vec<_>, Vec<_>) = gone.partition(|(_, moves)| *moves);
+        self.kernel.set_node_addresses(&table.node_addresses);
+        summary.removed += self.remove_all(first);
+        let takes = |key: &ServiceName, spec: &Spec| {
+            spec.frontends.keys().any(|frontend| self.kernel.owner(frontend).is_some_and(|owner| owner != key))
+        };
+        let (takers, others): (Vec<_>, Vec<_>) = specs.into_iter().partition(|(key, spec)| takes(key, spec));
+        let mut failed = Vec::new();
+        for (key, spec) in takers.into_iter().chain(others) {
+            failed.extend(self.try_set(key, spec, summary)?);
+        }
+        summary.removed += self.remove_all(last);
+        // There may be room now.
+        for (key, spec, _) in failed {
+            if let Some((key, _, error)) = self.try_set(key, spec, summary)? {
+                summary.refused.push(Refused { service: key.to_string(), error });
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_all(&mut self, gone: Vec<(ServiceName, bool)>) -> usize {
+        gone.iter().filter(|(key, _)| self.kernel.remove(key)).count()
+    }
+
+    /// Sets a service, and gives it back with a reason if there is no room for it.
+    fn try_set(
+        &mut self,
+        key: ServiceName,
+        spec: Spec,
+        summary: &mut Summary,
+    ) -> Result<Option<(ServiceName, Spec, String)>, MapsError> {
+        match self.kernel.set(&key, &spec) {
+            Ok(true) => summary.set += 1,
+            Ok(false) => summary.unchanged += 1,
+            Err(UpdateError::Maps(error)) => return Err(error),
+            Err(error) => return Ok(Some((key, spec, error.to_string()))),
+        }
+        Ok(None)
+    }
+
+    /// Makes one change.
+    ///
+    /// # Errors
+    /// As [`Table::apply`].
+    pub fn change(&mut self, change: &Change) -> Result<Summary, ApplyError> {
+        let mut summary = Summary::default();
+        match change {
+            Change::Set(service) => self.set(service, &mut summary)?,
+            Change::Nodes(nodes) => self.kernel.set_node_addresses(&nodes.node_addresses),
+            Change::Remove(name) => self.remove(name, &mut summary)?,
+            Change::Table(table) => return self.apply(table),
+        }
+        Ok(summary)
+    }
+
+    fn set(&mut self, service: &Service, summary: &mut Summary) -> Result<(), MapsError> {
+        let key = service.key();
+        let wanted = match Spec::new(service, &self.kernel.node_addresses()) {
+            Ok(spec) => spec,
+            Err(unfit) => {
+                summary.refused.push(Refused { service: key.to_string(), error: unfit.to_string() });
+                return Ok(());
+            }
+        };
+        let (protocol, before) = self.endpoints(&key);
+        let had = self.frontends(&key);
+        let mut spec = wanted.clone();
+        let (conflicts, losers) = self.contest(&key, &mut spec);
+        let lacks = spec.frontends.len() < wanted.frontends.len();
+        let freed = had.into_iter().filter(|frontend| !wanted.frontends.contains_key(frontend)).collect();
+        self.hand_over(&key, freed, summary)?;
+        if let Some((key, _, error)) = self.try_set(key.clone(), spec, summary)? {
+            summary.refused.push(Refused { service: key.to_string(), error });
+            return Ok(());
+        }
+        summary.conflicts.extend(conflicts);
+        self.lost.extend(losers);
+        self.lost.remove(&key);
+        if lacks {
+            self.lost.insert(key.clone(), wanted);
+        }
+        self.draining.remove(&key);
+        self.draining.extend(drains(service).map(|endpoints| (key.clone(), endpoints)));
+        summary.gone.extend(gone::gone(&key.to_string(), protocol, &before, &self.endpoints(&key).1));
+        Ok(())
+    }
+
+    /// Takes out of `spec` what others have the better claim to. Returns those claims, and the services that lose something to
+    /// this one, as they were to be.
+    fn contest(&self, key: &ServiceName, spec: &mut Spec) -> (Vec<Conflict>, BTreeMap<ServiceName, Spec>) {
+        let (mut conflicts, mut losers, mut lost) = (Vec::new(), BTreeMap::new(), Vec::new());
+        for frontend in spec.frontends.keys() {
+            let Some(owner) = self.kernel.owner(frontend).filter(|owner| *owner != key) else { continue };
+            let Some(other) = self.kernel.services().get(owner) else { continue };
+            if Claim::of(owner, &other.spec, frontend) < Claim::of(key, spec, frontend) {
+                conflicts.push(Conflict::new(frontend, key, owner));
+                lost.push(*frontend);
+            } else {
+                conflicts.push(Conflict::new(frontend, owner, key));
+                let whole = self.lost.get(owner).unwrap_or(&other.spec);
+                losers.insert(owner.clone(), whole.clone());
+            }
+        }
+        for frontend in lost {
+            spec.frontends.remove(&frontend);
+        }
+        (conflicts, losers)
+    }
+
+    fn remove(&mut self, key: &ServiceName, summary: &mut Summary) -> Result<(), MapsError> {
+        let (protocol, before) = self.endpoints(key);
+        self.lost.remove(key);
+        self.hand_over(key, self.frontends(key), summary)?;
+        self.draining.remove(key);
+        summary.removed += usize::from(self.kernel.remove(key));
+        summary.gone.extend(gone::gone(&key.to_string(), protocol, &before, &Endpoints::new()));
+        Ok(())
+    }
+
+    /// Gives frontends that `from` has and is to lose to those who claimed them in vain, before there is a gap.
+    fn hand_over(&mut self, from: &ServiceName, freed: Vec<Frontend>, summary: &mut Summary) -> Result<(), MapsError> {
+        for frontend in freed {
+            let claims = self.lost.iter().filter(|(key, _)| *key != from);
+            let best = claims.filter_map(|(key, spec)| Claim::of(key, spec, &frontend)).min();
+            let Some(heir) = best.map(|claim| claim.service.clone()) else { continue };
+            let (Some(whole), Some(installed)) = (self.lost.get(&heir), self.kernel.services().get(&heir)) else {
+                continue;
+            };
+            let mut spec = whole.clone();
+            spec.frontends.retain(|claimed, _| *claimed == frontend || installed.spec.frontends.contains_key(claimed));
+            let is_whole = spec.frontends.len() == whole.frontends.len();
+            if let Some((key, _, error)) = self.try_set(heir.clone(), spec, summary)? {
+                summary.refused.push(Refused { service: key.to_string(), error });
+            } else if is_whole {
+                self.lost.remove(&heir);
+            }
+        }
+        Ok(())
+    }
+
+    fn names(&self) -> Vec<ServiceName> {
+        self.kernel.services().keys().cloned().collect()
+    }
+
+    fn frontends(&self, key: &ServiceName) -> Vec<Frontend> {
+        self.kernel.services().get(key).map(|old| old.spec.frontends.keys().copied().collect()).unwrap_or_default()
+    }
+
+    /// All endpoints of a service, also those that drain.
+    fn endpoints(&self, key: &ServiceName) -> (service_table::Protocol, Endpoints) {
+        let mut endpoints = self.draining.get(key).cloned().unwrap_or_default();
+        let Some(installed) = self.kernel.services().get(key) else { return (Default::default(), endpoints) };
+        endpoints.extend(installed.backends.keys().map(|backend: &SocketAddr| (*backend, State::Ready)));
+        (installed.spec.protocol, endpoints)
+    }
 }
 
-fn count(summary: &mut Summary, changed: bool) {
-    if changed {
-        summary.set += 1;
-    } else {
-        summary.unchanged += 1;
+/// What the services of a table come to.
+fn wanted(
+    kernel: &Kernel,
+    drained: &Drains,
+    table: &ServiceTable,
+    summary: &mut Summary,
+) -> Result<(BTreeMap<ServiceName, Spec>, Drains), ApplyError> {
+    let (mut specs, mut draining) = (BTreeMap::new(), BTreeMap::new());
+    for service in &table.services {
+        let key = service.key();
+        if specs.contains_key(&key) {
+            return Err(ApplyError::Twice(key));
+        }
+        let installed = kernel.services().get(&key);
+        match Spec::new(service, &table.node_addresses) {
+            Ok(spec) => {
+                specs.insert(key.clone(), spec);
+                draining.extend(drains(service).map(|endpoints| (key, endpoints)));
+            }
+            Err(unfit) => {
+                summary.refused.push(Refused { service: key.to_string(), error: unfit.to_string() });
+                specs.extend(installed.map(|installed| (key.clone(), installed.spec.clone())));
+                draining.extend(drained.get(&key).map(|endpoints| (key, endpoints.clone())));
+            }
+        }
     }
+    Ok((specs, draining))
+}
+
+/// What applying `table` would change, and what could not be.
+///
+/// # Errors
+/// When the table makes no sense.
+pub fn plan(kernel: &Kernel, table: &ServiceTable) -> Result<(Vec<Difference>, Summary), ApplyError> {
+    let mut summary = Summary::default();
+    let (mut specs, _) = wanted(kernel, &BTreeMap::new(), table, &mut summary)?;
+    (summary.conflicts, _) = claims::settle(&mut specs);
+    let before = kernel.services().iter().map(|(key, installed)| (key.clone(), &installed.spec)).collect();
+    Ok((diff::differences(&before, &specs), summary))
+}
+
+fn drains(service: &Service) -> Option<Endpoints> {
+    (!service.draining.is_empty()).then(|| gone::draining(&service.draining).collect())
 }

@@ -1,24 +1,27 @@
 //! The command line.
 
 use std::{
-    io::{BufRead as _, IsTerminal as _},
+    io::{IsTerminal as _, Read as _},
     path::{Path, PathBuf},
+    process::ExitCode,
 };
 
 use anyhow::{Context as _, Result};
 use aya::maps::{HashMap, MapError};
 use bpf_lb_abi::Participation;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use serde::Serialize;
-use service_table::{Change, ServiceTable};
+use service_table::{Line, ServiceTable};
 
 use crate::{
-    apply::{self, ApplyError, Summary},
+    apply::{self, Refused, Summary, Table},
+    claims::Conflict,
+    diff, follow,
     kernel::Kernel,
     layout,
     load::{self, Request, Sizes},
     maps::pinned,
     netns,
+    peers::Peers,
     pins::Pins,
     print, show, stats,
 };
@@ -39,7 +42,11 @@ enum Command {
     /// Load the programs, attach and pin them; run again, replace them and keep the maps
     Load(Load),
     /// Make the maps equal to the service table on stdin
-    Apply,
+    Apply {
+        /// Print what would change, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Make one change for each line on stdin, and print a line about each
     Follow,
     /// Print the service table as the kernel has it
@@ -66,7 +73,7 @@ enum Command {
     },
     /// Detach everything and remove the pins
     Unload,
-    /// Print the JSON Schema of what apply (table) or follow (change) reads, or of what stats prints
+    /// Print the JSON Schema of a document
     Schema {
         /// Of which document
         #[arg(value_enum, default_value_t = Document::Table)]
@@ -110,44 +117,76 @@ enum Format {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Document {
+    /// What apply reads
     Table,
-    Change,
+    /// A line of what follow reads
+    #[value(alias = "change")]
+    Line,
+    /// A line of what follow prints
+    Answer,
+    /// What stats prints
     Stats,
 }
 
 /// Does what the command line says.
-pub fn run(cli: Cli) -> Result<()> {
+pub fn run(cli: Cli) -> ExitCode {
+    match execute(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            message("error", &format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A line on stderr: for people on a terminal, as the other tools log it elsewhere.
+fn message(level: &str, text: &str) {
+    if std::io::stderr().is_terminal() {
+        eprintln!("bpf-lb-load: {text}");
+    } else {
+        eprintln!("{}", serde_json::json!({ "level": level, "tool": "bpf-lb-load", "msg": text }));
+    }
+}
+
+fn execute(cli: Cli) -> Result<ExitCode> {
     let pins = Pins::new(&cli.pin_dir);
     match cli.command {
-        Command::Load(load) => load_programs(pins, load),
-        Command::Apply => apply_table(&pins),
-        Command::Follow => follow(&pins),
-        Command::Show { json } => {
-            let kernel = Kernel::open(&pins)?;
-            if !json && std::io::stdout().is_terminal() {
-                print::text(&show::text(&kernel))
-            } else {
-                print::pretty(&show::table(&kernel))
-            }
+        Command::Load(load) => load_programs(pins, load)?,
+        Command::Apply { dry_run } => return apply_table(&pins, dry_run),
+        Command::Follow => {
+            let _lock = pins.lock()?;
+            let table = Table::new(Kernel::open(&pins)?)?.tells_of_old(Peers::open(&pins.maps())?);
+            follow::follow(table, std::io::stdin().lock())?;
         }
+        Command::Show { json } => show(&Kernel::open(&pins)?, json)?,
         Command::Stats { format } => {
             let stats = stats::stats(&Kernel::open(&pins)?);
             match format {
-                Format::Json => print::pretty(&stats),
-                Format::Prometheus => print::text(&stats::prometheus(&stats)),
+                Format::Json => print::pretty(&stats)?,
+                Format::Prometheus => print::text(&stats::prometheus(&stats))?,
             }
         }
-        Command::Register { path } => register(&pins, &path, true),
-        Command::Unregister { path } => register(&pins, &path, false),
+        Command::Register { path } => register(&pins, &path, true)?,
+        Command::Unregister { path } => register(&pins, &path, false)?,
         Command::Unload => {
             let _lock = pins.lock()?;
-            pins.remove()
+            pins.remove()?;
         }
-        Command::Schema { document } => match document {
-            Document::Table => print::pretty(&schemars::schema_for!(ServiceTable)),
-            Document::Change => print::pretty(&schemars::schema_for!(Change)),
-            Document::Stats => print::pretty(&schemars::schema_for!(Vec<stats::ServiceStats>)),
-        },
+        Command::Schema { document } => print::pretty(&match document {
+            Document::Table => schemars::schema_for!(ServiceTable),
+            Document::Line => schemars::schema_for!(Line),
+            Document::Answer => schemars::schema_for!(follow::Answer),
+            Document::Stats => schemars::schema_for!(Vec<stats::ServiceStats>),
+        })?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(kernel: &Kernel, json: bool) -> Result<()> {
+    if !json && std::io::stdout().is_terminal() {
+        print::text(&show::text(kernel))
+    } else {
+        print::pretty(&show::table(kernel))
     }
 }
 
@@ -164,7 +203,7 @@ fn load_programs(pins: Pins, load: Load) -> Result<()> {
     let Load { node_netns, object, sizes, .. } = load;
     let request = Request { pins, cgroup, participation, node_netns, sizes, object };
     for missing in load::load(&request)? {
-        eprintln!("bpf-lb-load: this kernel lacks {missing}");
+        message("warn", &format!("this kernel lacks {missing}"));
     }
     Ok(())
 }
@@ -179,45 +218,38 @@ fn cgroup_root() -> Result<PathBuf> {
     mount.context("no cgroup v2 is mounted; mount one, or name one with --cgroup")
 }
 
-fn apply_table(pins: &Pins) -> Result<()> {
-    let table: ServiceTable = serde_json::from_reader(std::io::stdin().lock()).context("the service table on stdin")?;
-    let _lock = pins.lock()?;
-    let mut kernel = Kernel::open(pins)?;
-    kernel.recover()?;
-    print::line(&apply::apply(&mut kernel, &table)?)
-}
-
-/// What `follow` says of a line.
-#[derive(Serialize)]
-struct Answer {
-    line: usize,
-    #[serde(flatten)]
-    done: Option<Summary>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
-}
-
-fn follow(pins: &Pins) -> Result<()> {
-    let _lock = pins.lock()?;
-    let mut kernel = Kernel::open(pins)?;
-    kernel.recover()?;
-    for (line, text) in (1..).zip(std::io::stdin().lock().lines()) {
-        let text = text.context("stdin")?;
-        let done = match serde_json::from_str::<Change>(&text) {
-            Ok(change) => apply::change(&mut kernel, &change),
-            Err(error) => {
-                print::line(&Answer { line, done: None, error: Some(error.to_string()) })?;
-                continue;
-            }
-        };
-        match done {
-            Ok(done) => print::line(&Answer { line, done: Some(done), error: None })?,
-            // The maps cannot be written: what is known of them may no longer be so.
-            Err(ApplyError::Update(crate::room::UpdateError::Maps(error))) => return Err(error.into()),
-            Err(error) => print::line(&Answer { line, done: None, error: Some(error.to_string()) })?,
-        }
+fn apply_table(pins: &Pins, dry_run: bool) -> Result<ExitCode> {
+    let mut text = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut text).context("stdin")?;
+    let table: ServiceTable = serde_json::from_slice(&text).context("the service table on stdin")?;
+    if dry_run {
+        return print_plan(&Kernel::open(pins)?, &table);
     }
-    Ok(())
+    let _lock = pins.lock()?;
+    let summary = Table::new(Kernel::open(pins)?)?.apply(&table)?;
+    print::line(&summary)?;
+    Ok(complain(&summary))
+}
+
+/// Names what is not as it was to be.
+fn complain(summary: &Summary) -> ExitCode {
+    for Refused { service, error } in &summary.refused {
+        message("error", &format!("{service}: {error}"));
+    }
+    for Conflict { frontend, service, owner } in &summary.conflicts {
+        message("error", &format!("{service} does not get {frontend}, which belongs to {owner}"));
+    }
+    if summary.is_complete() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn print_plan(kernel: &Kernel, table: &ServiceTable) -> Result<ExitCode> {
+    let (differences, summary) = apply::plan(kernel, table)?;
+    if std::io::stdout().is_terminal() {
+        print::text(&diff::text(&differences))?;
+    } else {
+        print::line(&differences)?;
+    }
+    Ok(complain(&summary))
 }
 
 fn register(pins: &Pins, path: &Path, is_in: bool) -> Result<()> {

@@ -191,6 +191,16 @@ impl<A: Family> Tables<A> {
         frontends
     }
 
+    /// Where a frontend leads, found as the programs find it.
+    pub fn find(&self, frontend: &Frontend) -> Option<Entry> {
+        let wanted = endpoint::<A>(frontend.address, frontend.protocol)?;
+        let buckets = self.cells.capacity() / CELLS_PER_BUCKET;
+        let bucket = |probe| (wanted.hash().wrapping_add(probe) & (buckets - 1)) * CELLS_PER_BUCKET;
+        let cells = (0..PROBES).flat_map(|probe| bucket(probe)..bucket(probe) + CELLS_PER_BUCKET);
+        let found = cells.into_iter().filter_map(|cell| self.cells.get(cell)).filter(|cell| cell.key == wanted);
+        found.map(|cell| Entry(cell.entry.load())).find(|entry| entry.is_present())
+    }
+
     /// What a run's first slot says, and how many connections it refused.
     pub fn about(&self, run: Run) -> Option<(About, u64)> {
         let slot = self.slots.get(run.base)?;

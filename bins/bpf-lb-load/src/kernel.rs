@@ -10,6 +10,8 @@ use std::{
 
 use bpf_lb_abi::{Backend, Config, Long, NO_SERVICE, NO_SLOT, Name};
 
+use service_table::ServiceName;
+
 use crate::{
     family::{BackendRef, Run, Tables},
     grace::Grace,
@@ -46,7 +48,7 @@ impl Installed {
 #[derive(Clone, Debug)]
 pub(crate) struct Owned {
     pub(crate) cell: u32,
-    pub(crate) owner: String,
+    pub(crate) owner: Option<ServiceName>,
 }
 
 /// A backend that left its service: while sockets are open to it, its place is kept, so that these count should it come back.
@@ -68,7 +70,7 @@ pub struct Kernel {
     pub(crate) grace: Grace,
     pub(crate) name_space: Space,
     pub(crate) backend_space: Space,
-    pub(crate) services: BTreeMap<String, Installed>,
+    pub(crate) services: BTreeMap<ServiceName, Installed>,
     pub(crate) owners: HashMap<Frontend, Owned>,
     /// By service id and address. Of services with least connections only, since the others' sockets are not counted.
     pub(crate) lingering: HashMap<(u32, SocketAddr), Lingering>,
@@ -143,8 +145,13 @@ impl Kernel {
     }
 
     /// The services, by key.
-    pub const fn services(&self) -> &BTreeMap<String, Installed> {
+    pub const fn services(&self) -> &BTreeMap<ServiceName, Installed> {
         &self.services
+    }
+
+    /// Who has a frontend.
+    pub fn owner(&self, frontend: &Frontend) -> Option<&ServiceName> {
+        self.owners.get(frontend)?.owner.as_ref()
     }
 
     /// What the programs and the loader share beside the table.

@@ -1,8 +1,12 @@
 //! The user side of the socket load balancer: one table in, one set of maps out.
 
 pub mod apply;
+pub mod claims;
 pub mod cli;
+pub mod diff;
 pub mod family;
+pub mod follow;
+pub mod gone;
 pub mod grace;
 pub mod kernel;
 pub mod layout;
@@ -11,6 +15,7 @@ pub mod maps;
 pub mod name;
 pub mod netns;
 pub mod node;
+pub mod peers;
 pub mod pins;
 pub mod print;
 pub mod probe;

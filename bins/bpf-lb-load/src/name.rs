@@ -3,18 +3,22 @@
 use std::collections::BTreeMap;
 
 use bpf_lb_abi::{NAME_LEN, Name, UDP};
-use service_table::Protocol;
+use service_table::{Protocol, ServiceName};
 
 use crate::{family::number, spec::Spec};
 
 /// The record of no service.
 pub const NONE: Name =
-    Name { name: [0; NAME_LEN], port: 0, node_port: 0, protocol: 0, flags: 0, affinity_seconds: 0, pad: 0 };
+    Name { name: [0; NAME_LEN], port: 0, node_port: 0, protocol: 0, flags: 0, affinity_seconds: 0, pad: 0, created: 0 };
+
+/// What a record that is of a service begins with.
+const TAKEN: u8 = 1;
 
 /// The record of the service `key`.
-pub fn encode(key: &str, spec: &Spec) -> Name {
+pub fn encode(key: &ServiceName, spec: &Spec) -> Name {
     let mut name = [0; NAME_LEN];
-    for (place, byte) in name.iter_mut().zip(key.bytes()) {
+    let text = [&key.namespace, &key.name, &key.port_name].map(String::as_bytes).join(&0);
+    for (place, byte) in name.iter_mut().zip([&[TAKEN], &text[..]].concat()) {
         *place = byte;
     }
     let flag = |set: bool, flag: u16| if set { flag } else { 0 };
@@ -28,16 +32,16 @@ pub fn encode(key: &str, spec: &Spec) -> Name {
             | flag(spec.least_connections, Name::LEAST),
         affinity_seconds: spec.affinity_seconds.unwrap_or_default(),
         pad: 0,
+        created: spec.created.unwrap_or(i64::MAX),
     }
 }
 
-/// The inverse of [`encode`]: the key, and a service without frontends and backends. Nothing if there is none.
-pub fn decode(record: &Name) -> Option<(String, Spec)> {
-    let len = record.name.iter().position(|byte| *byte == 0).unwrap_or(NAME_LEN);
-    if len == 0 {
-        return None;
-    }
-    let key = String::from_utf8_lossy(record.name.get(..len).unwrap_or_default()).into_owned();
+/// The inverse of [`encode`]: the name, and a service without frontends and backends. Nothing if there is none.
+pub fn decode(record: &Name) -> Option<(ServiceName, Spec)> {
+    let (_, text) = record.name.split_first().filter(|(first, _)| **first == TAKEN)?;
+    let mut parts = text.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned());
+    let (namespace, name, port_name) = (parts.next()?, parts.next()?, parts.next()?);
+    let key = ServiceName { namespace, name, port_name };
     let spec = Spec {
         port: record.port,
         node_port: (record.node_port != 0).then_some(record.node_port),
@@ -45,6 +49,7 @@ pub fn decode(record: &Name) -> Option<(String, Spec)> {
         internal_local: record.flags & Name::INTERNAL_LOCAL != 0,
         external_local: record.flags & Name::EXTERNAL_LOCAL != 0,
         least_connections: record.flags & Name::LEAST != 0,
+        created: (record.created != i64::MAX).then_some(record.created),
         affinity_seconds: (record.affinity_seconds != 0).then_some(record.affinity_seconds),
         frontends: BTreeMap::new(),
         sets: BTreeMap::new(),

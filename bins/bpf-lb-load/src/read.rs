@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use bpf_lb_abi::{Backend, Entry, NO_SERVICE, NO_SLOT};
+use service_table::ServiceName;
 
 use crate::{
     family::{self, About, BackendRef, Run, Tables},
@@ -63,16 +64,16 @@ impl Kernel {
         for (frontend, cell, entry) in frontends.collect::<Vec<_>>() {
             let about = tables!(self, frontend.address.is_ipv6(), tables => tables.about(Run::of(entry)));
             let about = about.map(|(about, _)| about);
-            let owner = about.and_then(|about| by_id.get(&about.service)).cloned().unwrap_or_default();
-            self.adopt(frontend, &owner, entry, about);
+            let owner = about.and_then(|about| by_id.get(&about.service)).cloned();
+            self.adopt(frontend, owner.as_ref(), entry, about);
             self.owners.insert(frontend, Owned { cell, owner });
         }
         self.name_space = Space::new(self.names.capacity(), by_id.keys().map(|id| (*id, 1)));
     }
 
     /// Takes note of a frontend that is in the maps.
-    fn adopt(&mut self, frontend: Frontend, owner: &str, entry: Entry, about: Option<About>) {
-        let Some(service) = self.services.get_mut(owner) else { return };
+    fn adopt(&mut self, frontend: Frontend, owner: Option<&ServiceName>, entry: Entry, about: Option<About>) {
+        let Some(service) = owner.and_then(|owner| self.services.get_mut(owner)) else { return };
         let (set, run) = ((entry.scope(), frontend.address.is_ipv6()), Run::of(entry));
         service.spec.frontends.insert(frontend, entry.kind());
         let runs = service.runs.entry(set).or_default();

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use bpf_lb_abi::Backend;
+use service_table::ServiceName;
 use thiserror::Error;
 
 use crate::{
@@ -20,8 +21,8 @@ pub enum UpdateError {
     /// No change was made to the kernel, and the next one may be.
     #[error("{service}: no room for {what}; load with a larger {option}")]
     Full {
-        /// Its key.
-        service: String,
+        /// Its name.
+        service: ServiceName,
         /// What there is no room for.
         what: &'static str,
         /// The option that says how much.
@@ -47,7 +48,12 @@ pub(crate) struct Draft {
 impl Kernel {
     /// As [`Kernel::draft`], but if need be it waits for what was retired, and then gives up what lingers: that a backend
     /// is there matters more than another one's count.
-    pub(crate) fn find_room(&mut self, key: &str, spec: &Spec, old: Option<&Installed>) -> Result<Draft, UpdateError> {
+    pub(crate) fn find_room(
+        &mut self,
+        key: &ServiceName,
+        spec: &Spec,
+        old: Option<&Installed>,
+    ) -> Result<Draft, UpdateError> {
         let mut draft = self.draft(key, spec, old);
         if matches!(draft, Err(UpdateError::Full { .. })) {
             self.settle()?;
@@ -66,13 +72,13 @@ impl Kernel {
     }
 
     /// Finds room for all that is new, or for nothing.
-    fn draft(&mut self, key: &str, spec: &Spec, old: Option<&Installed>) -> Result<Draft, UpdateError> {
+    fn draft(&mut self, key: &ServiceName, spec: &Spec, old: Option<&Installed>) -> Result<Draft, UpdateError> {
         let mut draft = Draft::default();
         match self.fill(&mut draft, spec, old) {
             Ok(()) => Ok(draft),
             Err((what, option)) => {
                 self.give_back(draft);
-                Err(UpdateError::Full { service: key.into(), what, option })
+                Err(UpdateError::Full { service: key.clone(), what, option })
             }
         }
     }

@@ -3,7 +3,9 @@
 use std::{fmt::Write as _, net::IpAddr};
 
 use bpf_lb_abi::{Entry, Scope};
-use service_table::{Algorithm, Backend, BackendScope, Service, ServiceTable, SessionAffinity, TrafficPolicy};
+use service_table::{
+    Algorithm, Backend, BackendScope, Service, ServiceName, ServiceTable, SessionAffinity, TrafficPolicy,
+};
 
 use crate::{
     kernel::{Installed, Kernel},
@@ -20,24 +22,17 @@ pub fn table(kernel: &Kernel) -> ServiceTable {
     }
 }
 
-/// Namespace, name and port name out of a service's key.
-pub fn parts(key: &str) -> (&str, &str, &str) {
-    let (namespace, rest) = key.split_once('/').unwrap_or(("", key));
-    let (name, port_name) = rest.split_once(':').unwrap_or((rest, ""));
-    (namespace, name, port_name)
-}
-
-fn service(key: &str, installed: &Installed) -> Service {
+fn service(key: &ServiceName, installed: &Installed) -> Service {
     let spec = &installed.spec;
-    let (namespace, name, port_name) = parts(key);
+    let ServiceName { namespace, name, port_name } = key.clone();
     let addresses = |kind: u8| -> Vec<IpAddr> {
         spec.frontends.iter().filter(|(_, of)| **of == kind).map(|(frontend, _)| frontend.address.ip()).collect()
     };
     let policy = |local: bool| if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
     Service {
-        namespace: namespace.into(),
-        name: name.into(),
-        port_name: port_name.into(),
+        namespace,
+        name,
+        port_name,
         protocol: spec.protocol,
         port: spec.port,
         cluster_ips: addresses(Entry::CLUSTER_IP),
@@ -50,7 +45,7 @@ fn service(key: &str, installed: &Installed) -> Service {
         lb_algorithm: if spec.least_connections { Algorithm::LeastConnections } else { Algorithm::Random },
         backends: backends(spec),
         draining: vec![],
-        created: None,
+        created: spec.created.map(service_table::rfc3339),
     }
 }
 
@@ -59,14 +54,13 @@ fn backends(spec: &Spec) -> Vec<Backend> {
     members.sort_unstable();
     members.dedup();
     let backend = |(address, local): (&std::net::SocketAddr, &bool)| {
-        // Missing from a set that is there, and not because of the policy.
-        let missing = |scope: Scope, policy_local: bool| {
+        let missing = |scope: Scope| {
             let set = spec.sets.get(&(scope, address.is_ipv6()));
-            set.is_some_and(|set| !set.contains_key(address)) && (*local || !policy_local)
+            set.is_some_and(|set| !set.contains_key(address))
         };
-        let scope = if missing(Scope::External, spec.external_local) {
+        let scope = if missing(Scope::External) {
             Some(BackendScope::Internal)
-        } else if missing(Scope::Internal, spec.internal_local) {
+        } else if missing(Scope::Internal) && (*local || !spec.internal_local) {
             Some(BackendScope::External)
         } else {
             None
@@ -88,7 +82,7 @@ pub fn text(kernel: &Kernel) -> String {
         if let Some(seconds) = spec.affinity_seconds {
             let _infallible = write!(notes, "  affinity {seconds}s");
         }
-        let _infallible = writeln!(text, "{}{notes}", key.trim_end_matches(':'));
+        let _infallible = writeln!(text, "{}{notes}", key);
         for (frontend, kind) in &spec.frontends {
             let kind = match *kind {
                 Entry::CLUSTER_IP => "ClusterIP",

@@ -3,41 +3,23 @@
 //! Pure: nothing here looks at the kernel.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
 };
 
 use bpf_lb_abi::{Entry, NAME_LEN, Scope};
-use service_table::{Algorithm, Backend, BackendScope, Protocol, Service, ServiceTable, TrafficPolicy};
+use service_table::{Algorithm, Backend, BackendScope, Protocol, Service, TrafficPolicy};
 use thiserror::Error;
 
-/// What is wrong with a service, or with a table.
+/// Why a service cannot be in the maps, whatever else is.
 #[derive(Debug, Error, PartialEq)]
-pub enum Invalid {
+pub enum Unfit {
     /// The name does not fit.
-    #[error("the service name {0} is longer than {NAME_LEN} bytes")]
-    NameTooLong(String),
-    /// A port is 0.
-    #[error("{0}: port 0")]
-    PortZero(String),
-    /// An address that cannot be connected to.
-    #[error("{0}: {1} is not an address of a host")]
-    NotAHost(String, IpAddr),
-    /// The timeout is out of the range of the Kubernetes API.
-    #[error("{0}: a session affinity timeout of {1} s; it must be between 1 and 86400")]
-    Timeout(String, u32),
+    #[error("the name takes more than {NAME_LEN} bytes")]
+    NameTooLong,
     /// More backends than an entry can count.
-    #[error("{0}: more than {max} backends", max = Entry::MAX_COUNT)]
-    TooManyBackends(String),
-    /// Two services claim the same address.
-    #[error("{0} belongs to {1} and to {2}")]
-    Claimed(Frontend, String, String),
-    /// The same service twice.
-    #[error("{0} is in the table twice")]
-    Twice(String),
-    /// The node has more addresses than fit.
-    #[error("{0} node addresses; at most {max}", max = bpf_lb_abi::NODE_ADDRESSES)]
-    TooManyNodeAddresses(usize),
+    #[error("{0} backends; at most {max}", max = Entry::MAX_COUNT)]
+    TooManyBackends(usize),
 }
 
 /// An address and port on which a service answers.
@@ -77,6 +59,8 @@ pub struct Spec {
     pub external_local: bool,
     /// The algorithm is least connections.
     pub least_connections: bool,
+    /// When the service was created, in seconds since 1970. Without, it is younger than all others.
+    pub created: Option<i64>,
     /// The timeout of session affinity, in seconds.
     pub affinity_seconds: Option<u32>,
     /// With what kind each is, as in [`Entry`].
@@ -87,7 +71,7 @@ pub struct Spec {
 
 impl Spec {
     /// What `service` comes to on a node with `node_addresses`.
-    pub fn new(service: &Service, node_addresses: &[IpAddr]) -> Result<Self, Invalid> {
+    pub fn new(service: &Service, node_addresses: &[IpAddr]) -> Result<Self, Unfit> {
         check(service)?;
         let mut spec = Self {
             port: service.port,
@@ -96,6 +80,7 @@ impl Spec {
             internal_local: service.internal_traffic_policy == TrafficPolicy::Local,
             external_local: service.external_traffic_policy == TrafficPolicy::Local,
             least_connections: service.lb_algorithm == Algorithm::LeastConnections,
+            created: service.created.as_deref().and_then(service_table::seconds),
             affinity_seconds: service.session_affinity.map(|affinity| affinity.timeout_seconds),
             frontends: BTreeMap::new(),
             sets: BTreeMap::new(),
@@ -135,73 +120,32 @@ fn set_of(frontend: &Frontend, kind: u8) -> SetKey {
 }
 
 fn backends(service: &Service, (scope, v6): SetKey) -> BTreeMap<SocketAddr, bool> {
-    let (policy, excluded) = match scope {
-        Scope::Internal => (service.internal_traffic_policy, BackendScope::External),
-        Scope::External => (service.external_traffic_policy, BackendScope::Internal),
+    // A client in the cluster reaches all backends by an external address, whatever the policy.
+    let local_only = scope == Scope::Internal && service.internal_traffic_policy == TrafficPolicy::Local;
+    let only = match scope {
+        Scope::Internal => BackendScope::Internal,
+        Scope::External => BackendScope::External,
     };
     let serves = |backend: &&Backend| {
         backend.address.to_canonical().is_ipv6() == v6
-            && backend.scope != Some(excluded)
-            && (backend.local || policy == TrafficPolicy::Cluster)
+            && backend.scope.is_none_or(|scope| scope == only)
+            && (backend.local || !local_only)
     };
     let entry = |backend: &Backend| (SocketAddr::new(backend.address.to_canonical(), backend.port), backend.local);
     service.backends.iter().filter(serves).map(entry).collect()
 }
 
-fn check(service: &Service) -> Result<(), Invalid> {
-    let key = service.key();
-    if key.len() > NAME_LEN {
-        return Err(Invalid::NameTooLong(key));
+fn check(service: &Service) -> Result<(), Unfit> {
+    if name_len(service) > NAME_LEN {
+        return Err(Unfit::NameTooLong);
     }
-    let ports = service.backends.iter().map(|backend| backend.port).chain(service.node_port).chain([service.port]);
-    if ports.into_iter().any(|port| port == 0) {
-        return Err(Invalid::PortZero(key));
+    match service.backends.len() {
+        count if count > Entry::MAX_COUNT as usize => Err(Unfit::TooManyBackends(count)),
+        _ => Ok(()),
     }
-    let frontends = service.cluster_ips.iter().chain(&service.external_ips).chain(&service.load_balancer_ips);
-    let backends = service.backends.iter().map(|backend| &backend.address);
-    if let Some(address) = frontends.chain(backends).find(|address| !is_host(**address)) {
-        return Err(Invalid::NotAHost(key, *address));
-    }
-    if let Some(affinity) = service.session_affinity
-        && !(1..=86_400).contains(&affinity.timeout_seconds)
-    {
-        return Err(Invalid::Timeout(key, affinity.timeout_seconds));
-    }
-    if service.backends.len() > Entry::MAX_COUNT as usize {
-        return Err(Invalid::TooManyBackends(key));
-    }
-    Ok(())
 }
 
-fn is_host(address: IpAddr) -> bool {
-    !(address.is_unspecified() || address.is_multicast())
-}
-
-/// The whole table, by service name. Refuses one in which two services claim the same address.
-pub fn specs(table: &ServiceTable) -> Result<BTreeMap<String, Spec>, Invalid> {
-    check_node_addresses(&table.node_addresses)?;
-    let mut owners: HashMap<Frontend, &Service> = HashMap::new();
-    let mut specs = BTreeMap::new();
-    for service in &table.services {
-        let (key, spec) = (service.key(), Spec::new(service, &table.node_addresses)?);
-        for frontend in spec.frontends.keys() {
-            if let Some(owner) = owners.insert(*frontend, service) {
-                return Err(Invalid::Claimed(*frontend, owner.key(), key));
-            }
-        }
-        if specs.insert(key, spec).is_some() {
-            return Err(Invalid::Twice(service.key()));
-        }
-    }
-    Ok(specs)
-}
-
-fn check_node_addresses(addresses: &[IpAddr]) -> Result<(), Invalid> {
-    if addresses.len() > bpf_lb_abi::NODE_ADDRESSES {
-        return Err(Invalid::TooManyNodeAddresses(addresses.len()));
-    }
-    match addresses.iter().find(|address| !is_host(**address)) {
-        Some(address) => Err(Invalid::NotAHost("nodeAddresses".into(), *address)),
-        None => Ok(()),
-    }
+/// How many bytes the record of a service's name takes: a mark, and the names with zeros between them.
+fn name_len(service: &Service) -> usize {
+    3 + service.namespace.len() + service.name.len() + service.port_name.len()
 }

@@ -4,8 +4,9 @@ use std::{collections::BTreeMap, fmt::Write as _, net::SocketAddr};
 
 use schemars::JsonSchema;
 use serde::Serialize;
+use service_table::ServiceName;
 
-use crate::{kernel::Kernel, show};
+use crate::kernel::Kernel;
 
 /// The counters of a service. They begin at 0 when the service, or the backend, is added.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -36,21 +37,15 @@ pub struct BackendStats {
 
 /// Of all services.
 pub fn stats(kernel: &Kernel) -> Vec<ServiceStats> {
-    let stats = |(key, installed): (&String, &crate::kernel::Installed)| {
-        let (namespace, name, port_name) = show::parts(key);
+    let stats = |(key, installed): (&ServiceName, &crate::kernel::Installed)| {
+        let ServiceName { namespace, name, port_name } = key.clone();
         let (refused, connections) = kernel.counts(installed);
         let backends = installed.backends.iter().map(|(address, backend)| {
             let connections = connections.get(address).copied().unwrap_or_default();
             let open = installed.spec.least_connections.then(|| kernel.open_sockets(*backend));
             (*address, BackendStats { connections, open })
         });
-        ServiceStats {
-            namespace: namespace.into(),
-            name: name.into(),
-            port_name: port_name.into(),
-            refused,
-            backends: backends.collect(),
-        }
+        ServiceStats { namespace, name, port_name, refused, backends: backends.collect() }
     };
     kernel.services().iter().map(stats).collect()
 }

@@ -59,6 +59,13 @@ impl<T> Mapped<T> {
         (index < self.len).then(|| unsafe { self.start.add(index as usize).as_ref() })
     }
 
+    /// A copy of the one at `index`, byte by byte. While a program writes it, parts of it may be from before and others from
+    /// after.
+    pub fn copy(&self, index: u32) -> Option<T> {
+        // SAFETY: inside the mapping, and any bytes are a value of the types that maps have.
+        (index < self.len).then(|| unsafe { self.start.add(index as usize).read_volatile() })
+    }
+
     /// Writes a value that no program reads yet. Out of bounds it does nothing.
     pub fn put(&self, index: u32, value: T) {
         if index < self.len {

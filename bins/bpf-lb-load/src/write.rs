@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use bpf_lb_abi::{Backend, Endpoint, Entry, NO_SLOT, Scope, Word};
-use service_table::Protocol;
+use service_table::{Protocol, ServiceName};
 
 use crate::{
     family::{About, BackendRef, Run, mapped_words, number},
@@ -17,26 +17,26 @@ impl Kernel {
     /// Makes the service `key` be like `spec`. Says whether there was anything to do.
     ///
     /// Frontends that belong to another service are taken from it.
-    pub fn set(&mut self, key: &str, spec: Spec) -> Result<bool, UpdateError> {
-        if self.services.get(key).is_some_and(|old| old.spec == spec && !old.torn) {
+    pub fn set(&mut self, key: &ServiceName, spec: &Spec) -> Result<bool, UpdateError> {
+        if self.services.get(key).is_some_and(|old| old.spec == *spec && !old.torn) {
             return Ok(false);
         }
         self.tidy()?;
         let old = self.services.remove(key);
-        match self.find_room(key, &spec, old.as_ref()) {
+        match self.find_room(key, spec, old.as_ref()) {
             Ok(draft) => {
-                self.write(key, spec, old, draft);
+                self.write(key, spec.clone(), old, draft);
                 Ok(true)
             }
             Err(error) => {
-                self.services.extend(old.map(|old| (key.into(), old)));
+                self.services.extend(old.map(|old| (key.clone(), old)));
                 Err(error)
             }
         }
     }
 
     /// Writes what nobody reads yet, then lets the frontends lead there, then takes the old away.
-    fn write(&mut self, key: &str, spec: Spec, old: Option<Installed>, draft: Draft) {
+    fn write(&mut self, key: &ServiceName, spec: Spec, old: Option<Installed>, draft: Draft) {
         if old.as_ref().is_none_or(|old| name::encode(key, &old.spec) != name::encode(key, &spec)) {
             self.names.put(draft.id, name::encode(key, &spec));
         }
@@ -65,7 +65,7 @@ impl Kernel {
         let node_port = (old.as_ref().and_then(|old| old.spec.node_port), spec.node_port);
         let mut new = Installed { runs, backends, ..Installed::new(draft.id, spec) };
         self.clear(key, old, &mut new, &replaced);
-        self.services.insert(key.into(), new);
+        self.services.insert(key.clone(), new);
         if node_port.0 != node_port.1 {
             self.write_node_ports();
         }
@@ -92,7 +92,7 @@ impl Kernel {
         }
     }
 
-    fn lead(&mut self, key: &str, frontend: &Frontend, entry: Entry, new: Option<u32>) {
+    fn lead(&mut self, key: &ServiceName, frontend: &Frontend, entry: Entry, new: Option<u32>) {
         let v6 = frontend.address.is_ipv6();
         let cell = match (self.owners.get(frontend), new) {
             (Some(owned), _) => {
@@ -105,16 +105,17 @@ impl Kernel {
             }
             (None, None) => return,
         };
-        let before = self.owners.insert(*frontend, Owned { cell, owner: key.into() });
-        if let Some(other) =
-            before.filter(|owned| owned.owner != key).and_then(|owned| self.services.get_mut(&owned.owner))
+        let before = self.owners.insert(*frontend, Owned { cell, owner: Some(key.clone()) });
+        if let Some(other) = before.and_then(|owned| owned.owner)
+            && other != *key
+            && let Some(other) = self.services.get_mut(&other)
         {
             other.spec.frontends.remove(frontend);
         }
     }
 
     /// Takes away what the service had and has no more.
-    fn clear(&mut self, key: &str, old: Option<Installed>, new: &mut Installed, replaced: &[BackendRef]) {
+    fn clear(&mut self, key: &ServiceName, old: Option<Installed>, new: &mut Installed, replaced: &[BackendRef]) {
         for backend in replaced {
             self.retire_backend(*backend);
         }
@@ -155,15 +156,15 @@ impl Kernel {
         }
     }
 
-    fn remove_frontend(&mut self, key: &str, frontend: &Frontend) {
-        if let Some(owned) = self.owners.get(frontend).filter(|owned| owned.owner == key) {
+    fn remove_frontend(&mut self, key: &ServiceName, frontend: &Frontend) {
+        if let Some(owned) = self.owners.get(frontend).filter(|owned| owned.owner.as_ref() == Some(key)) {
             tables!(self, frontend.address.is_ipv6(), tables => tables.remove(owned.cell));
             self.owners.remove(frontend);
         }
     }
 
     /// Removes the service `key`. Says whether it was there.
-    pub fn remove(&mut self, key: &str) -> bool {
+    pub fn remove(&mut self, key: &ServiceName) -> bool {
         let Some(service) = self.services.remove(key) else { return false };
         for frontend in service.spec.frontends.keys() {
             self.remove_frontend(key, frontend);

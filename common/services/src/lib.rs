@@ -1,27 +1,41 @@
 //! The service table: what the load balancer is fed with, and what it shows.
 
-use std::net::IpAddr;
+mod host;
+mod line;
+mod name;
+mod object;
+mod time;
 
+use std::{fmt, net::IpAddr, num::NonZeroU16};
+
+use host::{Cidr, Host};
 use ipnet::IpNet;
+pub use line::Line;
+use object::object;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
+use time::Time;
+pub use time::{nanoseconds, rfc3339, seconds};
+
+object!(ServiceTable, Node, Service, SessionAffinity, Backend, Draining, Nodes, ServiceName);
 
 /// All Services that a node's pods can reach through their sockets.
 ///
 /// Whoever writes it has done the work of choosing: a backend in it is ready to be used by clients on this node, with
 /// readiness, topology hints and the fallback to terminating endpoints already taken into account.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, remote = "Self")]
 pub struct ServiceTable {
     /// The addresses of the node on which node ports answer.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "host::list")]
+    #[schemars(with = "Vec<Host>")]
     pub node_addresses: Vec<IpAddr>,
     /// The other nodes, where node ports are to answer on their addresses too: in clusters without kube-proxy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nodes: Vec<Node>,
     /// Service CIDRs in which a port that no Service has, on an address that is some Service's ClusterIP, is refused.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(with = "Vec<String>")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "host::cidrs")]
+    #[schemars(with = "Vec<Cidr>")]
     pub refuse: Vec<IpNet>,
     /// One for each port of each Kubernetes Service.
     #[serde(default)]
@@ -30,41 +44,56 @@ pub struct ServiceTable {
 
 /// Another node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, remote = "Self")]
 pub struct Node {
     /// Its name, as backends have it.
+    #[serde(deserialize_with = "name::node")]
+    #[schemars(length(max = 253), regex(pattern = "^[^\\x00]*$"))]
     pub name: String,
     /// The addresses on which node ports answer.
+    #[serde(deserialize_with = "host::list")]
+    #[schemars(with = "Vec<Host>")]
     pub addresses: Vec<IpAddr>,
 }
 
 /// One port of a Kubernetes Service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, remote = "Self")]
 pub struct Service {
     /// The Kubernetes namespace.
+    #[serde(deserialize_with = "name::label")]
+    #[schemars(length(max = 63), regex(pattern = "^[^\\x00]*$"))]
     pub namespace: String,
     /// The Service's name.
+    #[serde(deserialize_with = "name::label")]
+    #[schemars(length(max = 63), regex(pattern = "^[^\\x00]*$"))]
     pub name: String,
     /// The port's name, empty if it has none.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty", deserialize_with = "name::port")]
+    #[schemars(length(max = 15), regex(pattern = "^[^\\x00]*$"))]
     pub port_name: String,
     /// The port's protocol.
     #[serde(default)]
     pub protocol: Protocol,
     /// The port on which the addresses below answer.
+    #[serde(deserialize_with = "port")]
+    #[schemars(range(min = 1))]
     pub port: u16,
     /// The cluster addresses, of one or of both families.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "host::list")]
+    #[schemars(with = "Vec<Host>")]
     pub cluster_ips: Vec<IpAddr>,
     /// The external addresses.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "host::list")]
+    #[schemars(with = "Vec<Host>")]
     pub external_ips: Vec<IpAddr>,
     /// The addresses that a load balancer gave it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "host::list")]
+    #[schemars(with = "Vec<Host>")]
     pub load_balancer_ips: Vec<IpAddr>,
     /// The port on which the node's own addresses answer.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_port")]
+    #[schemars(range(min = 1))]
     pub node_port: Option<u16>,
     /// Whether the cluster addresses lead to backends on this node only.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -86,7 +115,8 @@ pub struct Service {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub draining: Vec<Draining>,
     /// When the Service was created, in RFC 3339. Of two that claim an address, the older has it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "time::option")]
+    #[schemars(with = "Option<Time>")]
     pub created: Option<String>,
 }
 
@@ -113,10 +143,10 @@ pub enum TrafficPolicy {
 
 /// `sessionAffinity: ClientIP`. The client is the pod, known by its network namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, remote = "Self")]
 pub struct SessionAffinity {
     /// Seconds after its last connection for which a client keeps its backend.
-    #[serde(default = "default_timeout")]
+    #[serde(default = "default_timeout", deserialize_with = "timeout")]
     #[schemars(range(min = 1, max = 86400))]
     pub timeout_seconds: u32,
 }
@@ -138,17 +168,22 @@ pub enum Algorithm {
 
 /// An endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, remote = "Self")]
 pub struct Backend {
     /// The pod's address.
+    #[serde(deserialize_with = "host::one")]
+    #[schemars(with = "Host")]
     pub address: IpAddr,
     /// The pod's port.
+    #[serde(deserialize_with = "port")]
+    #[schemars(range(min = 1))]
     pub port: u16,
     /// Whether it is on this node.
     #[serde(default, skip_serializing_if = "is_default")]
     pub local: bool,
     /// Its node's name, for node ports on the addresses of other nodes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "name::option")]
+    #[schemars(length(max = 253), regex(pattern = "^[^\\x00]*$"))]
     pub node: Option<String>,
     /// Whom it serves, if not everybody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -169,27 +204,19 @@ pub enum BackendScope {
 
 /// An endpoint that gets nothing new. TCP connections to it stay until it leaves the list, UDP sockets while it serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, remote = "Self")]
 pub struct Draining {
     /// The pod's address.
+    #[serde(deserialize_with = "host::one")]
+    #[schemars(with = "Host")]
     pub address: IpAddr,
     /// The pod's port.
+    #[serde(deserialize_with = "port")]
+    #[schemars(range(min = 1))]
     pub port: u16,
     /// Whether it still answers.
     #[serde(default)]
     pub serving: bool,
-}
-
-/// One line of what `follow` reads.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Line {
-    /// What is to change.
-    #[serde(flatten)]
-    pub change: Change,
-    /// When what it follows from happened in the cluster, in RFC 3339.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub triggered: Option<String>,
 }
 
 /// One change of the table.
@@ -208,10 +235,11 @@ pub enum Change {
 
 /// On whose addresses node ports answer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, remote = "Self")]
 pub struct Nodes {
     /// See [`ServiceTable::node_addresses`].
-    #[serde(default)]
+    #[serde(default, deserialize_with = "host::list")]
+    #[schemars(with = "Vec<Host>")]
     pub node_addresses: Vec<IpAddr>,
     /// See [`ServiceTable::nodes`].
     #[serde(default)]
@@ -219,34 +247,54 @@ pub struct Nodes {
 }
 
 /// What tells a service from others.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, remote = "Self")]
 pub struct ServiceName {
     /// The Kubernetes namespace.
+    #[serde(deserialize_with = "name::label")]
+    #[schemars(length(max = 63), regex(pattern = "^[^\\x00]*$"))]
     pub namespace: String,
     /// The Service's name.
+    #[serde(deserialize_with = "name::label")]
+    #[schemars(length(max = 63), regex(pattern = "^[^\\x00]*$"))]
     pub name: String,
     /// The port's name, empty if it has none.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty", deserialize_with = "name::port")]
+    #[schemars(length(max = 15), regex(pattern = "^[^\\x00]*$"))]
     pub port_name: String,
 }
 
 impl Service {
-    /// `namespace/name:port name`, by which the load balancer knows the service.
-    pub fn key(&self) -> String {
-        key(&self.namespace, &self.name, &self.port_name)
+    /// What tells it from others.
+    pub fn key(&self) -> ServiceName {
+        let Self { namespace, name, port_name, .. } = self;
+        ServiceName { namespace: namespace.clone(), name: name.clone(), port_name: port_name.clone() }
     }
 }
 
-impl ServiceName {
-    /// As [`Service::key`].
-    pub fn key(&self) -> String {
-        key(&self.namespace, &self.name, &self.port_name)
+impl fmt::Display for ServiceName {
+    /// `namespace/name:port name`, or without the last part if the port has no name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)?;
+        if self.port_name.is_empty() { Ok(()) } else { write!(f, ":{}", self.port_name) }
     }
 }
 
-fn key(namespace: &str, name: &str, port_name: &str) -> String {
-    format!("{namespace}/{name}:{port_name}")
+fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
+    Ok(NonZeroU16::deserialize(deserializer)?.get())
+}
+
+fn some_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
+    Ok(Option::<NonZeroU16>::deserialize(deserializer)?.map(NonZeroU16::get))
+}
+
+fn timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    match u32::deserialize(deserializer)? {
+        seconds @ 1..=86_400 => Ok(seconds),
+        seconds => {
+            Err(de::Error::custom(format!("a session affinity timeout of {seconds} s; it must be between 1 and 86400")))
+        }
+    }
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

@@ -26,7 +26,7 @@ mod word;
 pub use word::{Long, Word};
 
 /// Raised whenever a type or the meaning of a field changes: maps with another number are not touched.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// An address family: `u32` is IPv4, `[u32; 4]` is IPv6, both in network byte order.
 pub trait Address: Copy + Eq {
@@ -145,9 +145,9 @@ pub const UDP: u16 = 17;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Scope {
-    /// ClusterIPs, external and load balancer addresses.
+    /// ClusterIPs.
     Internal = 0,
-    /// Node ports.
+    /// External and load balancer addresses, and node ports.
     External = 1,
 }
 
@@ -220,7 +220,7 @@ impl Entry {
 
     /// Which set of backends the frontend leads to.
     pub const fn scope(self) -> Scope {
-        if self.kind() == Self::NODE_PORT { Scope::External } else { Scope::Internal }
+        if self.kind() == Self::CLUSTER_IP { Scope::Internal } else { Scope::External }
     }
 
     /// The kind of a ClusterIP.
@@ -453,7 +453,7 @@ pub const NAME_LEN: usize = 144;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Name {
-    /// `namespace/name:port name`, filled up with zeros. Empty: there is no such service.
+    /// 1, namespace, 0, name, 0 and port name, filled up with zeros. All zero: there is no such service.
     pub name: [u8; NAME_LEN],
     /// The service's port, host byte order.
     pub port: u16,
@@ -467,6 +467,8 @@ pub struct Name {
     pub affinity_seconds: u32,
     /// Zero.
     pub pad: u32,
+    /// When the service was created, in seconds since 1970; the greatest number if nobody knows.
+    pub created: i64,
 }
 
 impl Name {

@@ -12,7 +12,7 @@ const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
 type Frontends<A> = Array<Bucket<A>, 1024, MMAPABLE>;
 type Slots<A> = Array<Slot<A>, 1024, MMAPABLE>;
-type Peers<A> = Array<Peer<A>, 1024>;
+type Peers<A> = Array<Peer<A>, 1024, MMAPABLE>;
 
 #[btf_map(name = "frontends4")]
 static FRONTENDS4: Frontends<u32> = Frontends::new();

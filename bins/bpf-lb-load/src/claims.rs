@@ -1,0 +1,75 @@
+//! Who has an address that several services claim. Pure.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bpf_lb_abi::Entry;
+use schemars::JsonSchema;
+use serde::Serialize;
+use service_table::ServiceName;
+
+use crate::spec::{Frontend, Spec};
+
+/// One service's claim to a frontend. The lesser of two has it: a ClusterIP before any other address, so that nobody takes a
+/// Service's address by naming it as an external one; then the older, then the one whose name comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Claim<'a> {
+    is_external: bool,
+    created: i64,
+    /// Who claims it.
+    pub service: &'a ServiceName,
+}
+
+impl<'a> Claim<'a> {
+    /// The claim of `service`, if it has one.
+    pub fn of(service: &'a ServiceName, spec: &Spec, frontend: &Frontend) -> Option<Self> {
+        let kind = *spec.frontends.get(frontend)?;
+        let created = spec.created.unwrap_or(i64::MAX);
+        Some(Self { is_external: kind != Entry::CLUSTER_IP, created, service })
+    }
+}
+
+/// A claim that came second.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Conflict {
+    /// Address, port and protocol.
+    pub frontend: String,
+    /// Who claims it in vain, as `namespace/name:port name`.
+    pub service: String,
+    /// Who has it.
+    pub owner: String,
+}
+
+impl Conflict {
+    /// `service` does not get `frontend`, since `owner` has it.
+    pub fn new(frontend: &Frontend, service: &ServiceName, owner: &ServiceName) -> Self {
+        Self { frontend: frontend.to_string(), service: service.to_string(), owner: owner.to_string() }
+    }
+}
+
+/// Takes away from each service the frontends that another one has the better claim to. Returns what was taken, and the
+/// services as they were that lost any.
+pub fn settle(specs: &mut BTreeMap<ServiceName, Spec>) -> (Vec<Conflict>, BTreeMap<ServiceName, Spec>) {
+    let mut best: HashMap<Frontend, Claim<'_>> = HashMap::new();
+    for (key, spec) in &*specs {
+        for frontend in spec.frontends.keys() {
+            let Some(claim) = Claim::of(key, spec, frontend) else { continue };
+            best.entry(*frontend).and_modify(|first| *first = claim.min(*first)).or_insert(claim);
+        }
+    }
+    let lost = |key: &ServiceName, spec: &Spec| -> Vec<(Frontend, ServiceName)> {
+        let owner = |frontend: &Frontend| best.get(frontend).map(|claim| claim.service).filter(|owner| *owner != key);
+        spec.frontends.keys().filter_map(|frontend| Some((*frontend, owner(frontend)?.clone()))).collect()
+    };
+    let losers: Vec<_> = specs.iter().map(|(key, spec)| (key.clone(), lost(key, spec))).collect();
+    let (mut conflicts, mut whole) = (Vec::new(), BTreeMap::new());
+    for (key, lost) in losers.into_iter().filter(|(_, lost)| !lost.is_empty()) {
+        let Some(spec) = specs.get_mut(&key) else { continue };
+        whole.insert(key.clone(), spec.clone());
+        for (frontend, owner) in lost {
+            spec.frontends.remove(&frontend);
+            conflicts.push(Conflict::new(&frontend, &key, &owner));
+        }
+    }
+    (conflicts, whole)
+}

@@ -1,0 +1,104 @@
+//! What applying a table would change. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    net::SocketAddr,
+};
+
+use schemars::JsonSchema;
+use serde::Serialize;
+use service_table::ServiceName;
+
+use crate::spec::Spec;
+
+/// What would happen to a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Verb {
+    /// It is new.
+    Add,
+    /// It is there, and different.
+    Change,
+    /// It is to be gone.
+    Remove,
+}
+
+/// A service that would not be as before. Lists say what is added and removed; with both empty, something else about it changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Difference {
+    /// `namespace/name:port name`.
+    pub service: String,
+    /// In what way.
+    pub change: Verb,
+    /// Addresses on which it would answer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub added_addresses: Vec<String>,
+    /// Addresses on which it would not answer any more.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub removed_addresses: Vec<String>,
+    /// Endpoints that it would have.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub added_backends: Vec<SocketAddr>,
+    /// Endpoints that it would not have any more.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub removed_backends: Vec<SocketAddr>,
+}
+
+/// What is different between the services that are there and those that are wanted.
+pub fn differences(before: &BTreeMap<ServiceName, &Spec>, after: &BTreeMap<ServiceName, Spec>) -> Vec<Difference> {
+    let keys: BTreeSet<_> = before.keys().chain(after.keys()).collect();
+    keys.into_iter().filter_map(|key| difference(key, before.get(key).copied(), after.get(key))).collect()
+}
+
+fn difference(key: &ServiceName, before: Option<&Spec>, after: Option<&Spec>) -> Option<Difference> {
+    let change = match (before, after) {
+        (None, _) => Verb::Add,
+        (_, None) => Verb::Remove,
+        (Some(before), Some(after)) if before == after => return None,
+        _ => Verb::Change,
+    };
+    let addresses = |spec: Option<&Spec>| -> BTreeSet<String> {
+        spec.into_iter().flat_map(|spec| spec.frontends.keys().map(ToString::to_string)).collect()
+    };
+    let backends = |spec: Option<&Spec>| -> BTreeSet<SocketAddr> {
+        spec.into_iter().flat_map(|spec| spec.sets.values().flat_map(BTreeMap::keys).copied()).collect()
+    };
+    let (old, new) = (addresses(before), addresses(after));
+    let (had, has) = (backends(before), backends(after));
+    Some(Difference {
+        service: key.to_string(),
+        change,
+        added_addresses: new.difference(&old).cloned().collect(),
+        removed_addresses: old.difference(&new).cloned().collect(),
+        added_backends: has.difference(&had).copied().collect(),
+        removed_backends: had.difference(&has).copied().collect(),
+    })
+}
+
+/// The same for people.
+pub fn text(differences: &[Difference]) -> String {
+    let mut text = String::new();
+    for Difference { service, change, added_addresses, removed_addresses, added_backends, removed_backends } in
+        differences
+    {
+        let mark = match change {
+            Verb::Add => '+',
+            Verb::Change => '~',
+            Verb::Remove => '-',
+        };
+        let _infallible = writeln!(text, "{mark} {service}");
+        for (mark, addresses) in [('+', added_addresses), ('-', removed_addresses)] {
+            for address in addresses {
+                let _infallible = writeln!(text, "  {mark} {address}");
+            }
+        }
+        for (mark, backends) in [('+', added_backends), ('-', removed_backends)] {
+            for backend in backends {
+                let _infallible = writeln!(text, "    {mark} -> {backend}");
+            }
+        }
+    }
+    text
+}

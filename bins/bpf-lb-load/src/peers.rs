@@ -1,0 +1,117 @@
+//! What sockets were translated to, as the programs remember it: for those who care about the sockets of a backend that went.
+
+use std::{collections::BTreeSet, net::SocketAddr, path::Path};
+
+use bpf_lb_abi::{Config, Name, Peer, Translation, UDP};
+use service_table::{Protocol, ServiceName};
+
+use crate::{
+    family::{Family, Run, Tables, address},
+    maps::{MapsError, mapped, pinned_data},
+    name,
+    spec::Frontend,
+    sys::Mapped,
+};
+
+/// A translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Flow {
+    /// What the process asked for.
+    pub service: Frontend,
+    /// What it got.
+    pub backend: SocketAddr,
+}
+
+impl Flow {
+    /// The inverse of what the programs write. Nothing if there is none, or one of another version.
+    pub fn of<A: Family>(translation: &Translation<A>) -> Option<Self> {
+        let canonical = |of| -> SocketAddr {
+            let of: SocketAddr = address::<A>(of);
+            SocketAddr::new(of.ip().to_canonical(), of.port())
+        };
+        let protocol = if translation.service.protocol == UDP { Protocol::Udp } else { Protocol::Tcp };
+        let service = Frontend { address: canonical(&translation.service), protocol };
+        (translation.service.port != 0).then(|| Self { service, backend: canonical(&translation.backend) })
+    }
+}
+
+/// The maps that say what sockets were translated to, and what Services there are.
+pub struct Peers {
+    four: Mapped<Peer<u32>>,
+    six: Mapped<Peer<[u32; 4]>>,
+    tables4: Tables<u32>,
+    tables6: Tables<[u32; 4]>,
+    names: Mapped<Name>,
+    config: Mapped<Config>,
+    /// The map of those sockets that found their place taken.
+    pub overflow: aya::maps::MapData,
+}
+
+impl Peers {
+    /// Opens the maps that are pinned in `folder`.
+    ///
+    /// # Errors
+    /// When they are not there, or of another form.
+    pub fn open(folder: &Path) -> Result<Self, MapsError> {
+        Ok(Self {
+            four: mapped(folder, "peers4")?,
+            six: mapped(folder, "peers6")?,
+            tables4: Tables::open(folder)?,
+            tables6: Tables::open(folder)?,
+            names: mapped(folder, "names")?,
+            config: mapped(folder, "config")?,
+            overflow: pinned_data(folder, "overflow")?,
+        })
+    }
+
+    /// The sockets that have a place, by cookie, and the translation of each.
+    pub fn all(&self) -> impl Iterator<Item = (u64, Flow)> {
+        places(&self.four).chain(places(&self.six))
+    }
+
+    /// Whether some sockets have no place, and remember in their own storage.
+    pub fn has_overflowed(&self) -> bool {
+        self.config.get(0).is_some_and(|config| config.overflowed.load() != 0)
+    }
+
+    /// Which service answers there now.
+    pub fn owner(&self, frontend: &Frontend) -> Option<ServiceName> {
+        let about = match frontend.address {
+            SocketAddr::V4(_) => self.tables4.find(frontend).and_then(|entry| self.tables4.about(Run::of(entry))),
+            SocketAddr::V6(_) => self.tables6.find(frontend).and_then(|entry| self.tables6.about(Run::of(entry))),
+        };
+        let record = self.names.copy(about?.0.service)?;
+        name::decode(&record).map(|(key, _)| key)
+    }
+
+    /// Whether a new connection there may get that backend.
+    pub fn leads_to(&self, flow: &Flow) -> bool {
+        fn is_in<A: Family>(tables: &Tables<A>, flow: &Flow) -> bool {
+            let entry = tables.find(&flow.service);
+            entry.is_some_and(|entry| tables.backends(Run::of(entry)).any(|(backend, ..)| backend == flow.backend))
+        }
+        match flow.service.address {
+            SocketAddr::V4(_) => is_in(&self.tables4, flow),
+            SocketAddr::V6(_) => is_in(&self.tables6, flow),
+        }
+    }
+
+    /// The translations that no new connection would get any more, each once.
+    pub fn stale(&self) -> Vec<Flow> {
+        let flows: BTreeSet<_> = self.all().map(|(_, flow)| flow).collect();
+        flows.into_iter().filter(|flow| !self.leads_to(flow)).collect()
+    }
+}
+
+fn places<A: Family>(peers: &Mapped<Peer<A>>) -> impl Iterator<Item = (u64, Flow)> {
+    (0..peers.capacity()).filter_map(|index| {
+        let place = peers.get(index)?;
+        let cookie = place.cookie.load();
+        if cookie == 0 {
+            return None;
+        }
+        let copy = peers.copy(index)?;
+        // Another socket may have got the place meanwhile.
+        (place.cookie.load() == cookie).then(|| Flow::of(&copy.translation).map(|flow| (cookie, flow)))?
+    })
+}

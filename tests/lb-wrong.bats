@@ -1,0 +1,167 @@
+# The socket load balancer: tables and lines that are wrong, in whole or in part.
+
+load helpers
+load lb
+
+setup_file() {
+  lb_suite --max-services 64 --max-backends 64
+}
+
+setup() {
+  [ -z "${SUITE_SKIP-}" ] || skip "$SUITE_SKIP"
+  lb_apply '{}'
+  lb_apply "{\"services\": [$(lb_service keep "{\"clusterIps\": [\"10.96.0.1\"], \"backends\": $(lb_backends 127.0.0.2)}")]}"
+  KEPT=$(lab_lb node1 show)
+}
+
+# lb_refuses DOCUMENT: apply refuses it, and follow a line with it; nothing has changed.
+lb_refuses() {
+  expect 1 lab_lb node1 apply <<<"$1"
+  assert_json "$stderr" '[.level, .tool]' '["error","bpf-lb-load"]'
+  assert_equal "$(lab_lb node1 show)" "$KEPT" || fail "by: $1"
+  expect 0 lab_lb node1 follow <<<"{\"table\": $1}"
+  assert_json "$output" '[has("error"), .set]' '[true,null]' || fail "line: $1"
+  assert_equal "$(lab_lb node1 show)" "$KEPT" || fail "by the line: $1"
+}
+
+# lb_holders FILTER: which services have an address that the filter picks.
+lb_who() {
+  lab_lb node1 show | jq -rc --arg address "$1" \
+    '[.services[] | select([.clusterIps, .externalIps, .loadBalancerIps] | flatten | index($address)) | .name]'
+}
+
+@test "what is an array where the schema wants an object is refused, and changes nothing" {
+  local document
+  for document in '[]' '[[],[]]' 'null' '"x"' '1' '{"services": [["t","x","","TCP",80]]}' '{"services": {}}' \
+    '{"services": [{"namespace": "t", "name": "x", "port": 80, "backends": [["127.0.0.2", 80]]}]}' \
+    '{"services": [{"namespace": "t", "name": "x", "port": 80, "sessionAffinity": [7]}]}' \
+    '{"nodes": [["n", []]]}'; do
+    lb_refuses "$document"
+  done
+}
+
+@test "addresses that no host has are refused, wherever they stand and however they are written" {
+  local address
+  for address in 0.0.0.0 0.1.2.3 224.0.0.1 239.255.255.255 255.255.255.255 :: 0:0:0:0:0:0:0:0 ff02::1 ::ffff:0.0.0.0 \
+    ::ffff:0:0 ::FFFF:224.0.0.1 0:0:0:0:0:ffff:ffff:ffff ::ffff:255.255.255.255 fe80::1 10.96.0.2/32 010.96.0.2 10.96.2 ''; do
+    lb_refuses "{\"services\": [$(lb_service x "{\"clusterIps\": [\"$address\"]}")]}"
+    lb_refuses "{\"services\": [$(lb_service x "{\"externalIps\": [\"$address\"]}")]}"
+    lb_refuses "{\"services\": [$(lb_service x "{\"backends\": [{\"address\": \"$address\", \"port\": 80}]}")]}"
+  done
+  lb_refuses '{"nodeAddresses": ["::ffff:0.0.0.0"]}'
+  lb_apply "{\"services\": [$(lb_service x '{"clusterIps": ["::ffff:10.96.0.7"]}')]}"
+  assert_equal "$(lb_who 10.96.0.7)" '["x"]'
+}
+
+@test "a line that is not UTF-8, not JSON, or more than one change is answered with an error, and the next one is done" {
+  printf '%b\n' '\xff\xfe' 'x' '' '[]' '{}' '{"set":null}' '\xef\xbb\xbf{}' '{"remove":{"namespace":"test","name":"\xff"}}' \
+    '{"remove":{"namespace":"test","name":"keep"},"table":{}}' '{"remove":{"namespace":"test","name":"keep"},"colour":1}' \
+    "{\"set\": $(lb_service new '{"clusterIps": ["10.96.0.3"]}'), \"triggered\": \"yesterday\"}" \
+    "{\"set\": $(lb_service new '{"clusterIps": ["10.96.0.3"]}'), \"triggered\": \"2026-11-25T17:00:00.123Z\"}" \
+    >"$BATS_TEST_TMPDIR/lines"
+  expect 0 lab_lb node1 follow <"$BATS_TEST_TMPDIR/lines"
+  assert_json "$(jq -s . <<<"$output")" '[.[] | has("error")] | [length, (.[:-1] | all), .[-1]]' '[12,true,false]'
+  assert_json "$(lab_lb node1 show)" '[.services[].name]' '["keep","new"]'
+}
+
+@test "a service with more backends than there is room for is named, and all others are updated" {
+  local big table
+  big=$(jq -nc '[range(100) | {address: "10.9.0.\(.)", port: 8080}]')
+  table="{\"services\": [
+    $(lb_service a "{\"clusterIps\": [\"10.96.0.2\"], \"backends\": $(lb_backends 127.0.0.3)}"),
+    $(lb_service keep "{\"clusterIps\": [\"10.96.0.1\"], \"backends\": $big}"),
+    $(lb_service z "{\"clusterIps\": [\"10.96.0.4\"], \"backends\": $(lb_backends 127.0.0.4)}")]}"
+  expect 1 lab_lb node1 apply <<<"$table"
+  assert_json "$output" '[.set, [.refused[].service]]' '[2,["test/keep"]]'
+  assert_contains "$stderr" 'test/keep'
+  assert_contains "$stderr" '--max-backends'
+  # The one that is refused stays as it was.
+  assert_json "$(lab_lb node1 show)" '[.services[] | [.name, .backends[].address]]' \
+    '[["a","127.0.0.3"],["keep","127.0.0.2"],["z","127.0.0.4"]]'
+  expect 0 lab_lb node1 follow <<<"{\"set\": $(lb_service keep "{\"clusterIps\": [\"10.96.0.1\"], \"backends\": $big}")}
+{\"set\": $(lb_service a "{\"clusterIps\": [\"10.96.0.2\"], \"backends\": $(lb_backends 127.0.0.5)}")}"
+  assert_json "$(jq -s . <<<"$output")" '[.[] | [has("error"), .set]]' '[[true,0],[false,1]]'
+  assert_json "$(lab_lb node1 show)" '.services[0].backends[0].address' 127.0.0.5
+}
+
+@test "nobody gets a ClusterIP by naming it as an external address, and the rest of the table is updated" {
+  local thief
+  thief=$(lb_service a-thief "{\"clusterIps\": [\"10.96.0.9\"], \"externalIps\": [\"10.96.0.1\"], \"loadBalancerIps\": [\"10.96.0.1\"],
+    \"created\": \"2001-01-01T00:00:00Z\", \"backends\": $(lb_backends 127.0.0.9)}")
+  expect 1 lab_lb node1 apply <<<"{\"services\": [$thief,
+    $(lb_service keep "{\"clusterIps\": [\"10.96.0.1\"], \"created\": \"2020-01-01T00:00:00Z\", \"backends\": $(lb_backends 127.0.0.3)}"),
+    $(lb_service z "{\"clusterIps\": [\"10.96.0.4\"]}")]}"
+  assert_json "$output" .conflicts '[{"frontend":"10.96.0.1:80/TCP","service":"test/a-thief","owner":"test/keep"}]'
+  assert_equal "$(lb_who 10.96.0.1) $(lb_who 10.96.0.9)" '["keep"] ["a-thief"]'
+  assert_json "$(lab_lb node1 show)" '[.services[].name]' '["a-thief","keep","z"]'
+  # The same by lines, the thief first.
+  lb_apply '{}'
+  expect 0 lab_lb node1 follow <<<"{\"set\": $thief}
+{\"set\": $(lb_service keep '{"clusterIps": ["10.96.0.1"]}')}"
+  assert_json "$(tail -n 1 <<<"$output")" '[.conflicts[].service]' '["test/a-thief"]'
+  assert_equal "$(lb_who 10.96.0.1)" '["keep"]'
+}
+
+@test "of two services that claim an address the older has it, and the younger gets it when the older goes" {
+  local old young
+  old=$(lb_service z-old "{\"externalIps\": [\"192.0.2.1\"], \"created\": \"2020-01-01T00:00:00Z\", \"backends\": $(lb_backends 127.0.0.2)}")
+  young=$(lb_service a-young "{\"externalIps\": [\"192.0.2.1\"], \"created\": \"2021-01-01T00:00:00Z\", \"backends\": $(lb_backends 127.0.0.3)}")
+  expect 1 lab_lb node1 apply <<<"{\"services\": [$young, $old]}"
+  assert_equal "$(lb_who 192.0.2.1)" '["z-old"]'
+  expect 0 lab_lb node1 apply <<<"{\"services\": [$young]}"
+  assert_equal "$(lb_who 192.0.2.1)" '["a-young"]'
+  # By lines, in either order; the kernel knows how old a service is, also after a restart.
+  expect 0 lab_lb node1 follow <<<"{\"set\": $old}"
+  assert_equal "$(lb_who 192.0.2.1)" '["z-old"]'
+  expect 0 lab_lb node1 follow <<<"{\"set\": $young}
+{\"remove\": {\"namespace\": \"test\", \"name\": \"z-old\"}}"
+  assert_json "$(head -n 1 <<<"$output")" '[.conflicts[] | .service, .owner]' '["test/a-young","test/z-old"]'
+  assert_equal "$(lb_who 192.0.2.1)" '["a-young"]'
+  # It also goes over when the older one only gives up the address.
+  expect 0 lab_lb node1 follow <<<"{\"set\": $old}
+{\"set\": $young}
+{\"set\": $(jq -c 'del(.externalIps)' <<<"$old")}"
+  assert_equal "$(lb_who 192.0.2.1)" '["a-young"]'
+}
+
+@test "an address goes over to the younger service without a gap" {
+  local old young
+  old=$(lb_service old "{\"clusterIps\": [\"10.96.0.5\"], \"created\": \"2020-01-01T00:00:00Z\", \"backends\": $(lb_backends 127.0.0.2)}")
+  young=$(lb_service young "{\"clusterIps\": [\"10.96.0.5\"], \"created\": \"2021-01-01T00:00:00Z\", \"backends\": $(lb_backends 127.0.0.3)}")
+  lab_sockets node1/pod >"$BATS_TEST_TMPDIR/client" 2>&1 <<'PY' &
+serve("127.0.0.2", "127.0.0.3")
+while errno_of(reach, SOCK_STREAM, "10.96.0.5"):
+    pass
+found, end = Counter(), time.monotonic() + 3
+while time.monotonic() < end:
+    found[reach(SOCK_STREAM, "10.96.0.5")] += 1
+equal(set(found), {"127.0.0.2", "127.0.0.3"})
+PY
+  local client=$!
+  { for _ in {1..10}; do
+    printf '{"set": %s}\n{"set": %s}\n' "$old" "$young" && sleep 0.2
+    printf '{"remove": {"namespace": "test", "name": "old"}}\n' && sleep 0.2
+  done; } | lab_lb node1 follow >/dev/null
+  wait "$client" || fail "$(<"$BATS_TEST_TMPDIR/client")"
+}
+
+@test "names are read back as they were written, whatever is in them" {
+  local service
+  for service in '{"namespace": "a/b", "name": "c"}' '{"namespace": "a", "name": "b:c", "portName": "d"}' '{"namespace": "", "name": ""}' \
+    '{"namespace": "a", "name": "dienst-ä-☃"}' '{"namespace": "a", "name": "b\nc"}'; do
+    lb_apply "{\"services\": [$(jq -c '. + {port: 80}' <<<"$service")]}"
+    assert_json "$(lab_lb node1 show)" ".services[0] | {namespace, name, portName} | map_values(select(.))" "$(jq -c . <<<"$service")"
+    assert_json "$(lab_lb node1 show | lab_lb node1 apply)" .unchanged 1
+  done
+}
+
+@test "apply --dry-run says what would change, and changes nothing" {
+  local table
+  table="{\"services\": [$(lb_service keep "{\"clusterIps\": [\"10.96.0.1\", \"10.96.0.8\"], \"backends\": $(lb_backends 127.0.0.3)}"),
+    $(lb_service new '{"clusterIps": ["10.96.0.2"]}')]}"
+  expect 0 lab_lb node1 apply --dry-run <<<"$table"
+  assert_equal "$output" '[{"service":"test/keep","change":"change","addedAddresses":["10.96.0.8:80/TCP"],"addedBackends":["127.0.0.3:8080"],"removedBackends":["127.0.0.2:8080"]},{"service":"test/new","change":"add","addedAddresses":["10.96.0.2:80/TCP"]}]'
+  assert_equal "$(lab_lb node1 show)" "$KEPT"
+  expect 0 lab_lb node1 apply --dry-run <<<"$KEPT"
+  assert_equal "$output" '[]'
+}
