@@ -47,8 +47,8 @@ pub struct Summary {
     /// Addresses that several services claim.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conflicts: Vec<Conflict>,
-    /// Endpoints that are less than before.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    /// Endpoints that are less than before. For whoever reads what `follow` prints.
+    #[serde(skip)]
     pub gone: Vec<Gone>,
 }
 

@@ -14,7 +14,7 @@ use crate::spec::{Frontend, Spec};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Claim<'a> {
     is_external: bool,
-    created: i64,
+    created: u32,
     /// Who claims it.
     pub service: &'a ServiceName,
 }
@@ -23,7 +23,7 @@ impl<'a> Claim<'a> {
     /// The claim of `service`, if it has one.
     pub fn of(service: &'a ServiceName, spec: &Spec, frontend: &Frontend) -> Option<Self> {
         let kind = *spec.frontends.get(frontend)?;
-        let created = spec.created.unwrap_or(i64::MAX);
+        let created = spec.created.unwrap_or(u32::MAX);
         Some(Self { is_external: kind != Entry::CLUSTER_IP, created, service })
     }
 }

@@ -8,6 +8,7 @@ use service_table::Line;
 
 use crate::{
     apply::{ApplyError, Summary, Table},
+    gone::Gone,
     print,
 };
 
@@ -19,21 +20,24 @@ pub struct Answer {
     /// What was done. Missing if the line makes no sense: then nothing was changed.
     #[serde(flatten)]
     done: Option<Summary>,
+    /// Endpoints that are less than before.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    gone: Vec<Gone>,
     /// What went wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }
 
 impl Answer {
-    fn done(line: usize, done: Summary) -> Self {
+    fn done(line: usize, mut done: Summary) -> Self {
         let errors: Vec<_> =
             done.refused.iter().map(|refused| format!("{}: {}", refused.service, refused.error)).collect();
         let error = (!errors.is_empty()).then(|| errors.join("; "));
-        Self { line, done: Some(done), error }
+        Self { line, gone: std::mem::take(&mut done.gone), done: Some(done), error }
     }
 
     fn refused(line: usize, error: impl std::error::Error) -> Self {
-        Self { line, done: None, error: Some(error.to_string()) }
+        Self { line, done: None, gone: Vec::new(), error: Some(error.to_string()) }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{family::number, spec::Spec};
 
 /// The record of no service.
 pub const NONE: Name =
-    Name { name: [0; NAME_LEN], port: 0, node_port: 0, protocol: 0, flags: 0, affinity_seconds: 0, pad: 0, created: 0 };
+    Name { name: [0; NAME_LEN], port: 0, node_port: 0, protocol: 0, flags: 0, affinity_seconds: 0, created: 0 };
 
 /// What a record that is of a service begins with.
 const TAKEN: u8 = 1;
@@ -31,8 +31,7 @@ pub fn encode(key: &ServiceName, spec: &Spec) -> Name {
             | flag(spec.external_local, Name::EXTERNAL_LOCAL)
             | flag(spec.least_connections, Name::LEAST),
         affinity_seconds: spec.affinity_seconds.unwrap_or_default(),
-        pad: 0,
-        created: spec.created.unwrap_or(i64::MAX),
+        created: spec.created.unwrap_or(u32::MAX),
     }
 }
 
@@ -49,7 +48,7 @@ pub fn decode(record: &Name) -> Option<(ServiceName, Spec)> {
         internal_local: record.flags & Name::INTERNAL_LOCAL != 0,
         external_local: record.flags & Name::EXTERNAL_LOCAL != 0,
         least_connections: record.flags & Name::LEAST != 0,
-        created: (record.created != i64::MAX).then_some(record.created),
+        created: (record.created != u32::MAX).then_some(record.created),
         affinity_seconds: (record.affinity_seconds != 0).then_some(record.affinity_seconds),
         frontends: BTreeMap::new(),
         sets: BTreeMap::new(),

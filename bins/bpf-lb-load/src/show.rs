@@ -45,7 +45,7 @@ fn service(key: &ServiceName, installed: &Installed) -> Service {
         lb_algorithm: if spec.least_connections { Algorithm::LeastConnections } else { Algorithm::Random },
         backends: backends(spec),
         draining: vec![],
-        created: spec.created.map(service_table::rfc3339),
+        created: spec.created.map(|seconds| service_table::rfc3339(seconds.into())),
     }
 }
 

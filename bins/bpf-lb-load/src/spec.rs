@@ -60,7 +60,7 @@ pub struct Spec {
     /// The algorithm is least connections.
     pub least_connections: bool,
     /// When the service was created, in seconds since 1970. Without, it is younger than all others.
-    pub created: Option<i64>,
+    pub created: Option<u32>,
     /// The timeout of session affinity, in seconds.
     pub affinity_seconds: Option<u32>,
     /// With what kind each is, as in [`Entry`].
@@ -80,7 +80,7 @@ impl Spec {
             internal_local: service.internal_traffic_policy == TrafficPolicy::Local,
             external_local: service.external_traffic_policy == TrafficPolicy::Local,
             least_connections: service.lb_algorithm == Algorithm::LeastConnections,
-            created: service.created.as_deref().and_then(service_table::seconds),
+            created: service.created.as_deref().and_then(seconds),
             affinity_seconds: service.session_affinity.map(|affinity| affinity.timeout_seconds),
             frontends: BTreeMap::new(),
             sets: BTreeMap::new(),
@@ -148,4 +148,10 @@ fn check(service: &Service) -> Result<(), Unfit> {
 /// How many bytes the record of a service's name takes: a mark, and the names with zeros between them.
 fn name_len(service: &Service) -> usize {
     3 + service.namespace.len() + service.name.len() + service.port_name.len()
+}
+
+/// Seconds since 1970, as far as 32 bits go.
+fn seconds(time: &str) -> Option<u32> {
+    let seconds = service_table::seconds(time)?.clamp(0, i64::from(u32::MAX - 1));
+    u32::try_from(seconds).ok()
 }

@@ -75,6 +75,9 @@ impl<T> Mapped<T> {
     }
 }
 
+// SAFETY: what others change while it is borrowed is made of atomic words, or copied.
+unsafe impl<T: Sync> Sync for Mapped<T> {}
+
 impl<T> Drop for Mapped<T> {
     fn drop(&mut self) {
         // SAFETY: maps what `new` mapped, and every reference to it is gone.

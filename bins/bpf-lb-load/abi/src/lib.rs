@@ -465,10 +465,8 @@ pub struct Name {
     pub flags: u16,
     /// Seconds, or 0.
     pub affinity_seconds: u32,
-    /// Zero.
-    pub pad: u32,
     /// When the service was created, in seconds since 1970; the greatest number if nobody knows.
-    pub created: i64,
+    pub created: u32,
 }
 
 impl Name {

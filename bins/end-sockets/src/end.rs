@@ -1,0 +1,168 @@
+//! Finds the sockets that are to end in every network namespace of the node, and ends them.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    io,
+    os::fd::AsFd as _,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use anyhow::{Context as _, Result};
+use bpf_lb_load::{
+    peers::{Flow, Peers},
+    spec::Frontend,
+};
+use service_table::Protocol;
+
+use crate::{
+    diag::{Diag, Found, Query},
+    netns,
+    wanted::Wanted,
+};
+
+/// How many namespaces are looked into at the same time.
+const AT_ONCE: usize = 4;
+
+/// A socket that was ended.
+pub struct Ended {
+    /// What it was.
+    pub flow: Flow,
+    /// Whose address it had asked for.
+    pub service: Option<String>,
+}
+
+/// What was done.
+#[derive(Default)]
+pub struct Outcome {
+    /// The sockets.
+    pub ended: Vec<Ended>,
+    /// What went wrong, each once.
+    pub errors: Vec<String>,
+    /// The kernel cannot end sockets.
+    pub unable: bool,
+}
+
+/// The search for the sockets of one batch of changes.
+struct Search<'a> {
+    peers: &'a Peers,
+    wanted: &'a Wanted,
+    /// Sockets that have a place in the maps.
+    known: HashMap<u64, Flow>,
+    /// Also look at what sockets keep themselves.
+    storage: bool,
+    unconnected: bool,
+    left: AtomicUsize,
+    unable: AtomicBool,
+    outcome: Mutex<Outcome>,
+}
+
+/// Ends them.
+///
+/// # Errors
+/// When the maps cannot be read.
+pub fn end(peers: &Peers, wanted: &Wanted, unconnected: bool) -> Result<Outcome> {
+    let concerned = peers.all().filter(|(_, flow)| wanted.concerns(flow));
+    let known: HashMap<_, _> = concerned.filter(|(_, flow)| is_to_end(peers, wanted, flow).is_some()).collect();
+    let storage = peers.has_overflowed();
+    if known.is_empty() && !storage {
+        return Ok(Outcome::default());
+    }
+    let left = AtomicUsize::new(known.len());
+    let (unable, outcome) = (AtomicBool::new(false), Mutex::default());
+    let search = Search { peers, wanted, known, storage, unconnected, left, unable, outcome };
+    search.everywhere(&netns::all());
+    let mut outcome = search.outcome.into_inner().ok().context("a thread died")?;
+    outcome.unable = search.unable.into_inner();
+    outcome.errors.sort();
+    outcome.errors.dedup();
+    Ok(outcome)
+}
+
+/// The service by which a socket is one to end, if it is.
+fn is_to_end(peers: &Peers, wanted: &Wanted, flow: &Flow) -> Option<Option<String>> {
+    let owner = peers.owner(&flow.service).map(|owner| owner.to_string());
+    wanted.ends(flow, owner.clone(), peers.leads_to(flow)).then_some(owner)
+}
+
+impl Search<'_> {
+    fn everywhere(&self, namespaces: &[File]) {
+        let next = AtomicUsize::new(0);
+        let work = || {
+            while let Some(netns) = namespaces.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if self.is_over() {
+                    break;
+                }
+                if let Err(error) = netns::within(netns, || self.here()) {
+                    self.note(|outcome| outcome.errors.push(error.to_string()));
+                }
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 0..AT_ONCE {
+                scope.spawn(work);
+            }
+        });
+    }
+
+    /// All sockets that have a place have been found; those that have none may be anywhere.
+    fn is_over(&self) -> bool {
+        self.unable.load(Ordering::Relaxed) || !self.storage && self.left.load(Ordering::Relaxed) == 0
+    }
+
+    fn note(&self, note: impl FnOnce(&mut Outcome)) {
+        if let Ok(mut outcome) = self.outcome.lock() {
+            note(&mut outcome);
+        }
+    }
+
+    /// In the calling thread's network namespace.
+    fn here(&self) -> io::Result<()> {
+        let mut diag = Diag::open()?;
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let flows = self.known.values().filter(|flow| flow.service.protocol == protocol);
+            let ports: HashSet<_> = flows.map(|flow| flow.backend.port()).collect();
+            if ports.is_empty() && !self.storage {
+                continue;
+            }
+            let unconnected = self.unconnected && protocol == Protocol::Udp;
+            let mut ports = ports.into_iter();
+            // The kernel looks for one port by itself.
+            let port = match (ports.next(), ports.next()) {
+                (Some(port), None) if !unconnected && !self.storage => Some(port),
+                _ => None,
+            };
+            let storage = self.storage.then(|| self.peers.overflow.fd().as_fd());
+            for found in diag.list(Query { protocol, port, unconnected, storage })? {
+                self.look_at(&mut diag, protocol, &found)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn look_at(&self, diag: &mut Diag, protocol: Protocol, found: &Found) -> io::Result<()> {
+        let kept = || {
+            let (address, backend) = found.remembered()?;
+            Some(Flow { service: Frontend { address, protocol }, backend })
+        };
+        let Some(flow) = self.known.get(&found.cookie).copied().or_else(kept) else { return Ok(()) };
+        // It may have gone on to somewhere else.
+        let is_there = found.remote == flow.backend || found.remote.port() == 0;
+        if flow.service.protocol != protocol || !is_there || !self.wanted.concerns(&flow) {
+            return Ok(());
+        }
+        let Some(service) = is_to_end(self.peers, self.wanted, &flow) else { return Ok(()) };
+        self.left.fetch_sub(usize::from(self.known.contains_key(&found.cookie)), Ordering::Relaxed);
+        match diag.destroy(protocol, found) {
+            Ok(()) => self.note(|outcome| outcome.ended.push(Ended { flow, service })),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => self.unable.store(true, Ordering::Relaxed),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,11 @@
+//! Ends the sockets that were translated to backends which went.
+
+mod diag;
+mod end;
+mod netns;
+mod run;
+mod wanted;
+
+fn main() -> std::process::ExitCode {
+    run::run(&clap::Parser::parse())
+}

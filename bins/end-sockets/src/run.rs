@@ -1,0 +1,196 @@
+//! Lines in, a line about each that ended sockets out.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, BufRead as _, IsTerminal as _, Write as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::mpsc::{self, Receiver},
+    thread,
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result};
+use bpf_lb_load::{gone::Gone, peers::Peers, pins::Pins};
+use clap::Parser;
+use metrics_file::{
+    Metrics,
+    prometheus_client::metrics::{counter::Counter, gauge::Gauge},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    end::{Outcome, end},
+    wanted::{Rules, Wanted, When},
+};
+
+/// Ends the sockets that were translated to backends which went, so that clients see an error and connect anew
+///
+/// Reads what `bpf-lb-load follow` prints, and looks into every network namespace of the node: it has to see the node's
+/// processes, and takes CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_PTRACE and CAP_BPF. Sockets that were connected to a pod's own
+/// address stay.
+#[derive(Debug, Parser)]
+#[command(version, after_help = "Example:\n  watch-services --watch | bpf-lb-load follow | end-sockets")]
+pub struct Cli {
+    /// The directory in which the load balancer's maps are pinned
+    #[arg(long, default_value = "/sys/fs/bpf/underpass")]
+    pin_dir: PathBuf,
+    /// How far a backend has to be gone for its TCP connections to end
+    #[arg(long, value_enum, default_value_t = When::Left)]
+    tcp: When,
+    /// The same for connected UDP sockets
+    #[arg(long, value_enum, default_value_t = When::Unready)]
+    udp: When,
+    /// Also end UDP sockets that are not connected, if what they first sent to is gone. By default they stay: what they send
+    /// next goes to another backend, and an end would cost them their local port and with it the answers of others
+    #[arg(long)]
+    unconnected: bool,
+}
+
+/// The part of a line that matters here.
+#[derive(Deserialize)]
+struct Line {
+    #[serde(default)]
+    gone: Vec<Gone>,
+}
+
+/// What is said of the sockets of one service's backend.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    service: Option<String>,
+    protocol: service_table::Protocol,
+    backend: String,
+    ended: usize,
+}
+
+#[derive(Default)]
+struct Counts {
+    ended: Counter,
+    errors: Counter,
+    able: Gauge,
+}
+
+/// Runs until standard input ends.
+pub fn run(cli: &Cli) -> ExitCode {
+    match work(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            message("error", &format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A line on stderr: for people on a terminal, as the other tools log it elsewhere.
+fn message(level: &str, text: &str) {
+    if io::stderr().is_terminal() {
+        eprintln!("end-sockets: {text}");
+    } else {
+        eprintln!("{}", serde_json::json!({ "level": level, "tool": "end-sockets", "msg": text }));
+    }
+}
+
+fn work(cli: &Cli) -> Result<()> {
+    let rules = Rules { tcp: cli.tcp, udp: cli.udp };
+    let counts = Counts::default();
+    counts.able.set(1);
+    let mut metrics = Metrics::new("end-sockets");
+    metrics.registry.register(
+        "sockets_ended",
+        "Sockets that were ended since their backend went",
+        counts.ended.clone(),
+    );
+    metrics.registry.register("sockets_errors", "Searches for sockets that failed", counts.errors.clone());
+    metrics.registry.register("sockets_endable", "Whether the kernel can end sockets", counts.able.clone());
+    write(&mut metrics);
+    for gone in batches(read()?) {
+        let wanted = Wanted::new(&gone, rules);
+        if wanted.is_empty() || counts.able.get() == 0 {
+            continue;
+        }
+        let begun = Instant::now();
+        match maps(&cli.pin_dir).and_then(|peers| end(&peers, &wanted, cli.unconnected)) {
+            Ok(outcome) => tell(&outcome, &counts, begun)?,
+            // The next one may go well: the balancer may be loaded again meanwhile.
+            Err(error) => {
+                counts.errors.inc();
+                message("error", &format!("{error:#}"));
+            }
+        }
+        write(&mut metrics);
+    }
+    Ok(())
+}
+
+fn maps(pin_dir: &Path) -> Result<Peers> {
+    let pins = Pins::new(pin_dir);
+    bpf_lb_load::layout::check(&pins)?;
+    Peers::open(&pins.maps()).context("the load balancer's maps")
+}
+
+fn write(metrics: &mut Metrics) {
+    if let Err(error) = metrics.write() {
+        message("warn", &error.to_string());
+    }
+}
+
+/// Lines, read by a thread of its own so that those that come together are one search.
+fn read() -> Result<Receiver<Vec<Gone>>> {
+    let (sender, receiver) = mpsc::channel();
+    let lines = || io::stdin().lock();
+    thread::Builder::new().name("lines".into()).spawn(move || {
+        let mut lines = lines();
+        let mut text = Vec::new();
+        while lines.read_until(b'\n', &mut text).is_ok_and(|len| len > 0) {
+            match serde_json::from_slice::<Line>(&text) {
+                Ok(Line { gone }) if gone.is_empty() => {}
+                Ok(Line { gone }) => {
+                    if sender.send(gone).is_err() {
+                        break;
+                    }
+                }
+                Err(error) => message("error", &format!("a line that bpf-lb-load follow does not print: {error}")),
+            }
+            text.clear();
+        }
+    })?;
+    Ok(receiver)
+}
+
+fn batches(lines: Receiver<Vec<Gone>>) -> impl Iterator<Item = Vec<Gone>> {
+    std::iter::from_fn(move || {
+        let mut batch = lines.recv().ok()?;
+        batch.extend(lines.try_iter().flatten());
+        Some(batch)
+    })
+}
+
+fn tell(outcome: &Outcome, counts: &Counts, begun: Instant) -> Result<()> {
+    for error in &outcome.errors {
+        counts.errors.inc();
+        message("error", error);
+    }
+    if outcome.unable {
+        counts.able.set(0);
+        message(
+            "warn",
+            "this kernel cannot end sockets (CONFIG_INET_DIAG_DESTROY): clients of a backend that goes are not told",
+        );
+    }
+    let mut reports = BTreeMap::new();
+    for ended in &outcome.ended {
+        counts.ended.inc();
+        *reports.entry((ended.service.clone(), ended.flow.service.protocol, ended.flow.backend)).or_insert(0) += 1;
+    }
+    let reports: Vec<_> = reports
+        .into_iter()
+        .map(|((service, protocol, backend), ended)| Report { service, protocol, backend: backend.to_string(), ended })
+        .collect();
+    if !reports.is_empty() {
+        let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or_default();
+        let line = serde_json::json!({ "ended": reports, "milliseconds": milliseconds });
+        writeln!(io::stdout(), "{line}").context("standard output")?;
+    }
+    Ok(())
+}

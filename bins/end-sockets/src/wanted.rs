@@ -1,0 +1,117 @@
+//! Which sockets are to end. Pure.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+};
+
+use bpf_lb_load::{
+    gone::{Gone, Why},
+    peers::Flow,
+};
+use clap::ValueEnum;
+use service_table::Protocol;
+
+/// How far a backend has to be gone for its sockets to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum When {
+    /// As soon as it gets nothing new
+    Draining,
+    /// When it does not serve any more
+    Unready,
+    /// When it is gone
+    Left,
+    /// Never
+    Never,
+}
+
+/// How far that is, by protocol.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// For TCP.
+    pub tcp: When,
+    /// For UDP.
+    pub udp: When,
+}
+
+impl Rules {
+    fn end(self, gone: &Gone) -> bool {
+        let when = match gone.protocol {
+            Protocol::Tcp => self.tcp,
+            Protocol::Udp => self.udp,
+        };
+        let now = match gone.why {
+            Why::Draining => When::Draining,
+            Why::Unready => When::Unready,
+            Why::Left => When::Left,
+        };
+        now >= when
+    }
+}
+
+/// Backends whose sockets are to end, and by which services they were reached.
+#[derive(Debug, Default)]
+pub struct Wanted(HashMap<(Protocol, SocketAddr), HashSet<Option<String>>>);
+
+impl Wanted {
+    /// Those of a list of changes that the rules are about.
+    pub fn new(gone: &[Gone], rules: Rules) -> Self {
+        let mut wanted = HashMap::<_, HashSet<_>>::new();
+        for gone in gone.iter().filter(|gone| rules.end(gone)) {
+            wanted.entry((gone.protocol, gone.backend)).or_default().insert(gone.service.clone());
+        }
+        Self(wanted)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether a socket that was translated like that may be one: it was translated to such a backend.
+    pub fn concerns(&self, flow: &Flow) -> bool {
+        self.0.contains_key(&(flow.service.protocol, flow.backend))
+    }
+
+    /// Whether it is one: the service that it asked for, which is `owner`'s now, lost that backend and does not have it again
+    /// (`leads_to`). If it is no Service's any more, then there is nobody to say that the backend is not gone.
+    pub fn ends(&self, flow: &Flow, owner: Option<String>, leads_to: bool) -> bool {
+        let services = self.0.get(&(flow.service.protocol, flow.backend));
+        !leads_to && services.is_some_and(|services| owner.is_none() || services.contains(&owner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bpf_lb_load::spec::Frontend;
+
+    use super::*;
+
+    const RULES: Rules = Rules { tcp: When::Left, udp: When::Unready };
+
+    fn gone(protocol: Protocol, why: Why) -> Gone {
+        Gone { service: Some("a/b".into()), protocol, backend: "10.0.0.1:80".parse().unwrap(), why }
+    }
+
+    fn flow(protocol: Protocol) -> Flow {
+        let service = Frontend { address: "10.96.0.1:80".parse().unwrap(), protocol };
+        Flow { service, backend: "10.0.0.1:80".parse().unwrap() }
+    }
+
+    #[test]
+    fn tcp_stays_until_the_backend_left_and_udp_while_it_serves() {
+        let ends = |protocol, why| !Wanted::new(&[gone(protocol, why)], RULES).is_empty();
+        let all = [Why::Draining, Why::Unready, Why::Left];
+        assert_eq!(all.map(|why| ends(Protocol::Tcp, why)), [false, false, true]);
+        assert_eq!(all.map(|why| ends(Protocol::Udp, why)), [false, true, true]);
+    }
+
+    #[test]
+    fn sockets_of_another_service_with_the_same_backend_stay() {
+        let wanted = Wanted::new(&[gone(Protocol::Udp, Why::Left)], RULES);
+        let ends = |owner: Option<&str>, leads_to| wanted.ends(&flow(Protocol::Udp), owner.map(Into::into), leads_to);
+        assert_eq!([Some("a/b"), None, Some("c/d")].map(|owner| ends(owner, false)), [true, true, false]);
+        assert!(!ends(Some("a/b"), true), "the backend is back");
+        assert!(!wanted.ends(&flow(Protocol::Tcp), None, false), "another protocol");
+    }
+}
