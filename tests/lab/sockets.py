@@ -52,6 +52,50 @@ def answer_all(server, address):
         server.sendto(address.encode(), sender)
 
 
+def hold(*addresses):
+    """As serve, but TCP connections stay open."""
+    for address in addresses:
+        listener = socket.create_server((address, PORT), family=family_of(address), backlog=1000)
+        threading.Thread(target=keep_all, args=(listener, address.encode()), daemon=True).start()
+        server = socket.socket(family_of(address), SOCK_DGRAM)
+        server.bind((address, PORT))
+        threading.Thread(target=answer_all, args=(server, address), daemon=True).start()
+
+
+def keep_all(listener, greeting=b""):
+    kept = []
+    while True:
+        connection, _ = listener.accept()
+        connection.sendall(greeting)
+        kept.append(connection)
+
+
+def error_of(one):
+    """The name of the error that waits for a socket, or None."""
+    error = one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    return errno.errorcode[error] if error else None
+
+
+def told(sockets, seconds=5):
+    """The error that each of the sockets gets within that time, without doing anything."""
+    found, end = [None] * len(sockets), time.monotonic() + seconds
+    while None in found and time.monotonic() < end:
+        found = [known or error_of(one) for known, one in zip(found, sockets)]
+        time.sleep(0.01)
+    return found
+
+
+def ready(step=""):
+    """Says by a file that the program has come this far."""
+    with open(sys.argv[1] + step, "w", encoding="ascii"):
+        pass
+
+
+def wait_for(path):
+    while not os.path.exists(path):
+        time.sleep(0.01)
+
+
 def connect(kind, address, port=80, family=None):
     """A socket connected to address."""
     made = new(kind, family or address)

@@ -24,6 +24,9 @@ use crate::{
 /// Why nothing was done, or not all.
 #[derive(Debug, Error)]
 pub enum ApplyError {
+    /// It is not what the schema says, and nothing was changed.
+    #[error("{0}")]
+    Invalid(String),
     /// The table makes no sense, and nothing was changed.
     #[error("{0} is in the table twice")]
     Twice(ServiceName),
@@ -287,6 +290,11 @@ impl Table {
             }
         }
         Ok(())
+    }
+
+    /// How many services lack something that another one has.
+    pub fn incomplete(&self) -> usize {
+        self.lost.len()
     }
 
     fn names(&self) -> Vec<ServiceName> {

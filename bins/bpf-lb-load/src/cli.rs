@@ -14,12 +14,14 @@ use service_table::{Line, ServiceTable};
 
 use crate::{
     apply::{self, Refused, Summary, Table},
+    attach::{self, Served},
     claims::Conflict,
     diff, follow,
     kernel::Kernel,
     layout,
     load::{self, Request, Sizes},
     maps::pinned,
+    metrics::Metrics,
     netns,
     peers::Peers,
     pins::Pins,
@@ -83,7 +85,8 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Load {
-    /// The directory of the cgroup v2 whose processes are served; the root of the hierarchy by default
+    /// The directory of the cgroup v2 whose processes are served, and no others; as before by default, and the root of the
+    /// hierarchy at first
     #[arg(long)]
     cgroup: Option<PathBuf>,
     /// Which network namespaces take part; as before by default, and all of them at first
@@ -156,14 +159,14 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         Command::Follow => {
             let _lock = pins.lock()?;
             let table = Table::new(Kernel::open(&pins)?)?.tells_of_old(Peers::open(&pins.maps())?);
-            follow::follow(table, std::io::stdin().lock())?;
+            follow::follow(table, Metrics::new(&pins), |text| message("warn", text))?;
         }
-        Command::Show { json } => show(&Kernel::open(&pins)?, json)?,
+        Command::Show { json } => show(&pins, json)?,
         Command::Stats { format } => {
             let stats = stats::stats(&Kernel::open(&pins)?);
             match format {
                 Format::Json => print::pretty(&stats)?,
-                Format::Prometheus => print::text(&stats::prometheus(&stats))?,
+                Format::Prometheus => print::text(&stats::prometheus(&stats, attach::served(&pins).is_somebody()))?,
             }
         }
         Command::Register { path } => register(&pins, &path, true)?,
@@ -182,11 +185,18 @@ fn execute(cli: Cli) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn show(kernel: &Kernel, json: bool) -> Result<()> {
+fn show(pins: &Pins, json: bool) -> Result<()> {
+    let (kernel, served) = (Kernel::open(pins)?, attach::served(pins));
     if !json && std::io::stdout().is_terminal() {
-        print::text(&show::text(kernel))
-    } else {
-        print::pretty(&show::table(kernel))
+        return print::text(&format!("{served}\n{}", show::text(&kernel)));
+    }
+    warn_if_idle(&served);
+    print::pretty(&show::table(&kernel))
+}
+
+fn warn_if_idle(served: &Served) {
+    if !served.is_somebody() {
+        message("warn", &served.to_string());
     }
 }
 
@@ -196,26 +206,12 @@ fn load_programs(pins: Pins, load: Load) -> Result<()> {
         NetnsScope::AllBut => Participation::AllBut,
         NetnsScope::Only => Participation::Only,
     });
-    let cgroup = match load.cgroup {
-        Some(cgroup) => cgroup,
-        None => cgroup_root()?,
-    };
-    let Load { node_netns, object, sizes, .. } = load;
+    let Load { cgroup, node_netns, object, sizes, .. } = load;
     let request = Request { pins, cgroup, participation, node_netns, sizes, object };
     for missing in load::load(&request)? {
         message("warn", &format!("this kernel lacks {missing}"));
     }
     Ok(())
-}
-
-/// The mount point of cgroup v2, which is not the same on every system.
-fn cgroup_root() -> Result<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").context("/proc/self/mounts")?;
-    let mount = mounts.lines().map(|line| line.split(' ')).find_map(|mut fields| {
-        let path = fields.nth(1)?;
-        (fields.next()? == "cgroup2").then(|| PathBuf::from(path))
-    });
-    mount.context("no cgroup v2 is mounted; mount one, or name one with --cgroup")
 }
 
 fn apply_table(pins: &Pins, dry_run: bool) -> Result<ExitCode> {
@@ -227,6 +223,7 @@ fn apply_table(pins: &Pins, dry_run: bool) -> Result<ExitCode> {
     }
     let _lock = pins.lock()?;
     let summary = Table::new(Kernel::open(pins)?)?.apply(&table)?;
+    warn_if_idle(&attach::served(pins));
     print::line(&summary)?;
     Ok(complain(&summary))
 }

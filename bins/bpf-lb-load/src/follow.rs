@@ -1,6 +1,10 @@
 //! One change a line, and a line about each.
 
-use std::io::BufRead;
+use std::{
+    io::{self, BufRead as _},
+    sync::mpsc::{Receiver, RecvTimeoutError, sync_channel},
+    thread,
+};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
@@ -9,6 +13,8 @@ use service_table::Line;
 use crate::{
     apply::{ApplyError, Summary, Table},
     gone::Gone,
+    maps::MapsError,
+    metrics::Metrics,
     print,
 };
 
@@ -35,32 +41,66 @@ impl Answer {
         let error = (!errors.is_empty()).then(|| errors.join("; "));
         Self { line, gone: std::mem::take(&mut done.gone), done: Some(done), error }
     }
+}
 
-    fn refused(line: usize, error: impl std::error::Error) -> Self {
-        Self { line, done: None, gone: Vec::new(), error: Some(error.to_string()) }
+/// Makes the changes that standard input has until it ends.
+///
+/// # Errors
+/// When nobody reads the answers any more, when the input cannot be read, or when the maps cannot be written.
+pub fn follow(mut table: Table, mut metrics: Metrics, warn: fn(&str)) -> Result<()> {
+    let lines = read()?;
+    for line in 1.. {
+        // Whoever waits for an answer does not wait for this.
+        let text = loop {
+            if metrics.due().is_zero() {
+                metrics.write(&table).unwrap_or_else(|error| warn(&error.to_string()));
+            }
+            match lines.recv_timeout(metrics.due()) {
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                Ok(text) => break text.context("stdin")?,
+            }
+        };
+        print::line(&answer(&mut table, &mut metrics, line, &text)?)?;
+    }
+    Ok(())
+}
+
+fn answer(table: &mut Table, metrics: &mut Metrics, line: usize, text: &[u8]) -> Result<Answer, MapsError> {
+    let done = match serde_json::from_slice::<Line>(text) {
+        Ok(Line { change, triggered }) => table.change(&change).map(|done| (done, triggered)),
+        Err(error) => Err(ApplyError::Invalid(error.to_string())),
+    };
+    match done {
+        Ok((done, triggered)) => {
+            metrics.done(&done, triggered.as_deref());
+            Ok(Answer::done(line, done))
+        }
+        Err(ApplyError::Maps(error)) => Err(error),
+        Err(error) => {
+            metrics.refused();
+            Ok(Answer { line, done: None, gone: Vec::new(), error: Some(error.to_string()) })
+        }
     }
 }
 
-/// Makes the changes that `input` has until it ends.
-///
-/// # Errors
-/// When nobody reads the answers any more, when `input` cannot be read, or when the maps cannot be written.
-pub fn follow(mut table: Table, mut input: impl BufRead) -> Result<()> {
-    let mut text = Vec::new();
-    for line in 1.. {
-        text.clear();
-        if input.read_until(b'\n', &mut text).context("stdin")? == 0 {
-            break;
+/// The lines of standard input, read by a thread of its own. Few at a time, so that whoever writes them waits if need be.
+fn read() -> Result<Receiver<io::Result<Vec<u8>>>> {
+    let (sender, receiver) = sync_channel(4);
+    let lines = move || {
+        let mut input = io::stdin().lock();
+        loop {
+            let mut text = Vec::new();
+            let (line, is_last) = match input.read_until(b'\n', &mut text) {
+                Ok(0) => break,
+                Ok(_) => (Ok(text), false),
+                Err(error) => (Err(error), true),
+            };
+            if sender.send(line).is_err() || is_last {
+                break;
+            }
         }
-        let answer = match serde_json::from_slice::<Line>(&text) {
-            Ok(Line { change, .. }) => match table.change(&change) {
-                Ok(done) => Answer::done(line, done),
-                Err(ApplyError::Maps(error)) => return Err(error.into()),
-                Err(error) => Answer::refused(line, error),
-            },
-            Err(error) => Answer::refused(line, error),
-        };
-        print::line(&answer)?;
-    }
-    Ok(())
+    };
+    thread::Builder::new().name("lines".into()).spawn(lines)?;
+    Ok(receiver)
 }

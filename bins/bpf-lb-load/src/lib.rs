@@ -1,6 +1,7 @@
 //! The user side of the socket load balancer: one table in, one set of maps out.
 
 pub mod apply;
+pub mod attach;
 pub mod claims;
 pub mod cli;
 pub mod diff;
@@ -12,6 +13,7 @@ pub mod kernel;
 pub mod layout;
 pub mod load;
 pub mod maps;
+pub mod metrics;
 pub mod name;
 pub mod netns;
 pub mod node;

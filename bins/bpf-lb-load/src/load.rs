@@ -15,6 +15,7 @@ use aya::{
 use bpf_lb_abi::{Config, LAYOUT, Participation};
 
 use crate::{
+    attach::{self, Served},
     layout,
     maps::{mapped, pinned_data},
     netns,
@@ -47,8 +48,8 @@ pub struct Sizes {
 pub struct Request {
     /// Where to pin.
     pub pins: Pins,
-    /// The directory of a cgroup v2.
-    pub cgroup: PathBuf,
+    /// The directory of a cgroup v2; as before if nothing is said, and the root of the hierarchy at first.
+    pub cgroup: Option<PathBuf>,
     /// Which network namespaces take part; as before if nothing is said, and all of them at first.
     pub participation: Option<Participation>,
     /// The network namespace in which node ports are protected; the loader's own if nothing is said.
@@ -68,15 +69,19 @@ pub fn load(request: &Request) -> Result<Vec<String>> {
     {
         bail!("this bpf-lb-load was built without its kernel side ({missing}); install that and build again");
     }
-    let cgroup = File::open(&request.cgroup).with_context(|| format!("cgroup {}", request.cgroup.display()))?;
     let pins = &request.pins;
+    let cgroup = match (&request.cgroup, attach::served(pins)) {
+        (None, Served::Cgroup(_)) => None,
+        (Some(path), _) => Some(open_cgroup(path)?),
+        (None, _) => Some(open_cgroup(&attach::root()?)?),
+    };
     pins.create()?;
     let _lock = pins.lock()?;
     let fresh = !pins.is_loaded();
     if !fresh {
         layout::check(pins)?;
     }
-    let result = load_and_attach(request, &cgroup, fresh);
+    let result = load_and_attach(request, cgroup.as_ref(), fresh);
     if result.is_err() && fresh {
         // What went wrong first is what matters.
         let _also_failed = pins.remove();
@@ -84,7 +89,7 @@ pub fn load(request: &Request) -> Result<Vec<String>> {
     result
 }
 
-fn load_and_attach(request: &Request, cgroup: &File, fresh: bool) -> Result<Vec<String>> {
+fn load_and_attach(request: &Request, cgroup: Option<&File>, fresh: bool) -> Result<Vec<String>> {
     let pins = &request.pins;
     let mut missing = Vec::new();
     let set_retval = probe::has_set_retval()?;
@@ -181,25 +186,33 @@ fn configure(request: &Request, fresh: bool) -> Result<()> {
     Ok(())
 }
 
-fn install(object: &mut Ebpf, hook: &Hook, cgroup: &File, pins: &Pins) -> Result<()> {
+fn open_cgroup(path: &Path) -> Result<File> {
+    File::open(path).with_context(|| format!("cgroup {}", path.display()))
+}
+
+/// Attaches a program: in the place of the one that is there, or to another cgroup, and then that one goes.
+fn install(object: &mut Ebpf, hook: &Hook, cgroup: Option<&File>, pins: &Pins) -> Result<()> {
     let program = object.program_mut(hook.program).with_context(|| format!("no program {}", hook.program))?;
     let pin = pins.link(hook.program);
+    let found = attach::cgroup_of(&pin);
+    let elsewhere = match cgroup {
+        Some(cgroup) if found != Some(attach::number(cgroup)?) => Some(cgroup),
+        // One that was removed, or that is not known to a kernel before 5.8.
+        None if !pin.exists() => return Err(anyhow!("{} is not attached anywhere; name the cgroup", hook.program)),
+        _ => None,
+    };
     // The error's text has the verifier's log.
     let what = || format!("load {}", hook.program);
     match program {
         Program::CgroupSockAddr(program) => {
             program.load().with_context(what)?;
-            if pin.exists() {
-                return replace(&pin, program.fd()?.as_fd());
-            }
+            let Some(cgroup) = elsewhere else { return replace(&pin, program.fd()?.as_fd()) };
             let link = program.attach(cgroup, CgroupAttachMode::Single).with_context(|| attach(hook))?;
             pin_link(program.take_link(link)?.try_into()?, &pin)
         }
         Program::CgroupSock(program) => {
             program.load().with_context(what)?;
-            if pin.exists() {
-                return replace(&pin, program.fd()?.as_fd());
-            }
+            let Some(cgroup) = elsewhere else { return replace(&pin, program.fd()?.as_fd()) };
             let link = program.attach(cgroup, CgroupAttachMode::Single).with_context(|| attach(hook))?;
             pin_link(program.take_link(link)?.try_into()?, &pin)
         }
@@ -216,7 +229,13 @@ fn replace(pin: &Path, program: std::os::fd::BorrowedFd<'_>) -> Result<()> {
     sys::replace_program(link.as_fd(), program).with_context(|| format!("replace the program of {}", pin.display()))
 }
 
+/// What the pin of a link is called until it takes the place of another one.
+const NEW: &str = "new";
+
 fn pin_link(link: FdLink, pin: &Path) -> Result<()> {
-    link.pin(pin).with_context(|| format!("pin {}", pin.display()))?;
-    Ok(())
+    // What was there goes with its pin; a program is attached to this cgroup at every moment.
+    let new = pin.with_extension(NEW);
+    let _left_by_one_that_was_killed = std::fs::remove_file(&new);
+    link.pin(&new).with_context(|| format!("pin {}", new.display()))?;
+    std::fs::rename(&new, pin).with_context(|| format!("pin {}", pin.display()))
 }

@@ -51,8 +51,12 @@ pub fn stats(kernel: &Kernel) -> Vec<ServiceStats> {
 }
 
 /// The same in the text format of Prometheus.
-pub fn prometheus(stats: &[ServiceStats]) -> String {
+pub fn prometheus(stats: &[ServiceStats], is_served: bool) -> String {
     let mut text = String::new();
+    if !is_served {
+        text.push_str("# HELP underpass_lb_attached Whether anybody is served.\n# TYPE underpass_lb_attached gauge\n");
+        text.push_str("underpass_lb_attached 0\n");
+    }
     let mut family = |name: &str, kind: &str, help: &str, line: &dyn Fn(&ServiceStats, &mut String)| {
         let _infallible = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
         for service in stats {

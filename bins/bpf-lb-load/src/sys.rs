@@ -108,6 +108,40 @@ pub fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Res
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// The number of the cgroup that a link is attached to, 0 if that was removed. Needs Linux 5.8.
+pub fn link_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
+    const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+
+    /// The part of the kernel's `struct bpf_link_info` that cgroups' links fill.
+    #[repr(C)]
+    #[derive(Default)]
+    struct LinkInfo {
+        kind: u32,
+        id: u32,
+        prog_id: u32,
+        pad: u32,
+        cgroup_id: u64,
+        attach_type: u32,
+        pad2: u32,
+    }
+    #[repr(C)]
+    struct InfoByFd {
+        bpf_fd: u32,
+        info_len: u32,
+        info: u64,
+    }
+    let mut info = LinkInfo::default();
+    let attr = InfoByFd {
+        bpf_fd: link.as_raw_fd().cast_unsigned(),
+        info_len: u32::try_from(size_of::<LinkInfo>()).unwrap_or_default(),
+        info: (&raw mut info) as u64,
+    };
+    // SAFETY: as above, and the kernel writes no more than `info_len` bytes.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw const attr, size_of::<InfoByFd>()) };
+    if result == 0 { Ok(info.cgroup_id) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Opens what is pinned at `path`.
 pub fn open_pinned(path: &std::path::Path) -> io::Result<OwnedFd> {
     use std::os::unix::ffi::OsStrExt as _;

@@ -1,0 +1,107 @@
+//! To which cgroup the programs are attached.
+
+use std::{
+    fs::{self, File},
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{pins::Pins, sys};
+
+/// What is attached where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// Nothing is.
+    Nobody,
+    /// The cgroup was removed, and nobody is served.
+    Removed,
+    /// The processes in the cgroup with that number.
+    Cgroup(u64),
+}
+
+impl Served {
+    /// Whether anybody is.
+    pub const fn is_somebody(&self) -> bool {
+        matches!(self, Self::Cgroup(_))
+    }
+}
+
+impl std::fmt::Display for Served {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Nobody => f.write_str("nobody is served: no program is attached; run bpf-lb-load load"),
+            Self::Removed => f.write_str(
+                "nobody is served: the cgroup that the programs were attached to was removed; run bpf-lb-load load",
+            ),
+            Self::Cgroup(id) => match path_of(*id) {
+                Some(path) => write!(f, "the processes in the cgroup {} are served", path.display()),
+                None => {
+                    write!(f, "the processes in the cgroup with number {id}, which is not mounted here, are served")
+                }
+            },
+        }
+    }
+}
+
+/// Whom the pinned links serve: what translates is what counts.
+pub fn served(pins: &Pins) -> Served {
+    match cgroup_of(&pins.link("connect4")) {
+        None => Served::Nobody,
+        Some(0) => Served::Removed,
+        Some(id) => Served::Cgroup(id),
+    }
+}
+
+/// The number of the cgroup that the link at `pin` is attached to, 0 if that was removed. Nothing if there is no link.
+pub fn cgroup_of(pin: &Path) -> Option<u64> {
+    let link = sys::open_pinned(pin).ok()?;
+    sys::link_cgroup(link.as_fd()).ok()
+}
+
+/// A cgroup's number.
+pub fn number(cgroup: &File) -> Result<u64> {
+    Ok(cgroup.metadata().context("the cgroup")?.ino())
+}
+
+/// The root of a hierarchy has this number (`kernfs`).
+const ROOT: u64 = 1;
+
+/// The mount point of cgroup v2, which is not the same on every system.
+///
+/// # Errors
+/// When there is none, or when what is mounted there is only a part: the root of a cgroup namespace.
+pub fn root() -> Result<PathBuf> {
+    let path = mount().context("no cgroup v2 is mounted; mount one, or name one with --cgroup")?;
+    let number = fs::metadata(&path).with_context(|| path.display().to_string())?.ino();
+    ensure!(
+        number == ROOT,
+        "{} is the root of a cgroup namespace, not of the hierarchy, so that nobody but the processes in it would be served: run in the \
+         host's cgroup namespace, mount its hierarchy, or name a cgroup with --cgroup",
+        path.display()
+    );
+    Ok(path)
+}
+
+fn mount() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+    mounts.lines().map(|line| line.split(' ')).find_map(|mut fields| {
+        let path = fields.nth(1)?;
+        (fields.next()? == "cgroup2").then(|| PathBuf::from(path))
+    })
+}
+
+fn path_of(id: u64) -> Option<PathBuf> {
+    let mut open = vec![mount()?];
+    while let Some(folder) = open.pop() {
+        if fs::metadata(&folder).is_ok_and(|metadata| metadata.ino() == id) {
+            return Some(folder);
+        }
+        let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+        open.extend(
+            entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()),
+        );
+    }
+    None
+}

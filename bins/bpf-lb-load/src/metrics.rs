@@ -1,0 +1,150 @@
+//! What `follow` says of itself for Prometheus.
+
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use metrics_file::{
+    Labels, Metrics as File,
+    prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+};
+
+use crate::{
+    apply::{Summary, Table},
+    attach,
+    pins::Pins,
+};
+
+/// How often the file is written at most.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// The metrics, and the file that has them: `bpf-lb-load.prom` in the state directory.
+pub struct Metrics {
+    file: File,
+    pins: Pins,
+    last_sync: Gauge,
+    attached: Gauge,
+    services: Gauge,
+    endpoints: Gauge,
+    incomplete: Gauge,
+    changes: Counter,
+    errors: Counter,
+    delay: Histogram,
+    connections: Family<Labels, Counter>,
+    refused: Family<Labels, Counter>,
+    written: Option<Instant>,
+    complained: bool,
+}
+
+impl Metrics {
+    /// Of a load balancer with these pins.
+    pub fn new(pins: &Pins) -> Self {
+        let mut metrics = Self {
+            file: File::new("bpf-lb-load"),
+            pins: pins.clone(),
+            last_sync: Gauge::default(),
+            attached: Gauge::default(),
+            services: Gauge::default(),
+            endpoints: Gauge::default(),
+            incomplete: Gauge::default(),
+            changes: Counter::default(),
+            errors: Counter::default(),
+            delay: Histogram::new(buckets()),
+            connections: Family::default(),
+            refused: Family::default(),
+            written: None,
+            complained: false,
+        };
+        metrics.register();
+        metrics
+    }
+
+    fn register(&mut self) {
+        let registry = &mut self.file.registry;
+        registry.register("lb_last_sync_timestamp_seconds", "When the table was last changed", self.last_sync.clone());
+        registry.register("lb_attached", "Whether anybody is served", self.attached.clone());
+        registry.register("lb_services", "Service ports in the kernel", self.services.clone());
+        registry.register("lb_endpoints", "Endpoints in the kernel, by Service port", self.endpoints.clone());
+        registry.register(
+            "lb_incomplete_services",
+            "Services that are not as they were to be",
+            self.incomplete.clone(),
+        );
+        registry.register("lb_changes", "Services that were set or removed", self.changes.clone());
+        registry.register("lb_errors", "Lines and services that could not be done", self.errors.clone());
+        registry.register(
+            "lb_network_programming_duration_seconds",
+            "From a change in the cluster to the kernel",
+            self.delay.clone(),
+        );
+        registry.register("lb_service_connections", "Connections begun to a Service", self.connections.clone());
+        registry.register("lb_service_refused", "Connections to a Service without backends", self.refused.clone());
+    }
+
+    /// Takes note of a line that was done.
+    pub fn done(&mut self, summary: &Summary, triggered: Option<&str>) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.last_sync.set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
+        self.changes.inc_by((summary.set + summary.removed) as u64);
+        self.errors.inc_by(summary.refused.len() as u64);
+        if let Some(triggered) = triggered.and_then(service_table::nanoseconds) {
+            let nanoseconds = i128::try_from(now.as_nanos()).unwrap_or(i128::MAX) - triggered;
+            // Clocks of two machines differ.
+            self.delay.observe(nanoseconds.max(0) as f64 / 1e9);
+        }
+    }
+
+    /// Takes note of a line that makes no sense.
+    pub fn refused(&self) {
+        self.errors.inc();
+    }
+
+    /// When the file is next to be written.
+    pub fn due(&self) -> Duration {
+        self.written.map_or(Duration::ZERO, |written| PAUSE.saturating_sub(written.elapsed()))
+    }
+
+    /// Writes the file.
+    ///
+    /// # Errors
+    /// When it cannot be written, once.
+    pub fn write(&mut self, table: &Table) -> Result<(), std::io::Error> {
+        self.written = Some(Instant::now());
+        let services = table.kernel.services();
+        self.attached.set(attach::served(&self.pins).is_somebody().into());
+        self.services.set(services.len() as i64);
+        self.endpoints.set(services.values().map(|service| service.backends.len() as i64).sum());
+        self.incomplete.set(table.incomplete() as i64);
+        self.count(table);
+        match self.file.write() {
+            Err(error) if !std::mem::replace(&mut self.complained, true) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// What was counted of each service that anybody used.
+    fn count(&mut self, table: &Table) {
+        self.connections.clear();
+        self.refused.clear();
+        for (key, service) in table.kernel.services() {
+            let (refused, backends) = table.kernel.counts(service);
+            let labels = || {
+                let [namespace, name, port] = [&key.namespace, &key.name, &key.port_name].map(Clone::clone);
+                vec![("namespace", namespace), ("service", name), ("port", port)]
+            };
+            for (family, count) in [(&self.connections, backends.values().sum()), (&self.refused, refused)] {
+                if count > 0 {
+                    family.get_or_create(&labels()).inner().store(count, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+}
+
+/// Those of kube-proxy's `network_programming_duration_seconds`, and before them some for what is faster.
+fn buckets() -> impl Iterator<Item = f64> {
+    let fast = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1].into_iter();
+    let seconds = (1..60).chain((60..120).step_by(5)).chain((120..=300).step_by(30)).map(f64::from);
+    fast.chain([0.25, 0.5]).chain(seconds)
+}

@@ -1,0 +1,224 @@
+# Backends that go: the sockets that were translated to them are ended, in every network namespace of the node.
+
+load helpers
+load lb
+
+setup_file() {
+  lb_suite || return 0
+  lb_pod second
+}
+
+setup() {
+  [ -z "${SUITE_SKIP-}" ] || skip "$SUITE_SKIP"
+  lb_services
+  FOLLOW=$BATS_TEST_TMPDIR/follow
+  mkfifo "$FOLLOW"
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_spawn agent node1 sh -c 'exec "$0" follow <"$1" | "$2" ${3-}' "$(lab_lb_program)" "$FOLLOW" "$LAB_REPO/target/release/end-sockets" \
+    "${END_SOCKETS_FLAGS-}" 3>&-
+  exec 5>"$FOLLOW"
+}
+
+teardown() {
+  [ -z "${SUITE_SKIP-}" ] || return 0
+  exec 5>&-
+  lab_stop agent 2>/dev/null || true
+}
+
+# es_set NAME JSON: a line for follow.
+es_set() {
+  printf '{"set": %s}\n' "$(lb_service "$1" "$2")" >&5
+}
+
+# es_client NAME [POD] <PROGRAM: a Python program in the background. It says that it is ready, then the backend goes.
+es_client() {
+  cat >"$BATS_TEST_TMPDIR/$1.py"
+  lab_sockets "node1/${2:-pod}" "$BATS_TEST_TMPDIR/$1.ready" >"$BATS_TEST_TMPDIR/$1.out" 2>&1 5>&- <"$BATS_TEST_TMPDIR/$1.py" &
+  printf '%s' $! >"$BATS_TEST_TMPDIR/$1.pid"
+  lab_until 20 test -e "$BATS_TEST_TMPDIR/$1.ready" || fail "$(<"$BATS_TEST_TMPDIR/$1.out")"
+}
+
+# es_ends_well NAME...: the programs end, and none of them has anything to complain of.
+es_ends_well() {
+  local name
+  for name in "$@"; do
+    lab_until 30 test ! -d "/proc/$(<"$BATS_TEST_TMPDIR/$name.pid")" || fail "$name does not end"
+    assert_equal "$(<"$BATS_TEST_TMPDIR/$name.out")" ''
+  done
+}
+
+ES_ALL='{"clusterIps": ["10.96.0.1", "fd02::1"], "backends": [{"address": "127.0.0.2", "port": 8080}, {"address": "fd01::2", "port": 8080}]}'
+ES_OTHERS='{"clusterIps": ["10.96.0.1", "fd02::1"], "backends": [{"address": "127.0.0.3", "port": 8080}, {"address": "fd01::3", "port": 8080}]}'
+
+@test "every socket that is connected to a backend which goes is told, TCP and UDP, of both families, mapped or not, idle or not" {
+  es_set tcp "$ES_ALL"
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  for pod in pod second; do
+    es_client "$pod" "$pod" <<'PY'
+hold("127.0.0.2", "fd01::2", "127.0.0.3")
+while errno_of(connect, SOCK_DGRAM, "10.96.0.1"):
+    time.sleep(.01)
+to = ("10.96.0.1", AF_INET), ("fd02::1", AF_INET6), ("::ffff:10.96.0.1", AF_INET6)
+sockets = [connect(kind, address, 80, family) for kind in (SOCK_STREAM, SOCK_DGRAM) for address, family in to for _ in range(3)]
+# These stay: they were connected to the pod's own address.
+direct = [connect(kind, address, PORT) for kind in (SOCK_STREAM, SOCK_DGRAM) for address in ("127.0.0.2", "fd01::2", "127.0.0.3")]
+ready()
+equal(told(sockets), ["ECONNABORTED"] * len(sockets))
+equal([error_of(one) for one in direct], [None] * len(direct))
+for one in direct[3:]:
+    one.send(b"?"); one.recv(64)
+# And it can go on with another backend.
+equal(reach(SOCK_DGRAM, "10.96.0.1"), "127.0.0.3")
+PY
+  done
+  es_set tcp "$ES_OTHERS"
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
+  es_ends_well pod second
+  assert_json "$(jq -s . "$LAB/log/agent")" '[.[].ended[].ended] | add' 36
+}
+
+@test "TCP connections to a backend that drains stay until it has left, UDP sockets while it serves; then they end" {
+  es_set tcp "$ES_ALL"
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_client client <<'PY'
+hold("127.0.0.2")
+while errno_of(connect, SOCK_DGRAM, "10.96.0.1"):
+    time.sleep(.01)
+tcp, udp = connect(SOCK_STREAM, "10.96.0.1"), connect(SOCK_DGRAM, "10.96.0.1")
+ready()
+wait_for(sys.argv[1] + "drains")
+equal([error_of(one) for one in (tcp, udp)], [None, None], "drains")
+ready("seen")
+equal(told([udp]), ["ECONNABORTED"], "does not serve")
+equal(error_of(tcp), None)
+ready("told")
+equal(told([tcp]), ["ECONNABORTED"], "has left")
+PY
+  local drains protocol
+  drains=$(jq -c '. + {draining: [.backends[0] + {serving: true}], backends: .backends[1:]}' <<<"$ES_ALL")
+  for protocol in TCP UDP; do es_set "${protocol,,}" "$(jq -c ".protocol = \"$protocol\"" <<<"$drains")"; done
+  sleep 0.5
+  : >"$BATS_TEST_TMPDIR/client.readydrains"
+  lab_until 5 test -e "$BATS_TEST_TMPDIR/client.readyseen" || fail "$(<"$BATS_TEST_TMPDIR/client.out")"
+  for protocol in TCP UDP; do es_set "${protocol,,}" "$(jq -c ".protocol = \"$protocol\" | .draining[0].serving = false" <<<"$drains")"; done
+  lab_until 5 test -e "$BATS_TEST_TMPDIR/client.readytold" || fail "$(<"$BATS_TEST_TMPDIR/client.out")"
+  for protocol in TCP UDP; do es_set "${protocol,,}" "$(jq -c ".protocol = \"$protocol\" | .draining = []" <<<"$drains")"; done
+  es_ends_well client
+}
+
+@test "a socket that reached the same backend by another Service stays, and so does one that goes on elsewhere" {
+  es_set one "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_set two "$(jq -c '.protocol = "UDP" | .clusterIps = ["10.96.0.2"]' <<<"$ES_ALL")"
+  es_client client <<'PY'
+hold("127.0.0.2", "127.0.0.3")
+while errno_of(connect, SOCK_DGRAM, "10.96.0.2"):
+    time.sleep(.01)
+one, two, gone_on = (connect(SOCK_DGRAM, address) for address in ("10.96.0.1", "10.96.0.2", "10.96.0.1"))
+gone_on.connect(("127.0.0.2", PORT))
+ready()
+equal(told([one]), ["ECONNABORTED"])
+equal([answer(two), answer(gone_on)], ["127.0.0.2"] * 2)
+PY
+  es_set one "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
+  es_ends_well client
+}
+
+@test "sockets of a backend that went while no writer ran are ended with the first table" {
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_client client <<'PY'
+hold("127.0.0.2")
+while errno_of(connect, SOCK_DGRAM, "10.96.0.1"):
+    time.sleep(.01)
+udp = connect(SOCK_DGRAM, "10.96.0.1")
+ready()
+equal(told([udp], 10), ["ECONNABORTED"])
+PY
+  exec 5>&-
+  lab_stop agent 2>/dev/null || true
+  # The kernel's table changes, and nobody is there to read what follow says.
+  lab_until 5 lab_lb node1 follow </dev/null
+  lb_services "$(lb_service udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")")"
+  printf '{"table": {"services": [%s]}}\n' "$(lb_service udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")")" |
+    lab_lb node1 follow >"$BATS_TEST_TMPDIR/answer"
+  assert_json "$(<"$BATS_TEST_TMPDIR/answer")" '[.gone[] | .service, .backend, .why]' '["test/udp","127.0.0.2:8080","left"]'
+  expect 0 lab_in node1 "$LAB_REPO/target/release/end-sockets" <"$BATS_TEST_TMPDIR/answer"
+  es_ends_well client
+}
+
+@test "a set of 8 backends is replaced while 8 TCP clients, 8 long-lived ones and 8 UDP clients run: all go on, none waits" {
+  local all=() step protocol
+  for step in {2..9}; do all+=("127.0.0.$step"); done
+  for protocol in TCP UDP; do
+    es_set "${protocol,,}" "{\"protocol\": \"$protocol\", \"clusterIps\": [\"10.96.0.1\"], \"backends\": $(lb_backends "${all[@]}")}"
+  done
+  es_client clients <<'PY'
+first, last = [f"127.0.0.{n}" for n in range(2, 10)], [f"127.0.1.{n}" for n in range(2, 10)]
+for address in first + last:
+    hold(address)
+while errno_of(connect, SOCK_DGRAM, "10.96.0.1") or errno_of(connect, SOCK_STREAM, "10.96.0.1"):
+    time.sleep(.01)
+over, failed, waits = threading.Event(), [], []
+def one_by_one():
+    while not over.is_set():
+        if error := errno_of(reach, SOCK_STREAM, "10.96.0.1"):
+            failed.append(error)
+def for_long(kind):
+    """Keeps a socket until it is told, and goes on with another."""
+    while True:
+        kept = connect(kind, "10.96.0.1"); backend = answer(kept)
+        if backend in last:
+            over.wait(); return
+        while not error_of(kept):
+            if over.is_set():
+                failed.append(f"{kind} never told of {backend}"); return
+            time.sleep(.005)
+        waits.append(time.time() - float(open(sys.argv[1] + backend).read()))
+        kept.close()
+threads = [threading.Thread(target=one_by_one) for _ in range(8)] + [
+    threading.Thread(target=for_long, args=(kind,)) for kind in (SOCK_STREAM, SOCK_DGRAM) for _ in range(8)]
+[thread.start() for thread in threads]
+time.sleep(.5)
+ready()
+wait_for(sys.argv[1] + "over")
+time.sleep(1)
+over.set()
+[thread.join() for thread in threads]
+equal(failed, [])
+equal(len(waits) >= 16, True, waits)
+with open(sys.argv[1] + "waits", "w") as file:
+    print(f"{sorted(waits)[len(waits) // 2]:.3f} {max(waits):.3f}", file=file)
+PY
+  for step in {2..9}; do
+    all[step - 2]=127.0.1.$step
+    date +%s.%N >"$BATS_TEST_TMPDIR/clients.ready127.0.0.$step"
+    for protocol in TCP UDP; do
+      es_set "${protocol,,}" "{\"protocol\": \"$protocol\", \"clusterIps\": [\"10.96.0.1\"], \"backends\": $(lb_backends "${all[@]}")}"
+    done
+    sleep 0.2
+  done
+  : >"$BATS_TEST_TMPDIR/clients.readyover"
+  es_ends_well clients
+  printf '# told after, median and longest, in s: %s\n' "$(<"$BATS_TEST_TMPDIR/clients.readywaits")" >&3
+}
+
+@test "sockets that found no place in the maps are told as well" {
+  exec 5>&-
+  lab_stop agent 2>/dev/null || true
+  lab_lb node1 unload
+  lab_reload node1 --max-sockets 1
+  lab_spawn agent node1 sh -c 'exec "$0" follow <"$1" | "$2"' "$(lab_lb_program)" "$FOLLOW" "$LAB_REPO/target/release/end-sockets" 3>&-
+  exec 5>"$FOLLOW"
+  es_set tcp "$ES_ALL"
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_client client <<'PY'
+hold("127.0.0.2", "fd01::2")
+while errno_of(connect, SOCK_DGRAM, "10.96.0.1"):
+    time.sleep(.01)
+sockets = [connect(kind, address) for kind in (SOCK_STREAM, SOCK_DGRAM) for address in ("10.96.0.1", "fd02::1", "::ffff:10.96.0.1") for _ in range(3)]
+ready()
+equal(told(sockets), ["ECONNABORTED"] * len(sockets))
+PY
+  es_set tcp "$ES_OTHERS"
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
+  es_ends_well client
+}
