@@ -14,7 +14,7 @@ setup() {
   FOLLOW=$BATS_TEST_TMPDIR/follow
   mkfifo "$FOLLOW"
   # shellcheck disable=SC2016 # expanded by the inner shell
-  lab_spawn agent node1 sh -c 'exec "$0" follow <"$1" | "$2" ${3-}' "$(lab_lb_program)" "$FOLLOW" "$LAB_REPO/target/release/end-sockets" \
+  lab_spawn agent node1 sh -c 'exec "$0" follow <"$1" | "$2" ${3-}' "$(lab_lb_program)" "$FOLLOW" "$(es_program)" \
     "${END_SOCKETS_FLAGS-}" 3>&-
   exec 5>"$FOLLOW"
 }
@@ -23,6 +23,10 @@ teardown() {
   [ -z "${SUITE_SKIP-}" ] || return 0
   exec 5>&-
   lab_stop agent 2>/dev/null || true
+}
+
+es_program() {
+  printf '%s\n' "${END_SOCKETS:-$LAB_REPO/target/release/end-sockets}"
 }
 
 # es_set NAME JSON: a line for follow.
@@ -141,7 +145,7 @@ PY
   printf '{"table": {"services": [%s]}}\n' "$(lb_service udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")")" |
     lab_lb node1 follow >"$BATS_TEST_TMPDIR/answer"
   assert_json "$(<"$BATS_TEST_TMPDIR/answer")" '[.gone[] | .service, .backend, .why]' '["test/udp","127.0.0.2:8080","left"]'
-  expect 0 lab_in node1 "$LAB_REPO/target/release/end-sockets" <"$BATS_TEST_TMPDIR/answer"
+  expect 0 lab_in node1 "$(es_program)" <"$BATS_TEST_TMPDIR/answer"
   es_ends_well client
 }
 
@@ -206,7 +210,7 @@ PY
   lab_stop agent 2>/dev/null || true
   lab_lb node1 unload
   lab_reload node1 --max-sockets 1
-  lab_spawn agent node1 sh -c 'exec "$0" follow <"$1" | "$2"' "$(lab_lb_program)" "$FOLLOW" "$LAB_REPO/target/release/end-sockets" 3>&-
+  lab_spawn agent node1 sh -c 'exec "$0" follow <"$1" | "$2"' "$(lab_lb_program)" "$FOLLOW" "$(es_program)" 3>&-
   exec 5>"$FOLLOW"
   es_set tcp "$ES_ALL"
   es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"

@@ -13,7 +13,7 @@ fn row(service: &Service) -> [String; 6] {
     let protocol = format!("{:?}", service.protocol).to_uppercase();
     let node_port = service.node_port.map(|port| format!(", node port {port}")).unwrap_or_default();
     [
-        service.key().trim_end_matches(':').to_owned(),
+        service.key().to_string(),
         format!("{}/{protocol}", service.port),
         addresses.map(ToString::to_string).collect::<Vec<_>>().join(", ") + &node_port,
         service.backends.len().to_string(),

@@ -282,7 +282,7 @@ fn lines(cluster: &mut Cluster) -> Vec<String> {
             service.cluster_ips,
             service.backends.iter().map(|one| format!("{}:{}", one.address, one.port)).collect::<Vec<_>>().join(" ")
         ),
-        Change::Remove(name) => format!("remove {}", name.key()),
+        Change::Remove(name) => format!("remove {name}"),
         Change::Nodes(nodes) => format!("nodes {:?}", nodes.node_addresses),
         Change::Table(_) => "table".into(),
     };
@@ -312,7 +312,7 @@ fn only_what_has_changed_is_said() {
     cluster.slice_gone(&name("web-1"));
     assert_eq!(lines(&mut cluster), ["set default/web: [10.96.0.1] 10.0.0.2:8080"]);
     cluster.service_gone(&name("web"));
-    assert_eq!(lines(&mut cluster), ["remove default/web:"]);
+    assert_eq!(lines(&mut cluster), ["remove default/web"]);
     // Slices that are left over lead nowhere, until there is a Service of that name again.
     assert!(tell(&mut cluster, slice("web-3", &["10.0.0.3"])).is_empty());
     assert_eq!(tell(&mut cluster, service(&json!({}))), ["set default/web: [10.96.0.1] 10.0.0.2:8080 10.0.0.3:8080"]);
@@ -327,17 +327,17 @@ fn ports_that_are_renamed_and_families_and_types_that_change() {
     let mut cluster = cluster([service(&json!({})), slice("web-1", &["10.0.0.1"])]);
     cluster.table();
     let renamed = json!({"ports": [{"name": "http", "port": 80}]});
-    assert_eq!(tell(&mut cluster, service(&renamed)), ["remove default/web:", "set default/web:http [10.96.0.1] "]);
+    assert_eq!(tell(&mut cluster, service(&renamed)), ["remove default/web", "set default/web:http [10.96.0.1] "]);
     let dual = json!({"clusterIPs": ["10.96.0.1", "fd00::1"], "ipFamilies": ["IPv4", "IPv6"]});
     let lines = tell(&mut cluster, service(&dual));
     assert_eq!(lines, ["remove default/web:http", "set default/web: [10.96.0.1, fd00::1] 10.0.0.1:8080"]);
     assert_eq!(tell(&mut cluster, service(&json!({}))), ["set default/web: [10.96.0.1] 10.0.0.1:8080"]);
     assert_eq!(
         tell(&mut cluster, service(&json!({"clusterIP": "None", "clusterIPs": ["None"]}))),
-        ["remove default/web:"]
+        ["remove default/web"]
     );
     assert_eq!(tell(&mut cluster, service(&json!({}))), ["set default/web: [10.96.0.1] 10.0.0.1:8080"]);
-    assert_eq!(tell(&mut cluster, service(&json!({"type": "ExternalName"}))), ["remove default/web:"]);
+    assert_eq!(tell(&mut cluster, service(&json!({"type": "ExternalName"}))), ["remove default/web"]);
 }
 
 #[test]
@@ -530,7 +530,7 @@ fn take(table: &mut ServiceTable, change: Change) {
         }
         Change::Remove(name) => {
             let before = table.services.len();
-            table.services.retain(|one| one.key() != name.key());
+            table.services.retain(|one| one.key() != name);
             assert_eq!(table.services.len() + 1, before, "{name:?}");
         }
         Change::Table(all) => *table = all,
