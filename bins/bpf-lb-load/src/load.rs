@@ -229,12 +229,14 @@ fn replace(pin: &Path, program: std::os::fd::BorrowedFd<'_>) -> Result<()> {
     sys::replace_program(link.as_fd(), program).with_context(|| format!("replace the program of {}", pin.display()))
 }
 
-/// What the pin of a link is called until it takes the place of another one.
-const NEW: &str = "new";
+/// What the name of a link's pin ends with until it takes the place of another one. (No dots in this file system.)
+const NEW: &str = "_new";
 
 fn pin_link(link: FdLink, pin: &Path) -> Result<()> {
     // What was there goes with its pin; a program is attached to this cgroup at every moment.
-    let new = pin.with_extension(NEW);
+    let mut new = pin.as_os_str().to_owned();
+    new.push(NEW);
+    let new = PathBuf::from(new);
     let _left_by_one_that_was_killed = std::fs::remove_file(&new);
     link.pin(&new).with_context(|| format!("pin {}", new.display()))?;
     std::fs::rename(&new, pin).with_context(|| format!("pin {}", pin.display()))
