@@ -31,7 +31,9 @@ impl Flow {
         };
         let protocol = if translation.service.protocol == UDP { Protocol::Udp } else { Protocol::Tcp };
         let service = Frontend { address: canonical(&translation.service), protocol };
-        (translation.service.port != 0).then(|| Self { service, backend: canonical(&translation.backend) })
+        // One that is hidden has been asked since by its own name.
+        let counts = translation.service.port != 0 && translation.id & Translation::<A>::HIDDEN == 0;
+        counts.then(|| Self { service, backend: canonical(&translation.backend) })
     }
 }
 
