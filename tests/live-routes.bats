@@ -26,7 +26,7 @@ teardown() {
 }
 
 agent_start() {
-  lab_spawn agent node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" "$LAB_REPO/scripts/node-agent" \
+  lab_spawn agent node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" "$LAB_REPO/scripts/node-agent" cidrs \
     --kubeconfig "$LAB/kubernetes/admin.conf" --node node1
 }
 

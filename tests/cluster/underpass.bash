@@ -3,8 +3,9 @@
 # cluster_underpass [HELM FLAG...]: the chart, with the image that scripts/image makes; run again, an upgrade. Without kube-proxy
 # it is the socket path alone.
 cluster_underpass() {
-  local flags=()
-  [ "${CLUSTER_PROXY:-iptables}" != none ] || flags=(--set paths=socket --set api.host=10.6.0.10)
+  # The node's hierarchy is the machine's below its own cgroup, which bpf-lb-load takes for its root only when it is told.
+  local flags=(--set-json 'node.env=[{"name": "UNDERPASS_CGROUP", "value": "/sys/fs/cgroup/unified"}]')
+  [ "${CLUSTER_PROXY:-iptables}" != none ] || flags+=(--set paths=socket --set api.host=10.6.0.10)
   cluster_helm upgrade --install underpass "$LAB_REPO/deploy/chart" --namespace kube-system "${flags[@]}" "$@" >"$LAB/log/helm" 2>&1 ||
     lab_fail "helm: $(tail -n 5 "$LAB/log/helm")" || return
   lab_kubectl rollout status -n kube-system daemonset/underpass-node --timeout 90s >>"$LAB/log/helm" 2>&1 ||
