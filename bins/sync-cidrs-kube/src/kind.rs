@@ -201,7 +201,8 @@ impl Kind {
                 object["status"].take();
                 object["metadata"]["annotations"].take();
                 for container in object["spec"]["containers"].as_array_mut().into_iter().flatten() {
-                    *container = json!({ "args": container["args"].take(), "command": container["command"].take() });
+                    let [args, command, env] = ["args", "command", "env"].map(|key| container[key].take());
+                    *container = json!({ "args": args, "command": command, "env": env });
                 }
             }
             _ => {}

@@ -80,7 +80,7 @@ fn connected(config: &Config) -> anyhow::Result<Client> {
     match proxy.uri().scheme_str() {
         Some("http") => over(tunnel(&proxy, tcp), config),
         Some("https") => over(tunnel(&proxy, config.rustls_https_connector_with_connector(tcp)?), config),
-        Some("socks5") => {
+        Some("socks5" | "socks5h") => {
             let socks = SocksV5::new(proxy.uri().clone(), tcp);
             let socks = match proxy.raw_auth() {
                 Some((user, password)) => socks.with_auth(user.to_owned(), password.to_owned()),

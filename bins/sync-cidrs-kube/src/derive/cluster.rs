@@ -182,10 +182,16 @@ fn rancher_default(flag: &str, node: &Value) -> &'static str {
     default.map_or("", |(_, ipv4, ipv6)| if only_ipv6 { ipv6 } else { ipv4 })
 }
 
-/// A container's words, those that a shell gets as one string taken apart.
+/// A container's words, those that a shell gets as one string taken apart, with the variables that the kubelet fills in.
 fn words(container: &Value) -> Vec<String> {
-    let list = |key: &str| container[key].as_array().into_iter().flatten().filter_map(Value::as_str);
-    list("command").chain(list("args")).flat_map(str::split_whitespace).map(str::to_owned).collect()
+    let list = |key: &str| container[key].as_array().into_iter().flatten();
+    let texts = list("command").chain(list("args")).filter_map(Value::as_str);
+    let variables =
+        || list("env").filter_map(|variable| Some((variable["name"].as_str()?, variable["value"].as_str()?)));
+    let filled = texts.map(|text| {
+        variables().fold(text.to_owned(), |text, (name, value)| text.replace(&format!("$({name})"), value))
+    });
+    filled.flat_map(|text| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
 /// The values of a flag, as `--flag=value` and as two words.

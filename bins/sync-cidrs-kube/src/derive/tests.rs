@@ -87,6 +87,19 @@ fn the_control_planes_flags_say_both_in_args_and_command_in_one_word_and_in_two(
 }
 
 #[test]
+fn a_flag_whose_value_is_a_variable_has_what_the_kubelet_fills_in() {
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "m", "namespace": "kube-system", "labels": {"component": "kube-controller-manager"}},
+        "spec": {"containers": [{
+            "command": ["/bin/sh", "-c", "exec kube-controller-manager --cluster-cidr=$(PODS) --v=2"],
+            "env": [{"name": "PODS", "value": "10.9.0.0/16,fd00:9::/56"}, {"name": "OTHER", "valueFrom": {}}]
+        }]}
+    });
+    assert_eq!(pods(&[pod], &Options::default()), json!(["10.9.0.0/16", "fd00:9::/56"]));
+}
+
+#[test]
 fn k3s_and_rke2_servers_say_both_in_their_nodes_annotations() {
     let (service, pod) = sourced(&answer(&[objects("k3s.json")], &Options::default()));
     let from = "node orbstack, k3s.io/node-args, --service-cidr";
