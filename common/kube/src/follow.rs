@@ -35,7 +35,7 @@ use crate::{refusal, selection::Selection};
 
 /// From one attempt to the next after an error: doubled each time, up to the limit, and a random part more, so that the
 /// nodes of a cluster do not come all at once.
-const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
 /// The same for a resource that the API does not have: it may come.
 const ABSENT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 /// No watch is started sooner after another, should the API server end each at once.
@@ -278,10 +278,14 @@ where
             // A lost connection: what comes of it shows when the next watch is started.
             (None, watcher::Error::WatchFailed(kube::Error::ReadEvents(_))) => {}
             _ => {
+                self.pause = next(&mut self.retry, RETRY);
+                // "Later", which an API server says whose cache is not filled yet, is an error when it goes on.
+                if code == Some(429) && self.pause < Some(RETRY.1) {
+                    return;
+                }
                 self.failed = true;
                 self.answers.mark_unchanged();
                 self.events.push_back(Event::Failed(text(&self.selection, &error)));
-                self.pause = next(&mut self.retry, RETRY);
             }
         }
     }

@@ -27,6 +27,7 @@ pub struct Health<K> {
 #[derive(Debug)]
 struct Watch {
     describe: String,
+    narrowly: String,
     listed: bool,
     error: Option<String>,
 }
@@ -59,7 +60,8 @@ impl<K: Ord> Health<K> {
 
     /// A watch begins.
     pub fn begin(&mut self, key: K, selection: &Selection) {
-        self.watches.insert(key, Watch { describe: selection.describe(), listed: false, error: None });
+        let (describe, narrowly) = (selection.describe(), selection.describe_narrowly());
+        self.watches.insert(key, Watch { describe, narrowly, listed: false, error: None });
     }
 
     /// A watch is given up.
@@ -103,7 +105,7 @@ impl<K: Ord> Health<K> {
         let metrics = &self.metrics;
         metrics.in_contact.set(i64::from(self.last_sync.is_some() && failing.is_empty()));
         replace(&metrics.failing, "error", failing);
-        replace(&metrics.watching, "resource", self.watches.values().map(|watch| watch.describe.as_str()));
+        replace(&metrics.watching, "resource", self.watches.values().map(|watch| watch.narrowly.as_str()));
         if let Some((time, instant)) = self.last_sync {
             let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
             metrics.last_sync.set(i64::try_from(seconds).unwrap_or(i64::MAX));

@@ -110,6 +110,13 @@ impl Selection {
         format!("{plural}{dot}{group}{name}{namespace}")
     }
 
+    /// The same with the selectors that narrow it down.
+    pub fn describe_narrowly(&self) -> String {
+        let labels = self.labels.as_ref().map(|labels| format!(", labels {labels}")).unwrap_or_default();
+        let fields = self.fields.iter().filter(|_| self.name.is_none()).map(|fields| format!(", fields {fields}"));
+        format!("{}{labels}{}", self.describe(), fields.collect::<String>())
+    }
+
     /// The rule that a role lacks when this resource is forbidden.
     pub fn rule(&self, verb: &str) -> String {
         let role = if self.namespace.is_some() { "Role" } else { "ClusterRole" };
