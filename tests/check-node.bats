@@ -52,3 +52,56 @@ says() {
   assert_equal "$status" 1
   assert_json "$output" '.checks[] | select(.name == "kube-proxy").ok' false
 }
+
+# proxy FLAG...: the first node's kube-proxy is another, with these flags.
+proxy() {
+  lab_stop kube-proxy-node1
+  lab_in node1 sh -c 'iptables-save -t nat | grep -v KUBE | iptables-restore; ip6tables-save -t nat | grep -v KUBE | ip6tables-restore' || :
+  lab_spawn kube-proxy-node1 node1 kube-proxy --kubeconfig "$LAB/kubernetes/proxy.conf" --hostname-override node1 \
+    --proxy-mode iptables --iptables-min-sync-period 0 --iptables-localhost-nodeports=false --oom-score-adj 0 \
+    --conntrack-max-per-core 0 --conntrack-tcp-timeout-established 0 --conntrack-tcp-timeout-close-wait 0 "$@"
+  lab_until 20 lab_proxy_healthy node1
+  lab_until 20 lab_in node1 sh -c 'iptables-save -t nat | grep -q KUBE-SVC'
+}
+
+@test "what check-node says of each way to tell local traffic is what a real kube-proxy does" {
+  local flags answers
+  while IFS='|' read -r answers flags; do
+    # shellcheck disable=SC2086 # several flags
+    proxy $flags
+    if [ "$answers" = true ]; then
+      lab_until 5 lab_ask node1/pod tcp "$(lab_cluster_ip web 4)" 80 || fail "no answer: $flags"
+    else
+      assert_no_answer node1/pod "$(lab_cluster_ip web 4)" 80
+    fi
+    says masquerade "$answers" || fail "$flags"
+  done <<'EOF'
+true|--detect-local-mode=InterfaceNamePrefix --pod-interface-name-prefix=cali
+false|--detect-local-mode=InterfaceNamePrefix --pod-interface-name-prefix=veth
+true|--detect-local-mode=BridgeInterface --pod-bridge-interface=cbr0
+true|--masquerade-all=T
+true|--masquerade_all
+false|--masquerade-all=F
+false|--masquerade-all=0
+EOF
+}
+
+@test "check-node says which rule gets ahead of ours, and which does not" {
+  local rule
+  rules() {
+    run --separate-stderr lab_in node1 "$(lab_libexec)/check-node"
+    assert_json "$output" '.checks[] | select(.name == "rules").ok' "$1"
+  }
+  rules true
+  while read -r rule; do
+    lab_in node1 sh -c "ip rule add $rule"
+    rules "$([[ $rule == *fwmark* ]] && printf true || printf false)" || fail "$rule"
+    [[ $rule == *fwmark* ]] || assert_contains "$output" "pref ${rule:5:2}"
+    lab_in node1 sh -c "ip rule del $rule"
+  done <<'EOF'
+pref 10 lookup main
+pref 20 from 10.6.0.0/16 lookup 77
+pref 30 fwmark 0x200/0xf00 lookup 77
+EOF
+  rules true
+}

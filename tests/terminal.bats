@@ -1,0 +1,94 @@
+# What a person reads at a terminal, and a program in a pipe.
+
+load helpers
+
+setup_file() {
+  suite_lab 1 || return 0
+  lab_pod node1 pod plain46
+  lab_chained node1 pod underlay46 >"$LAB/config"
+}
+
+# at_terminal COMMAND...: runs it on node1 with standard output and error at a terminal and standard input from $LAB/stdin. Sets output, without
+# carriage returns, and status.
+at_terminal() {
+  run lab_in node1 python3 - "$LAB/stdin" "$@" <<'PYTHON'
+import os, pty, sys
+child, terminal = pty.fork()
+if child == 0:
+    os.dup2(os.open(sys.argv[1], os.O_RDONLY), 0)
+    os.execvp(sys.argv[2], sys.argv[2:])
+text = b""
+try:
+    while data := os.read(terminal, 4096):
+        text += data
+except OSError:
+    pass
+sys.stdout.write(text.decode().replace("\r", ""))
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+PYTHON
+}
+
+tool() {
+  printf '%s/%s' "$(lab_libexec)" "$1"
+}
+
+request() {
+  printf '%s\n' env CNI_COMMAND=ADD CNI_CONTAINERID=lab-pod CNI_NETNS=/run/netns/pod CNI_IFNAME=eth0 UNDERPASS_LIBEXEC="$(lab_libexec)"
+}
+
+@test "check-node prints a table at a terminal, with what to change, and JSON in a pipe" {
+  : >"$LAB/stdin"
+  at_terminal "$(tool check-node)"
+  assert_equal "$status" 1
+  assert_equal "$(head -n 1 <<<"$output")" 'CHECK       OK   WHAT'
+  assert_contains "$output" 'forwarding  yes  net/ipv4/ip_forward is 1'
+  assert_contains "$output" 'kube-proxy  NO   no kube-proxy runs in this network namespace'
+  assert_contains "$output" '                 -> the host path needs kube-proxy'
+  run --separate-stderr lab_in node1 "$(tool check-node)"
+  assert_json "$output" '.checks | length > 4' true
+}
+
+@test "an error is one readable line at a terminal, in each tool, and JSON in a pipe" {
+  local name
+  for name in cni-request detect-mode sync-cidrs mk-veth set-routes set-rules tune-pod cni-result; do
+    printf 'not\n  JSON' >"$LAB/stdin"
+    at_terminal env CNI_COMMAND=ADD "$(tool $name)"
+    assert_equal "$status" "$([ $name = cni-result ] && printf 3 || printf 1)"
+    assert_equal "$(wc -l <<<"$output")" 1 || fail "$name" "$output"
+    assert_contains "$output" "$name: error: "
+    [[ $output != *'{'* ]] || fail "$output"
+    run --separate-stderr lab_in node1 env CNI_COMMAND=ADD "$(tool $name)" <"$LAB/stdin"
+    [ "$(jq -r '.error.msg // .msg' <<<"$output")" != null ] || fail "$name: $output"
+  done
+}
+
+@test "an error of several lines and several settings is one line at a terminal" {
+  jq -c '.mode = "sideways" | .podRPFilter = 3' "$LAB/config" >"$LAB/stdin"
+  mapfile -t call < <(request)
+  at_terminal "${call[@]}" "$(tool cni-request)"
+  assert_equal "$status" 1
+  assert_equal "$(wc -l <<<"$output")" 1 || fail "$output"
+  assert_contains "$output" 'setting mode: "sideways" is not allowed'
+  assert_contains "$output" podRPFilter
+}
+
+@test "a plan is a table at a terminal and JSON in a pipe, and a document is JSON in both" {
+  cp "$LAB/config" "$LAB/stdin"
+  mapfile -t call < <(request)
+  lab_in node1 "${call[@]}" sh -c "cd $(lab_libexec) && ./cni-request | ./detect-mode | ./sync-cidrs" <"$LAB/config" >"$LAB/document"
+  cp "$LAB/document" "$LAB/stdin"
+  at_terminal "$(tool mk-veth)" --dry-run
+  assert_equal "$status" 0
+  assert_equal "$(head -n 1 <<<"$output")" 'DO   WHAT'
+  assert_contains "$output" 'add  neighbour'
+  at_terminal "$(tool tune-pod)" --dry-run
+  assert_equal "$status" 0
+  at_terminal "$(tool mk-veth)" --explain
+  assert_contains "$output" 'ip link add veth'
+  cp "$LAB/config" "$LAB/stdin"
+  at_terminal "${call[@]}" "$(tool cni-request)"
+  assert_json "$output" .request.ifname eth0
+  [ "$(wc -l <<<"$output")" -gt 20 ]
+  run --separate-stderr lab_in node1 "$(tool mk-veth)" --dry-run <"$LAB/document"
+  assert_json "$output" 'type' array
+}
