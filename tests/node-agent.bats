@@ -108,7 +108,7 @@ not_asked() { ! asked "$@" >/dev/null 2>&1; }
 
 @test "each tool of the agent that is killed is started again, and meanwhile the data path stands" {
   local tool before
-  for tool in watch-services bpf-lb-load end-sockets scope-pods set-routes sync-cidrs-kube serve-metrics; do
+  for tool in watch-services bpf-lb-load end-sockets scope-pods keep-pods sync-cidrs-kube serve-metrics; do
     lab_until 10 pids $tool >/dev/null || fail "$tool does not run"
     before=$(pids $tool)
     lab_in node1 xargs -n 1 kill -KILL <<<"$before"
