@@ -67,8 +67,7 @@ lab_known_network() {
 lab_sandbox() {
   lab_in "$1" ip netns add "$2"
   mkdir -p "$LAB/host/$1/pod/$2"
-  lab_in "$1/$2" sysctl -qw net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0 \
-    "net.ipv6.conf.default.accept_dad=${LAB_DAD:-0}"
+  lab_in "$1/$2" sysctl -qw "net.ipv6.conf.default.accept_dad=${LAB_DAD:-0}"
   lab_in "$1/$2" ip link set lo up
 }
 
@@ -112,7 +111,7 @@ lab_pod_delete() {
 
 # lab_address HOST[/POD] 4|6 [IFNAME]: the global address there.
 lab_address() {
-  lab_in "$1" ip -json "-$2" address show dev "${3:-eth0}" scope global | jq -er '.[0].addr_info[0].local'
+  lab_in "$1" ip -json "-$2" address show dev "${3:-eth0}" scope global | jq -er '[.[].addr_info[]?.local | values][0]'
 }
 
 # lab_plugin NODE PLUGIN COMMAND POD IFNAME [VARIABLE=VALUE...] <configuration: one call of one plugin, by hand, as the

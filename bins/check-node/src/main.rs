@@ -1,6 +1,7 @@
 //! Says whether a node is fit for underlay pods, and what to change.
 
 mod forward;
+mod networkd;
 mod processes;
 mod proxy;
 mod rules;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         nftables(),
         state_directory(),
     ];
+    checks.extend(networkd());
     checks.extend(forwarded(&subnets));
     checks.extend(masquerade(&processes::proxies(), &subnets));
     checks.extend(rules::check());
@@ -92,6 +94,22 @@ fn nftables() -> Check {
         },
         remedy: "replies find their way by an nftables mark: load the module nf_tables (Linux 3.13, inet tables 3.14)",
     }
+}
+
+/// What systemd-networkd, where it runs, does to what is ours.
+fn networkd() -> Option<Check> {
+    let harmful = networkd::harmful();
+    networkd::runs().then(|| Check {
+        name: "networkd",
+        ok: harmful.is_empty(),
+        msg: if harmful.is_empty() {
+            "systemd-networkd leaves other programs' rules and routes alone".to_owned()
+        } else {
+            format!("systemd-networkd takes other programs' rules and routes away when it starts: {}", harmful.join(", "))
+        },
+        remedy: "in the section [Network] of /etc/systemd/networkd.conf.d/underpass.conf set ManageForeignRoutes=no and \
+                 ManageForeignRoutingPolicyRules=no; until then the node agent has to put right what is taken away",
+    })
 }
 
 /// What the node's firewall drops of what pods send and get.

@@ -101,13 +101,13 @@ async fn overlay_addresses(document: &PodDocument, kernel: &Kernel) -> io::Resul
 async fn on_the_node(document: &PodDocument, kernel: &Kernel) -> io::Result<Vec<Found>> {
     let host_veth = host_veth(&document.request.container_id);
     let mut routes = through(&host_veth, kernel).await?;
-    if !(document.request.command == Command::Del && document.is_first()) {
+    let addresses: Vec<_> = document.nic_addresses().iter().map(|net| net.addr()).collect();
+    let all = document.request.command == Command::Del && document.is_first();
+    if !all {
         for side in document.mode.iter().flat_map(|mode| &mode.host_side) {
             routes.extend(through(&side.dev, kernel).await?);
         }
-        let addresses: Vec<_> = document.nic_addresses().iter().map(|net| net.addr()).collect();
-        routes.retain(|route| addresses.iter().any(|address| route.destination == IpNet::from(*address)));
-        for address in addresses {
+        for address in addresses.iter().copied() {
             let matching = kernel.node.matching_route(address).await?;
             routes.extend(matching.filter(|route| route.destination == IpNet::from(address)));
         }
@@ -115,7 +115,9 @@ async fn on_the_node(document: &PodDocument, kernel: &Kernel) -> io::Result<Vec<
     let deletes = document.request.command == Command::Del;
     let overlay = if deletes { overlay_addresses(document, kernel).await? } else { vec![] };
     let found = |route: Route| {
-        let owned = route.protocol == PROTOCOL && plan::is_of_this_pod(document, &route, &overlay);
+        // By the same link go routes to the addresses of the pod's other interfaces.
+        let own = all || addresses.iter().any(|address| route.destination == IpNet::from(*address));
+        let owned = own && route.protocol == PROTOCOL && plan::is_of_this_pod(document, &route, &overlay);
         Found { placed: Placed::node(Object::Route(route)), owned }
     };
     Ok(routes.into_iter().map(found).collect())

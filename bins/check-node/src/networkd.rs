@@ -1,0 +1,57 @@
+//! systemd-networkd, which by default takes away the rules and routes that it did not make itself, whenever it starts.
+
+use std::{fs, path::PathBuf};
+
+/// Where its configuration is; a later file wins (networkd.conf(5)).
+const DIRECTORIES: [&str; 3] = ["/usr/lib/systemd", "/run/systemd", "/etc/systemd"];
+/// The settings that keep it from that, where their value is a no.
+const SETTINGS: [&str; 2] = ["ManageForeignRoutes", "ManageForeignRoutingPolicyRules"];
+
+/// Whether it runs on this machine, as far as this process can see.
+pub fn runs() -> bool {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    // A process's name has 15 bytes (`TASK_COMM_LEN`).
+    processes
+        .filter_map(|process| fs::read_to_string(process.path().join("comm")).ok())
+        .any(|name| name.trim_end() == "systemd-network")
+}
+
+/// The settings by which it takes away what is ours.
+pub fn harmful() -> Vec<&'static str> {
+    harmful_in(&configuration())
+}
+
+/// The main files, then the drop-ins in the order of their names.
+fn configuration() -> Vec<String> {
+    let main = DIRECTORIES.map(|directory| PathBuf::from(directory).join("networkd.conf"));
+    let files = DIRECTORIES.iter().flat_map(|directory| fs::read_dir(format!("{directory}/networkd.conf.d")));
+    let mut drop_ins: Vec<PathBuf> = files.flatten().flatten().map(|file| file.path()).collect();
+    drop_ins.retain(|path| path.extension().is_some_and(|extension| extension == "conf"));
+    drop_ins.sort_by(|a, b| a.file_name().cmp(&b.file_name()));
+    main.into_iter().chain(drop_ins).filter_map(|path| fs::read_to_string(path).ok()).collect()
+}
+
+fn harmful_in(files: &[String]) -> Vec<&'static str> {
+    let lines: Vec<_> = files.iter().flat_map(|file| file.lines()).filter_map(|line| line.split_once('=')).collect();
+    let last = |name: &str| lines.iter().rev().find(|(key, _)| key.trim() == name).map(|(_, value)| value.trim());
+    let is_no = |value: &str| ["no", "false", "off", "0", "n", "f"].contains(&value.to_ascii_lowercase().as_str());
+    SETTINGS.into_iter().filter(|name| !last(name).is_some_and(is_no)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_settings_are_harmful_by_default_and_the_last_value_counts() {
+        let harmful = |files: &[&str]| harmful_in(&files.iter().map(|file| (*file).to_owned()).collect::<Vec<_>>());
+        assert_eq!(harmful(&[]), SETTINGS);
+        assert_eq!(
+            harmful(&["[Network]\n#ManageForeignRoutes=no\nManageForeignRoutingPolicyRules = No\n"]),
+            SETTINGS[..1]
+        );
+        let (no, yes) = ("ManageForeignRoutes=no\nManageForeignRoutingPolicyRules=0", "ManageForeignRoutes=yes");
+        assert!(harmful(&[yes, no]).is_empty());
+        assert_eq!(harmful(&[no, yes]), SETTINGS[..1]);
+    }
+}

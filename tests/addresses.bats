@@ -1,0 +1,206 @@
+# Which addresses are the node's and the pod's, and what their links inherit.
+
+load helpers
+
+setup_file() {
+  suite_lab || return 0
+  lab_pod node2 backend underlay46
+  lab_serve node2/backend 8080
+  lab_service echo 80:8080 node2/backend
+  lab_serve node1 9090 node1
+}
+
+teardown() {
+  [ -n "${LAB-}" ] || return 0
+  [ ! -e "$LAB/pid/agent" ] || lab_stop agent
+  lab_in node1 sysctl -qw net.ipv6.conf.default.disable_ipv6=0 net.ipv6.conf.default.accept_ra=1 \
+    net.ipv4.conf.default.forwarding=1 net.ipv6.conf.default.forwarding=1
+}
+
+agent_start() {
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_spawn agent node1 env PATH="$(lab_libexec):$PATH" bash -c 'exec keep-pods < <(exec sleep infinity)'
+}
+
+# add POD FILTER: our ADD behind macvlan's, for a pod of lab_pod, with a changed configuration.
+add() {
+  lab_plugin node1 coordinator ADD "$1" eth0 <<<"$(lab_chained node1 "$1" underlay46 | jq -c "$2")"
+  [ "$lab_status" = 0 ] || fail "$lab_stdout" "$lab_stderr"
+}
+
+check() {
+  lab_plugin node1 coordinator CHECK "$1" eth0 <<<"$(lab_chained node1 "$1" underlay46 | jq -c "${2:-.}")"
+  [ "$lab_status" = 0 ] || fail "$lab_stdout" "$lab_stderr"
+}
+
+# served POD FAMILY...: it reaches Services and its node, and its node reaches it.
+served() {
+  local pod=$1 family
+  shift
+  for family in "$@"; do
+    assert_answer "node1/$pod" "$(lab_cluster_ip echo "$family")" 80 backend || return
+    assert_answer "node1/$pod" "$(lab_address node1 "$family" "${NODE_NIC:-eth0}")" 9090 node1 || return
+    expect 0 lab_in node1 ping -c 1 -W 2 "$(lab_address "node1/$pod" "$family")" || return
+  done
+}
+
+has_route() { lab_in "node1/$1" ip -6 route show table all | grep -q "^$2 "; }
+
+@test "a bridge with the node's address is the node's, whatever it is called, and one with containers is not" {
+  local name
+  lab_in node1 ip link add office0 type bridge
+  lab_in node1 ip link set office0 up
+  lab_in node1 ip address add 172.30.0.1/16 dev office0
+  lab_overlay_pod node1 contained flannel
+  for name in br-ex br-mgmt docker9; do
+    move_addresses "$name" eth0
+    lab_network_config node1 "$name" 46 "$(lab_coordinator_json 46)" eth0
+    lab_in node1 sed -i "s/\"master\": \"eth0\"/\"master\": \"$name\"/" "/etc/cni/net.d/$name.conflist"
+    lab_pod node1 "on-$name" "$name"
+    NODE_NIC=$name served "on-$name" 4 6
+    expect 1 grep -q '172.30.0.1\|10.233.1.1 ' <(lab_in "node1/on-$name" ip route)
+    lab_cnitool node1 check "$name" "on-$name"
+    lab_pod_delete node1 "on-$name" "$name"
+    lab_in node1 ip link set eth0 nomaster
+    move_addresses eth0 "$name"
+    lab_in node1 ip link delete "$name"
+  done
+}
+
+# move_addresses TO FROM: the node's, with its default routes; to a bridge that has FROM as a port, or back.
+move_addresses() {
+  lab_in node1 ip link show "$1" >/dev/null 2>&1 || lab_in node1 ip link add "$1" type bridge
+  lab_in node1 ip address flush dev "$2"
+  [ "$1" = eth0 ] || lab_in node1 ip link set eth0 master "$1"
+  lab_in node1 ip link set "$1" up
+  lab_in node1 ip address add 10.6.212.101/16 dev "$1"
+  lab_in node1 ip address add fd00:6::101/64 dev "$1" nodad
+  lab_in node1 ip route replace default via 10.6.0.1
+  lab_in node1 ip -6 route replace default via fd00:6::1
+}
+
+@test "an IPv6 address that the pod's NIC found itself is served beside an IPv4 IPAM, and CHECK and DEL know it" {
+  lab_pod node1 own6 plain4
+  lab_in node1/own6 sysctl -qw net.ipv6.conf.eth0.disable_ipv6=0
+  lab_until 5 finds_itself own6
+  add own6 .
+  served own6 4 6
+  check own6
+  lab_plugin node1 coordinator DEL own6 eth0 <<<"$(lab_chained node1 own6 underlay46)"
+  assert_equal "$(lab_in node1 ip -6 route show table 500)" ''
+}
+
+# finds_itself POD: after another advertisement.
+finds_itself() { advertise net6 fd00:6:: && sleep 0.2 && advertised "$1" eth0; }
+
+@test "what cannot be a source is none: a link-local address among ips, and an address twice counts once" {
+  lab_pod node1 odd plain46
+  lab_in node1/odd ip address add "$(lab_address node1/odd 4)/24" dev eth0
+  lab_in node1/odd ip address add 169.254.7.7/16 dev eth0 scope link
+  add odd '.prevResult.ips = [{address: "fe80::1234/64", interface: 0}, {address: "169.254.7.7/16", interface: 0}] + .prevResult.ips'
+  served odd 4 6
+  expect 1 grep -q 'src fe80\|src 169.254' <(lab_in node1/odd ip route show table all proto 85; lab_in node1/odd ip -6 route show table all proto 85)
+  check odd
+  add odd .
+}
+
+@test "an address that comes after ADD leaves CHECK good, and the agent gives it its way" {
+  lab_pod node1 late plain4
+  add late .
+  lab_in node1/late ip -6 address add fd00:6::bbbb/64 dev eth0 nodad
+  lab_in node1/late ip -6 route replace default via fd00:6::1
+  check late
+  agent_start
+  lab_until 5 has_route late fd00:233:64::/108
+  served late 4 6
+  check late
+  lab_in node1/late ip -6 address delete fd00:6::bbbb/64 dev eth0
+  lab_until 5 gone_from_node fd00:6::bbbb
+  check late
+}
+
+gone_from_node() { ! lab_in node1 ip -6 route show table 500 | grep -q "$1"; }
+
+@test "a pod whose NIC gets its addresses after ADD is served by the agent, and without any ips in prevResult by ADD" {
+  lab_pod node1 dhcp plain46
+  add dhcp '.prevResult.ips = []'
+  served dhcp 4 6
+  lab_sandbox node1 bare
+  lab_in node1 ip link add bare0 link eth0 type macvlan mode bridge
+  lab_in node1 ip link set bare0 netns bare name eth0
+  lab_in node1/bare ip link set eth0 up
+  lab_in node1 sh -c 'cat >/run/bare.json' <<<"$(lab_chained node1 dhcp underlay46 | jq -c '.prevResult |= {cniVersion, interfaces: [{name: "eth0", sandbox: "/run/netns/bare"}], ips: []}')"
+  lab_plugin node1 coordinator ADD bare eth0 <<<"$(lab_in node1 cat /run/bare.json)"
+  assert_equal "$lab_status" 0
+  agent_start
+  lab_in node1/bare ip address add 10.6.99.99/16 dev eth0
+  lab_in node1/bare ip route add default via 10.6.0.1
+  lab_until 5 served bare 4
+}
+
+@test "a default route by a router advertisement to a further NIC leaves CHECK good, and the agent moves it to that NIC's table" {
+  lab_network 7 eth1
+  lab_network_config node1 seven 46 "$(lab_coordinator_json 46)" eth1
+  lab_network_config node1 seven4 4 "$(lab_coordinator_json 46)" eth1
+  lab_pod node1 two underlay46
+  lab_attach node1 two seven4 net1
+  advertise net7 fd00:7::
+  lab_until 5 advertised two net1
+  lab_cnitool node1 check seven4 two net1
+  agent_start
+  lab_until 5 moved two
+  assert_equal "$(lab_in node1/two sysctl -n net.ipv6.conf.net1.accept_ra_defrtr)" 0
+  lab_cnitool node1 check seven4 two net1
+  lab_cnitool node1 check underlay46 two
+  served two 4 6
+}
+
+moved() {
+  [ "$(lab_in "node1/$1" ip -6 route show default | grep -c net1)" = 0 ] &&
+    lab_in "node1/$1" ip -6 route show table all | grep -q '^default via fe80::.* dev net1 table'
+}
+
+# advertise NIC PREFIX: a router advertisement by the gateway.
+advertise() {
+  lab_in gateway sysctl -qw "net.ipv6.conf.$1.forwarding=1"
+  lab_in gateway /usr/bin/python3 - "$1" "$2" <<'EOF'
+import socket, struct, sys
+
+nic, prefix = sys.argv[1], socket.inet_pton(socket.AF_INET6, sys.argv[2])
+wire = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+wire.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+wire.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, socket.if_nametoindex(nic))
+router = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0)
+option = struct.pack("!BBBBIII", 3, 4, 64, 0xC0, 86400, 14400, 0) + prefix
+wire.sendto(router + option, ("ff02::1", 0))
+EOF
+}
+
+# advertised POD NIC: it has an address by advertisement, and a default route.
+advertised() {
+  lab_in "node1/$1" ip -6 address show dev "$2" dynamic | grep -q 'scope global' &&
+    lab_in "node1/$1" ip -6 route show default | grep -q "dev $2 proto ra"
+}
+
+@test "IPv6 is off by default in the sandbox, or on the node: pods are served all the same" {
+  lab_sandbox node1 docker
+  lab_in node1/docker sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1
+  lab_attach node1 docker underlay46
+  served docker 4 6
+  lab_cnitool node1 check underlay46 docker
+  lab_in node1 sysctl -qw net.ipv6.conf.default.disable_ipv6=1
+  lab_pod node1 hardened underlay46
+  served hardened 4 6
+}
+
+@test "new links of the node do not forward by default, or take router advertisements: pods are served, and are no routers" {
+  local host
+  lab_in node1 sysctl -qw net.ipv4.conf.default.forwarding=0 net.ipv6.conf.default.forwarding=0 net.ipv6.conf.default.accept_ra=2
+  lab_pod node1 plainly underlay46
+  served plainly 4 6
+  host=$(lab_in node1 cat "/run/underpass/attachments/$(container plainly)@eth0.json" | jq -r .veth.host)
+  assert_equal "$(lab_in node1 sysctl -n "net.ipv6.conf.$host.accept_ra")" 0
+}
+
+# container POD: the id that the CNI client gave it.
+container() { printf 'cnitool-%s' "$(printf '/run/netns/%s' "$1" | sha512sum | cut -c 1-20)"; }
