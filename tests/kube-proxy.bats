@@ -11,7 +11,19 @@ setup_file() {
   lab_serve node2/pod 8080
   lab_serve node1/overlay 8080 overlay1
   lab_serve node2/overlay 8080 overlay2
+  lab_pod node1 under underlay46
+  lab_pod node2 under underlay46
+  lab_serve node2/under 8080 under2
   lab_kube_proxy
+}
+
+# Between an underlay pod and an overlay pod on another node, the underlay pod's node sees half of a connection.
+halves_pass() {
+  local family
+  for family in 4 6; do
+    assert_answer node1/under "$(lab_address node2/overlay $family)" 8080 overlay2 "$(lab_address node1/under $family)"
+    assert_answer node1/overlay "$(lab_address node2/under $family)" 8080 under2 "$(lab_address node1/overlay $family)"
+  done
 }
 
 @test "the API server has the Services, their EndpointSlices and the nodes" {
@@ -70,6 +82,12 @@ service_rules() {
   done
 }
 
+@test "what a real kube-proxy calls invalid and drops is not what an underlay pod sends to an overlay pod on another node" {
+  expect 0 lab_in node1 iptables-save
+  assert_contains "$output" '-A KUBE-FORWARD -m conntrack --ctstate INVALID'
+  halves_pass
+}
+
 @test "with kube-proxy in nftables mode a node reaches a ClusterIP too" {
   lab_service nft 80:8080 node2/pod
   lab_kube_proxy nftables
@@ -77,4 +95,5 @@ service_rules() {
   assert_answer node1 "$(lab_cluster_ip nft 6)" 80 pod fd00:6::101
   expect 0 lab_in node1 sh -c 'iptables-save; ip6tables-save'
   [[ $output != *10.233.64.* ]] || fail "$output"
+  halves_pass
 }

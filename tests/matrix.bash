@@ -53,3 +53,37 @@ matrix_misses() {
 assert_everyone_reaches_everyone() {
   assert_equal "$(matrix_misses "$1" "$2")" ''
 }
+
+KINDS=(calico cilium flannel)
+
+# pair KIND nat|no: the pair of an overlay KIND with (nat) or without (no) natOutgoing.
+pair() {
+  local kind number=1
+  for kind in "${KINDS[@]}"; do
+    [ "$kind" = "$1" ] || number=$((number + 4))
+    [ "$kind" != "$1" ] || break
+  done
+  [ "$2" = nat ] || number=$((number + 2))
+  printf 'node%d node%d\n' "$number" "$((number + 1))"
+}
+
+# matrix_pairs: a pair of the nodes 1 to 12 for each kind of overlay, with and without natOutgoing; the socket path on its
+# near one.
+matrix_pairs() {
+  local kind nat near far
+  for kind in "${KINDS[@]}"; do
+    for nat in nat no; do
+      read -r near far < <(pair "$kind" "$nat")
+      matrix_pair "$kind" "$nat" "$near" "$far"
+      lab_balancer "$near"
+      lab_lb_services "$near"
+    done
+  done
+}
+
+# everyone KIND nat|no
+everyone() {
+  local near far
+  read -r near far < <(pair "$@")
+  assert_everyone_reaches_everyone "$near" "$far"
+}
