@@ -269,9 +269,14 @@ where
             }
             (Some(404), _) => {
                 (self.source, self.listed) = (None, None);
-                self.keep_only(HashSet::new());
-                self.events.push_back(Event::Absent);
+                // What there was is believed to be gone when it is said twice: an API server that has just started may not
+                // know all of its definitions yet.
+                let again = self.absent.is_some();
                 self.pause = next(&mut self.absent, ABSENT);
+                if again || self.known.is_empty() {
+                    self.keep_only(HashSet::new());
+                    self.events.push_back(Event::Absent);
+                }
             }
             // What an API server says that has no streaming lists, or not for this resource. Who may not watch may still list.
             (Some(400 | 403 | 422), watcher::Error::WatchStartFailed(_)) if self.streaming => self.begin_with_pages(),
