@@ -94,6 +94,7 @@ PY
 equal(errno_of(connect, SOCK_STREAM, "10.96.0.1"), "ENETUNREACH")
 PY
   expect 1 lab_lb node1 show
+  # shellcheck disable=SC2154 # set by expect
   assert_contains "$stderr" 'load first'
   expect 1 lab_lb node1 unload
 }
@@ -234,4 +235,52 @@ PY
     expect 1 lab_lb node1 apply <<<"{\"services\": [$bad]}"
     assert_equal "$(lab_lb node1 show)" "$before"
   done
+}
+
+# lb_served_from CGROUP: what a connection by a process in that cgroup says.
+lb_served_from() {
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  { printf 'from sockets import *\n' && cat; } <<<'serve("127.0.0.2"); print(errno_of(reach, SOCK_STREAM, "10.96.0.1"))' |
+    lab_in node1/pod sh -c 'printf "0\n" >"$0/cgroup.procs" && exec "$@"' "$1" \
+      env PYTHONPATH="$LAB_SOURCE" PYTHONDONTWRITEBYTECODE=1 timeout 30 python3 -
+}
+
+@test "load --cgroup serves that cgroup from then on, and no longer the one from before" {
+  local first second
+  first=$(<"$LAB/host/node1/cgroup") second=$(lab_cgroup moved)
+  assert_equal "$(lb_served_from "$first") $(lb_served_from "$second")" 'None ENETUNREACH'
+  expect 0 lab_lb node1 load --cgroup "$second"
+  assert_equal "$(lb_served_from "$first") $(lb_served_from "$second")" 'ENETUNREACH None'
+  # Without --cgroup it stays where it is.
+  expect 0 lab_lb node1 load
+  assert_equal "$(lb_served_from "$second")" None
+  expect 0 lab_in node1 ls /sys/fs/bpf/underpass/links
+  assert_equal "$(grep -c new <<<"$output")" 0
+}
+
+@test "a cgroup that was removed is said to serve nobody, and load serves again" {
+  local first gone
+  first=$(<"$LAB/host/node1/cgroup") gone=$(lab_cgroup gone)
+  lab_lb node1 load --cgroup "$gone"
+  rmdir "$gone"
+  expect 0 lab_lb node1 show
+  assert_contains "$stderr" 'nobody is served'
+  expect 0 lab_lb node1 apply <<<"$output"
+  assert_contains "$stderr" 'nobody is served'
+  expect 0 lab_lb node1 stats --format prometheus
+  assert_contains "$output" 'underpass_lb_attached 0'
+  expect 0 lab_lb node1 load --cgroup "$first"
+  assert_equal "$(lb_served_from "$first")" None
+  expect 0 lab_lb node1 show
+  assert_equal "$stderr" ''
+}
+
+@test "in a cgroup namespace of its own, load refuses to take that namespace's root for the hierarchy's" {
+  lab_lb node1 unload
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  expect 1 lab_served node1 unshare --cgroup --mount sh -c '
+    umount "$1" 2>/dev/null; mount -t cgroup2 none "$1" && exec "$0" load' "$(lab_lb_program)" \
+    "$(awk '$3 == "cgroup2" {print $2; exit}' /proc/self/mounts)"
+  assert_contains "$stderr" 'cgroup namespace'
+  lb_no_pins
 }

@@ -17,6 +17,7 @@ setup() {
 # lb_refuses DOCUMENT: apply refuses it, and follow a line with it; nothing has changed.
 lb_refuses() {
   expect 1 lab_lb node1 apply <<<"$1"
+  # shellcheck disable=SC2154 # set by expect
   assert_json "$stderr" '[.level, .tool]' '["error","bpf-lb-load"]'
   assert_equal "$(lab_lb node1 show)" "$KEPT" || fail "by: $1"
   expect 0 lab_lb node1 follow <<<"{\"table\": $1}"
@@ -164,4 +165,30 @@ PY
   assert_equal "$(lab_lb node1 show)" "$KEPT"
   expect 0 lab_lb node1 apply --dry-run <<<"$KEPT"
   assert_equal "$output" '[]'
+}
+
+@test "in the Service CIDRs that the table names, a port that no Service has on a ClusterIP is refused at once, and nothing else" {
+  lb_apply "{\"refuse\": [\"10.96.0.0/12\", \"fd02::/108\"], \"services\": [
+    $(lb_service a "{\"clusterIps\": [\"10.96.0.1\", \"fd02::1\"], \"backends\": $(lb_backends 127.0.0.2 fd01::2)}"),
+    $(lb_service b "{\"clusterIps\": [\"10.200.0.1\"], \"externalIps\": [\"10.96.0.7\"]}")]}"
+  assert_json "$(lab_lb node1 show)" .refuse '["10.96.0.0/12","fd02::/108"]'
+  assert_json "$(lab_lb node1 show | lab_lb node1 apply)" .unchanged 2
+  lab_sockets node1/pod <<'PY'
+serve("127.0.0.2", "fd01::2")
+for address in "10.96.0.1", "fd02::1", "::ffff:10.96.0.1":
+    for kind in SOCK_STREAM, SOCK_DGRAM:
+        equal(errno_of(connect, kind, address, 81), "ECONNREFUSED", address)
+    equal(errno_of(ask, new(SOCK_DGRAM, address), address, 81), "ECONNREFUSED", address)
+equal(reach(SOCK_STREAM, "10.96.0.1"), "127.0.0.2")
+# There is no route in this pod, so what is not refused fails otherwise.
+for address in "10.96.0.2", "10.200.0.1", "10.96.0.7", "192.0.2.1", "fd02::2":
+    equal(errno_of(connect, SOCK_STREAM, address, 81), "ENETUNREACH", address)
+PY
+  # The address goes with its Service, and comes back with it.
+  printf '{"remove": {"namespace": "test", "name": "a"}}\n' | lab_lb node1 follow >/dev/null
+  lab_sockets node1/pod <<<'equal(errno_of(connect, SOCK_STREAM, "10.96.0.1", 81), "ENETUNREACH")'
+  printf '{"set": %s}\n' "$(lb_service a '{"clusterIps": ["10.96.0.1"]}')" | lab_lb node1 follow >/dev/null
+  lab_sockets node1/pod <<<'equal(errno_of(connect, SOCK_STREAM, "10.96.0.1", 81), "ECONNREFUSED")'
+  lb_apply '{}'
+  lab_sockets node1/pod <<<'equal(errno_of(connect, SOCK_STREAM, "10.96.0.1", 81), "ENETUNREACH")'
 }

@@ -132,6 +132,7 @@ impl Table {
         for (key, (protocol, before)) in before {
             summary.gone.extend(gone::gone(&key.to_string(), protocol, &before, &self.endpoints(&key).1));
         }
+        self.kernel.write_doors();
         for gone in self.old() {
             if !summary.gone.contains(&gone) {
                 summary.gone.push(gone);
@@ -153,6 +154,9 @@ impl Table {
         // An address that moves to another service is to have no gap. All else that goes makes room first.
         let (last, first): (Vec<_>, Vec<_>) = gone.partition(|(_, moves)| *moves);
         self.kernel.set_node_addresses(&table.node_addresses);
+        if self.kernel.refuse() != table.refuse {
+            self.kernel.set_refuse(&table.refuse);
+        }
         summary.removed += self.remove_all(first);
         let takes = |key: &ServiceName, spec: &Spec| {
             spec.frontends.keys().any(|frontend| self.kernel.owner(frontend).is_some_and(|owner| owner != key))
@@ -204,6 +208,7 @@ impl Table {
             Change::Remove(name) => self.remove(name, &mut summary)?,
             Change::Table(table) => return self.apply(table),
         }
+        self.kernel.write_doors();
         Ok(summary)
     }
 

@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use bpf_lb_abi::{Address, CELLS, Cell, Endpoint, Entry, Long, PROBES, Slot, TCP, UDP};
+use bpf_lb_abi::{Address, CELLS, Cell, Endpoint, Entry, Long, PROBES, Slot, TCP, UDP, any_port};
 use service_table::Protocol;
 
 use crate::{
@@ -178,7 +178,9 @@ impl<A: Family> Tables<A> {
         for (cell, taken) in (0..).zip(&mut self.taken) {
             let Some(found) = self.cells.get(cell) else { continue };
             let entry = Entry(found.entry.load());
-            if entry.is_present() {
+            if entry.is_present() && found.key.protocol == 0 {
+                *taken = true;
+            } else if entry.is_present() {
                 *taken = true;
                 let protocol = if found.key.protocol == UDP { Protocol::Udp } else { Protocol::Tcp };
                 frontends.push((Frontend { address: address(&found.key), protocol }, cell, entry));
@@ -189,6 +191,22 @@ impl<A: Family> Tables<A> {
         runs.dedup();
         self.slot_space = Space::new(self.slots.capacity(), runs);
         frontends
+    }
+
+    /// The addresses that are known by themselves, and their cells.
+    pub fn doors(&self) -> impl Iterator<Item = (IpAddr, u32)> {
+        let cells = (0..self.cells.capacity()).filter_map(|cell| Some((cell, self.cells.get(cell)?)));
+        let doors = cells.filter(|(_, found)| found.key.protocol == 0 && Entry(found.entry.load()).is_present());
+        doors.map(|(cell, found)| (found.key.address.to_ip(), cell))
+    }
+
+    /// Lets an address be known by itself. Nothing if there is no room.
+    pub fn insert_door(&mut self, address: SocketAddr) -> Option<u32> {
+        let key = any_port(A::from_ip(address.ip())?);
+        let cell = self.allocate(&key)?;
+        self.cells.put(cell, Cell { key, pad: A::PAD, entry: Long::new(Entry::NONE.0) });
+        self.lead(cell, Entry::REFUSED);
+        Some(cell)
     }
 
     /// Where a frontend leads, found as the programs find it.
@@ -217,7 +235,11 @@ impl<A: Family> Tables<A> {
 
     /// A cell for a new frontend: one of the first bucket, of those that programs look into, that has any left.
     pub fn allocate_cell(&mut self, frontend: &Frontend) -> Option<u32> {
-        let hash = endpoint::<A>(frontend.address, frontend.protocol)?.hash();
+        self.allocate(&endpoint::<A>(frontend.address, frontend.protocol)?)
+    }
+
+    fn allocate(&mut self, key: &Endpoint<A>) -> Option<u32> {
+        let hash = key.hash();
         let buckets = self.cells.capacity() / CELLS_PER_BUCKET;
         let cells = (0..PROBES).flat_map(|probe| {
             let bucket = (hash.wrapping_add(probe)) & (buckets - 1);

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use bpf_lb_abi::{Backend, Config, Long, NO_SERVICE, NO_SLOT, Name};
@@ -72,6 +72,9 @@ pub struct Kernel {
     pub(crate) backend_space: Space,
     pub(crate) services: BTreeMap<ServiceName, Installed>,
     pub(crate) owners: HashMap<Frontend, Owned>,
+    /// The cells of addresses that are known by themselves, whatever the port.
+    pub(crate) doors: HashMap<IpAddr, u32>,
+    pub(crate) frontends_changed: bool,
     /// By service id and address. Of services with least connections only, since the others' sockets are not counted.
     pub(crate) lingering: HashMap<(u32, SocketAddr), Lingering>,
 }

@@ -22,6 +22,7 @@ pub mod pins;
 pub mod print;
 pub mod probe;
 pub mod read;
+pub mod refuse;
 pub mod room;
 pub mod show;
 pub mod space;

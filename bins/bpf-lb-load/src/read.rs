@@ -45,6 +45,8 @@ impl Kernel {
             backend_space: Space::new(0, []),
             services: BTreeMap::new(),
             owners: HashMap::new(),
+            doors: HashMap::new(),
+            frontends_changed: false,
             lingering: HashMap::new(),
         };
         kernel.find_services();
@@ -60,7 +62,9 @@ impl Kernel {
             }
         }
         let four = self.four.read();
-        let frontends = four.into_iter().chain(self.six.read());
+        let six = self.six.read();
+        self.doors = self.four.doors().chain(self.six.doors()).collect();
+        let frontends = four.into_iter().chain(six);
         for (frontend, cell, entry) in frontends.collect::<Vec<_>>() {
             let about = tables!(self, frontend.address.is_ipv6(), tables => tables.about(Run::of(entry)));
             let about = about.map(|(about, _)| about);

@@ -17,7 +17,7 @@ pub fn table(kernel: &Kernel) -> ServiceTable {
     ServiceTable {
         node_addresses: kernel.node_addresses(),
         nodes: vec![],
-        refuse: vec![],
+        refuse: kernel.refuse(),
         services: kernel.services().iter().map(|(key, installed)| service(key, installed)).collect(),
     }
 }

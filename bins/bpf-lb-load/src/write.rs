@@ -100,6 +100,7 @@ impl Kernel {
                 owned.cell
             }
             (None, Some(cell)) => {
+                self.frontends_changed = true;
                 tables!(self, v6, tables => tables.insert(frontend, cell, entry));
                 cell
             }
@@ -158,6 +159,7 @@ impl Kernel {
 
     fn remove_frontend(&mut self, key: &ServiceName, frontend: &Frontend) {
         if let Some(owned) = self.owners.get(frontend).filter(|owned| owned.owner.as_ref() == Some(key)) {
+            self.frontends_changed = true;
             tables!(self, frontend.address.is_ipv6(), tables => tables.remove(owned.cell));
             self.owners.remove(frontend);
         }

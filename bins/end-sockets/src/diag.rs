@@ -54,7 +54,7 @@ pub struct Query<'a> {
     pub port: Option<u16>,
     /// Also those that are not connected. Without a port only.
     pub unconnected: bool,
-    /// The map of socket-local storage whose values are wanted too.
+    /// The map of socket-local storage whose values are wanted too. The kernel has them for TCP only (`inet_sk_diag_fill`).
     pub storage: Option<BorrowedFd<'a>>,
 }
 

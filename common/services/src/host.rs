@@ -127,6 +127,9 @@ pub(crate) fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpA
 /// Reads a list of CIDRs.
 pub(crate) fn cidrs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
     let texts = Vec::<std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+    if texts.len() > 8 {
+        return Err(de::Error::custom(format!("{} CIDRs; at most 8", texts.len())));
+    }
     texts.iter().map(|text| cidr(text).ok_or_else(|| de::Error::custom(format!("{text}: no CIDR")))).collect()
 }
 

@@ -35,7 +35,7 @@ pub struct ServiceTable {
     pub nodes: Vec<Node>,
     /// Service CIDRs in which a port that no Service has, on an address that is some Service's ClusterIP, is refused.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "host::cidrs")]
-    #[schemars(with = "Vec<Cidr>")]
+    #[schemars(with = "Vec<Cidr>", length(max = 8))]
     pub refuse: Vec<IpNet>,
     /// One for each port of each Kubernetes Service.
     #[serde(default)]

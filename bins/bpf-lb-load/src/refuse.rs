@@ -1,0 +1,97 @@
+//! Ports that no Service has, on addresses that are some Service's ClusterIP.
+
+use std::{
+    collections::HashSet,
+    net::{IpAddr, SocketAddr},
+};
+
+use bpf_lb_abi::{Entry, Prefix, Word};
+use ipnet::IpNet;
+
+use crate::{
+    family::{Family as _, mapped_words},
+    kernel::{Kernel, tables},
+};
+
+impl Kernel {
+    /// The Service CIDRs in which they are refused.
+    pub fn refuse(&self) -> Vec<IpNet> {
+        let Some(config) = self.config() else { return Vec::new() };
+        config.refuse.iter().take(config.refuse_count.load() as usize).filter_map(cidr).collect()
+    }
+
+    /// Sets these; no more than [`bpf_lb_abi::REFUSE`].
+    pub fn set_refuse(&mut self, cidrs: &[IpNet]) {
+        if let Some(config) = self.config() {
+            for (place, cidr) in config.refuse.iter().zip(cidrs) {
+                let (address, mask) = words(cidr);
+                for (place, word) in place.address.iter().zip(address).chain(place.mask.iter().zip(mask)) {
+                    place.store(word);
+                }
+            }
+            config.refuse_count.store(u32::try_from(cidrs.len()).unwrap_or_default());
+        }
+        self.frontends_changed = true;
+        self.write_doors();
+    }
+
+    /// Lets each ClusterIP in these CIDRs be known by itself, whatever the port, and no other address.
+    pub fn write_doors(&mut self) {
+        if !std::mem::take(&mut self.frontends_changed) {
+            return;
+        }
+        let cidrs = self.refuse();
+        let frontends = self.services.values().flat_map(|service| &service.spec.frontends);
+        let addresses =
+            frontends.filter(|(_, kind)| **kind == Entry::CLUSTER_IP).map(|(frontend, _)| frontend.address.ip());
+        let wanted: HashSet<IpAddr> =
+            addresses.filter(|address| cidrs.iter().any(|cidr| cidr.contains(address))).collect();
+        let gone: Vec<_> = self.doors.extract_if(|address, _| !wanted.contains(address)).collect();
+        for (address, cell) in gone {
+            tables!(self, address.is_ipv6(), tables => tables.remove(cell));
+        }
+        for address in wanted {
+            if self.doors.contains_key(&address) {
+                continue;
+            }
+            // Without room for it, such a port is as one that no frontend has: it is not translated.
+            let cell =
+                tables!(self, address.is_ipv6(), tables => tables.insert_door(SocketAddr::new(address, u16::MAX)));
+            self.doors.extend(cell.map(|cell| (address, cell)));
+        }
+    }
+}
+
+fn words(cidr: &IpNet) -> ([u32; 4], [u32; 4]) {
+    let bits = u32::from(cidr.prefix_len()) + if cidr.addr().is_ipv4() { 96 } else { 0 };
+    let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
+    let mask = std::net::Ipv6Addr::from(mask);
+    (mapped_words(cidr.network()), mapped_words(IpAddr::V6(mask)))
+}
+
+fn cidr(prefix: &Prefix) -> Option<IpNet> {
+    let read = |words: &[Word; 4]| words.each_ref().map(Word::load).to_ip();
+    let IpAddr::V6(mask) = read(&prefix.mask) else { return None };
+    let bits = u8::try_from(u128::from(mask).leading_ones()).ok()?;
+    match read(&prefix.address) {
+        IpAddr::V6(address) => match address.to_ipv4_mapped().filter(|_| bits >= 96) {
+            Some(four) => IpNet::new(four.into(), bits - 96).ok(),
+            None => IpNet::new(address.into(), bits).ok(),
+        },
+        IpAddr::V4(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cidr_is_read_as_it_was_written() {
+        for text in ["10.96.0.0/12", "10.0.0.0/8", "0.0.0.0/0", "10.96.0.1/32", "fd00::/108", "::/0", "fd00::1/128"] {
+            let (address, mask) = words(&text.parse().unwrap());
+            let prefix = Prefix { address: address.map(Word::new), mask: mask.map(Word::new) };
+            assert_eq!(cidr(&prefix), Some(text.parse().unwrap()));
+        }
+    }
+}
