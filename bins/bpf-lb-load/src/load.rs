@@ -39,7 +39,7 @@ pub struct Sizes {
     #[arg(long, default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub max_sockets: u32,
     /// How many pairs of a pod and a service with session affinity are remembered
-    #[arg(long, default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    #[arg(long, default_value_t = 61_440, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub max_clients: u32,
 }
 
