@@ -397,3 +397,11 @@ EOF2
     detached "v${version//./}n46" net1
   done
 }
+
+@test "a pod whose gateway is one of the node's own addresses, as with Flannel, gets its further interface over both families" {
+  lab_overlay_pod node1 bridged flannel
+  lab_attach node1 bridged underlay46 net1
+  local gateway
+  gateway=$(lab_in node1/bridged ip -json -6 route show default | jq -r '[.. | .gateway? // empty][0]')
+  assert_equal "$(lab_in node1/bridged ip -6 route show table all "$gateway/128")" ''
+}

@@ -181,7 +181,9 @@ fn into_the_node(
     let through = |destination, gateway| Route { gateway, source, ..route(destination, &uplink.dev, table) };
     // In underlay mode the node's addresses are on the link; in overlay mode they are behind its next hop too.
     let node_gateway = gateway.filter(|_| mode.mode == ModeKind::Overlay);
-    let nodes = mode.node_addresses(family).map(|node| through(IpNet::from(node), node_gateway));
+    // The gateway is on the link, and with a route by itself nothing could be led by it (`ip6_route_check_nh`).
+    let nodes = mode.node_addresses(family).filter(|node| Some(*node) != node_gateway);
+    let nodes = nodes.map(|node| through(IpNet::from(node), node_gateway));
     let pods = cidrs.pod.iter().filter(|_| !further);
     let cidrs = cidrs.service.iter().chain(pods).chain(&cidrs.hijack);
     let cidrs = cidrs.filter(|cidr| Family::of(cidr.addr()) == family).map(|cidr| through(*cidr, gateway));
