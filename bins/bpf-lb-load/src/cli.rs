@@ -2,6 +2,7 @@
 
 use std::{
     io::{IsTerminal as _, Read as _},
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -19,13 +20,13 @@ use crate::{
     diff, follow,
     kernel::Kernel,
     layout,
-    load::{self, Request, Sizes},
+    load::{self, Loaded, Request, Sizes},
     maps::pinned,
     metrics::Metrics,
     netns,
     peers::Peers,
     pins::Pins,
-    print, show, stats,
+    print, reserve, show, stats,
 };
 
 /// Translates Services to backends at connect(), by eBPF programs on the cgroup socket hooks
@@ -73,8 +74,12 @@ enum Command {
         /// The network namespace, as a file
         path: PathBuf,
     },
-    /// Detach everything and remove the pins
-    Unload,
+    /// Detach everything, remove the pins and give back the ports that load reserved
+    Unload {
+        /// The node's network namespace, as load was told
+        #[arg(long)]
+        node_netns: Option<PathBuf>,
+    },
     /// Print the JSON Schema of a document
     Schema {
         /// Of which document
@@ -92,9 +97,13 @@ struct Load {
     /// Which network namespaces take part; as before by default, and all of them at first
     #[arg(long, value_enum)]
     scope: Option<NetnsScope>,
-    /// The node's network namespace, as a file, in which node ports are kept free; the loader's own by default
+    /// The node's network namespace, as a file; the loader's own by default
     #[arg(long)]
     node_netns: Option<PathBuf>,
+    /// Keep the node's own processes from binding a node port among these ports on its addresses, which would never be reached
+    /// there; the ports are reserved in ip_local_reserved_ports until unload. Not protected by default, as with kube-proxy
+    #[arg(long, value_name = "FIRST-LAST", value_parser = reserve::ports, num_args = 0..=1, default_missing_value = "30000-32767")]
+    protect_node_ports: Option<RangeInclusive<u16>>,
     /// An ELF object with the programs, instead of those that were built in
     #[arg(long)]
     object: Option<PathBuf>,
@@ -171,8 +180,9 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         }
         Command::Register { path } => register(&pins, &path, true)?,
         Command::Unregister { path } => register(&pins, &path, false)?,
-        Command::Unload => {
+        Command::Unload { node_netns } => {
             let _lock = pins.lock()?;
+            reserve::give_back(node_netns.as_deref(), &pins.maps()).context("net.ipv4.ip_local_reserved_ports")?;
             pins.remove()?;
         }
         Command::Schema { document } => print::pretty(&match document {
@@ -206,9 +216,14 @@ fn load_programs(pins: Pins, load: Load) -> Result<()> {
         NetnsScope::AllBut => Participation::AllBut,
         NetnsScope::Only => Participation::Only,
     });
-    let Load { cgroup, node_netns, object, sizes, .. } = load;
-    let request = Request { pins, cgroup, participation, node_netns, sizes, object };
-    for missing in load::load(&request)? {
+    let Load { cgroup, node_netns, object, sizes, protect_node_ports: protect, .. } = load;
+    let request = Request { pins, cgroup, participation, node_netns, protect, sizes, object };
+    let Loaded { missing, reserved } = load::load(&request)?;
+    if !reserved.is_empty() {
+        let sysctl = "net.ipv4.ip_local_reserved_ports of the node's network namespace";
+        message("info", &format!("added {reserved} to {sysctl}; unload takes it away"));
+    }
+    for missing in missing {
         message("warn", &format!("this kernel lacks {missing}"));
     }
     Ok(())

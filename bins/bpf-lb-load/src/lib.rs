@@ -23,6 +23,7 @@ pub mod print;
 pub mod probe;
 pub mod read;
 pub mod refuse;
+pub mod reserve;
 pub mod room;
 pub mod show;
 pub mod space;

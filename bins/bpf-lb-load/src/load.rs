@@ -3,6 +3,7 @@
 use std::{
     borrow::Cow,
     fs::File,
+    ops::RangeInclusive,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
@@ -21,6 +22,7 @@ use crate::{
     netns,
     pins::Pins,
     probe::{self, HOOKS, Hook},
+    reserve,
     sys::{self, Mapped},
 };
 
@@ -52,18 +54,27 @@ pub struct Request {
     pub cgroup: Option<PathBuf>,
     /// Which network namespaces take part; as before if nothing is said, and all of them at first.
     pub participation: Option<Participation>,
-    /// The network namespace in which node ports are protected; the loader's own if nothing is said.
+    /// The node's own network namespace; the loader's if nothing is said.
     pub node_netns: Option<PathBuf>,
+    /// On which ports processes in that namespace are kept off node ports; none by default.
+    pub protect: Option<RangeInclusive<u16>>,
     /// For maps that are to be made.
     pub sizes: Sizes,
     /// The programs, as an ELF object, instead of those that were built into the loader.
     pub object: Option<PathBuf>,
 }
 
+/// What there is to say of what was loaded.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// The features that the kernel lacks.
+    pub missing: Vec<String>,
+    /// The ports that were reserved, as the sysctl has them.
+    pub reserved: String,
+}
+
 /// Loads, attaches and pins. Run again, it replaces the programs and keeps what the maps hold.
-///
-/// Returns the features that the kernel lacks.
-pub fn load(request: &Request) -> Result<Vec<String>> {
+pub fn load(request: &Request) -> Result<Loaded> {
     if let Some(missing) = option_env!("BPF_LB_MISSING")
         && request.object.is_none()
     {
@@ -84,12 +95,13 @@ pub fn load(request: &Request) -> Result<Vec<String>> {
     let result = load_and_attach(request, cgroup.as_ref(), fresh);
     if result.is_err() && fresh {
         // What went wrong first is what matters.
+        let _also_failed = reserve::give_back(request.node_netns.as_deref(), &pins.maps());
         let _also_failed = pins.remove();
     }
     result
 }
 
-fn load_and_attach(request: &Request, cgroup: Option<&File>, fresh: bool) -> Result<Vec<String>> {
+fn load_and_attach(request: &Request, cgroup: Option<&File>, fresh: bool) -> Result<Loaded> {
     let pins = &request.pins;
     let mut missing = Vec::new();
     let set_retval = probe::has_set_retval()?;
@@ -106,7 +118,10 @@ fn load_and_attach(request: &Request, cgroup: Option<&File>, fresh: bool) -> Res
     }
     let mut object = open_object(request, fresh, set_retval, multipath)?;
     configure(request, fresh)?;
-    for hook in HOOKS {
+    let reserved = reserve::reserve(request.node_netns.as_deref(), &pins.maps(), request.protect.as_ref())
+        .context("net.ipv4.ip_local_reserved_ports in the node's network namespace")?;
+    let wanted = |hook: &&Hook| request.protect.is_some() || !hook.protects;
+    for hook in HOOKS.iter().filter(wanted) {
         if let Err(error) = install(&mut object, hook, cgroup, pins) {
             if hook.required {
                 return Err(error);
@@ -114,10 +129,12 @@ fn load_and_attach(request: &Request, cgroup: Option<&File>, fresh: bool) -> Res
             missing.push(format!("{} (Linux {}): {}: {error:#}", hook.program, hook.since, hook.without));
         }
     }
-    for obsolete in pins.links().iter().filter(|link| HOOKS.iter().all(|hook| hook.program != link.as_str())) {
+    for obsolete in
+        pins.links().iter().filter(|link| HOOKS.iter().filter(wanted).all(|hook| hook.program != link.as_str()))
+    {
         std::fs::remove_file(pins.link(obsolete)).with_context(|| format!("unpin {obsolete}"))?;
     }
-    Ok(missing)
+    Ok(Loaded { missing, reserved })
 }
 
 fn open_object(request: &Request, fresh: bool, set_retval: bool, multipath: bool) -> Result<Ebpf> {
@@ -138,7 +155,7 @@ fn open_object(request: &Request, fresh: bool, set_retval: bool, multipath: bool
         ("peers6", sockets),
         ("affinity", max_clients),
     ];
-    let others = ["overflow", "namespaces", "node_ports", "nodes", "config", "grace"];
+    let others = ["overflow", "namespaces", "node_ports", "nodes", "reserved", "config", "grace"];
     let (peer_mask, frontend_mask) = (sockets - 1, buckets - 1);
     let (retval, multipath) = (u32::from(set_retval), u32::from(multipath));
     let globals = [
@@ -151,6 +168,8 @@ fn open_object(request: &Request, fresh: bool, set_retval: bool, multipath: bool
     for (name, value) in globals {
         loader.override_global(name, value, true);
     }
+    let protected = request.protect.as_ref().map_or([0, 0], |ports| [*ports.start(), *ports.end()]);
+    loader.override_global("PROTECTED", &protected, true);
     for (map, size) in sizes {
         loader.map_max_entries(map, size);
     }

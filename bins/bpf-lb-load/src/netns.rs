@@ -14,11 +14,18 @@ pub fn own_cookie() -> io::Result<u64> {
 
 /// The cookie of the network namespace at `path`.
 pub fn cookie(path: &Path) -> io::Result<u64> {
+    within(Some(path), own_cookie)
+}
+
+/// Does `work` in the network namespace at `path`, if there is one, or else in the caller's.
+pub fn within<T: Send>(path: Option<&Path>, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    let Some(path) = path else { return work() };
     let netns = File::open(path)?;
     // A thread of its own, so that no other ever finds itself elsewhere.
-    let thread = std::thread::spawn(move || {
+    let entered = || {
         setns(netns, CloneFlags::CLONE_NEWNET)?;
-        own_cookie()
-    });
-    thread.join().map_err(|_| io::Error::other("the thread that entered the namespace died"))?
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(entered).join())
+        .map_err(|_| io::Error::other("the thread that entered the namespace died"))?
 }

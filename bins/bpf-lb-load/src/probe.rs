@@ -17,10 +17,16 @@ pub struct Hook {
     pub required: bool,
     /// What does not work without it.
     pub without: &'static str,
+    /// Whether it is for keeping node ports free alone.
+    pub protects: bool,
 }
 
 const fn hook(program: &'static str, since: &'static str, without: &'static str) -> Hook {
-    Hook { program, since, required: without.is_empty(), without }
+    Hook { program, since, required: without.is_empty(), without, protects: false }
+}
+
+const fn protects(program: &'static str, since: &'static str) -> Hook {
+    Hook { protects: true, ..hook(program, since, "node ports are not kept free") }
 }
 
 /// In the order in which they are attached: what undoes a translation is there before the first one is made.
@@ -30,8 +36,8 @@ pub const HOOKS: &[Hook] = &[
     hook("getpeername6", "5.12", "getpeername shows the backend"),
     hook("recvmsg4", "5.12", ""),
     hook("recvmsg6", "5.12", ""),
-    hook("post_bind4", "5.12", "node ports are not kept free"),
-    hook("post_bind6", "5.12", "node ports are not kept free"),
+    protects("post_bind4", "5.12"),
+    protects("post_bind6", "5.12"),
     hook("sendmsg4", "5.12", ""),
     hook("sendmsg6", "5.12", ""),
     hook("connect4", "5.12", ""),

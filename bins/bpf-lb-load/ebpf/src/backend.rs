@@ -33,6 +33,7 @@ pub(crate) fn frontend<S: Sockaddr>(sockaddr: S, wanted: &Endpoint<S::Address>) 
     let config = CONFIG.get(0)?;
     let entry = match find(wanted) {
         Some(entry) => entry,
+        None if config.has_nodes.load() == 0 && config.refuse_count.load() == 0 => return None,
         None => by_address(config, wanted)?,
     };
     takes_part(config, sockaddr).then_some(Frontend { entry, family: PhantomData })
@@ -40,36 +41,56 @@ pub(crate) fn frontend<S: Sockaddr>(sockaddr: S, wanted: &Endpoint<S::Address>) 
 
 /// What is asked by an address alone: a node port, or a port that no Service has on a Service's address.
 #[inline(always)]
-fn by_address<A: Tables>(config: &Config, wanted: &Endpoint<A>) -> Option<Entry> {
-    if config.has_nodes.load() != 0
-        && let Some(entry) = on_node(wanted)
-    {
-        return Some(entry);
+fn by_address<A: Tables>(config: &'static Config, wanted: &Endpoint<A>) -> Option<Entry> {
+    if config.has_nodes.load() != 0 {
+        let entry = on_node(wanted);
+        if entry.is_present() {
+            return Some(entry);
+        }
     }
-    (config.refuse_count.load() != 0 && is_refused(config, wanted)).then_some(Entry::REFUSED)
+    let is_known = wanted.protocol == TCP || wanted.protocol == UDP;
+    let refuses = is_known && config.refuse_count.load() != 0 && is_in_cidr(config, wanted) && has_cluster_ip(wanted);
+    refuses.then_some(Entry::REFUSED)
 }
 
-/// A node port on the address of any node.
-#[inline(always)]
-fn on_node<A: Tables>(wanted: &Endpoint<A>) -> Option<Entry> {
+/// A node port on the address of any node, or [`Entry::NONE`]. Called, since few addresses get this far.
+#[inline(never)]
+fn on_node<A: Tables>(wanted: &Endpoint<A>) -> Entry {
     let (word, bit) = node_port_bit(u16::from_be(wanted.port), wanted.protocol);
     if NODE_PORTS.get(word).is_none_or(|word| word & bit == 0) {
-        return None;
+        return Entry::NONE;
     }
-    let number = NODES.get_ptr(wanted.address.to_ipv6())?;
+    let Some(number) = NODES.get_ptr(wanted.address.to_ipv6()) else { return Entry::NONE };
     // SAFETY: the element stays mapped while the program runs; should it be given to another address meanwhile, then this one
     // has just gone.
     let number = unsafe { number.read_volatile() };
-    let entry = find(&node_port(0, wanted))?;
+    let entry = find(&node_port(0, wanted)).unwrap_or(Entry::NONE);
     if number == 0 || !entry.is_per_node() {
-        return Some(entry);
+        return entry;
     }
-    Some(find(&node_port(number, wanted)).unwrap_or(Entry::REFUSED))
+    find(&node_port(number, wanted)).unwrap_or(Entry::REFUSED)
 }
 
-/// Whether the address is in one of the Service CIDRs, and some Service's.
+/// Whether the address is some Service's.
+#[inline(never)]
+fn has_cluster_ip<A: Tables>(wanted: &Endpoint<A>) -> bool {
+    find(&any_port(A::copy(&wanted.address))).is_some()
+}
+
+/// Whether that is a node port on one of this node's addresses.
 #[inline(always)]
-fn is_refused<A: Tables>(config: &Config, wanted: &Endpoint<A>) -> bool {
+pub(crate) fn is_node_port<A: Tables>(endpoint: &Endpoint<A>) -> bool {
+    let found = find(endpoint);
+    found.is_some_and(|entry| entry.kind() == Entry::NODE_PORT)
+        || NODES.get_ptr(endpoint.address.to_ipv6()).is_some_and(|number| {
+            // SAFETY: as in `on_node`.
+            unsafe { number.read_volatile() == 0 }
+        })
+}
+
+/// Whether the address is in one of the Service CIDRs.
+#[inline(always)]
+fn is_in_cidr<A: Tables>(config: &Config, wanted: &Endpoint<A>) -> bool {
     let [first, second, third, fourth, fifth, sixth, seventh, eighth] = &config.refuse;
     const { assert!(REFUSE == 8) };
     let address = wanted.address.to_ipv6();
@@ -79,15 +100,14 @@ fn is_refused<A: Tables>(config: &Config, wanted: &Endpoint<A>) -> bool {
     };
     // One after the other, since the verifier lets only programs with CAP_PERFMON add to a pointer what it knows.
     let count = config.refuse_count.load();
-    let is_in = is_in(first)
+    is_in(first)
         || count > 1 && is_in(second)
         || count > 2 && is_in(third)
         || count > 3 && is_in(fourth)
         || count > 4 && is_in(fifth)
         || count > 5 && is_in(sixth)
         || count > 6 && is_in(seventh)
-        || count > 7 && is_in(eighth);
-    is_in && (wanted.protocol == TCP || wanted.protocol == UDP) && find(&any_port(A::copy(&wanted.address))).is_some()
+        || count > 7 && is_in(eighth)
 }
 
 #[inline(always)]

@@ -43,6 +43,9 @@ pub(crate) static NODE_PORTS: Array<u64, { NODE_PORT_WORDS as usize }, MMAPABLE>
 #[btf_map(name = "config")]
 pub(crate) static CONFIG: Array<Config, 1, MMAPABLE> = Array::new();
 
+/// For the loader alone: the ports that it reserved, a bit each.
+#[btf_map(name = "reserved")]
+static RESERVED: Array<u64, 1024, MMAPABLE> = Array::new();
 /// For the loader alone.
 #[btf_map(name = "names")]
 static NAMES: Array<Name, 1024, MMAPABLE> = Array::new();

@@ -6,10 +6,10 @@ use aya_ebpf::{
     macros::{cgroup_sock, cgroup_sock_addr},
     programs::{SockAddrContext, SockContext},
 };
-use bpf_lb_abi::{Endpoint, Entry, TCP, Translation, UDP, node_port_bit};
+use bpf_lb_abi::{Endpoint, MAPPED_PREFIX, TCP, Translation, UDP, node_port_bit};
 
 use crate::{
-    backend::{find, frontend},
+    backend::{frontend, is_node_port},
     maps::{CONFIG, NODE_PORTS, Tables},
     peer::{Socket, forget},
     sockaddr::{Inet, Inet6, Sockaddr},
@@ -122,8 +122,12 @@ fn peer_name<S: Sockaddr>(sockaddr: S) -> i32 {
     ALLOW
 }
 
+/// The ports on which node ports are protected, first and last, in host byte order. The loader sets them.
+#[unsafe(no_mangle)]
+static PROTECTED: [u16; 2] = [0, 0];
+
 /// Keeps the node's own processes off a port that, on the node's addresses, leads to a Service: whoever bound it would
-/// never be reached there.
+/// never be reached there. What the kernel chooses is not such a port, since the loader reserves them.
 #[inline(always)]
 fn bind<A: Tables>(socket: *mut bpf_sock, address: A, is_any: bool) -> i32 {
     // SAFETY: the context is valid while the program runs.
@@ -134,16 +138,20 @@ fn bind<A: Tables>(socket: *mut bpf_sock, address: A, is_any: bool) -> i32 {
             bpf_get_netns_cookie(socket.cast()),
         )
     };
-    if CONFIG.get(0).is_none_or(|config| config.node_netns.load() != netns) {
+    // SAFETY: a static that the loader sets before the program is there, and that nobody writes after.
+    let [first, last] = unsafe { (&raw const PROTECTED).read_volatile() };
+    let Some(config) = CONFIG.get(0) else { return ALLOW };
+    if config.node_netns.load() != netns || port < first || port > last || protocol != TCP && protocol != UDP {
         return ALLOW;
     }
     let (word, bit) = node_port_bit(port, protocol);
     if NODE_PORTS.get(word).is_none_or(|word| word & bit == 0) {
         return ALLOW;
     }
+    let has_addresses = || config.node_address_count.load() != 0 || config.has_nodes.load() != 0;
     let endpoint = Endpoint { address, port: port.to_be(), protocol };
-    let is_node_port = || find(&endpoint).is_some_and(|entry| entry.kind() == Entry::NODE_PORT);
-    if is_any || is_node_port() { fail(EADDRINUSE) } else { ALLOW }
+    let is_taken = if is_any { has_addresses() } else { is_node_port(&endpoint) };
+    if is_taken { fail(EADDRINUSE) } else { ALLOW }
 }
 
 /// Defines the two programs of a hook.
@@ -188,5 +196,9 @@ pub fn post_bind6(context: SockContext) -> i32 {
     // SAFETY: the context is valid while the program runs, and the field has four words.
     let address = [0, 1, 2, 3]
         .map(|index| unsafe { (&raw const (*context.sock).src_ip6).cast::<u32>().add(index).read_volatile() });
-    bind(context.sock, address, address == [0; 4])
+    match address {
+        [0, 0, MAPPED_PREFIX, address] => bind(context.sock, address, address == 0),
+        // Of IPv4 too, unless the socket is for IPv6 only, which a program cannot know.
+        _ => bind(context.sock, address, address == [0; 4]),
+    }
 }
