@@ -192,3 +192,17 @@ PY
   lb_apply '{}'
   lab_sockets node1/pod <<<'equal(errno_of(connect, SOCK_STREAM, "10.96.0.1", 81), "ENETUNREACH")'
 }
+
+@test "node ports follow the node's addresses, without a word about the services" {
+  lb_apply "{\"nodeAddresses\": [\"127.9.9.9\"], \"services\": [
+    $(lb_service np "{\"clusterIps\": [\"10.96.0.1\"], \"nodePort\": 30080, \"backends\": $(lb_backends 127.0.0.2 fd01::2)}")]}"
+  expect 0 lab_lb node1 follow <<<'{"nodes": {"nodeAddresses": ["127.9.9.8", "fd01::9"]}}'
+  assert_json "$output" .set 1
+  lab_sockets node1/pod <<'PY'
+serve("127.0.0.2", "fd01::2")
+equal(reach(SOCK_STREAM, "127.9.9.8", 30080), "127.0.0.2")
+equal(errno_of(connect, SOCK_STREAM, "127.9.9.9", 30080), "ECONNREFUSED")
+equal(reach(SOCK_STREAM, "10.96.0.1"), "127.0.0.2")
+PY
+  assert_json "$(lab_lb node1 show)" .nodeAddresses '["127.9.9.8","fd01::9"]'
+}

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use schemars::JsonSchema;
@@ -204,7 +204,7 @@ impl Table {
         let mut summary = Summary::default();
         match change {
             Change::Set(service) => self.set(service, &mut summary)?,
-            Change::Nodes(nodes) => self.kernel.set_node_addresses(&nodes.node_addresses),
+            Change::Nodes(nodes) => self.move_node_ports(&nodes.node_addresses, &mut summary)?,
             Change::Remove(name) => self.remove(name, &mut summary)?,
             Change::Table(table) => return self.apply(table),
         }
@@ -241,6 +241,28 @@ impl Table {
         self.draining.remove(&key);
         self.draining.extend(drains(service).map(|endpoints| (key.clone(), endpoints)));
         summary.gone.extend(gone::gone(&key.to_string(), protocol, &before, &self.endpoints(&key).1));
+        Ok(())
+    }
+
+    /// Lets the node ports of all services answer on these addresses.
+    fn move_node_ports(&mut self, addresses: &[IpAddr], summary: &mut Summary) -> Result<(), MapsError> {
+        if self.kernel.node_addresses() == addresses {
+            return Ok(());
+        }
+        self.kernel.set_node_addresses(addresses);
+        for key in self.names() {
+            let Some(installed) = self.kernel.services().get(&key) else { continue };
+            let mut spec = installed.spec.on_node(addresses);
+            if spec == installed.spec {
+                continue;
+            }
+            let (conflicts, losers) = self.contest(&key, &mut spec);
+            summary.conflicts.extend(conflicts);
+            self.lost.extend(losers);
+            if let Some((key, _, error)) = self.try_set(key, spec, summary)? {
+                summary.refused.push(Refused { service: key.to_string(), error });
+            }
+        }
         Ok(())
     }
 

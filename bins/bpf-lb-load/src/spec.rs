@@ -3,7 +3,7 @@
 //! Pure: nothing here looks at the kernel.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -107,6 +107,23 @@ impl Spec {
             spec.sets.entry(set).or_insert_with(|| backends(service, set));
         }
         Ok(spec)
+    }
+
+    /// The same service on a node with other addresses. A set that was not there has the backends of the cluster addresses.
+    pub fn on_node(&self, addresses: &[IpAddr]) -> Self {
+        let mut spec = self.clone();
+        spec.frontends.retain(|_, kind| *kind != Entry::NODE_PORT);
+        for (address, port) in addresses.iter().filter_map(|address| Some((address.to_canonical(), self.node_port?))) {
+            let frontend = Frontend { address: SocketAddr::new(address, port), protocol: self.protocol };
+            spec.frontends.entry(frontend).or_insert(Entry::NODE_PORT);
+        }
+        let wanted: BTreeSet<_> = spec.frontends.iter().map(|(frontend, kind)| set_of(frontend, *kind)).collect();
+        spec.sets.retain(|set, _| wanted.contains(set));
+        for set in wanted {
+            let like = || self.sets.get(&(Scope::Internal, set.1)).cloned().unwrap_or_default();
+            spec.sets.entry(set).or_insert_with(like);
+        }
+        spec
     }
 
     /// The name of the set to which a frontend of this service leads.
