@@ -220,6 +220,25 @@ EOF2
   assert_json "$output" '.[0].dev' eth0
 }
 
+@test "an address that each node has for its own pods, as node-local DNS has, is reached through the node without any setting" {
+  local hijack
+  # With the kernel's dummy links it would be on nodelocaldns.
+  lab_in node1 ip address add 169.254.20.10/32 dev lo
+  lab_serve node1 53 nodelocal
+  for hijack in '[]' '["169.254.20.10"]' '["169.254.0.0/16"]'; do
+    added ".hijackCIDR = $hijack"
+    assert_answer "node1/$POD" 169.254.20.10 53 nodelocal "$P4"
+    coordinator CHECK .
+    assert_equal "$lab_status" 0 || fail "$lab_stdout"
+  done
+  # The rest, such as a cloud's metadata, stays where the pod's own network has it.
+  added '.hijackCIDR = []'
+  expect 0 pod_ip route get 169.254.169.254
+  assert_json "$output" '.[0].dev' eth0
+  lab_stop serve-nodelocal-53
+  lab_in node1 ip address delete 169.254.20.10/32 dev lo
+}
+
 @test "policyRoutes: the interface's own routes, in the main table and in its own" {
   added '.policyRoutes = [{"dst": "10.9.0.0/16", "gw": "10.6.0.7"}, {"dst": "fd00:9::/64", "gw": "fd00:6::7"}]'
   expect 0 pod_ip route show 10.9.0.0/16

@@ -31,14 +31,21 @@ pub async fn addresses(node: &Netlink, pod: &[PodAddress], host_veth: &str) -> i
     }
     let used: HashSet<&str> = ways.iter().filter_map(|(_, way)| Some(way.as_ref()?.1.as_str())).collect();
     let mut links: BTreeMap<u32, Vec<IpNet>> = BTreeMap::new();
-    for (index, net) in node.addresses().await?.into_iter().filter(|(_, net)| !is_link_local(net.addr())) {
+    for (index, net) in node.addresses().await? {
         links.entry(index).or_default().push(net);
     }
     let mut all = vec![];
     for (index, nets) in links {
+        let (own, nets): (Vec<_>, Vec<_>) = nets.into_iter().partition(|net| is_link_local(net.addr()));
+        if nets.is_empty() && !own.iter().any(plan::is_node_local) {
+            continue;
+        }
         let Some(link) = node.link_by_index(index).await? else { continue };
-        if used.contains(link.name.as_str()) || leads_out(node, &link, &nets).await? {
+        if !nets.is_empty() && (used.contains(link.name.as_str()) || leads_out(node, &link, &nets).await?) {
             all.extend(nets);
+        }
+        if link.kind == "dummy" || link.name == "lo" {
+            all.extend(own.into_iter().filter(plan::is_node_local));
         }
     }
     let mut addresses: Vec<IpAddr> = vec![];

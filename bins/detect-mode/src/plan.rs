@@ -63,6 +63,13 @@ pub enum Purpose {
     Ports,
 }
 
+/// Whether an address on a link that leads nowhere is that of something which each node has for its own pods, like the
+/// node-local DNS cache of Kubernetes (169.254.20.10). The rest of 169.254.0.0/16, a cloud's metadata service among them,
+/// stays where the pod's own network has it, unless hijackCIDR says otherwise.
+pub fn is_node_local(net: &IpNet) -> bool {
+    matches!(net, IpNet::V4(net) if net.addr().is_link_local() && net.prefix_len() == 32)
+}
+
 /// What a link with these addresses is there for.
 pub fn purpose(link: &Link, nets: &[IpNet]) -> Purpose {
     let has_subnet = nets.iter().any(|net| net.prefix_len() < net.max_prefix_len());

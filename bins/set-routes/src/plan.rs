@@ -186,7 +186,9 @@ fn into_the_node(
     let nodes = nodes.map(|node| through(IpNet::from(node), node_gateway));
     let pods = cidrs.pod.iter().filter(|_| !further);
     let cidrs = cidrs.service.iter().chain(pods).chain(&cidrs.hijack);
-    let cidrs = cidrs.filter(|cidr| Family::of(cidr.addr()) == family).map(|cidr| through(*cidr, gateway));
+    let is_node = |cidr: &IpNet| mode.node_addresses(family).any(|node| IpNet::from(node) == *cidr);
+    let cidrs =
+        cidrs.filter(|cidr| Family::of(cidr.addr()) == family && !is_node(cidr)).map(|cidr| through(*cidr, gateway));
     Ok(nodes.chain(cidrs).collect())
 }
 
