@@ -1,0 +1,299 @@
+# Services from a real kube-apiserver, in the kernel: watch-services --watch | bpf-lb-load follow. Which endpoints are chosen is
+# in the Rust tests and in proxied-services.bats.
+
+load helpers
+load lb
+
+setup_file() {
+  suite_needs_lab && suite_needs_tools kubernetes etcd && lb_needs_program || return 0
+  lab_up 1
+  lab_kubernetes
+  lab_balancer node1
+}
+
+teardown() {
+  [ ! -e "${LAB-/none}/pid/follow" ] || stop_following
+  [ -n "${SUITE_SKIP-}" ] || lab_in node1 nft delete table inet silent 2>/dev/null || :
+  [ -z "${CREATED-}" ] || lab_kubectl delete --ignore-not-found --wait=false --filename - <<<"$CREATED" >/dev/null
+}
+
+# services FLAG...: watch-services on the node, as the administrator unless KUBECONFIG says otherwise.
+services() {
+  lab_in node1 env KUBECONFIG="${KUBECONFIG:-$LAB/kubernetes/admin.conf}" UNDERPASS_STATE="$(state)" \
+    "$(lab_libexec)/watch-services" --node node1 "$@"
+}
+
+state() { printf '/run/services-%s\n' "$BATS_TEST_NUMBER"; }
+
+# follow FLAG...: the pipeline, in the background, until the test ends. What watch-services prints is in lines.
+follow() {
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_spawn follow node1 env KUBECONFIG="${KUBECONFIG:-$LAB/kubernetes/admin.conf}" UNDERPASS_STATE="$(state)" \
+    FOLLOW="$(lab_lb_program)" sh -c '
+      sh -c "echo \$\$ >$UNDERPASS_STATE.pid; exec \"\$0\" \"\$@\"" "$0" --watch --node node1 "$@" |
+        tee "$UNDERPASS_STATE.lines" | "$FOLLOW" follow' "$(lab_libexec)/watch-services" "$@"
+}
+
+# Ends watch-services, and waits for what reads from it.
+stop_following() {
+  lab_in node1 sh -c 'kill -CONT "$(cat "$0")"; kill "$(cat "$0")"' "$(state).pid" 2>/dev/null || :
+  lab_until 10 nobody_follows || fail 'the loader does not end'
+  lab_stop follow
+}
+
+nobody_follows() { ! lab_in node1 pgrep -x bpf-lb-load >/dev/null; }
+
+# kernel FILTER: what a jq filter finds in the kernel's table.
+kernel() { lab_lb node1 show | jq -c "$1"; }
+
+# leads NAME ADDRESS...: whether the kernel's Service has exactly these backends.
+leads() {
+  local wanted
+  wanted=$(jq -nc '$ARGS.positional | sort' --args "${@:2}")
+  [ "$(kernel "[.services[] | select(.name == \"$1\").backends[].address] | sort")" = "$wanted" ]
+}
+
+absent() { [ "$(kernel "[.services[] | select(.name == \"$1\")] | length")" = 0 ]; }
+
+# within SECONDS COMMAND...
+within() {
+  lab_until "$@" || fail "${*:2}" "$(kernel .)" "$(tail -n 5 "$LAB/log/follow")"
+}
+
+logged() { grep -qF -- "$1" "$LAB/log/follow"; }
+
+metric() { lab_in node1 sed -n "s/^underpass_$1 //p" "$(state)/watch-services.prom"; }
+
+has_metric() { [ "$(metric "$1")" = "$2" ]; }
+
+# create OBJECT...: objects as JSON, for this test.
+create() {
+  CREATED=$(printf '%s\n' "${CREATED-}" "$@")
+  printf '%s\n' "$@" | lab_kubectl apply --filename - >/dev/null
+}
+
+# service NAME [SPEC]
+service() {
+  jq -nc --arg name "$1" --argjson spec "${2:-{\}}" '{apiVersion: "v1", kind: "Service", metadata: {name: $name, namespace: "default"},
+    spec: ({ports: [{port: 80, protocol: "TCP"}]} + $spec)}'
+}
+
+# slice NAME SERVICE ADDRESS...
+slice() {
+  jq -nc --arg name "$1" --arg service "$2" '{apiVersion: "discovery.k8s.io/v1", kind: "EndpointSlice", addressType: "IPv4",
+    metadata: {name: $name, namespace: "default", labels: {"kubernetes.io/service-name": $service}},
+    ports: [{name: "", protocol: "TCP", port: 8080}],
+    endpoints: [$ARGS.positional[] | {addresses: [.], conditions: {ready: true}}]}' --args "${@:3}"
+}
+
+# web: a Service with a slice, in the API, and the pipeline that has brought it into the kernel.
+web() {
+  create "$(service web)" "$(slice web-1 web 10.0.0.1)"
+  follow "$@"
+  within 20 leads web 10.0.0.1
+}
+
+restart_api() {
+  lab_stop apiserver KILL
+  lab_apiserver "$@"
+}
+
+@test "kubectl's output gives offline what the API gives" {
+  create "$(service web '{"ports": [{"name": "a", "port": 80}, {"name": "b", "port": 81, "protocol": "UDP"}]}')" "$(slice web-1 web 10.0.0.1)"
+  expect 0 services
+  online=$output
+  assert_json "$online" '[.services[] | select(.name == "web").portName]' '["a","b"]'
+  lab_kubectl get services,endpointslices,nodes --all-namespaces --output json >"$BATS_TEST_TMPDIR/objects"
+  expect 0 "$(lab_libexec)/watch-services" --node node1 --from - <"$BATS_TEST_TMPDIR/objects"
+  assert_same "$online" "$output"
+}
+
+@test "objects that are created, changed and deleted show up in the kernel" {
+  web
+  create "$(slice web-2 web 10.0.0.2 10.0.0.3)"
+  within 5 leads web 10.0.0.1 10.0.0.2 10.0.0.3
+  create "$(slice web-1 web 10.0.0.4)"
+  within 5 leads web 10.0.0.2 10.0.0.3 10.0.0.4
+  lab_kubectl delete endpointslice web-2 >/dev/null
+  within 5 leads web 10.0.0.4
+  lab_kubectl patch service web --type merge --patch '{"spec": {"externalIPs": ["203.0.113.7"]}}' >/dev/null
+  within 5 test_kernel '.services[] | select(.name == "web").externalIps == ["203.0.113.7"]'
+  lab_kubectl patch service web --type merge --patch '{"metadata": {"labels": {"service.kubernetes.io/service-proxy-name": "other"}}}' >/dev/null
+  within 5 absent web
+  lab_kubectl patch service web --type merge --patch '{"metadata": {"labels": {"service.kubernetes.io/service-proxy-name": null}}}' >/dev/null
+  within 5 leads web 10.0.0.4
+  lab_kubectl delete service web >/dev/null
+  within 5 absent web
+}
+
+test_kernel() { [ "$(kernel "$1")" = true ]; }
+
+@test "only what is this proxy's is fetched, by three watches, and of Nodes the own one" {
+  lab_in control sh -c 'printf "%s\n" "apiVersion: audit.k8s.io/v1" "kind: Policy" "omitStages: [ResponseComplete]" "rules: [{level: Metadata}]" >/run/audit'
+  restart_api --audit-policy-file /run/audit --audit-log-path /run/audit.log --audit-log-mode blocking
+  web
+  asked=$(lab_in control cat /run/audit.log | jq -r 'select(.verb == "watch" and (.sourceIPs | index("10.6.212.101"))).requestURI' | sed 's/&resourceVersion[^&]*//g; s/&\(timeoutSeconds\|sendInitialEvents\|allowWatchBookmarks\)=[^&]*//g' | sort -u)
+  restart_api
+  assert_equal "$(grep -c . <<<"$asked")" 3 || fail "$asked"
+  assert_contains "$(grep /endpointslices <<<"$asked")" 'labelSelector=%21service.kubernetes.io%2Fheadless%2C%21service.kubernetes.io%2Fservice-proxy-name'
+  assert_contains "$(grep /services <<<"$asked")" 'labelSelector=%21service.kubernetes.io%2Fheadless%2C%21service.kubernetes.io%2Fservice-proxy-name'
+  assert_contains "$(grep /services <<<"$asked")" 'fieldSelector=spec.clusterIP%21%3DNone'
+  assert_contains "$(grep /nodes <<<"$asked")" 'fieldSelector=metadata.name%3Dnode1'
+}
+
+@test "with --all-node-ports the addresses of all nodes are known, and follow" {
+  create "$(service web)" "$(jq -nc '{apiVersion: "v1", kind: "Node", metadata: {name: "node9"}}')"
+  lab_kubectl patch node node9 --subresource status --type merge --patch '{"status": {"addresses": [{"type": "InternalIP", "address": "10.6.212.109"}]}}' >/dev/null
+  expect 0 services --all-node-ports
+  assert_json "$output" .nodes '[{"name":"node9","addresses":["10.6.212.109"]}]'
+  expect 0 services
+  assert_json "$output" .nodes null
+  follow --all-node-ports
+  lab_until 10 printed '.table.nodes | length == 1'
+  lab_kubectl delete node node9 >/dev/null
+  lab_until 5 printed '.nodes.nodes == []'
+}
+
+# printed FILTER: whether watch-services has printed a line like this.
+printed() { lab_in node1 sh -c "cat $(state).lines" | jq -e "select($1)" >/dev/null 2>&1; }
+
+@test "a burst of changes comes as one line for each Service, with its oldest trigger" {
+  create "$(service web)" "$(slice web-1 web 10.0.0.1)"
+  follow
+  within 20 leads web 10.0.0.1
+  now=$(date -u +%Y-%m-%dT%H:%M:%S.%NZ)
+  create "$(slice web-2 web 10.0.0.2 | jq -c --arg now "$now" '.metadata.annotations = {"endpoints.kubernetes.io/last-change-trigger-time": $now}')"
+  lab_until 5 printed "(.triggered // \"\") | startswith(\"${now%???Z}\")"
+  within 5 leads web 10.0.0.1 10.0.0.2
+}
+
+@test "the watch survives a restart of the API server; meanwhile the table stands" {
+  web
+  lab_stop apiserver KILL
+  lab_until 10 has_metric services_in_contact 0
+  leads web 10.0.0.1
+  lab_apiserver
+  create "$(slice web-2 web 10.0.0.2)"
+  within 20 leads web 10.0.0.1 10.0.0.2
+  lab_until 20 has_metric services_in_contact 1
+}
+
+@test "the watch survives a resource version that has expired, and what went meanwhile goes" {
+  local pid
+  web
+  create "$(slice web-2 web 10.0.0.2)"
+  within 5 leads web 10.0.0.1 10.0.0.2
+  pid=$(lab_in node1 cat "$(state).pid")
+  lab_in node1 kill -STOP "$pid"
+  lab_kubectl delete endpointslice web-2 >/dev/null
+  create "$(slice web-3 web 10.0.0.3)"
+  compact
+  restart_api
+  lab_in node1 kill -CONT "$pid"
+  within 20 leads web 10.0.0.1 10.0.0.3
+}
+
+# Forgets all history in etcd.
+compact() {
+  local revision
+  revision=$(etcd_gateway kv/range '{"key": "AA=="}' | jq -er .header.revision)
+  etcd_gateway kv/compaction "{\"revision\": \"$revision\", \"physical\": true}" | jq -e .header >/dev/null
+}
+
+etcd_gateway() {
+  lab_in control python3 -c 'import sys, urllib.request
+print(urllib.request.urlopen("http://127.0.0.1:2379/v3/" + sys.argv[1], sys.argv[2].encode(), 5).read().decode())' "$@"
+}
+
+@test "the watch survives a lost connection" {
+  web
+  lab_in fabric ip link set node1.6 down
+  create "$(slice web-2 web 10.0.0.2)"
+  leads web 10.0.0.1
+  lab_in fabric ip link set node1.6 up
+  within 60 leads web 10.0.0.1 10.0.0.2
+}
+
+@test "401 and 403 are named with the missing right, and the table stands" {
+  web
+  stop_following
+  lab_kubeconfig no-such-token >"$LAB/kubernetes/nobody.conf"
+  KUBECONFIG=$LAB/kubernetes/nobody.conf expect 1 services
+  assert_contains "$stderr" 'does not accept our credentials (401)'
+  KUBECONFIG=$LAB/kubernetes/nobody.conf follow
+  lab_until 10 logged 'does not accept our credentials (401)'
+  leads web 10.0.0.1
+}
+
+# as_node_agent: a kubeconfig of the ServiceAccount in deploy/.
+as_node_agent() {
+  lab_kubectl apply --filename - <"$LAB_REPO/deploy/rbac.yaml" >/dev/null
+  lab_kubectl apply --filename - <"$LAB_REPO/deploy/services-rbac.yaml" >/dev/null
+  lab_kubeconfig "$(lab_kubectl create token underpass-node --namespace kube-system)" >"$LAB/kubernetes/node.conf"
+  KUBECONFIG=$LAB/kubernetes/node.conf
+}
+
+# A list that streams takes the right to watch alone; that to list is for API servers that have none, and without --watch.
+@test "the rights in deploy/ are enough, each is needed, and one that is missing is named" {
+  local role resource group
+  as_node_agent
+  expect 0 services --all-node-ports
+  web --all-node-ports
+  stop_following
+  for resource in underpass-services:services: underpass-services:endpointslices:.discovery.k8s.io underpass-node:nodes:; do
+    role=${resource%%:*} group=${resource##*:} resource=${resource#*:} resource=${resource%%:*}
+    lab_kubectl get clusterrole "$role" --output json | jq 'del(.metadata | .resourceVersion, .uid)' >"$BATS_TEST_TMPDIR/role"
+    without list "$resource" "$group"
+    expect 1 services
+    assert_contains "$stderr" "not allowed to list $resource"
+    assert_contains "$stderr" 'verbs [list]'
+    without watch "$resource" "$group"
+    follow
+    lab_until 10 logged "not allowed to watch $resource" || fail "$resource" "$(cat "$LAB/log/follow")"
+    logged 'verbs [watch]'
+    # Nothing is taken from the kernel because it cannot be read.
+    leads web 10.0.0.1
+    stop_following
+    lab_kubectl replace --filename "$BATS_TEST_TMPDIR/role" >/dev/null
+  done
+}
+
+# without VERB RESOURCE GROUP: the role in the test's file lacks this right.
+without() {
+  jq --arg resource "$2" --arg verb "$1" '.rules |= map(if .resources | index($resource) then .verbs -= [$verb] else . end)' \
+    "$BATS_TEST_TMPDIR/role" | lab_kubectl replace --filename - >/dev/null
+  lab_until 5 denied "$1" "$2$3"
+}
+
+denied() { [ "$(lab_kubectl auth can-i "$1" "$2" --all-namespaces --as system:serviceaccount:kube-system:underpass-node 2>/dev/null)" = no ]; }
+
+@test "what is wrong with an object is named in the log and the metrics, and the rest is served" {
+  web
+  create "$(slice lost web 10.0.0.9 | jq -c 'del(.metadata.labels)')" "$(slice portless web 10.0.0.8 | jq -c '.ports = [{name: "", protocol: "TCP"}]')"
+  lab_until 5 logged 'EndpointSlice default/lost: its label kubernetes.io/service-name names no Service'
+  lab_until 5 logged 'EndpointSlice default/portless: port'
+  lab_until 5 has_metric 'services_problems{problem="EndpointSlice default\/lost: its label kubernetes.io\/service-name names no Service"}' 1
+  leads web 10.0.0.1
+  create "$(slice web-2 web 10.0.0.2)"
+  within 5 leads web 10.0.0.1 10.0.0.2
+}
+
+@test "--why says where each backend is from and why an endpoint is none, as JSON and for a person" {
+  create "$(service web)" "$(slice web-1 web 10.0.0.1 10.0.0.2 | jq -c '.endpoints[1].conditions.ready = false')"
+  expect 0 services --why default/web
+  assert_json "$output" '[.ports[0].endpoints[] | [.address, .backend, .slice, .why]]' \
+    '[["10.0.0.1:8080",true,"web-1","ready"],["10.0.0.2:8080",false,"web-1","not ready"]]'
+  expect 0 services --why default/none
+  assert_json "$output" .notServed 'there is no Service of this name'
+  expect 2 services --why web
+}
+
+@test "it ends when nobody reads any more" {
+  create "$(service web)" "$(slice web-1 web 10.0.0.1)"
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_spawn follow node1 env KUBECONFIG="$LAB/kubernetes/admin.conf" UNDERPASS_STATE="$(state)" \
+    sh -c '"$0" --watch --node node1 | head -n 1 | jq -c ".table.services | length"; echo ended' "$(lab_libexec)/watch-services"
+  lab_until 10 grep -q '^[0-9]' "$LAB/log/follow"
+  create "$(slice web-2 web 10.0.0.2)"
+  lab_until 10 grep -qx ended "$LAB/log/follow"
+}
