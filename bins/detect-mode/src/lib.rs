@@ -78,7 +78,8 @@ pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), F
         true => towards(&nic.addresses, &result),
         false => towards(&pod.addresses_of(&settings.pod_default_cni_nic), &CniResult::default()),
     };
-    let node_addresses = node::addresses(&kernel.node, &towards, &host_veth(&request.container_id)).await;
+    let node_addresses =
+        node::addresses(&kernel.node, &towards, &host_veth(&request.container_id), mode == ModeKind::Overlay).await;
     let node_addresses = node_addresses.context(Code::Io, "cannot read the node's addresses")?;
     let uplink = plan::uplink(mode, settings, &nic, &pod, &node_addresses)?;
     let promised = result.routes_of(&nic.name);

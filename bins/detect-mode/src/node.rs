@@ -22,14 +22,16 @@ pub type PodAddress = (IpNet, Option<IpAddr>);
 ///
 /// # Errors
 /// What the kernel says.
-pub async fn addresses(node: &Netlink, pod: &[PodAddress], host_veth: &str) -> io::Result<Vec<IpAddr>> {
+pub async fn addresses(node: &Netlink, pod: &[PodAddress], host_veth: &str, overlay: bool) -> io::Result<Vec<IpAddr>> {
     let mut ways = vec![];
     for (net, gateway) in pod {
         let way = node.source_towards(gateway.unwrap_or(net.addr())).await?;
         // After an earlier ADD the pod's address is routed through the veth pair, which says nothing.
         ways.push((*net, way.filter(|(_, dev)| dev != host_veth)));
     }
-    let used: HashSet<&str> = ways.iter().filter_map(|(_, way)| Some(way.as_ref()?.1.as_str())).collect();
+    // The way to an overlay pod is the overlay's link to its containers.
+    let used = ways.iter().filter(|_| !overlay).filter_map(|(_, way)| Some(way.as_ref()?.1.as_str()));
+    let used: HashSet<&str> = used.collect();
     let mut links: BTreeMap<u32, Vec<IpNet>> = BTreeMap::new();
     for (index, net) in node.addresses().await? {
         links.entry(index).or_default().push(net);
