@@ -24,13 +24,16 @@ for file in sys.argv[1:]:
 END
 }
 
+# What the tests run in their pods.
+CLUSTER_E2E_PROGRAMS=curl,dnsutils,iproute2,iputils-ping,netcat-openbsd,wget
+
 # cluster_e2e_images: the images of the tests' pods, on every node, under the names that the tests have for them: Kubernetes'
 # program on Debian's smallest system with what the tests run there; and the lab's own, for what only sleeps or is a shell.
 cluster_e2e_images() {
   local tools names name cache node
   tools=$("$LAB_REPO/tests/tools/build" --where e2e) || return
   names=$("$tools/e2e.test" --list-images 2>/dev/null)
-  cache=${tools%/*}/agnhost-${tools##*-}.tar
+  cache=${tools%/*}/agnhost-${tools##*-}-$(cksum <<<"$CLUSTER_E2E_PROGRAMS" | cut -d" " -f1).tar
   [ -e "$cache" ] || cluster_e2e_build "$tools" "$(grep e2e-test-images/agnhost: <<<"$names")" "$cache" || return
   for node in $(lab_nodes); do
     cluster_import "$node" "$cache" || return
@@ -44,7 +47,7 @@ cluster_e2e_images() {
 cluster_e2e_build() {
   local root
   root=$(mktemp -d)
-  mmdebstrap --quiet --variant=minbase --include=curl,dnsutils,iproute2,iputils-ping,netcat-openbsd bookworm "$root" >&2 &&
+  mmdebstrap --quiet --variant=minbase --include="$CLUSTER_E2E_PROGRAMS" bookworm "$root" >&2 &&
     cp "$1/agnhost" "$root/" &&
     "$LAB_REPO/scripts/pack-image" "$2" "$root" /agnhost >"$3.new" && mv "$3.new" "$3"
   rm -rf "$root"
