@@ -90,6 +90,7 @@ has_rules() {
 
 @test "a client reaches by the socket path whom it reaches through a real kube-proxy in nftables mode, case by case" {
   lab_stop kube-proxy-node1
+  # shellcheck disable=SC2016 # expanded by the inner shell
   lab_in node1 sh -c 'for table in nat filter mangle; do iptables -t $table -F; iptables -t $table -X; ip6tables -t $table -F; ip6tables -t $table -X; done'
   lab_in node1 conntrack -F 2>/dev/null || :
   equals_kube_proxy nftables

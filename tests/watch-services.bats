@@ -36,6 +36,7 @@ follow() {
 
 # Ends watch-services, and waits for what reads from it.
 stop_following() {
+  # shellcheck disable=SC2016 # expanded by the inner shell
   lab_in node1 sh -c 'kill -CONT "$(cat "$0")"; kill "$(cat "$0")"' "$(state).pid" 2>/dev/null || :
   lab_until 10 nobody_follows || fail 'the loader does not end'
   lab_stop follow
@@ -219,6 +220,7 @@ print(urllib.request.urlopen("http://127.0.0.1:2379/v3/" + sys.argv[1], sys.argv
   stop_following
   lab_kubeconfig no-such-token >"$LAB/kubernetes/nobody.conf"
   KUBECONFIG=$LAB/kubernetes/nobody.conf expect 1 services
+  # shellcheck disable=SC2154 # set by expect
   assert_contains "$stderr" 'does not accept our credentials (401)'
   KUBECONFIG=$LAB/kubernetes/nobody.conf follow
   lab_until 10 logged 'does not accept our credentials (401)'
