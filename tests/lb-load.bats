@@ -35,7 +35,7 @@ lb_no_pins() {
   assert_equal "$(lab_lb node1 show)" "$table"
   lb_reaches
   expect 0 lab_in node1 ls /sys/fs/bpf/underpass/links
-  assert_equal "${#lines[@]}" 11
+  assert_equal "${#lines[@]}" 9
 }
 
 @test "everything goes on while no loader runs" {
