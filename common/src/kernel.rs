@@ -1,6 +1,6 @@
 //! Do: operations applied to the kernel, in the node's namespace and the pod's.
 
-use std::{env, fs, io, path::PathBuf};
+use std::{env, fs, io, iter, path::PathBuf};
 
 use crate::{
     document::Request,
@@ -10,7 +10,7 @@ use crate::{
     netns::NetnsFile,
     object::{LinkAddress, Netns, Object, Operation, Placed, QueueLength, Sysctl},
     plan::Found,
-    transit,
+    transit::{self, Transit},
 };
 
 /// The kernel as seen from the node, and from the pod if its namespace is there.
@@ -64,9 +64,13 @@ impl Kernel {
     /// # Errors
     /// The operation that failed and the kernel's reason; and what could not be undone, if anything.
     pub async fn apply(&self, operations: &[Operation]) -> Result<(), Failure> {
-        for (done, operation) in operations.iter().enumerate() {
-            let Err(error) = self.attempt(operation).await else { continue };
-            let failure = refusal(operation, &error);
+        let mut done = 0;
+        for run in operations.chunk_by(is_one_stroke) {
+            let Err(error) = self.attempt(run).await else {
+                done += run.len();
+                continue;
+            };
+            let failure = refusal(&run[0], &error);
             let undo: Vec<_> = operations[..done].iter().rev().map(Operation::inverse).collect();
             return Err(self.apply_all(&undo).await.into_iter().fold(failure, |failure, later| failure.and(&later)));
         }
@@ -77,18 +81,25 @@ impl Kernel {
     /// no failure.
     pub async fn apply_all(&self, operations: &[Operation]) -> Vec<Failure> {
         let mut failures = vec![];
-        for operation in operations {
-            match self.attempt(operation).await {
-                Err(error) if !is_absent(&error) => failures.push(refusal(operation, &error)),
+        for run in operations.chunk_by(is_one_stroke) {
+            match self.attempt(run).await {
+                Err(error) if !is_absent(&error) => failures.push(refusal(&run[0], &error)),
                 _ => {}
             }
         }
         failures
     }
 
-    async fn attempt(&self, operation: &Operation) -> io::Result<()> {
-        log::debug!("{operation:?}");
-        match operation {
+    /// Applies operations that are one stroke.
+    async fn attempt(&self, run: &[Operation]) -> io::Result<()> {
+        log::debug!("{run:?}");
+        match &run[0] {
+            Operation::Add(Placed { netns, object: Object::Transit(_) }) => {
+                self.within(*netns, || transit::create(run.iter().filter_map(transit)))
+            }
+            Operation::Delete(Placed { netns, object: Object::Transit(_) }) => {
+                absent_is_fine(self.within(*netns, || transit::delete(run.iter().filter_map(transit))))
+            }
             Operation::Add(placed) => self.add(placed).await,
             Operation::Delete(placed) => self.delete(placed).await,
             Operation::Replace { from, to } => self.replace(from, to).await,
@@ -143,7 +154,7 @@ impl Kernel {
             Object::Route(route) => netlink.add_route(route).await,
             Object::Rule(rule) => netlink.add_rule(rule).await,
             Object::Marks(marks) => self.within(placed.netns, || marks::create(marks)),
-            Object::Transit(rule) => self.within(placed.netns, || transit::create(rule)),
+            Object::Transit(rule) => self.within(placed.netns, || transit::create(iter::once(rule))),
             Object::Sysctl(sysctl) => self.within(placed.netns, || write_sysctl(sysctl)),
             Object::QueueLength(QueueLength { dev, packets }) => netlink.set_queue_length(dev, *packets).await,
             Object::LinkAddress(LinkAddress { dev, mac }) => netlink.set_mac(dev, *mac).await,
@@ -159,7 +170,7 @@ impl Kernel {
             Object::Route(route) => netlink.delete_route(route).await,
             Object::Rule(rule) => netlink.delete_rule(rule).await,
             Object::Marks(_) => self.within(placed.netns, marks::delete),
-            Object::Transit(rule) => self.within(placed.netns, || transit::delete(rule)),
+            Object::Transit(rule) => self.within(placed.netns, || transit::delete(iter::once(rule))),
             Object::Sysctl(_) | Object::QueueLength(_) | Object::LinkAddress(_) => Ok(()),
         })
     }
@@ -199,6 +210,21 @@ fn write_sysctl(Sysctl { path, value }: &Sysctl) -> io::Result<()> {
 impl Pod {
     fn new(netns: NetnsFile) -> io::Result<Self> {
         Ok(Self { netlink: Netlink::open_in(&netns)?, netns })
+    }
+}
+
+/// Whether two operations, one after the other, are one transaction: rules of the node's nftables table that come, or go.
+fn is_one_stroke(a: &Operation, b: &Operation) -> bool {
+    matches!((a, b), (Operation::Add(_), Operation::Add(_)) | (Operation::Delete(_), Operation::Delete(_)))
+        && transit(a).is_some()
+        && transit(b).is_some()
+}
+
+fn transit(operation: &Operation) -> Option<&Transit> {
+    match operation {
+        Operation::Add(Placed { object: Object::Transit(rule), .. })
+        | Operation::Delete(Placed { object: Object::Transit(rule), .. }) => Some(rule),
+        _ => None,
     }
 }
 

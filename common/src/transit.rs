@@ -205,25 +205,29 @@ fn entries() -> io::Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// Adds a rule in the calling thread's network namespace, and its chain and the table where they are not there.
+/// Adds rules in the calling thread's network namespace, and their chains and the table where they are not there, at one
+/// stroke: after a second one the kernel would wait when the socket is closed.
 ///
 /// # Errors
 /// When the kernel refuses the transaction; nothing has changed then.
-pub fn create(transit: &Transit) -> io::Result<()> {
+pub fn create<'a>(transits: impl Iterator<Item = &'a Transit>) -> io::Result<()> {
     transaction(|batch, table| {
         batch.request().set_create().op_newtable_do(&header()).encode().push_name(table);
-        add_chain(batch, table, &chain(transit));
+        for transit in transits {
+            add_chain(batch, table, &chain(transit));
+        }
     })
     .map(drop)
 }
 
-/// Removes a rule from the calling thread's network namespace, and the table with the last one.
+/// Removes rules from the calling thread's network namespace, and the table with the last one, at one stroke.
 ///
 /// # Errors
-/// When the kernel refuses, also because there is no such rule.
-pub fn delete(transit: &Transit) -> io::Result<()> {
-    let (goes, stays): (Vec<_>, Vec<_>) =
-        entries()?.into_iter().partition(|entry| entry.transit.as_ref() == Some(transit));
+/// When the kernel refuses, also because there is none of these rules.
+pub fn delete<'a>(transits: impl Iterator<Item = &'a Transit>) -> io::Result<()> {
+    let transits: Vec<_> = transits.collect();
+    let is_to_go = |entry: &Entry| entry.transit.as_ref().is_some_and(|transit| transits.contains(&transit));
+    let (goes, stays): (Vec<_>, Vec<_>) = entries()?.into_iter().partition(is_to_go);
     if goes.is_empty() {
         return Err(io::ErrorKind::NotFound.into());
     }
