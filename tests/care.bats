@@ -53,13 +53,13 @@ node1/POD|ip route delete 10.233.64.0/18
 node1/POD|ip route delete 10.233.0.0/18
 node1/POD|ip route change 10.233.64.0/18 via 10.6.0.1 dev eth0 proto 85
 node1/POD|ip route delete 10.6.212.101
-node1/POD|ip route delete default table 100
+node1/POD|ip route delete default table 8500
 node1/POD|ip -6 route delete fd00:233:64::/108
 node1/POD|ip -6 route delete fd00:233::/48
 node1/POD|ip -6 route delete fd00:6::101
-node1/POD|ip -6 route delete default table 100
-node1/POD|ip rule delete pref 1000
-node1/POD|ip -6 rule delete pref 1000
+node1/POD|ip -6 route delete default table 8500
+node1/POD|ip rule delete pref 85
+node1/POD|ip -6 rule delete pref 85
 node1/POD|ip neighbour delete 10.6.212.101 dev veth0
 node1/POD|ip neighbour change 10.6.212.101 dev veth0 lladdr 02:00:00:00:00:99 nud permanent
 node1/POD|ip neighbour delete fd00:6::101 dev veth0
@@ -71,17 +71,19 @@ node1/POD|nft add rule inet underpass prerouting counter
 node1/POD|ip link set veth0 down
 node1/POD|ip link set veth0 mtu 1400
 node1/POD|ip link set veth0 address 02:00:00:00:00:98
+node1/POD|ip address delete 169.254.200.1/32 dev veth0
+node1/POD|ip address delete fe80::a9fe:c801/128 dev veth0
 node1/POD|ip link delete veth0
 node1/POD|sysctl -qw net.ipv4.conf.all.rp_filter=1
 node1/POD|sysctl -qw net.ipv4.conf.eth0.rp_filter=1
 node1/POD|sysctl -qw net.ipv4.conf.veth0.rp_filter=2
 node1/POD|sysctl -qw net.ipv6.conf.veth0.disable_ipv6=1
-node1|ip rule delete pref 1000
-node1|ip -6 rule delete pref 1000
+node1|ip rule delete pref 85
+node1|ip -6 rule delete pref 85
 node1|ip route delete POD4 table 500
 node1|ip route change POD4 dev eth0 table 500 proto 85
 node1|ip -6 route delete POD6 table 500
-node1|ip route flush table 500; ip -6 route flush table 500; ip rule delete pref 1000; ip -6 rule delete pref 1000
+node1|ip route flush table 500; ip -6 route flush table 500; ip rule delete pref 85; ip -6 rule delete pref 85
 node1|ip neighbour delete POD4 dev HOST
 node1|ip neighbour change POD4 dev HOST lladdr 02:00:00:00:00:99 nud permanent
 node1|ip neighbour delete POD6 dev HOST
@@ -90,6 +92,10 @@ node1|ip link set HOST alias mine
 node1|ip link set HOST mtu 1400
 node1|ip link set HOST down
 node1|ip link delete HOST
+node1|ip link set HOST group 0
+node1|nft delete table inet underpass
+node1|nft flush chain inet underpass prerouting
+node1|nft add rule inet underpass prerouting counter
 node1|sysctl -qw net.ipv4.conf.HOST.forwarding=0
 node1|sysctl -qw net.ipv6.conf.HOST.disable_ipv6=1
 EOF
@@ -101,9 +107,9 @@ EOF
 
 @test "what somebody keeps undoing is left alone for longer and longer, loudly, and is put right when that has ended" {
   before=$(everything web)
-  lab_spawn undoer node1/web sh -c 'while :; do ip rule delete pref 1000 2>/dev/null; sleep 0.05; done'
+  lab_spawn undoer node1/web sh -c 'while :; do ip rule delete pref 85 2>/dev/null; sleep 0.05; done'
   lab_until 15 metric 'attachments{state="contested"}' 1
-  grep -q 'somebody keeps undoing this; leaving it alone for 1 s: rule pref 1000' "$LAB/log/agent" || fail "$(cat "$LAB/log/agent")"
+  grep -q 'somebody keeps undoing this; leaving it alone for 1 s: rule pref 85' "$LAB/log/agent" || fail "$(cat "$LAB/log/agent")"
   # The pod's other objects are cared for meanwhile.
   lab_in node1/web ip route delete 10.233.64.0/18
   lab_until 5 has_route web 10.233.64.0/18

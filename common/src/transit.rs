@@ -8,10 +8,10 @@
 //!
 //! Where that is not wanted, such packets get the node's address as source, and answers come back through the node.
 
-use std::{io, net::IpAddr};
+use std::{ffi::CStr, io, net::IpAddr};
 
 use ipnet::IpNet;
-use netlink_bindings::nftables::{self, CtKeys, MetaKeys};
+use netlink_bindings::nftables::{self, Chained, CtKeys, MetaKeys};
 use netlink_socket2::NetlinkSocket;
 use nix::libc;
 use schemars::JsonSchema;
@@ -175,12 +175,14 @@ pub(crate) fn removal(transit: &Transit) -> Vec<String> {
     ]
 }
 
-/// The rules of ours in the calling thread's network namespace.
+/// The rules of ours in the calling thread's network namespace, and whether somebody put others into the table.
 ///
 /// # Errors
 /// When the kernel refuses the dump.
-pub fn find() -> io::Result<Vec<Transit>> {
-    Ok(entries()?.into_iter().filter_map(|entry| entry.transit).collect())
+pub fn find() -> io::Result<(Vec<Transit>, bool)> {
+    let entries = entries()?;
+    let altered = entries.iter().any(|entry| entry.transit.is_none());
+    Ok((entries.into_iter().filter_map(|entry| entry.transit).collect(), altered))
 }
 
 fn entries() -> io::Result<Vec<Entry>> {
@@ -206,18 +208,29 @@ fn entries() -> io::Result<Vec<Entry>> {
 }
 
 /// Adds rules in the calling thread's network namespace, and their chains and the table where they are not there, at one
-/// stroke: after a second one the kernel would wait when the socket is closed.
+/// stroke: after a second one the kernel would wait when the socket is closed. What somebody else put into the table goes.
 ///
 /// # Errors
 /// When the kernel refuses the transaction; nothing has changed then.
 pub fn create<'a>(transits: impl Iterator<Item = &'a Transit>) -> io::Result<()> {
+    let transits: Vec<_> = transits.collect();
+    let stays = |entry: &Entry| entry.transit.as_ref().is_some_and(|transit| !transits.contains(&transit));
+    let goes: Vec<_> = entries()?.into_iter().filter(|entry| !stays(entry)).collect();
     transaction(|batch, table| {
         batch.request().set_create().op_newtable_do(&header()).encode().push_name(table);
-        for transit in transits {
+        remove(batch, table, &goes);
+        for transit in &transits {
             add_chain(batch, table, &chain(transit));
         }
     })
     .map(drop)
+}
+
+fn remove(batch: &mut Chained<'_>, table: &CStr, entries: &[Entry]) {
+    for Entry { chain, handle, .. } in entries {
+        let mut request = batch.request().op_delrule_do(&header());
+        request.encode().push_table(table).push_chain(&cstring(chain)).push_handle(*handle);
+    }
 }
 
 /// Removes rules from the calling thread's network namespace, and the table with the last one, at one stroke.
@@ -237,10 +250,7 @@ pub fn delete<'a>(transits: impl Iterator<Item = &'a Transit>) -> io::Result<()>
             batch.request().op_deltable_do(&header()).encode().push_name(table);
             return;
         }
-        for Entry { chain, handle, .. } in &goes {
-            let mut request = batch.request().op_delrule_do(&header());
-            request.encode().push_table(table).push_chain(&cstring(chain)).push_handle(*handle);
-        }
+        remove(batch, table, &goes);
     })?;
     close_in_child(socket)
 }

@@ -86,7 +86,11 @@ async fn transits(document: &PodDocument, kernel: &Kernel, found: &[Found]) -> i
     if tears_down && serves_others(document, &kernel.node, found).await? {
         return Ok(vec![]);
     }
-    let rules = kernel.within(Netns::Node, transit::find)?;
+    let (rules, altered) = kernel.within(Netns::Node, transit::find)?;
+    // The table is ours: where it holds more than our rules, these are written anew.
+    if altered && !tears_down {
+        return Ok(vec![]);
+    }
     let found = |rule| Found { placed: Placed::node(Object::Transit(rule)), owned: tears_down };
     Ok(rules.into_iter().map(found).collect())
 }
