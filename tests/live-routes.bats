@@ -284,14 +284,14 @@ other_than() {
   agent_start
   lab_until 10 pending
   expect 1 agent ready
-  assert_contains "$output" 'cannot list'
+  assert_contains "$output" 'cannot watch'
   lab_pod node1 early plain46
   jq --argjson previous "$(cat "$LAB/host/node1/pod/early/eth0.json")" '.plugins[1] + {name, cniVersion: "1.1.0", prevResult: $previous}' \
     <(lab_in node1 cat /etc/cni/net.d/follows.conflist) >"$BATS_TEST_TMPDIR/conf"
   lab_plugin node1 coordinator STATUS early eth0 <"$BATS_TEST_TMPDIR/conf"
   assert_equal "$lab_status" 1
   assert_json "$lab_stdout" .code 50
-  assert_contains "$lab_stdout" 'cannot list'
+  assert_contains "$lab_stdout" 'cannot watch'
   lab_plugin node1 coordinator ADD early eth0 <"$BATS_TEST_TMPDIR/conf"
   assert_json "$lab_stdout" .code 11
   lab_apiserver
@@ -299,4 +299,4 @@ other_than() {
   lab_pod_delete node1 early plain46
 }
 
-pending() { lab_in node1 grep -q 'cannot list' /run/underpass/cluster.pending; }
+pending() { lab_in node1 grep -q 'cannot watch' /run/underpass/cluster.pending; }
