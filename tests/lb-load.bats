@@ -40,7 +40,7 @@ lb_no_pins() {
 
 @test "everything goes on while no loader runs" {
   lb_reaches
-  assert_equal "$(pgrep --full "$(lab_lb_program)" || true)" ''
+  assert_equal "$(lab_in node1 pgrep -x bpf-lb-load || true)" ''
 }
 
 @test "a new build takes over while clients connect without pause, and none of them fails" {
