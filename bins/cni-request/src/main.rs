@@ -51,7 +51,8 @@ fn document(stdin: &[u8], lock: Option<RawFd>) -> Result<PodDocument, Failure> {
     let cluster = state::cluster().unwrap_or_else(|error| json!({ "unreadable": error.to_string() }));
     let mut document = request::parse(|name| env::var(name).ok(), stdin, &cluster["settings"])?;
     let request = &document.request;
-    if let (Some(lock), false) = (lock, request.container_id.is_empty()) {
+    // GC is about many containers, whatever the environment names, and locks each of them for itself.
+    if let Some(lock) = lock.filter(|_| !request.container_id.is_empty() && request.command != Command::Gc) {
         Lock::Container(&request.container_id)
             .acquire_inherited(lock)
             .context(Code::Io, format!("cannot lock container {}", request.container_id))?;
