@@ -283,6 +283,18 @@ impl PodDocument {
         Some(Mac([a, b, c, d, e, f]))
     }
 
+    /// Whether an interface's default route of a family has left the main table for the interface's own: because another
+    /// one's stays there or, where this attachment did not choose, because the interface is this further one.
+    pub fn default_leaves(&self, nic: &str, family: Family) -> bool {
+        let default = family.default_route();
+        let own = self.routing.table_of(nic).is_some_and(|table| table.routes.iter().any(|r| r.destination == default));
+        let mut stays = self.routing.stays.iter().filter(|route| route.destination == default).peekable();
+        own && match stays.peek() {
+            Some(_) => stays.all(|route| route.dev != nic),
+            None => !self.is_first() && nic == self.request.ifname,
+        }
+    }
+
     /// Whether the interface is the pod's first.
     pub fn is_first(&self) -> bool {
         self.request.ifname == self.settings.pod_default_cni_nic

@@ -36,10 +36,10 @@ pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), F
             .details("CNI_IFNAME must name the interface that the plugins before this one made")
     })?;
     if request.command == Command::Check && document.mode.is_some() {
-        if !document.routing.stays.is_empty() {
+        if !document.routing.tables.is_empty() {
             pod.complete(netlink).await.context(Code::Io, unreadable)?;
         }
-        document.routing.leaves = routing::intruders(&pod, &document.routing.stays);
+        document.routing.leaves = routing::intruders(&pod, document);
         return Ok(());
     }
     let mode = match &document.mode {

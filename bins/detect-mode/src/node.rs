@@ -10,6 +10,7 @@ use common::{
     document::{HostSide, Uplink},
     netlink::{Link, Netlink, RouteFilter, is_link_local},
     numbers,
+    object::{PROTOCOL, Route},
 };
 use ipnet::IpNet;
 
@@ -69,9 +70,14 @@ async fn leads_out(node: &Netlink, link: &Link, nets: &[IpNet]) -> io::Result<bo
         Purpose::Ports => {
             let ports = node.ports(link.index).await?;
             let filter = RouteFilter { oif: Some(link.index), ..RouteFilter::default() };
-            ports.iter().any(plan::is_cable) || node.routes(filter).await?.iter().any(|route| route.gateway.is_some())
+            ports.iter().any(plan::is_cable) || node.routes(filter).await?.iter().any(leads_on)
         }
     })
+}
+
+/// Whether a route leads to a router. Ours lead to pods.
+fn leads_on(route: &Route) -> bool {
+    route.gateway.is_some() && route.protocol != PROTOCOL
 }
 
 /// The node's table for pods: the first from `base` on that a rule of ours looks up, or that nobody uses.

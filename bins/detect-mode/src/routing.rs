@@ -9,7 +9,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use common::{
-    document::{Nic, NicTable, Routing},
+    document::{Nic, NicTable, PodDocument, Routing},
     failure::{Code, Failure},
     numbers,
     object::{Family, MAIN_TABLE, PROTOCOL, PROTOCOL_BOOT, Route},
@@ -80,12 +80,15 @@ pub fn routing(view: View<'_>) -> Result<Routing, Failure> {
     Ok(routing)
 }
 
-/// The default routes that have come into the main table beside those that stay there. That of a router advertisement is no
-/// fault: the node agent moves it into its interface's table.
-pub fn intruders(pod: &Pod, stays: &[Route]) -> Vec<Route> {
+/// The default routes that have come into the main table beside those that stay there, or that left it. That of a router
+/// advertisement is no fault: the node agent moves it into its interface's table.
+pub fn intruders(pod: &Pod, document: &PodDocument) -> Vec<Route> {
     let intrudes = |route: &&Route| {
         let beside = |stay: &Route| stay.destination == route.destination && stay.dev != route.dev;
-        route.table == MAIN_TABLE && route.protocol != PROTOCOL_RA && stays.iter().any(beside)
+        let family = Family::of(route.destination.addr());
+        let left = route.destination == family.default_route() && document.default_leaves(&route.dev, family);
+        let is_default = left || document.routing.stays.iter().any(beside);
+        route.table == MAIN_TABLE && route.protocol != PROTOCOL_RA && is_default
     };
     pod.routes.iter().filter(intrudes).cloned().collect()
 }

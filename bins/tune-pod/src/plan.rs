@@ -3,7 +3,7 @@
 use common::{
     document::{Mode, ModeKind, PodDocument},
     failure::Failure,
-    object::{Family, LinkAddress, Object, Placed, QueueLength, Route, Sysctl},
+    object::{Family, LinkAddress, Object, Placed, QueueLength, Sysctl},
 };
 
 /// In a teardown what was there before, else what is to be there.
@@ -29,13 +29,9 @@ pub fn put_back_or_wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure
 /// An interface that keeps its default route in its own table takes none of a router advertisement, which would come into
 /// the main table, again and again.
 fn no_default_routers(document: &PodDocument) -> impl Iterator<Item = Object> + '_ {
-    let default = Family::Ipv6.default_route();
-    let of =
-        move |nic: &str, routes: &[Route]| routes.iter().any(|route| route.dev == nic && route.destination == default);
     let tables = document.routing.tables.iter().filter(|_| document.settings.tune_pod_routes);
-    let moved = tables.map(move |table| (&table.nic, of(&table.nic, &table.routes))).filter(|(_, has)| *has);
-    let moved = moved.filter(move |(nic, _)| !of(nic, &document.routing.stays));
-    moved.map(|(nic, _)| {
+    let moved = tables.map(|table| &table.nic).filter(|nic| document.default_leaves(nic, Family::Ipv6));
+    moved.map(|nic| {
         Object::Sysctl(Sysctl { path: format!("net/ipv6/conf/{nic}/accept_ra_defrtr"), value: "0".to_owned() })
     })
 }
