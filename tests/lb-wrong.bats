@@ -206,3 +206,10 @@ equal(reach(SOCK_STREAM, "10.96.0.1"), "127.0.0.2")
 PY
   assert_json "$(lab_lb node1 show)" .nodeAddresses '["127.9.9.8","fd01::9"]'
 }
+
+@test "other nodes, on whose addresses node ports do not answer yet, are named, and the rest of the table is updated" {
+  expect 1 lab_lb node1 apply <<<"{\"nodes\": [{\"name\": \"other\", \"addresses\": [\"10.6.212.102\"]}], \"services\": [
+    $(lb_service served '{"clusterIps": ["10.96.0.1"], "backends": [{"address": "127.0.0.2", "port": 8080}]}')]}"
+  assert_contains "$output" 'on the addresses of 1 other nodes are not served'
+  assert_contains "$(lab_lb node1 show)" '"served"'
+}

@@ -7,7 +7,7 @@ use std::{
 
 use schemars::JsonSchema;
 use serde::Serialize;
-use service_table::{Change, Service, ServiceName, ServiceTable};
+use service_table::{Change, Node, Service, ServiceName, ServiceTable};
 use thiserror::Error;
 
 use crate::{
@@ -71,6 +71,14 @@ pub struct Refused {
     pub error: String,
 }
 
+/// Says of other nodes that node ports do not answer on their addresses yet: these connections leave the pod as they are.
+fn pass_over(nodes: &[Node], summary: &mut Summary) {
+    if !nodes.is_empty() {
+        let error = format!("node ports on the addresses of {} other nodes are not served", nodes.len());
+        summary.refused.push(Refused { service: "nodes".into(), error });
+    }
+}
+
 /// The endpoints that get nothing new, of the services that have such.
 type Drains = BTreeMap<ServiceName, Endpoints>;
 
@@ -125,6 +133,7 @@ impl Table {
     pub fn apply(&mut self, table: &ServiceTable) -> Result<Summary, ApplyError> {
         let mut summary = Summary::default();
         let (mut specs, draining) = wanted(&self.kernel, &self.draining, table, &mut summary)?;
+        pass_over(&table.nodes, &mut summary);
         (summary.conflicts, self.lost) = claims::settle(&mut specs);
         let before: BTreeMap<_, _> = self.names().into_iter().map(|key| (key.clone(), self.endpoints(&key))).collect();
         self.draining = draining;
@@ -204,7 +213,10 @@ impl Table {
         let mut summary = Summary::default();
         match change {
             Change::Set(service) => self.set(service, &mut summary)?,
-            Change::Nodes(nodes) => self.move_node_ports(&nodes.node_addresses, &mut summary)?,
+            Change::Nodes(nodes) => {
+                pass_over(&nodes.nodes, &mut summary);
+                self.move_node_ports(&nodes.node_addresses, &mut summary)?;
+            }
             Change::Remove(name) => self.remove(name, &mut summary)?,
             Change::Table(table) => return self.apply(table),
         }
