@@ -57,13 +57,14 @@ another_version() {
   ( while [ ! -e "$BATS_TEST_TMPDIR/stop" ]; do
       OTHER=$OTHER install_on_node1 && OTHER='' install_on_node1
     done ) >/dev/null 2>"$BATS_TEST_TMPDIR/exchanges" 3>&- &
+  local exchanger=$!
   for n in 1 2 3 4 5 6 7 8 9 10; do
     lab_pod node1 "many$n" plain46
     expect 0 installed ADD "many$n" < <(lab_chained node1 "many$n" underlay46)
     expect 0 installed DEL "many$n" < <(lab_chained node1 "many$n" underlay46)
   done
   : >"$BATS_TEST_TMPDIR/stop"
-  wait
+  wait "$exchanger"
   [ "$(grep -c 'is in /opt/cni/bin' "$BATS_TEST_TMPDIR/exchanges")" -ge 2 ] || fail 'no exchange took place'
 }
 
