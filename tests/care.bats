@@ -19,6 +19,7 @@ agent_start() {
 }
 
 # metric NAME VALUE: whether a metric has a value (a regular expression).
+# shellcheck disable=SC2001 # a replacement that repeats what it replaces
 metric() { lab_in node1 grep -Eqx "underpass_$(sed 's/[{}]/\\&/g' <<<"$1") $2" /run/underpass/keep-pods.prom 2>/dev/null; }
 
 # link POD: name of the node's link to a pod.
@@ -124,10 +125,9 @@ has_route() { lab_in "node1/$1" ip route show table all | grep -q "^$2 "; }
 has_no_route() { ! has_route "$@"; }
 
 @test "a VIP is reached by running pods while it is on their node, after it has left, and when it has come back" {
-  local round
   lab_serve node1 6443 node1
   lab_serve node2 6443 node2
-  for round in 1 2; do
+  for _ in 1 2; do
     vip add node1
     lab_until 5 reaches 10.6.0.99 node1 && lab_until 5 reaches fd00:6::99 node1
     has_route web 10.6.0.99

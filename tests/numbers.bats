@@ -138,6 +138,7 @@ assert_mesh() {
     call CHECK
     call DEL
     assert_same "$POD_BEFORE" "$(lab_snapshot "node1/$POD")" || fail "$used"
+    # shellcheck disable=SC2016 # expanded by the inner shell
     lab_in "node1/$POD" sh -c 'for f in 4 6; do for p in 50 70 85 2000; do ip -$f rule del pref $p; done; ip -$f route flush table 8500; done' 2>/dev/null || :
   done <<'EOF'
 :|8500|0x1000|85
@@ -226,6 +227,7 @@ EOF
 first_version() {
   PREFER='.podRuleTable = 100 | .rulePriority = 1000'
   call ADD
+  # shellcheck disable=SC2016 # expanded by the inner shell
   lab_in "node1/$POD" sh -c 'for f in 4 6; do ip -$f rule del pref 1000; ip -$f rule add pref 1000 fwmark 1 lookup 100 protocol 85; done
     nft -f -' <<'NFT'
 delete table inet underpass
@@ -236,6 +238,7 @@ add rule inet underpass prerouting iifname veth0 ct state new ct mark set 1
 add rule inet underpass prerouting ct direction reply ct mark 1 meta mark set 1
 add rule inet underpass output ct direction reply ct mark 1 meta mark set 1
 NFT
+  # shellcheck disable=SC2016 # expanded by the inner shell
   lab_in node1 sh -c 'for f in 4 6; do ip -$f rule del pref 1000 2>/dev/null; ip -$f rule del protocol 85; ip -$f rule add pref 1000 lookup 500 protocol 85; done
     cd /run/underpass/attachments && jq -c "del(.numbers, .places) | .settings |= del(.podRuleTable, .rulePriority, .podMark)
       | .applied |= map(select(tostring | test(\"rule|marks\") | not))" "$0@eth0.json" >/run/saved && cp /run/saved "$0@eth0.json"' "lab-$POD"

@@ -305,17 +305,17 @@ fn only_what_has_changed_is_said() {
     assert!(tell(&mut cluster, node1()).is_empty());
     assert!(tell(&mut cluster, slice("web-2", &["10.0.0.1"])).is_empty());
     let added = tell(&mut cluster, slice("web-2", &["10.0.0.2"]));
-    assert_eq!(added, ["set default/web: [10.96.0.1] 10.0.0.1:8080 10.0.0.2:8080"]);
+    assert_eq!(added, ["set default/web [10.96.0.1] 10.0.0.1:8080 10.0.0.2:8080"]);
     let mut renamed = slice("web-1", &["10.0.0.1"]);
     renamed["ports"][0]["port"] = json!(8081);
-    assert_eq!(tell(&mut cluster, renamed), ["set default/web: [10.96.0.1] 10.0.0.1:8081 10.0.0.2:8080"]);
+    assert_eq!(tell(&mut cluster, renamed), ["set default/web [10.96.0.1] 10.0.0.1:8081 10.0.0.2:8080"]);
     cluster.slice_gone(&name("web-1"));
-    assert_eq!(lines(&mut cluster), ["set default/web: [10.96.0.1] 10.0.0.2:8080"]);
+    assert_eq!(lines(&mut cluster), ["set default/web [10.96.0.1] 10.0.0.2:8080"]);
     cluster.service_gone(&name("web"));
     assert_eq!(lines(&mut cluster), ["remove default/web"]);
     // Slices that are left over lead nowhere, until there is a Service of that name again.
     assert!(tell(&mut cluster, slice("web-3", &["10.0.0.3"])).is_empty());
-    assert_eq!(tell(&mut cluster, service(&json!({}))), ["set default/web: [10.96.0.1] 10.0.0.2:8080 10.0.0.3:8080"]);
+    assert_eq!(tell(&mut cluster, service(&json!({}))), ["set default/web [10.96.0.1] 10.0.0.2:8080 10.0.0.3:8080"]);
 }
 
 fn name(name: &str) -> Name {
@@ -330,13 +330,13 @@ fn ports_that_are_renamed_and_families_and_types_that_change() {
     assert_eq!(tell(&mut cluster, service(&renamed)), ["remove default/web", "set default/web:http [10.96.0.1] "]);
     let dual = json!({"clusterIPs": ["10.96.0.1", "fd00::1"], "ipFamilies": ["IPv4", "IPv6"]});
     let lines = tell(&mut cluster, service(&dual));
-    assert_eq!(lines, ["remove default/web:http", "set default/web: [10.96.0.1, fd00::1] 10.0.0.1:8080"]);
-    assert_eq!(tell(&mut cluster, service(&json!({}))), ["set default/web: [10.96.0.1] 10.0.0.1:8080"]);
+    assert_eq!(lines, ["remove default/web:http", "set default/web [10.96.0.1, fd00::1] 10.0.0.1:8080"]);
+    assert_eq!(tell(&mut cluster, service(&json!({}))), ["set default/web [10.96.0.1] 10.0.0.1:8080"]);
     assert_eq!(
         tell(&mut cluster, service(&json!({"clusterIP": "None", "clusterIPs": ["None"]}))),
         ["remove default/web"]
     );
-    assert_eq!(tell(&mut cluster, service(&json!({}))), ["set default/web: [10.96.0.1] 10.0.0.1:8080"]);
+    assert_eq!(tell(&mut cluster, service(&json!({}))), ["set default/web [10.96.0.1] 10.0.0.1:8080"]);
     assert_eq!(tell(&mut cluster, service(&json!({"type": "ExternalName"}))), ["remove default/web"]);
 }
 
@@ -349,9 +349,9 @@ fn a_slice_that_names_another_service_leaves_the_first() {
     let mut moved = slice("web-1", &["10.0.0.1"]);
     moved["metadata"]["labels"]["kubernetes.io/service-name"] = json!("other");
     let lines = tell(&mut cluster, moved.clone());
-    assert_eq!(lines, ["set default/other: [10.96.0.2] 10.0.0.1:8080", "set default/web: [10.96.0.1] "]);
+    assert_eq!(lines, ["set default/other [10.96.0.2] 10.0.0.1:8080", "set default/web [10.96.0.1] "]);
     moved["metadata"]["labels"] = json!({});
-    assert_eq!(tell(&mut cluster, moved), ["set default/other: [10.96.0.2] "]);
+    assert_eq!(tell(&mut cluster, moved), ["set default/other [10.96.0.2] "]);
     assert_eq!(cluster.problems().len(), 1);
     cluster.slice_gone(&name("web-1"));
     assert!(cluster.problems().is_empty());
@@ -365,11 +365,11 @@ fn the_nodes_zone_changes_who_is_reached() {
     }
     let mut cluster = cluster([service(&json!({})), hinted]);
     assert_eq!(web(&mut cluster).backends.len(), 2, "a node without a zone goes by no hint");
-    assert_eq!(tell(&mut cluster, node1()).last().unwrap(), "set default/web: [10.96.0.1] 10.0.0.1:8080");
+    assert_eq!(tell(&mut cluster, node1()).last().unwrap(), "set default/web [10.96.0.1] 10.0.0.1:8080");
     let moved = node("node1", "b", &["10.6.212.101", "fd00:6::101"]);
-    assert_eq!(tell(&mut cluster, moved), ["set default/web: [10.96.0.1] 10.0.0.2:8080"]);
+    assert_eq!(tell(&mut cluster, moved), ["set default/web [10.96.0.1] 10.0.0.2:8080"]);
     cluster.node_gone("node1");
-    assert_eq!(lines(&mut cluster), ["nodes []", "set default/web: [10.96.0.1] 10.0.0.1:8080 10.0.0.2:8080"]);
+    assert_eq!(lines(&mut cluster), ["nodes []", "set default/web [10.96.0.1] 10.0.0.1:8080 10.0.0.2:8080"]);
 }
 
 #[test]
