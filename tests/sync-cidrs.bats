@@ -427,24 +427,12 @@ age_grows() { [ "$(metric cidrs_age_seconds)" -ge 2 ]; }
   kill -STOP "$pid"
   lab_kubectl delete servicecidr before --timeout 10s >/dev/null
   service_cidr later 10.80.0.0/16
-  compact
+  lab_compact
   restart_api
   # nsenter, its parent, has stopped itself too.
   kill -CONT "$pid" "$(ps -o ppid= -p "$pid" | tr -d ' ')"
   within 20 '.cidrs.service | index("10.80.0.0/16") and (index("10.79.0.0/16") | not)'
   lab_until 20 has_metric cidrs_in_contact 1
-}
-
-# Forgets all history in etcd.
-compact() {
-  local revision
-  revision=$(etcd_gateway kv/range '{"key": "AA=="}' | jq -er .header.revision)
-  etcd_gateway kv/compaction "{\"revision\": \"$revision\", \"physical\": true}" | jq -e .header >/dev/null
-}
-
-etcd_gateway() {
-  lab_in control python3 -c 'import sys, urllib.request
-print(urllib.request.urlopen("http://127.0.0.1:2379/v3/" + sys.argv[1], sys.argv[2].encode(), 5).read().decode())' "$@"
 }
 
 @test "the watch survives a lost connection" {

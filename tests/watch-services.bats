@@ -188,22 +188,10 @@ printed() { lab_in node1 sh -c "cat $(state).lines" | jq -e "select($1)" >/dev/n
   lab_in node1 kill -STOP "$pid"
   lab_kubectl delete endpointslice web-2 >/dev/null
   create "$(slice web-3 web 10.0.0.3)"
-  compact
+  lab_compact
   restart_api
   lab_in node1 kill -CONT "$pid"
   within 20 leads web 10.0.0.1 10.0.0.3
-}
-
-# Forgets all history in etcd.
-compact() {
-  local revision
-  revision=$(etcd_gateway kv/range '{"key": "AA=="}' | jq -er .header.revision)
-  etcd_gateway kv/compaction "{\"revision\": \"$revision\", \"physical\": true}" | jq -e .header >/dev/null
-}
-
-etcd_gateway() {
-  lab_in control python3 -c 'import sys, urllib.request
-print(urllib.request.urlopen("http://127.0.0.1:2379/v3/" + sys.argv[1], sys.argv[2].encode(), 5).read().decode())' "$@"
 }
 
 @test "the watch survives a lost connection" {

@@ -42,6 +42,19 @@ lab_etcd() {
     --listen-peer-urls http://127.0.0.1:2380
 }
 
+# lab_compact: etcd forgets all history, and with it the API server.
+lab_compact() {
+  local revision
+  revision=$(lab_etcd_gateway kv/range '{"key": "AA=="}' | jq -er .header.revision)
+  lab_etcd_gateway kv/compaction "{\"revision\": \"$revision\", \"physical\": true}" | jq -e .header >/dev/null
+}
+
+# lab_etcd_gateway PATH JSON: a call of etcd's API.
+lab_etcd_gateway() {
+  lab_in control python3 -c 'import sys, urllib.request
+print(urllib.request.urlopen("http://127.0.0.1:2379/v3/" + sys.argv[1], sys.argv[2].encode(), 5).read().decode())' "$@"
+}
+
 # lab_apiserver [FLAG...]: starts the API server; after lab_stop apiserver, again. Nothing in the lab makes ServiceAccounts.
 lab_apiserver() {
   lab_apiserver_with --authorization-mode RBAC --disable-admission-plugins ServiceAccount "$@"
