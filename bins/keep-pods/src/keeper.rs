@@ -22,7 +22,7 @@ use crate::{
     contest::Contest,
     node::Node,
     notice::Notice,
-    report::Counters,
+    report::Report,
     whereabouts::{Whereabouts, concerns_node},
 };
 
@@ -81,8 +81,7 @@ pub struct Keeper {
     node: Node,
     attachments: BTreeMap<Saved, Attachment>,
     containers: BTreeMap<String, Container>,
-    counters: Counters,
-    metrics: String,
+    report: Report,
 }
 
 impl Keeper {
@@ -110,7 +109,7 @@ impl Keeper {
                     News::Notices(notices) => self.hear(&notices),
                     News::Cluster(cluster) => {
                         self.cluster = cluster;
-                        self.counters.changes += 1;
+                        self.report.changes.inc();
                         changed = true;
                     }
                 }
@@ -122,10 +121,9 @@ impl Keeper {
             self.rescan();
             self.work();
             if changed {
-                self.counters.last = begin.elapsed();
-                self.counters.say(self.attachments.values());
+                self.report.say(begin.elapsed(), self.attachments.values());
             }
-            self.report().context(Code::Io, "cannot write the state directory")?;
+            self.report.write(self.attachments.values()).context(Code::Io, "cannot write the state directory")?;
         }
     }
 
@@ -241,11 +239,11 @@ impl Keeper {
         let next = match &outcome {
             Outcome::Current(changes) | Outcome::Contested(changes) => {
                 attachment.delay = RETRY;
-                self.counters.note(&name, changes);
+                self.report.note(&name, changes);
                 for change in changes.iter().filter(|change| change.repair) {
                     let object = care::object_of(change).to_string();
                     if let Some(pause) = attachment.contest.note(&object, now) {
-                        self.counters.contests += 1;
+                        self.report.contests.inc();
                         let seconds = pause.as_secs();
                         log::error!("{name}: somebody keeps undoing this; leaving it alone for {seconds} s: {object}");
                     }
@@ -258,7 +256,7 @@ impl Keeper {
                 now + LOOK
             }
             Outcome::Failed(failure) => {
-                self.counters.errors += 1;
+                self.report.errors.inc();
                 log::error!("{name}: {failure}");
                 let next = now + attachment.delay;
                 attachment.delay = (attachment.delay * 2).min(RETRY_LIMIT);
@@ -269,16 +267,6 @@ impl Keeper {
         // Its document may have been saved by this very look.
         attachment.stamp = saved.stamp().unwrap_or(attachment.stamp);
         next
-    }
-
-    /// Writes the metrics, in Prometheus' text format, if they are not as they were.
-    fn report(&mut self) -> std::io::Result<()> {
-        let text = self.counters.metrics(self.attachments.values());
-        if text != self.metrics {
-            state::write(&state::directory().join("keep-pods.prom"), &text)?;
-            self.metrics = text;
-        }
-        Ok(())
     }
 }
 

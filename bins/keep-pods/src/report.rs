@@ -1,10 +1,14 @@
 //! What there is to say: log lines and metrics.
 
-use std::{collections::BTreeMap, fmt::Write, time::Duration};
+use std::{io, sync::atomic::AtomicU64, time::Duration};
 
 use common::{
     harness::Change,
     object::{Object, Placed},
+};
+use metrics_file::{
+    Labelled, Labels, Metrics,
+    prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge},
 };
 
 use crate::{
@@ -12,19 +16,20 @@ use crate::{
     keeper::Attachment,
 };
 
-/// What is counted.
-#[derive(Debug, Default)]
-pub struct Counters {
+/// What is counted, and the file that has it: `keep-pods.prom` in the state directory.
+#[derive(Debug)]
+pub struct Report {
     /// News of the cluster's.
-    pub changes: u64,
+    pub changes: Counter,
     /// Attempts that failed.
-    pub errors: u64,
+    pub errors: Counter,
     /// Pauses because somebody keeps undoing a repair.
-    pub contests: u64,
-    /// From the last news to the last pod.
-    pub last: Duration,
-    operations: usize,
-    repairs: BTreeMap<&'static str, u64>,
+    pub contests: Counter,
+    metrics: Metrics,
+    attachments: Labelled,
+    operations: Counter,
+    last_seconds: Gauge<f64, AtomicU64>,
+    repairs: Family<Labels, Counter>,
 }
 
 /// Some of the outcomes.
@@ -42,13 +47,45 @@ fn count<'a>(attachments: impl Iterator<Item = &'a Attachment>, which: Which) ->
     attachments.filter_map(|attachment| attachment.outcome.as_ref()).filter(|outcome| which(outcome)).count()
 }
 
-impl Counters {
+impl Default for Report {
+    fn default() -> Self {
+        let mut report = Self {
+            changes: Counter::default(),
+            errors: Counter::default(),
+            contests: Counter::default(),
+            metrics: Metrics::new("keep-pods"),
+            attachments: Labelled::default(),
+            operations: Counter::default(),
+            last_seconds: Gauge::default(),
+            repairs: Family::default(),
+        };
+        report.register();
+        report
+    }
+}
+
+impl Report {
+    fn register(&mut self) {
+        let registry = &mut self.metrics.registry;
+        let attachments = "Pods' interfaces that are kept as an ADD would make them now";
+        registry.register("attachments", attachments, self.attachments.clone());
+        let repairs = "What somebody else removed or altered, and was put right";
+        registry.register("repairs", repairs, self.repairs.clone());
+        registry.register("contests", "Pauses because somebody keeps undoing a repair", self.contests.clone());
+        let follow = registry.sub_registry_with_prefix("follow");
+        follow.register("changes", "News of the cluster's CIDRs", self.changes.clone());
+        follow.register("operations", "Objects added, replaced and removed", self.operations.clone());
+        follow.register("errors", "Attempts that failed", self.errors.clone());
+        let last = "From the last news to the routes in the last pod";
+        follow.register("last_duration_seconds", last, self.last_seconds.clone());
+    }
+
     /// Counts changes, and says what was put right.
-    pub fn note(&mut self, attachment: &str, changes: &[Change]) {
-        self.operations += changes.len();
+    pub fn note(&self, attachment: &str, changes: &[Change]) {
+        self.operations.inc_by(changes.len() as u64);
         let mut repairs = vec![];
         for change in changes.iter().filter(|change| change.repair) {
-            *self.repairs.entry(kind(object_of(change))).or_default() += 1;
+            self.repairs.get_or_create(&vec![("object", kind(object_of(change)).to_owned())]).inc();
             repairs.push(change.operation.to_string());
         }
         if !repairs.is_empty() {
@@ -56,54 +93,27 @@ impl Counters {
         }
     }
 
-    /// Says what became of the cluster's news.
-    pub fn say<'a>(&self, attachments: impl Iterator<Item = &'a Attachment> + Clone) {
+    /// Says what became of the cluster's news, which took so long.
+    pub fn say<'a>(&self, took: Duration, attachments: impl Iterator<Item = &'a Attachment> + Clone) {
+        self.last_seconds.set(took.as_secs_f64());
         let current = count(attachments.clone(), |outcome| matches!(outcome, Outcome::Current(_)));
         let changed =
             count(attachments.clone(), |outcome| matches!(outcome, Outcome::Current(changes) if !changes.is_empty()));
         let failing = count(attachments, |outcome| matches!(outcome, Outcome::Failed(_)));
-        let took = self.last.as_millis();
+        let took = took.as_millis();
         log::info!("{current} attachments are current, {changed} of them changed; {failing} failed; in {took} ms");
     }
 
-    /// The metrics in Prometheus' text format.
-    pub fn metrics<'a>(&self, attachments: impl Iterator<Item = &'a Attachment> + Clone) -> String {
-        let mut text = String::new();
-        let mut metric = |name: &str, kind: &str, help: &str, samples: &[(String, String)]| {
-            let _ = writeln!(text, "# HELP underpass_{name} {help}\n# TYPE underpass_{name} {kind}");
-            for (labels, value) in samples {
-                let _ = writeln!(text, "underpass_{name}{labels} {value}");
-            }
-        };
-        let one = |value: String| [(String::new(), value)];
-        let states = STATES
-            .map(|(state, which)| (format!("{{state=\"{state}\"}}"), count(attachments.clone(), which).to_string()));
-        let repairs: Vec<_> =
-            self.repairs.iter().map(|(kind, count)| (format!("{{object=\"{kind}\"}}"), count.to_string())).collect();
-        metric("attachments", "gauge", "Pods' interfaces that are kept as an ADD would make them now.", &states);
-        metric("follow_changes_total", "counter", "News of the cluster's CIDRs.", &one(self.changes.to_string()));
-        metric(
-            "follow_operations_total",
-            "counter",
-            "Objects added, replaced and removed.",
-            &one(self.operations.to_string()),
-        );
-        metric("follow_errors_total", "counter", "Attempts that failed.", &one(self.errors.to_string()));
-        let last = self.last.as_secs_f64().to_string();
-        metric(
-            "follow_last_duration_seconds",
-            "gauge",
-            "From the last news to the routes in the last pod.",
-            &one(last),
-        );
-        metric("repairs_total", "counter", "What somebody else removed or altered, and was put right.", &repairs);
-        metric(
-            "contests_total",
-            "counter",
-            "Pauses because somebody keeps undoing a repair.",
-            &one(self.contests.to_string()),
-        );
-        text
+    /// Writes the metrics, if they are not as they were.
+    ///
+    /// # Errors
+    /// When the state directory cannot be written.
+    pub fn write<'a>(&mut self, attachments: impl Iterator<Item = &'a Attachment> + Clone) -> io::Result<()> {
+        for (state, which) in STATES {
+            let count = i64::try_from(count(attachments.clone(), which)).unwrap_or(i64::MAX);
+            self.attachments.get_or_create(&vec![("state", state.to_owned())]).set(count);
+        }
+        self.metrics.write()
     }
 }
 
