@@ -92,3 +92,45 @@ request() {
   run --separate-stderr lab_in node1 "$(tool mk-veth)" --dry-run <"$LAB/document"
   assert_json "$output" 'type' array
 }
+
+@test "the cluster's CIDRs are a table with their sources at a terminal, and JSON in a pipe" {
+  # A note, a kind of CIDR that is not found, and a setting.
+  local objects='[
+    {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"namespace": "kube-system", "name": "underpass"},
+      "data": {"settings": "hostRuleTable: 600\n"}},
+    {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"namespace": "kube-system", "name": "kubeadm-config"},
+      "data": {"ClusterConfiguration": "networking:\n  podSubnet: 10.244.0.1/16,fd00:244::/56\n"}}
+  ]'
+  jq -c '{kind: "List", items: .}' <<<"$objects" >"$LAB/stdin"
+  at_terminal "$(tool sync-cidrs)" --from - --cni-directory /none
+  assert_equal "$status" 0
+  assert_equal "$output" "\
+sync-cidrs: warn: no CIDR of Services was found
+KIND     CIDR           SOURCE
+Service  none
+pod      10.244.0.0/16  kubeadm-config, podSubnet (10.244.0.1/16, its host bits masked)
+pod      fd00:244::/56  kubeadm-config, podSubnet
+
+SETTING        VALUE    SOURCE
+podCIDRType    cluster  the API has neither Calico's nor Cilium's objects
+hostRuleTable  600      the cluster's settings"
+  run --separate-stderr lab_in node1 "$(tool sync-cidrs)" --from - --cni-directory /none <"$LAB/stdin"
+  assert_equal "$status" 0
+  assert_json "$output" .cidrs.pod '["10.244.0.0/16","fd00:244::/56"]'
+  assert_json "$output" .settings.hostRuleTable 600
+  assert_json "${stderr:?}" .level warn
+}
+
+@test "a cidrs section alone is a table at a terminal too, and JSON in a pipe" {
+  printf '{"service": ["10.96.0.0/12"], "pod": ["10.244.0.0/16", "fd00:244::/56"], "hijack": ["192.0.2.0/24"]}' >"$LAB/stdin"
+  at_terminal "$(tool sync-cidrs)" --from -
+  assert_equal "$status" 0
+  assert_equal "$output" "\
+KIND     CIDR
+Service  10.96.0.0/12
+pod      10.244.0.0/16
+pod      fd00:244::/56
+hijack   192.0.2.0/24"
+  run --separate-stderr lab_in node1 "$(tool sync-cidrs)" --from - <"$LAB/stdin"
+  assert_json "$output" .hijack '["192.0.2.0/24"]'
+}

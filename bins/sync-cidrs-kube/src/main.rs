@@ -7,6 +7,7 @@ mod derive;
 mod kind;
 mod publish;
 mod settings;
+mod show;
 mod status;
 mod watch;
 mod world;
@@ -38,9 +39,9 @@ use crate::{
 
 const ABOUT: About = About {
     name: "sync-cidrs",
-    does: "Finds the cluster's Service and Pod CIDRs in Kubernetes and prints them as JSON, with where each one came \
-           from and what was refused. With --watch it goes on doing so, a line for each change, and keeps the file that \
-           a CNI ADD reads.",
+    does: "Finds the cluster's Service and Pod CIDRs in Kubernetes and prints them with where each one came from and \
+           what was refused, as a table at a terminal and as JSON in a pipe. With --watch it goes on doing so, a line of \
+           JSON for each change, and keeps the file that a CNI ADD reads.",
     example: "  sync-cidrs --kube\n  \
               sync-cidrs --watch --node \"$(hostname)\" | set-routes --follow\n  \
               kubectl get --all-namespaces configmaps,pods,nodes,servicecidrs --output json | sync-cidrs --from -",
@@ -54,7 +55,7 @@ fn main() -> ExitCode {
         None => harness::block_on(online(&flags)).map_err(anyhow::Error::from).and_then(|result| result),
     };
     match result {
-        Ok(Some(output)) => harness::print(&output.to_string(), ExitCode::SUCCESS),
+        Ok(Some(output)) => harness::answer(&output, || show::tables(&output), ExitCode::SUCCESS),
         Ok(None) => ExitCode::SUCCESS,
         Err(error) => {
             let code = if error.is::<serde_json::Error>() { Code::Decoding } else { Code::Io };
