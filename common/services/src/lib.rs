@@ -3,21 +3,23 @@
 mod host;
 mod line;
 mod name;
+mod number;
 mod object;
 mod time;
 
-use std::{fmt, net::IpAddr, num::NonZeroU16};
+use std::{fmt, net::IpAddr};
 
 use host::{Cidr, Host};
 use ipnet::IpNet;
 pub use line::Line;
 use object::object;
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Serialize};
 use time::Time;
 pub use time::{nanoseconds, rfc3339, seconds};
 
 object!(ServiceTable, Node, Service, SessionAffinity, Backend, Draining, Nodes, ServiceName);
+object!(Protocol, TrafficPolicy, Algorithm, BackendScope);
 
 /// All Services that a node's pods can reach through their sockets.
 ///
@@ -76,7 +78,7 @@ pub struct Service {
     #[serde(default)]
     pub protocol: Protocol,
     /// The port on which the addresses below answer.
-    #[serde(deserialize_with = "port")]
+    #[serde(deserialize_with = "number::port")]
     #[schemars(range(min = 1))]
     pub port: u16,
     /// The cluster addresses, of one or of both families.
@@ -92,7 +94,7 @@ pub struct Service {
     #[schemars(with = "Vec<Host>")]
     pub load_balancer_ips: Vec<IpAddr>,
     /// The port on which the node's own addresses answer.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_port")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "number::some_port")]
     #[schemars(range(min = 1))]
     pub node_port: Option<u16>,
     /// Whether the cluster addresses lead to backends on this node only.
@@ -122,7 +124,7 @@ pub struct Service {
 
 /// The protocol of a Service's port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "UPPERCASE")]
+#[serde(rename_all = "UPPERCASE", remote = "Self")]
 pub enum Protocol {
     /// The default.
     #[default]
@@ -133,6 +135,7 @@ pub enum Protocol {
 
 /// As in the Kubernetes API.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(remote = "Self")]
 pub enum TrafficPolicy {
     /// All backends.
     #[default]
@@ -146,7 +149,7 @@ pub enum TrafficPolicy {
 #[serde(rename_all = "camelCase", deny_unknown_fields, remote = "Self")]
 pub struct SessionAffinity {
     /// Seconds after its last connection for which a client keeps its backend.
-    #[serde(default = "default_timeout", deserialize_with = "timeout")]
+    #[serde(default = "default_timeout", deserialize_with = "number::timeout")]
     #[schemars(range(min = 1, max = 86400))]
     pub timeout_seconds: u32,
 }
@@ -157,7 +160,7 @@ const fn default_timeout() -> u32 {
 
 /// How a backend is chosen among those of a service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", remote = "Self")]
 pub enum Algorithm {
     /// Each with the same probability.
     #[default]
@@ -175,7 +178,7 @@ pub struct Backend {
     #[schemars(with = "Host")]
     pub address: IpAddr,
     /// The pod's port.
-    #[serde(deserialize_with = "port")]
+    #[serde(deserialize_with = "number::port")]
     #[schemars(range(min = 1))]
     pub port: u16,
     /// Whether it is on this node.
@@ -192,7 +195,7 @@ pub struct Backend {
 
 /// For which of a service's addresses a backend is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase", remote = "Self")]
 pub enum BackendScope {
     /// The cluster addresses.
     Internal,
@@ -211,7 +214,7 @@ pub struct Draining {
     #[schemars(with = "Host")]
     pub address: IpAddr,
     /// The pod's port.
-    #[serde(deserialize_with = "port")]
+    #[serde(deserialize_with = "number::port")]
     #[schemars(range(min = 1))]
     pub port: u16,
     /// Whether it still answers.
@@ -277,23 +280,6 @@ impl fmt::Display for ServiceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)?;
         if self.port_name.is_empty() { Ok(()) } else { write!(f, ":{}", self.port_name) }
-    }
-}
-
-fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
-    Ok(NonZeroU16::deserialize(deserializer)?.get())
-}
-
-fn some_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
-    Ok(Option::<NonZeroU16>::deserialize(deserializer)?.map(NonZeroU16::get))
-}
-
-fn timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
-    match u32::deserialize(deserializer)? {
-        seconds @ 1..=86_400 => Ok(seconds),
-        seconds => {
-            Err(de::Error::custom(format!("a session affinity timeout of {seconds} s; it must be between 1 and 86400")))
-        }
     }
 }
 

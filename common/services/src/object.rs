@@ -1,19 +1,20 @@
-//! Objects that are written as objects.
+//! Objects that are written as objects, and names as strings.
 
 use serde::{
-    Deserializer,
-    de::{self, Visitor},
+    Deserialize as _, Deserializer,
+    de::{self, IntoDeserializer as _, Visitor},
     forward_to_deserialize_any,
 };
 
-/// Reads a structure from an object only, where serde's own code takes an array of its fields as well.
+/// Reads a structure from an object only, where serde's own code takes an array of its fields as well, and a variant without
+/// fields from its name only, where serde_json takes `{"name": null}` as well.
 pub(crate) struct Object<D>(pub(crate) D);
 
 impl<'de, D: Deserializer<'de>> Deserializer<'de> for Object<D> {
     type Error = D::Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        Err(de::Error::invalid_type(de::Unexpected::Other("no structure"), &visitor))
+        Err(de::Error::invalid_type(de::Unexpected::Other("neither structure nor name"), &visitor))
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -25,9 +26,18 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Object<D> {
         self.0.deserialize_map(visitor)
     }
 
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, D::Error> {
+        visitor.visit_enum(String::deserialize(self.0)?.into_deserializer())
+    }
+
     forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
-        newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+        newtype_struct seq tuple tuple_struct map identifier ignored_any
     }
 }
 
