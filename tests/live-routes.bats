@@ -208,6 +208,21 @@ container_id() {
   lab_until 5 has_no_route pod 10.77.0.0/16
 }
 
+@test "podCIDRType none takes the routes to Services off a pod that runs, and the way between it and its node stays" {
+  local before
+  before=$(routes pod)
+  lab_serve node1 9092 node1
+  lab_kubectl create configmap underpass --namespace kube-system --from-literal 'settings=podCIDRType: none' >/dev/null
+  lab_until 5 has_no_route pod 10.233.64.0/18
+  has_no_route pod fd00:233:64::/108
+  assert_answer node1/pod "$(lab_address node1 4)" 9092 node1
+  expect 0 lab_in node1 ping -c 1 -W 2 "$(lab_address node1/pod 4)"
+  lab_kubectl delete configmap underpass --namespace kube-system >/dev/null
+  lab_until 5 has_route pod 10.233.64.0/18
+  lab_until 5 has_route pod fd00:233:64::/108
+  assert_same "$before" "$(routes pod)"
+}
+
 @test "a pod that was added with what was known before the change follows soon after" {
   service_cidr more 10.77.0.0/16
   lab_until 5 has_route pod 10.77.0.0/16

@@ -22,6 +22,7 @@ teardown() {
   lab_plugin node1 coordinator DEL "$POD" net1 <<<"$CONFIG"
   lab_plugin node1 coordinator DEL "$POD" eth0 <<<"$CONFIG"
   lab_in node1 ip netns delete "$POD"
+  lab_in node1 rm -f /run/underpass/cluster.json
   gateway_back
   assert_same "$(cat "$LAB/node.clean")" "$(lab_snapshot node1)"
 }
@@ -203,6 +204,46 @@ EOF2
   assert_json "$output" '[.[].dst | select(. != "10.6.212.101" and . != "10.7.212.101")] | sort' '["10.244.0.0/16","10.96.0.0/12"]'
   expect 0 pod_ip -6 route show dev veth0
   assert_contains "$output" fd00:244::/56
+}
+
+# cluster_with TYPE: what the node agent tells ADD of a cluster with this podCIDRType.
+cluster_with() {
+  local said
+  said=$(jq --arg settings "podCIDRType: $1" '.items += [{apiVersion: "v1", kind: "ConfigMap",
+    metadata: {name: "underpass", namespace: "kube-system"}, data: {settings: $settings}}]' \
+    "$LAB_REPO/tests/fixtures/cluster/service-cidrs-v1.json" | lab_in node1 "$(lab_libexec)/sync-cidrs" --from -)
+  lab_in node1 sh -c 'mkdir -p /run/underpass && cat >/run/underpass/cluster.json' <<<"$said"
+}
+
+# through_node: the CIDRs that the pod reaches by its veth, without the node's own addresses.
+through_node() {
+  lab_in "node1/$POD" sh -c 'ip -4 route show table all dev veth0; ip -6 route show table all dev veth0' |
+    sed -nE 's,^([0-9a-f.:]+/[0-9]+) .*,\1,p' | grep -vE '^(fe80::|ff00::)' | sort
+}
+
+@test "podCIDRType none: no route to a Service is put into the pod, and the veth with the way to the node and back stays" {
+  local ours='del(.serviceCIDR, .overlayPodCIDR)'
+  lab_serve node1 9092 node1
+  cluster_with cluster
+  added "$ours"
+  [ -n "$(through_node)" ]
+  coordinator DEL .
+  cluster_with none
+  added "$ours"
+  assert_equal "$(through_node)" ''
+  coordinator CHECK ".prevResult = $lab_stdout"
+  assert_equal "$lab_status" 0 || fail "$lab_stdout"
+  expect 0 pod_ip link show veth0
+  local family
+  for family in 4 6; do
+    assert_answer "node1/$POD" "$(lab_address node1 $family)" 9092 node1
+    expect 0 lab_in node1 ping -c 1 -W 2 "$(lab_address "node1/$POD" $family)"
+    expect 0 lab_in node1 ip -$family -json route get "$(lab_address "node1/$POD" $family)"
+    assert_json "$output" '.[0].dev | startswith("eth")' false
+  done
+  # What the network's own configuration says counts.
+  added '.serviceCIDR = ["10.96.0.0/12"]'
+  assert_equal "$(through_node)" 10.96.0.0/12
 }
 
 @test "hijackCIDR: addresses and CIDRs, and their packets leave by the way into the node" {

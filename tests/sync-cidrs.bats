@@ -314,11 +314,11 @@ of_pods() {
   within 10 '.cidrs.pod == ["10.244.0.0/16"] and .podCIDRType.chosenBy == "plugin flannel in 10-flannel.conf"'
 }
 
-@test "podCIDRType none: no pods' CIDRs, as a SpiderCoordinator or our own ConfigMap says" {
+@test "podCIDRType none: neither Services' CIDRs nor pods', as a SpiderCoordinator or our own ConfigMap says" {
   create "$(kubeadm_config 10.244.0.0/16)"
   create "$(config_map underpass settings 'podCIDRType: none')"
   follow
-  within 5 '.cidrs.pod == [] and .podCIDRType.value == "none"'
+  within 5 '.cidrs == {service: [], pod: []} and .podCIDRType.value == "none"'
   create "$(coordinator '{"podCIDRType": "cluster", "podDefaultRouteNIC": "net1", "hijackCIDR": ["169.254.20.10/32"]}')"
   # What it does not say has its definition's defaults.
   within 5 '.cidrs.pod == ["10.244.0.0/16"] and .settings == {podDefaultRouteNic: "net1", hijackCIDR: ["169.254.20.10/32"],
@@ -598,7 +598,7 @@ everything_there() {
   done <<'RIGHTS'
 clusterrole nodes - none
 clusterrole configmaps kube-flannel-cfg cluster
-clusterrole servicecidrs.networking.k8s.io - none
+clusterrole servicecidrs.networking.k8s.io - cluster
 clusterrole ippools.crd.projectcalico.org - calico
 clusterrole ipamblocks.crd.projectcalico.org - calico
 clusterrole ciliumpodippools.cilium.io - cilium

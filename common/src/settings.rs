@@ -592,6 +592,18 @@ node in). It is for overlays whose tunnels drop IPv4 packets that come from no o
 `podRPFilter` 1. It needs overlay pods that are masqueraded towards the underlay in turn (natOutgoing and its like): an answer to
 one that is not would be masqueraded as well. It needs Linux 5.7.
 ";
+    const CLUSTER: &str = "
+## podCIDRType
+
+This one is not the plugin's: the ConfigMap `underpass` or a SpiderCoordinator has it, and the node agent finds the cluster's CIDRs
+by it. `auto` decides by the node's CNI configuration; `cluster`, `calico` and `cilium` say where the overlay pods' CIDRs are.
+
+With `none` neither these nor the Services' CIDRs are looked for, and no route to them is put into a pod; those of pods that run
+are taken away. The veth pair and the routes between a pod and its node stay: probes work. It is for nodes on which Services are
+translated in the sockets. What the sockets do not translate, as in a pod with `socketPath` false, leaves by the pod's own
+gateway. Where that has to go through the node all the same, set `serviceCIDR` and `overlayPodCIDR`: what is set there, or in
+`hijackCIDR`, counts also with `none`.
+";
     const ERRORS: &str = "
 ## Errors
 
@@ -622,7 +634,7 @@ is allowed, of every setting that is wrong. DEL and GC go on with the default in
             )
         };
         let rows: String = SETTINGS.iter().map(row).collect();
-        format!("{INTRODUCTION}{rows}{ADDRESSES}{ERRORS}")
+        format!("{INTRODUCTION}{rows}{CLUSTER}{ADDRESSES}{ERRORS}")
     }
 
     #[test]

@@ -102,7 +102,7 @@ pub fn derive(world: &World, options: &Options) -> Derived {
     // Each question is asked even if another has no answer yet, so that all that is needed is read at the same time.
     let own = survey.own_addresses().map(|own| survey.own = own);
     let defaults = survey.defaults();
-    let service = survey.services();
+    let service = defaults.as_ref().map_err(|_| Unknown).and_then(|defaults| survey.services(defaults));
     let pods = defaults.as_ref().map_err(|_| Unknown).and_then(|defaults| survey.pods(defaults));
     let cluster = match (own, defaults, service, pods) {
         (Ok(()), Ok(defaults), Ok(service), Ok((pod_cidr_type, chosen_by, pod))) => {
@@ -194,12 +194,17 @@ impl Survey<'_> {
         Ok(object.map(|object| settings::of_config_map(object, &mut problems)).unwrap_or_default())
     }
 
-    fn pods(&self, defaults: &Defaults) -> Asked<(PodCidrType, String, Vec<Finding>)> {
-        let (chosen, by) = match (self.options.pod_cidr_type, defaults.pod_cidr_type) {
+    /// The podCIDRType that somebody set, and who.
+    fn pod_cidr_type(&self, defaults: &Defaults) -> (PodCidrType, &'static str) {
+        match (self.options.pod_cidr_type, defaults.pod_cidr_type) {
             (Some(chosen), _) => (chosen, "the command line"),
             (None, Some(chosen)) => (chosen, "the cluster's settings"),
             (None, None) => (PodCidrType::Auto, "default"),
-        };
+        }
+    }
+
+    fn pods(&self, defaults: &Defaults) -> Asked<(PodCidrType, String, Vec<Finding>)> {
+        let (chosen, by) = self.pod_cidr_type(defaults);
         let (chosen, by) = if chosen == PodCidrType::Auto { self.detect()? } else { (chosen, by.to_owned()) };
         if chosen == PodCidrType::None {
             return Ok((chosen, by, vec![]));

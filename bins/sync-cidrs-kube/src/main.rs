@@ -84,7 +84,7 @@ fn cli() -> Command {
                 .long("pod-cidr-type")
                 .value_name("TYPE")
                 .value_parser(TYPES.map(|(name, _)| name))
-                .help("How to find the pods' CIDRs, whatever the cluster's settings say"),
+                .help("How to find the pods' CIDRs (none: nor the Services'), whatever the cluster's settings say"),
         )
         .arg(
             Arg::new("node")

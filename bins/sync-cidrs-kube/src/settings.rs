@@ -15,7 +15,7 @@ pub enum PodCidrType {
     Calico,
     /// From Cilium's configuration.
     Cilium,
-    /// Not at all.
+    /// Not at all, and the Services' CIDRs neither.
     None,
 }
 

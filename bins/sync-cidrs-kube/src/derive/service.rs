@@ -6,11 +6,19 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::{Asked, Finding, Survey};
-use crate::{kind::Kind, world::Known};
+use crate::{
+    kind::Kind,
+    settings::{Defaults, PodCidrType},
+    world::Known,
+};
 
 impl Survey<'_> {
-    /// From the ServiceCIDR resources where the API has them, else as the control plane was told.
-    pub(super) fn services(&self) -> Asked<Vec<Finding>> {
+    /// From the ServiceCIDR resources where the API has them, else as the control plane was told. With podCIDRType none, as
+    /// in Spiderpool, none: something else than the node's rules translates Services.
+    pub(super) fn services(&self, defaults: &Defaults) -> Asked<Vec<Finding>> {
+        if self.pod_cidr_type(defaults).0 == PodCidrType::None {
+            return Ok(vec![]);
+        }
         let found = self.service_cidrs()?;
         let found = if found.is_empty() { self.cluster_services()? } else { found };
         let found = if found.is_empty() { self.assumed()? } else { found };

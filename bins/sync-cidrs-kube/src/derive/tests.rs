@@ -260,9 +260,12 @@ fn auto_goes_by_the_nodes_cni_configuration_and_without_one_by_what_the_api_has(
 }
 
 #[test]
-fn none_finds_no_pods_and_complains_of_nothing() {
-    let cluster = answer(&[objects("calico.json"), objects("service-cidrs-v1.json")], &with(PodCidrType::None));
-    assert_eq!((cluster.pod, cluster.problems), (vec![], vec![]));
+fn none_finds_no_pods_and_no_services_complains_of_nothing_and_asks_for_neither() {
+    let documents = [objects("calico.json"), objects("service-cidrs-v1.json")];
+    let derived = derive(&World::from_objects(&documents, None), &with(PodCidrType::None));
+    assert_eq!(derived.needs, BTreeSet::from([Kind::SpiderCoordinator, Kind::Settings]));
+    let cluster = derived.cluster.unwrap();
+    assert_eq!((cluster.service, cluster.pod, cluster.problems), (vec![], vec![], vec![]));
 }
 
 #[test]
@@ -322,7 +325,7 @@ fn the_order_of_objects_makes_no_difference() {
 fn while_something_is_not_known_there_is_no_answer_and_it_is_asked_for() {
     let derived = derive(&World::default(), &Options::default());
     assert_eq!(derived.cluster, None);
-    let first = BTreeSet::from([Kind::ServiceCidrs, Kind::SpiderCoordinator]);
+    let first = BTreeSet::from([Kind::SpiderCoordinator]);
     assert_eq!(derived.needs, first);
 }
 
