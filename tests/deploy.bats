@@ -74,14 +74,14 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
 }
 
 @test "two builds of the image give the same bytes" {
-  command -v busybox >/dev/null || skip 'no busybox: run scripts/setup --cluster'
+  command -v busybox >/dev/null || skip 'no busybox: run scripts/setup'
   "$LAB_REPO/scripts/image" >"$BATS_TEST_TMPDIR/one"
   "$LAB_REPO/scripts/image" >"$BATS_TEST_TMPDIR/two"
   cmp "$BATS_TEST_TMPDIR/one" "$BATS_TEST_TMPDIR/two"
 }
 
 @test "the Dockerfile makes what scripts/image makes" {
-  command -v busybox >/dev/null || skip 'no busybox: run scripts/setup --cluster'
+  command -v busybox >/dev/null || skip 'no busybox: run scripts/setup'
   local dockerfile
   "$LAB_REPO/scripts/image" | tar -x -C "$BATS_TEST_TMPDIR"
   dockerfile=$(<"$LAB_REPO/deploy/Dockerfile")

@@ -12,7 +12,7 @@ setup_file() {
 # Each test has the node as it was.
 teardown() {
   [ -z "${SUITE_SKIP-}" ] || return 0
-  lab_in node1 rm -rf /opt/cni /etc/iproute2/rt_protos.d/underpass.conf /etc/NetworkManager /etc/systemd/networkd.conf.d
+  lab_in node1 rm -rf /opt/cni /opt/bare /etc/iproute2/rt_protos.d/underpass.conf /etc/NetworkManager /etc/systemd/networkd.conf.d
 }
 
 # install_on_node1 [FLAG...]
@@ -111,10 +111,44 @@ another_version() {
 }
 
 @test "a node without them gets none of their files" {
-  lab_in node1 mkdir -p /run/bare
+  lab_in node1 mkdir -p /run/bare/bin
+  lab_in node1 touch /run/bare/bin/sh
   install_on_node1 --root /run/bare
   assert_equal "$(lab_in node1 find /run/bare -name '*.conf')" ''
   [ -n "$(lab_in node1 find /run/bare/opt/cni/bin -name coordinator)" ] || fail 'no plugin'
+}
+
+# bare COMMAND POD: a CNI call on a node that has no shell and no other programs, as a runtime there makes it.
+bare() {
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_in node1 env CNI_COMMAND="$1" CNI_CONTAINERID="$2" CNI_NETNS="/run/netns/$2" CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin \
+    unshare --mount sh -c '
+      for directory in proc sys run; do
+        mkdir -p "/opt/bare/$directory"
+        mount --rbind "/$directory" "/opt/bare/$directory"
+      done
+      exec chroot /opt/bare /opt/cni/bin/coordinator'
+}
+
+@test "on a node without /bin/sh the plugin brings its shell: ADD, CHECK, DEL and GC work, and it is taken away again" {
+  command -v busybox >/dev/null || skip 'no busybox: run scripts/setup'
+  expect 0 install_on_node1 --root /opt/bare
+  assert_equal "$(lab_in node1 find /opt/bare -name 'bin' ! -path '*/cni/*')" ''
+  lab_pod node1 talos plain46
+  expect 0 bare ADD talos < <(lab_chained node1 talos underlay46)
+  assert_json "$output" '.interfaces | length' 3
+  assert_answer node1/talos "$(lab_cluster_ip web 4)" 80 server ''
+  assert_answer node1/talos "$(lab_cluster_ip web 6)" 80 server ''
+  expect 0 bare CHECK talos < <(lab_chained node1 talos underlay46)
+  lab_in node1/talos ip route delete 10.233.64.0/18
+  expect 1 bare CHECK talos < <(lab_chained node1 talos underlay46)
+  expect 0 bare DEL talos < <(lab_chained node1 talos underlay46)
+  expect 0 bare ADD talos < <(lab_chained node1 talos underlay46)
+  [ -n "$(lab_in node1 ip rule show pref 85)" ] || fail 'no rule'
+  expect 0 bare GC talos <<<'{"cniVersion": "1.1.0", "name": "underlay46", "type": "coordinator", "cni.dev/valid-attachments": []}'
+  assert_equal "$(lab_in node1 ip rule show pref 85)" ''
+  expect 0 install_on_node1 --root /opt/bare --uninstall
+  assert_equal "$(lab_in node1 ls -A /opt/bare/opt/cni/bin)" ''
 }
 
 @test "what check-node finds is said with its remedy, and is no reason not to install" {

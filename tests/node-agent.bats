@@ -139,7 +139,7 @@ another() {
 }
 
 @test "the agent works in BusyBox' shell, with its own commands" {
-  command -v busybox >/dev/null || skip 'no busybox: run scripts/setup --cluster'
+  command -v busybox >/dev/null || skip 'no busybox: run scripts/setup'
   lab_stop agent
   mkdir "$BATS_TEST_TMPDIR/bin"
   local applet
