@@ -219,11 +219,23 @@ pub fn create<'a>(transits: impl Iterator<Item = &'a Transit>) -> io::Result<()>
     transaction(|batch, table| {
         batch.request().set_create().op_newtable_do(&header()).encode().push_name(table);
         remove(batch, table, &goes);
-        for transit in &transits {
-            add_chain(batch, table, &chain(transit));
+        for chain in chains(&transits) {
+            add_chain(batch, table, &chain);
         }
     })
     .map(drop)
+}
+
+/// The chains that rules are in, each once: one that is added twice is altered, and then the kernel waits too.
+fn chains(transits: &[&Transit]) -> Vec<Chain> {
+    let mut chains: Vec<Chain> = Vec::new();
+    for chain in transits.iter().copied().map(chain) {
+        match chains.iter_mut().find(|known| known.name == chain.name) {
+            Some(known) => known.rules.extend(chain.rules),
+            None => chains.push(chain),
+        }
+    }
+    chains
 }
 
 fn remove(batch: &mut Chained<'_>, table: &CStr, entries: &[Entry]) {
@@ -268,5 +280,18 @@ mod tests {
             }
         }
         assert_eq!(parse(&vec![]), None);
+    }
+
+    #[test]
+    fn the_rules_of_a_chain_come_with_one_chain() {
+        let rule = |destination: &str, masquerade| Transit {
+            group: 85,
+            destination: destination.parse().unwrap(),
+            masquerade,
+        };
+        let rules = [rule("10.233.0.0/18", false), rule("fd00:233::/48", false), rule("10.0.0.0/8", true)];
+        let chains = chains(&rules.iter().collect::<Vec<_>>());
+        let counts: Vec<_> = chains.iter().map(|chain| (chain.name.as_str(), chain.rules.len())).collect();
+        assert_eq!(counts, [("prerouting", 2), ("postrouting", 1)]);
     }
 }
