@@ -13,6 +13,7 @@ setup_file() {
 teardown() {
   [ -n "${LAB-}" ] || return 0
   [ ! -e "$LAB/pid/agent" ] || lab_stop agent
+  [ ! -e "$LAB/defaults" ] || lab_in node1 sysctl -qe -p - <"$LAB/defaults"
   lab_in node1 sysctl -qw net.ipv6.conf.default.disable_ipv6=0 net.ipv6.conf.default.accept_ra=1 \
     net.ipv4.conf.default.forwarding=1 net.ipv6.conf.default.forwarding=1
 }
@@ -204,3 +205,32 @@ advertised() {
 
 # container POD: the id that the CNI client gave it.
 container() { printf 'cnitool-%s' "$(printf '/run/netns/%s' "$1" | sha512sum | cut -c 1-20)"; }
+
+# hostile WHERE VALUE|most: gives links that come there every setting that the kernel takes, whatever it means. What eth0 has
+# stays. Not mtu and hop_limit: they are lengths, not conditions, and eth0 has the same.
+hostile() {
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_in "$1" sh -c '
+    for file in /proc/sys/net/ipv[46]/conf/default/*; do
+      case ${file##*/} in mtu | hop_limit) continue ;; esac
+      if [ "$0" != most ]; then values=$0; else values="255 8 3 2 1"; fi
+      for value in $values; do ! echo "$value" >"$file" || break; done 2>/dev/null
+    done' "$2"
+}
+
+@test "whatever new links of the node and the sandbox inherit, by any setting that a link has, pods are served" {
+  local value pod
+  lab_in node1 sysctl -a --pattern '^net.ipv[46].conf.default' >"$LAB/defaults" 2>/dev/null
+  [ "$(grep -c . "$LAB/defaults")" -gt 80 ]
+  for value in 0 1 most; do
+    pod=swept$value
+    lab_pod node1 "$pod" plain46
+    hostile "node1/$pod" $value
+    hostile node1 $value
+    [ $value = 0 ] || [ "$(lab_in "node1/$pod" sysctl -n net.ipv6.conf.default.disable_ipv6)" != 0 ]
+    add "$pod" '.podRPFilter = -1'
+    served "$pod" 4 6
+    check "$pod" '.podRPFilter = -1'
+    lab_in node1 sysctl -qe -p - <"$LAB/defaults"
+  done
+}

@@ -19,6 +19,8 @@ teardown() {
   [ -z "${SUITE_SKIP-}" ] || return 0
   lab_in node1 sh -c 'iptables -P FORWARD ACCEPT; ip6tables -P FORWARD ACCEPT; iptables -F TEST; ip6tables -F TEST
     nft delete table inet firewall; nft delete table ip firewall' 2>/dev/null || true
+  lab_in node1 sh -c 'for program in iptables-legacy ip6tables-legacy; do $program -P FORWARD ACCEPT; $program -F; $program -X; done' \
+    2>/dev/null || true
   remedy -D 2>/dev/null || true
 }
 
@@ -100,6 +102,56 @@ EOF2
   pass 4
   pass 6
   says true
+}
+
+@test "what iptables-legacy has, as an old Docker writes it, is named too, until the advised rules are in it" {
+  local program
+  lab_in node1 iptables-legacy -S >/dev/null 2>&1 || skip 'this kernel has no tables for iptables-legacy'
+  for program in iptables-legacy ip6tables-legacy; do
+    lab_in node1 sh -c "
+      $program -N DOCKER-USER; $program -N DOCKER; $program -P FORWARD DROP
+      $program -A FORWARD -j DOCKER-USER
+      $program -A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -m comment --comment docker -j ACCEPT
+      $program -A FORWARD -o docker0 -g DOCKER
+      $program -A FORWARD -i docker0 ! -o docker0 -j ACCEPT
+      $program -A DOCKER-USER -p tcp -j RETURN
+      $program -A DOCKER-USER"
+  done
+  drop 4
+  drop 6
+  says false
+  assert_json "$output" '[.[].msg[:58]]' '["chain FORWARD of table ip filter (iptables-legacy) drops w","chain FORWARD of table ip6 filter (iptables-legacy) drops "]'
+  for program in iptables-legacy ip6tables-legacy; do
+    lab_in node1 sh -c "
+      $program -I DOCKER-USER -m devgroup --src-group 85 -j ACCEPT
+      $program -I DOCKER-USER -m devgroup --dst-group 85 -j ACCEPT"
+  done
+  pass 4
+  pass 6
+  says true
+}
+
+@test "iptables-legacy's rules by address count as they are: a subnet, all but a subnet, a chain that is left again" {
+  lab_in node1 iptables-legacy -S >/dev/null 2>&1 || skip 'this kernel has no tables for iptables-legacy'
+  local ok rule
+  while IFS='|' read -r ok rule; do
+    lab_in node1 sh -c "iptables-legacy -F; iptables-legacy -N PODS 2>/dev/null; iptables-legacy -P FORWARD ACCEPT; $rule"
+    says "$ok" || fail "$rule"
+  done <<'EOF2'
+true|iptables-legacy -A FORWARD -s 10.7.0.0/16 -j DROP
+false|iptables-legacy -A FORWARD -s 10.6.0.0/16 -j DROP
+false|iptables-legacy -A FORWARD ! -s 10.7.0.0/16 -j REJECT
+true|iptables-legacy -A FORWARD ! -s 10.6.0.0/16 -d 10.6.0.0/17 -i lo -j DROP
+false|iptables-legacy -A FORWARD -d 10.6.0.0/16 -j PODS; iptables-legacy -A PODS -j DROP
+true|iptables-legacy -A FORWARD -j PODS; iptables-legacy -A PODS -j RETURN; iptables-legacy -A PODS -j DROP
+true|iptables-legacy -A FORWARD -g PODS; iptables-legacy -A FORWARD -j DROP
+EOF2
+}
+
+@test "check-node makes no table of iptables-legacy's by looking for one" {
+  lab_host looked
+  lab_in looked "$(lab_libexec)/check-node" >/dev/null || true
+  assert_equal "$(lab_in looked cat /proc/net/ip_tables_names /proc/net/ip6_tables_names)" ''
 }
 
 # firewalld's chains for forwarded packets, without its zones' own; SOURCE is a source of the zone trusted.

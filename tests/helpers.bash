@@ -66,6 +66,26 @@ expect() {
   [ "$status" -eq "$wanted" ] || fail "exit status $status instead of $wanted: $*" "$output" "$stderr"
 }
 
+# at_terminal COMMAND...: runs it on node1 with standard output and error at a terminal and standard input from $LAB/stdin. Sets output, without
+# carriage returns, and status.
+at_terminal() {
+  run lab_in node1 python3 - "$LAB/stdin" "$@" <<'PYTHON'
+import os, pty, sys
+child, terminal = pty.fork()
+if child == 0:
+    os.dup2(os.open(sys.argv[1], os.O_RDONLY), 0)
+    os.execvp(sys.argv[2], sys.argv[2:])
+text = b""
+try:
+    while data := os.read(terminal, 4096):
+        text += data
+except OSError:
+    pass
+sys.stdout.write(text.decode().replace("\r", ""))
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+PYTHON
+}
+
 # fail LINE...: fails the test and says why.
 fail() {
   printf '%s\n' "$@" >&2

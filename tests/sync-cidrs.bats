@@ -125,6 +125,20 @@ coordinator() {
   assert_json "$output" 'keys' '["pod","service"]'
 }
 
+@test "asked by a person at a terminal, the API gives a table" {
+  create "$(kubeadm_config 10.244.0.1/16)"
+  : >"$LAB/stdin"
+  at_terminal env KUBECONFIG="$LAB/kubernetes/admin.conf" "$(lab_libexec)/sync-cidrs" --kube --cni-directory /none
+  assert_equal "$status" 0
+  assert_contains "$output" 'KIND     CIDR               SOURCE'
+  assert_contains "$output" 'Service  10.233.64.0/18     ServiceCIDR kubernetes'
+  assert_contains "$output" 'pod      10.244.0.0/16      kubeadm-config, podSubnet (10.244.0.1/16, its host bits masked)'
+  assert_contains "$output" 'podCIDRType'
+  at_terminal env -u KUBECONFIG HOME=/none "$(lab_libexec)/sync-cidrs" --kube
+  assert_equal "$status" 1
+  assert_equal "$(wc -l <<<"$output")" 1 || fail "$output"
+}
+
 @test "kubectl's output gives offline what the API gives" {
   create "$(kubeadm_config 10.244.0.0/16)"
   lab_kubectl get configmaps,nodes,pods,servicecidrs,ippools --all-namespaces --output json >"$BATS_TEST_TMPDIR/objects"

@@ -8,26 +8,6 @@ setup_file() {
   lab_chained node1 pod underlay46 >"$LAB/config"
 }
 
-# at_terminal COMMAND...: runs it on node1 with standard output and error at a terminal and standard input from $LAB/stdin. Sets output, without
-# carriage returns, and status.
-at_terminal() {
-  run lab_in node1 python3 - "$LAB/stdin" "$@" <<'PYTHON'
-import os, pty, sys
-child, terminal = pty.fork()
-if child == 0:
-    os.dup2(os.open(sys.argv[1], os.O_RDONLY), 0)
-    os.execvp(sys.argv[2], sys.argv[2:])
-text = b""
-try:
-    while data := os.read(terminal, 4096):
-        text += data
-except OSError:
-    pass
-sys.stdout.write(text.decode().replace("\r", ""))
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-PYTHON
-}
-
 tool() {
   printf '%s/%s' "$(lab_libexec)" "$1"
 }
@@ -133,4 +113,20 @@ pod      fd00:244::/56
 hijack   192.0.2.0/24"
   run --separate-stderr lab_in node1 "$(tool sync-cidrs)" --from - <"$LAB/stdin"
   assert_json "$output" .hijack '["192.0.2.0/24"]'
+}
+
+@test "what is neither a cidrs section nor what kubectl prints is refused, and what is wrong is named" {
+  local words wrong
+  while IFS='|' read -r words wrong; do
+    run --separate-stderr lab_in node1 "$(tool sync-cidrs)" --from - --cni-directory /none <<<"$wrong"
+    assert_equal "$status" 1 || fail "$wrong" "$output"
+    assert_contains "$(jq -r '.error.msg' <<<"$output")" "$words"
+  done <<'EOF'
+no cidrs section has the key items|{"items": [{"kind": "Node", "metadata": {"name": "a"}, "spec": {"podCIDR": "10.244.0.0/24"}}]}
+no cidrs section has the key services|{"services": ["10.96.0.0/12"]}
+expected what kubectl get --output json prints|[]
+expected what kubectl get --output json prints|"10.96.0.0/12"
+an object has no kind|{"kind": "List", "items": [{"metadata": {"name": "a"}}]}
+an object has no kind|{"kind": "List", "items": []} {"service": ["10.96.0.0/12"]}
+EOF
 }

@@ -455,4 +455,40 @@ mod tests {
         });
         assert_eq!(merge(original, document), expected);
     }
+
+    /// A pod's document for the interface `nic`; `own` has a default route in its table, those of `stays` are in the main one.
+    fn routed(nic: &str, own: &[&str], stays: &[&str]) -> PodDocument {
+        let default = |dev: &str| json!({"destination": "0.0.0.0/0", "gateway": "10.6.0.1", "dev": dev, "table": 254, "protocol": 3});
+        let tables =
+            own.iter().map(|nic| json!({"nic": nic, "addresses": [], "table": 8501, "routes": [default(nic)]}));
+        let request = Request {
+            command: Command::Add,
+            container_id: "c".to_owned(),
+            netns: None,
+            ifname: nic.to_owned(),
+            args: None,
+            config: json!({}),
+        };
+        let mut document = PodDocument::new(request, Settings::default());
+        let stays: Vec<_> = stays.iter().map(|dev| default(dev)).collect();
+        let routing = json!({"tables": tables.collect::<Vec<_>>(), "stays": stays, "leaves": []});
+        document.routing = serde_json::from_value(routing).unwrap();
+        document
+    }
+
+    #[test]
+    fn a_default_route_leaves_the_main_table_where_anothers_stays_or_nobody_chose_and_the_interface_is_this_further_one()
+     {
+        let leaves = |document: &PodDocument, nic: &str| document.default_leaves(nic, Family::Ipv4);
+        let chosen = routed("net1", &["eth0", "net1"], &["eth0"]);
+        assert!(leaves(&chosen, "net1"));
+        assert!(!leaves(&chosen, "eth0"));
+        let unchosen = routed("net1", &["eth0", "net1"], &[]);
+        assert!(leaves(&unchosen, "net1"));
+        assert!(!leaves(&unchosen, "eth0"));
+        // The first interface moves nothing of its own; and what has no default route has none that leaves.
+        assert!(!leaves(&routed("eth0", &["eth0"], &[]), "eth0"));
+        assert!(!leaves(&routed("net1", &[], &["eth0"]), "net1"));
+        assert!(!chosen.default_leaves("net1", Family::Ipv6));
+    }
 }

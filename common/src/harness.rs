@@ -209,14 +209,18 @@ async fn carry_out<T: Tool>(
     }
 }
 
-/// The plan. What was `known` as ours before is ours to remove.
+/// The plan. What was `known` as ours before, and what has taken its place since, is ours to remove.
 async fn planned<T: Tool>(
     document: &mut PodDocument,
     kernel: &Kernel,
     known: &[Placed],
 ) -> Result<Vec<Operation>, Failure> {
     let mut found = T::observe(document, kernel).await?;
-    found.iter_mut().for_each(|found| found.owned |= known.contains(&found.placed));
+    for found in &mut found {
+        let replaced =
+            |known: &Placed| known.collides(&found.placed) && !known.object.satisfied_by(&found.placed.object);
+        found.owned |= known.contains(&found.placed) || known.iter().any(replaced);
+    }
     plan(&T::wanted(document)?, &found).map_err(|conflict| {
         Failure::new(Code::Kernel, conflict).details("remove it, or configure Underpass to use something else")
     })
@@ -236,7 +240,7 @@ pub struct Change {
 /// packet is without a route that has one before and after. Changes that are `spared` are left out.
 ///
 /// # Errors
-/// As for ADD; nothing has changed then.
+/// As for ADD. What can be done is done all the same: somebody else's fault must not cost a running pod the rest.
 pub async fn converge<T: Tool>(
     document: &mut PodDocument,
     before: &PodDocument,
@@ -267,9 +271,12 @@ pub async fn converge<T: Tool>(
         }
         changes.sort_by_key(|change| matches!(change.operation, Operation::Delete(_)));
         let operations: Vec<Operation> = changes.iter().map(|change| change.operation.clone()).collect();
-        kernel.apply(&operations).await?;
+        let failures = kernel.apply_each(&operations, |_| false).await;
         T::after_add(document, kernel, &operations).await?;
-        return Ok(changes);
+        return match failures.split_first() {
+            Some((first, rest)) => Err(rest.iter().fold(first.clone(), Failure::and)),
+            None => Ok(changes),
+        };
     }
 }
 

@@ -80,10 +80,15 @@ impl Kernel {
     /// Applies every operation, whatever becomes of the others. What belongs to something that is gone already is
     /// no failure.
     pub async fn apply_all(&self, operations: &[Operation]) -> Vec<Failure> {
+        self.apply_each(operations, is_absent).await
+    }
+
+    /// Applies every operation, whatever becomes of the others. What is `fine` is no failure.
+    pub async fn apply_each(&self, operations: &[Operation], fine: impl Fn(&io::Error) -> bool) -> Vec<Failure> {
         let mut failures = vec![];
         for run in operations.chunk_by(is_one_stroke) {
             match self.attempt(run).await {
-                Err(error) if !is_absent(&error) => failures.push(refusal(&run[0], &error)),
+                Err(error) if !fine(&error) => failures.push(refusal(&run[0], &error)),
                 _ => {}
             }
         }

@@ -4,13 +4,13 @@
 //! forwarded packets, such as Docker, whose policy is to drop, or firewalld, whose last rule rejects.
 
 mod ruleset;
+mod xtables;
 
-use std::net::IpAddr;
+use std::{io, net::IpAddr};
 
 use common::object::Family;
 use ipnet::IpNet;
 
-pub use ruleset::read;
 use ruleset::{Chain, Field, Ruleset, Term, Verdict};
 
 /// `NF_CT_STATE_BIT(IP_CT_NEW)`.
@@ -37,6 +37,17 @@ pub struct Obstacle {
     pub place: String,
     /// Which packets it drops.
     pub what: String,
+}
+
+/// The rules of the calling thread's network namespace.
+///
+/// # Errors
+/// When the kernel refuses them.
+pub fn read() -> io::Result<Ruleset> {
+    let (mut ruleset, legacy) = (ruleset::read()?, xtables::read()?);
+    ruleset.bases.extend(legacy.bases);
+    ruleset.chains.extend(legacy.chains);
+    Ok(ruleset)
 }
 
 /// The chains of the forward hook that drop packets from or to pods. `group` is the link group of the node's ends of the

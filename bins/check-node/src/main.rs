@@ -119,7 +119,8 @@ fn forwarded(subnets: &[IpNet]) -> Vec<Check> {
         ok,
         msg,
         remedy: "let it pass before it is dropped (85 stands for linkGroup): `iptables -I FORWARD -m devgroup --src-group 85 \
-                 -j ACCEPT`, the same with --dst-group, both with ip6tables too, and in the chain DOCKER-USER beside Docker; \
+                 -j ACCEPT`, the same with --dst-group, both with ip6tables too (iptables-legacy where its table is named), and in the \
+                 chain DOCKER-USER beside Docker; \
                  in nftables `iifgroup 85 accept` and `oifgroup 85 accept` in that chain; in firewalld `firewall-cmd \
                  --permanent --zone=trusted --add-source=SUBNET` for the subnets of underlay and overlay pods",
     };

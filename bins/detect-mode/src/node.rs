@@ -119,3 +119,28 @@ pub async fn sides(node: &Netlink, nic: &Link, uplink: &Uplink) -> io::Result<Ve
     }
     Ok(sides)
 }
+
+#[cfg(test)]
+mod tests {
+    use common::object::{Family, PROTOCOL_BOOT};
+
+    use super::*;
+
+    #[test]
+    fn a_bridge_behind_which_somebody_elses_router_is_leads_on_and_one_with_routes_of_ours_or_to_its_own_subnet_does_not()
+     {
+        let route = |gateway: Option<&str>, protocol| Route {
+            destination: Family::Ipv4.default_route(),
+            gateway: gateway.map(|gateway| gateway.parse().unwrap()),
+            dev: "br-ex".to_owned(),
+            source: None,
+            table: common::object::MAIN_TABLE,
+            metric: None,
+            onlink: false,
+            protocol,
+        };
+        assert!(leads_on(&route(Some("10.6.0.1"), PROTOCOL_BOOT)));
+        assert!(!leads_on(&route(Some("10.6.0.1"), PROTOCOL)));
+        assert!(!leads_on(&route(None, PROTOCOL_BOOT)));
+    }
+}

@@ -155,13 +155,20 @@ async fn care(
     let mut document = renewed(document, cluster)?;
     let care =
         Care { kernel, before, contest: &attachment.contest, spared: Cell::new(false), changes: RefCell::default() };
-    care.tool::<MkVeth>(&mut document).await?;
-    care.tool::<SetRoutes>(&mut document).await?;
-    care.tool::<SetRules>(&mut document).await?;
-    care.tool::<TunePod>(&mut document).await?;
+    // What one of them cannot do must not cost the pod what the others can.
+    let done = [
+        care.tool::<MkVeth>(&mut document).await,
+        care.tool::<SetRoutes>(&mut document).await,
+        care.tool::<SetRules>(&mut document).await,
+        care.tool::<TunePod>(&mut document).await,
+    ];
+    let failure = done.into_iter().filter_map(Result::err).reduce(|failure, later| failure.and(&later));
     let (spared, changes) = (care.spared.get(), care.changes.into_inner());
     note_values(&mut document, &changes);
     note_whereabouts(&document, kernel, whereabouts).await?;
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
     keep(&attachment.value, &document)?;
     Ok(if spared { Outcome::Contested(changes) } else { Outcome::Current(changes) })
 }

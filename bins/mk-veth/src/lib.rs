@@ -55,8 +55,7 @@ fn pair(document: &PodDocument) -> Result<VethPair, Failure> {
 /// What there is of the pair and on it, in whatever state an earlier ADD left it.
 async fn standing(document: &PodDocument, wanted: &[Placed], kernel: &Kernel) -> io::Result<Vec<Found>> {
     let Some(pod) = &kernel.pod else { return Ok(vec![]) };
-    let host = kernel.node.link(&names::host_veth(&document.request.container_id)).await?;
-    let peer = pod.netlink.link(POD_VETH).await?;
+    let (host, peer) = ends(document, &kernel.node, &pod.netlink).await?;
     let mut found = vec![];
     let first = document.mode.as_ref().is_some_and(|mode| mode.first);
     if first && (host.is_some() || peer.is_some()) {
@@ -68,7 +67,7 @@ async fn standing(document: &PodDocument, wanted: &[Placed], kernel: &Kernel) ->
             .iter()
             .all(|(link, mac)| link.as_ref().is_some_and(|link| link.mac == Some(*mac)));
         let owned = host.as_ref().is_some_and(|host| host.alias.is_empty() || host.alias == alias || macs);
-        found.push(Found { placed: veth(host.as_ref(), peer.as_ref()), owned });
+        found.push(Found { placed: veth(host.as_ref(), Some(&peer.clone().unwrap_or_default())), owned });
     }
     if let Some(peer) = peer.as_ref().filter(|_| first) {
         found.extend(addresses(&pod.netlink, peer).await?);
@@ -91,6 +90,24 @@ async fn standing(document: &PodDocument, wanted: &[Placed], kernel: &Kernel) ->
     Ok(found)
 }
 
+/// The pair's ends. Where one has not its name, somebody may have renamed it: then it is at the other's other end, with its
+/// MAC address.
+async fn ends(document: &PodDocument, node: &Netlink, pod: &Netlink) -> io::Result<(Option<Link>, Option<Link>)> {
+    let container = &document.request.container_id;
+    let (host_mac, pod_mac) = names::veth_macs(container);
+    let (host, peer) = (node.link(&names::host_veth(container)).await?, pod.link(POD_VETH).await?);
+    let renamed = |link: Option<Link>, mac| link.filter(|link| link.mac == Some(mac));
+    Ok(match (&host, &peer) {
+        (Some(Link { peer: Some(index), .. }), None) => {
+            (host.clone(), renamed(pod.link_by_index(*index).await?, pod_mac))
+        }
+        (None, Some(Link { peer: Some(index), .. })) => {
+            (renamed(node.link_by_index(*index).await?, host_mac), peer.clone())
+        }
+        _ => (host, peer),
+    })
+}
+
 /// What the wanted sysctls are now. None of a link that is not there.
 fn sysctls(wanted: &[Placed], kernel: &Kernel) -> io::Result<Vec<Found>> {
     let of = |netns| {
@@ -103,12 +120,14 @@ fn sysctls(wanted: &[Placed], kernel: &Kernel) -> io::Result<Vec<Found>> {
     Ok([of(Netns::Node)?, of(Netns::Pod)?].concat())
 }
 
+/// The pair as it is. `peer` is none where nobody has looked.
 fn veth(host: Option<&Link>, peer: Option<&Link>) -> Placed {
-    let (host, peer) = (host.cloned().unwrap_or_default(), peer.cloned().unwrap_or_default());
+    let host = host.cloned().unwrap_or_default();
+    let peer = peer.cloned().unwrap_or_else(|| Link { name: POD_VETH.to_owned(), ..Link::default() });
     Placed::node(Object::Veth(Veth {
         name: host.name,
         mac: host.mac.unwrap_or_default(),
-        peer: POD_VETH.to_owned(),
+        peer: peer.name,
         peer_mac: peer.mac.unwrap_or_default(),
         mtu: if host.mtu == peer.mtu { host.mtu } else { 0 },
         alias: host.alias,

@@ -61,7 +61,9 @@ fn link_addresses(document: &PodDocument, mode: &Mode) -> impl Iterator<Item = I
     addresses.into_iter().flatten().filter(served).collect::<Vec<_>>().into_iter()
 }
 
-/// What the path needs of the pair's ends, which otherwise have what their namespaces' defaults say.
+/// What the path needs of the pair's ends, which otherwise have what their namespaces' defaults say. Of what else a link has,
+/// nothing stops it: neighbours are permanent (`arp_*`, `ndisc_*`, `proxy_*`, `*_evict_nocarrier`), addresses come without a
+/// check (`accept_dad`, `*_dad`) and none by themselves (`autoconf`, `use_tempaddr`, `addr_gen_mode`); `rp_filter` is tune-pod's.
 pub fn sysctls(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
     let (pair, mode) = (document.veth()?, document.mode()?);
     let sysctl = |netns, family: &str, dev: &str, name: &str, value: u8| Placed {
@@ -74,6 +76,8 @@ pub fn sysctls(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
         sysctls.push(on_node("ipv6", "disable_ipv6", 0));
         // No pod is its node's router.
         sysctls.push(on_node("ipv6", "accept_ra", 0));
+        // The link has no address for what the node itself sends to the pod.
+        sysctls.push(on_node("ipv6", "use_oif_addrs_only", 0));
         sysctls.push(sysctl(Netns::Pod, "ipv6", &pair.pod, "disable_ipv6", 0));
     }
     Ok(sysctls)

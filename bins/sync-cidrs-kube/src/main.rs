@@ -139,13 +139,25 @@ fn from(path: &Path, flags: &ArgMatches) -> anyhow::Result<Option<Value>> {
     if let [only] = documents.as_slice()
         && only["kind"].is_null()
     {
-        let expected = "expected what kubectl prints, or {\"service\": [CIDR, ...], \"pod\": [...], \"hijack\": [...]}";
-        let cidrs: Cidrs = serde_json::from_value(only.clone()).context(expected)?;
-        return Ok(Some(json!(merged(&cidrs))));
+        return Ok(Some(json!(merged(&section(only).context(EXPECTED)?))));
     }
+    anyhow::ensure!(World::is_of_kubernetes(&documents), "an object has no kind: {EXPECTED}");
     let options = options(flags);
     let world = World::from_objects(&documents, options.node.as_deref());
     output(&derive(&world, &options), flags).map(Some)
+}
+
+const EXPECTED: &str =
+    "expected what kubectl get --output json prints, or {\"service\": [CIDR, ...], \"pod\": [...], \"hijack\": [...]}";
+
+/// A cidrs section. In the pod document it may have more; here, that is something else.
+fn section(value: &Value) -> anyhow::Result<Cidrs> {
+    let known = json!(Cidrs::default());
+    let section = value.as_object().context("not a JSON object")?;
+    if let Some(key) = section.keys().find(|key| known.get(key).is_none()) {
+        anyhow::bail!("no cidrs section has the key {key}");
+    }
+    Ok(serde_json::from_value(value.clone())?)
 }
 
 fn output(derived: &Derived, flags: &ArgMatches) -> anyhow::Result<Value> {

@@ -34,19 +34,18 @@ impl World {
     /// Everything, from what `kubectl get ... --output json` printed: a List, an object, or several of these one after
     /// the other. What is not in there is absent.
     pub fn from_objects(documents: &[Value], node: Option<&str>) -> Self {
-        let mut objects = vec![];
-        for document in documents {
-            match document["items"].as_array() {
-                Some(items) => objects.extend(items),
-                None => objects.push(document),
-            }
-        }
+        let objects = objects(documents);
         let seen = |kind: Kind| {
             let of_kind = objects.iter().filter(|object| kind.has(object, node));
             let objects: Objects = of_kind.map(|object| (name(object), (*object).clone())).collect();
             (kind, Seen { there: Some(!objects.is_empty()), objects })
         };
         Self(Kind::ALL.into_iter().map(seen).collect())
+    }
+
+    /// Whether all of this is what `kubectl get ... --output json` prints: each object says its kind, and a List too.
+    pub fn is_of_kubernetes(documents: &[Value]) -> bool {
+        documents.iter().chain(objects(documents)).all(|object| object["kind"].is_string())
     }
 
     /// What is known of a kind, if anything.
@@ -71,6 +70,15 @@ impl World {
     pub fn forget(&mut self, kind: Kind) {
         self.0.remove(&kind);
     }
+}
+
+/// The objects, those of Lists too.
+fn objects<'a>(documents: &'a [Value]) -> Vec<&'a Value> {
+    let of = |document: &'a Value| match document["items"].as_array() {
+        Some(items) => items.iter().collect(),
+        None => vec![document],
+    };
+    documents.iter().flat_map(of).collect()
 }
 
 fn name(object: &Value) -> Name {

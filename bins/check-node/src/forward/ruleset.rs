@@ -285,7 +285,7 @@ fn ct_field(key: u32) -> Field {
 }
 
 /// `struct xt_devgroup_info`: flags (1 source, 2 not, 4 destination, 8 not), then each group and its mask.
-fn devgroup(info: &[u8]) -> Option<Term> {
+pub fn devgroup(info: &[u8]) -> Option<Term> {
     let number = |index: usize| Some(u32::from_ne_bytes(info.get(index * 4..index * 4 + 4)?.try_into().ok()?));
     let flags = number(0)?;
     let side = |flag: u32, index: usize| Some((number(index)?, number(index + 1)?)).filter(|_| flags & flag != 0);
