@@ -241,6 +241,7 @@ async fn note_whereabouts(
         whereabouts.links.push((link.map_or(0, |link| link.index), name));
     }
     whereabouts.addresses.extend(mode.nic.addresses.iter().map(|net| net.addr()));
+    whereabouts.node_addresses.extend(&mode.node_addresses);
     let result = CniResult::previous(&document.request.config)?;
     whereabouts.gateways.extend(result.ips.iter().filter_map(|ip| ip.gateway));
     Ok(())

@@ -35,7 +35,7 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// A pod in which something happens all the time is looked at no more often.
 const INTERVAL: Duration = Duration::from_millis(100);
 /// Each pod is looked at so often without any notification: the kernel does not tell of every sysctl.
-const LOOK: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_secs(60);
 /// Somebody holds the pod's lock: an ADD or DEL, which takes no longer.
 const LOCKED: Duration = Duration::from_millis(50);
 /// A pod that failed is tried again after this, then after twice as long, up to the limit.
@@ -257,7 +257,10 @@ impl Keeper {
             }
             Outcome::Failed(failure) => {
                 self.report.errors.inc();
-                log::error!("{name}: {failure}");
+                // Said once, however often something happens in such a pod; its state is in the metrics.
+                if !matches!(&attachment.outcome, Some(Outcome::Failed(known)) if known == failure) {
+                    log::error!("{name}: {failure}");
+                }
                 let next = now + attachment.delay;
                 attachment.delay = (attachment.delay * 2).min(RETRY_LIMIT);
                 next

@@ -79,6 +79,8 @@ pub enum What {
     Neighbour {
         /// The link's index.
         index: u32,
+        /// The neighbour's address.
+        address: IpAddr,
     },
     /// A route.
     Route {
@@ -240,7 +242,10 @@ fn parse(source: Kind, kind: u16, body: &[u8]) -> Option<What> {
             What::Link { index: u32_at(body, 4)?, name: text(name) }
         }
         libc::RTM_NEWADDR | libc::RTM_DELADDR => What::Address { index: u32_at(body, 4)? },
-        libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => What::Neighbour { index: u32_at(body, 4)? },
+        libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => {
+            let value = attributes(body, 12).find(|(kind, _)| *kind == NDA_DST)?.1;
+            What::Neighbour { index: u32_at(body, 4)?, address: address(value)? }
+        }
         libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
             let value = attributes(body, 12).find(|(kind, _)| *kind == libc::RTA_DST).map(|(_, value)| value);
             let single = value.filter(|value| value.len() * 8 == usize::from(body[1]));
@@ -258,6 +263,7 @@ fn parse(source: Kind, kind: u16, body: &[u8]) -> Option<What> {
     })
 }
 
+const NDA_DST: u16 = 1;
 const FRA_PROTOCOL: u16 = 21;
 const RTM_NEWNETCONF: u16 = 80;
 const RTM_DELNETCONF: u16 = 81;

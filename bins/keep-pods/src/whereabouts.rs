@@ -17,6 +17,8 @@ pub struct Whereabouts {
     pub pod_veth: Option<u32>,
     /// The addresses of the pod's interfaces.
     pub addresses: BTreeSet<IpAddr>,
+    /// The node's, as the pod knows them.
+    pub node_addresses: BTreeSet<IpAddr>,
     /// The routers that the node is asked its way to.
     pub gateways: BTreeSet<IpAddr>,
 }
@@ -27,14 +29,16 @@ impl Whereabouts {
         let is_link = |index: u32| self.links.iter().any(|(known, _)| *known == index);
         match notice {
             Notice::Lost => true,
-            Notice::Pod(nsid, What::Neighbour { index }) => self.nsid == Some(*nsid) && self.pod_veth == Some(*index),
+            // The kernel learns others, and forgets them, all the time.
+            Notice::Pod(nsid, What::Neighbour { index, address }) => {
+                self.nsid == Some(*nsid) && self.pod_veth == Some(*index) && self.node_addresses.contains(address)
+            }
+            Notice::Node(What::Neighbour { index, address }) => is_link(*index) && self.addresses.contains(address),
             Notice::Pod(nsid, _) => self.nsid == Some(*nsid),
             Notice::Node(What::Link { index, name }) => {
                 is_link(*index) || self.links.iter().any(|(_, known)| known == name)
             }
-            Notice::Node(What::Neighbour { index } | What::Settings { index } | What::Address { index }) => {
-                is_link(*index)
-            }
+            Notice::Node(What::Settings { index } | What::Address { index }) => is_link(*index),
             Notice::Node(What::Route { destination: Some(address), .. }) => self.addresses.contains(address),
             Notice::Node(What::Rule { protocol }) => *protocol == PROTOCOL,
             // The node's own table is for all of them.
@@ -51,5 +55,36 @@ pub fn concerns_node(notice: &Notice) -> bool {
         Notice::Node(What::Address { .. }) => true,
         Notice::Node(What::Route { destination, protocol }) => destination.is_none() && *protocol != PROTOCOL,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_learns_of_neighbours_by_itself_concerns_nobody() {
+        let (pod, node): (IpAddr, IpAddr) = ("10.6.10.1".parse().unwrap(), "10.6.212.101".parse().unwrap());
+        let whereabouts = Whereabouts {
+            nsid: Some(3),
+            links: vec![(7, "veth7".to_owned())],
+            pod_veth: Some(2),
+            addresses: BTreeSet::from([pod]),
+            node_addresses: BTreeSet::from([node]),
+            gateways: BTreeSet::new(),
+        };
+        let neighbour = |index, address| What::Neighbour { index, address };
+        let learnt = "fe80::a9fe:c801".parse().unwrap();
+        assert!(whereabouts.concerns(&Notice::Node(neighbour(7, pod))));
+        assert!(whereabouts.concerns(&Notice::Pod(3, neighbour(2, node))));
+        for notice in [
+            Notice::Node(neighbour(7, learnt)),
+            Notice::Node(neighbour(8, pod)),
+            Notice::Pod(3, neighbour(2, learnt)),
+            Notice::Pod(3, neighbour(1, node)),
+            Notice::Pod(4, neighbour(2, node)),
+        ] {
+            assert!(!whereabouts.concerns(&notice), "{notice:?}");
+        }
     }
 }
