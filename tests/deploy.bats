@@ -92,3 +92,22 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
   assert_json "$config" '.Env[]' "$(sed -n 's/^ENV //p' <<<"$dockerfile")"
   assert_json "$config" '.Entrypoint' "$(sed -n 's/^ENTRYPOINT //p' <<<"$dockerfile")"
 }
+
+@test "every metric that an alert or the dashboard names is one that is documented, and every alert is documented" {
+  local name
+  for name in $(grep -ohE 'underpass_[a-z_]+' "$LAB_REPO/deploy/chart/dashboard.json" "$LAB_REPO/deploy/chart/templates/metrics.yaml" | sort -u); do
+    grep -q "^| \`${name%_bucket}\` |" "$LAB_REPO/deploy/metrics.md" || fail "there is no $name"
+  done
+  assert_same "$(sed -n 's/^| \(Underpass[^ ]*\) |.*/\1/p' "$LAB_REPO/deploy/metrics.md" | sort)" \
+    "$(objects --set metrics.alerts=true | jq -r '.[] | select(.kind == "PrometheusRule").spec.groups[].rules[].alert' | sort)"
+}
+
+@test "the monitors choose what the chart makes" {
+  local found
+  found=$(objects --set metrics.podMonitor=true,metrics.serviceMonitor=true,metrics.dashboard=true)
+  assert_json "$found" '(.[] | select(.kind == "DaemonSet").spec.template.metadata.labels) as $pod
+    | (.[] | select(.kind == "Service")) as $service
+    | [(.[] | select(.kind == "PodMonitor").spec.selector.matchLabels), $service.spec.selector | inside($pod)]
+      + [.[] | select(.kind == "ServiceMonitor").spec.selector.matchLabels | inside($service.metadata.labels)]' '[true,true,true]'
+  assert_json "$found" '.[] | select(.kind == "ConfigMap").data["underpass.json"] | select(.) | fromjson.title' Underpass
+}

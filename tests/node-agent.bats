@@ -57,11 +57,11 @@ named() {
   printf 'IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=%s\n' "$1"
 }
 
-# asked POD: whether the backend answers by the Service's address.
+# asked POD [ADDRESS]: whether the backend answers by the Service's address.
 asked() {
   # shellcheck disable=SC2016 # expanded by the inner shell
   lab_in "node1/$1" sh -c 'printf "0\n" >"$0/cgroup.procs" && exec "$@"' "$(<"$LAB/host/node1/cgroup")" \
-    "$LAB_SOURCE/identify" ask tcp 10.233.64.20 80 2
+    "$LAB_SOURCE/identify" ask tcp "${2:-10.233.64.20}" 80 2
 }
 
 not_asked() { ! asked "$@" >/dev/null 2>&1; }
@@ -161,3 +161,43 @@ another_answers() { lab_in node1 curl -fsS http://localhost:10266/healthz >/dev/
   not_asked plain
   assert_equal "$(lab_in node1 find /sys/fs/bpf -mindepth 1 -path '*underpass*')" ''
 }
+
+# note_metrics: adds what is served now to a file. A metric without any series is not served at all.
+note_metrics() {
+  { lab_in node1 curl -fsS http://localhost:10266/metrics && lab_lb node1 stats --format prometheus; } >>"$BATS_TEST_TMPDIR/metrics"
+}
+
+noted() { note_metrics && grep -q "^underpass_$1[{ ]" "$BATS_TEST_TMPDIR/metrics"; }
+
+# The last test: after it there is no API.
+@test "every metric is on the page of metrics in its own words, with its labels, and no other is" {
+  # A repair, a Service without endpoints that somebody asks for, an EndpointSlice of nobody's, and CIDRs, of which those of pods are not found.
+  lab_pod node1 watched all
+  lab_in node1/watched ip route del "$(lab_in node1/watched ip -4 route show proto 85 | sed -n '1s/ .*//p')"
+  jq -n '{apiVersion: "v1", kind: "List", items: [
+    {apiVersion: "v1", kind: "Service", metadata: {name: "empty", namespace: "default"},
+      spec: {clusterIP: "10.233.64.21", ports: [{port: 80}]}},
+    {apiVersion: "discovery.k8s.io/v1", kind: "EndpointSlice", addressType: "IPv4",
+      metadata: {name: "lost", namespace: "default"}, endpoints: [], ports: []}]}' | lab_kubectl apply --filename - >/dev/null
+  lab_kubectl patch configmap underpass -n kube-system --type merge \
+    --patch '{"data": {"settings": "podCIDRType: cluster\n"}}' >/dev/null
+  lab_until 5 lab_lb_has empty
+  not_asked watched 10.233.64.21
+  local name labels
+  for name in repairs_total services_problems cidrs_problems cidrs_source lb_service_refused_total; do
+    lab_until 10 noted $name || fail "no underpass_$name is served"
+  done
+  lab_stop apiserver
+  for name in cidrs_failing services_failing; do lab_until 20 noted $name || fail "no underpass_$name is served"; done
+
+  assert_same "$(sed -n 's/^\(| `underpass_[^|]*|[^|]*|\)[^|]*|/\1/p' "$LAB_REPO/deploy/metrics.md" | sort)" \
+    "$(awk '/^# HELP / { name = $3; help = $0; sub(/^# HELP [^ ]+ /, "", help); sub(/\.$/, "", help) }
+      /^# TYPE / && $3 == name { print "| `" name "` | " $4 " | " help " |" }' "$BATS_TEST_TMPDIR/metrics" | sort -u)"
+  sed -n 's/^\(underpass_[a-z_]*\){\(.*\)} .*/\1 \2/p' "$BATS_TEST_TMPDIR/metrics" | sed 's/="\([^"\\]\|\\.\)*"//g' | sort -u |
+    while read -r name labels; do
+      case $name in *_bucket) continue ;; esac
+      grep -q "^| \`$name\` |[^|]*| ${labels//,/, } |" "$LAB_REPO/deploy/metrics.md" || fail "$name has the labels $labels"
+    done
+}
+
+lab_lb_has() { lab_lb node1 show --json | grep -q "\"$1\""; }
