@@ -43,7 +43,12 @@ fn build(out: &Path, object: &Path) -> Result<(), String> {
         "bpfel-unknown-none"
     };
     let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
-    let flags = ["-Cdebuginfo=2", "-Clink-arg=--btf", &format!("--cfg=bpf_target_arch=\"{arch}\"")].join("\x1f");
+    let arch = format!("--cfg=bpf_target_arch=\"{arch}\"");
+    // Paths that the build is asked not to show are not shown by the programs' line numbers either.
+    let asked = env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default();
+    let hidden = asked.split('\x1f').filter(|flag| flag.starts_with("--remap-path-prefix="));
+    let flags: Vec<_> = ["-Cdebuginfo=2", "-Clink-arg=--btf", &arch].into_iter().chain(hidden).collect();
+    let flags = flags.join("\x1f");
     let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args([
             "build",

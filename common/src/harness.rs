@@ -8,7 +8,7 @@ use std::{
     sync::Mutex,
 };
 
-use clap::{Arg, ArgAction, ArgMatches, Command as Cli};
+use clap::{Arg, ArgAction, ArgMatches, Command as Cli, Parser};
 use serde_json::{Value, json};
 
 use crate::{
@@ -122,7 +122,7 @@ fn plan_for_people(operations: &[Operation]) -> String {
 
 /// Runs a tool that changes the kernel.
 pub fn run<T: Tool>() -> ExitCode {
-    let output = Output::asked(&cli(T::ABOUT).get_matches());
+    let output = Output::asked(&matches(cli(T::ABOUT)));
     filter(T::ABOUT, |document| block_on(work::<T>(document, output))?)
 }
 
@@ -137,7 +137,7 @@ pub fn run_filter_with(
     about: About,
     work: impl FnOnce(&mut PodDocument, &ArgMatches) -> Result<(), Failure>,
 ) -> ExitCode {
-    let flags = cli.get_matches();
+    let flags = matches(cli);
     filter(about, |document| {
         work(document, &flags)?;
         Ok(Output::asked(&flags).of(&[], None))
@@ -153,6 +153,18 @@ pub fn cli(about: About) -> Cli {
         .after_help(format!("Example:\n{}", about.example))
         .arg(flag("dry-run", "Print what would be done, as JSON, and do nothing"))
         .arg(flag("explain", "Print it as commands to read or paste, and do nothing").conflicts_with("dry-run"))
+}
+
+/// What the command line says; ends the program where it says nothing that `cli` knows.
+pub fn matches(cli: Cli) -> ArgMatches {
+    #[cfg(feature = "pages")]
+    crate::pages::write_if_asked(&cli);
+    cli.get_matches()
+}
+
+/// The same for a command line that is a type.
+pub fn parse<T: Parser>() -> T {
+    T::from_arg_matches(&matches(T::command())).unwrap_or_else(|error| error.exit())
 }
 
 /// Runs a future on this thread.

@@ -16,6 +16,8 @@ pub mod netlink;
 pub mod netns;
 pub mod numbers;
 pub mod object;
+#[cfg(feature = "pages")]
+mod pages;
 pub mod plan;
 pub mod result;
 pub mod settings;

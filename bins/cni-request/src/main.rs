@@ -22,7 +22,7 @@ const ABOUT: About = About {
 };
 
 fn main() -> ExitCode {
-    let flags = harness::cli(ABOUT)
+    let cli = harness::cli(ABOUT)
         .arg(Arg::new("schema").long("schema").action(ArgAction::SetTrue).help("Print the document's JSON Schema"))
         .arg(
             Arg::new("lock-fd")
@@ -30,8 +30,8 @@ fn main() -> ExitCode {
                 .value_parser(value_parser!(RawFd))
                 .help("Work for real: wait for the container's lock, on this open file descriptor of the caller, and keep the node \
                        agent from what a DEL or GC is about to remove"),
-        )
-        .get_matches();
+        );
+    let flags = harness::matches(cli);
     if flags.get_flag("schema") {
         return harness::print_json(&json!(schemars::schema_for!(PodDocument)), ExitCode::SUCCESS);
     }

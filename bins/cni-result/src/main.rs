@@ -24,7 +24,7 @@ const ABOUT: About = About {
 const UNDO: u8 = 3;
 
 fn main() -> ExitCode {
-    let flags = harness::cli(ABOUT).get_matches();
+    let flags = harness::matches(harness::cli(ABOUT));
     let keeps = !flags.get_flag("dry-run") && !flags.get_flag("explain");
     let input = harness::read_document();
     let (input, document) = match input {

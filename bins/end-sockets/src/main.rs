@@ -7,5 +7,5 @@ mod run;
 mod wanted;
 
 fn main() -> std::process::ExitCode {
-    run::run(&clap::Parser::parse())
+    run::run(&common::harness::parse())
 }

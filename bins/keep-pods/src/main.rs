@@ -32,7 +32,7 @@ const ABOUT: About = About {
 };
 
 fn main() -> ExitCode {
-    harness::cli(ABOUT).get_matches();
+    harness::matches(harness::cli(ABOUT));
     harness::init_log(ABOUT.name, &LogOptions::default(), "");
     let (sender, news) = mpsc::channel();
     for kind in Kind::ALL {

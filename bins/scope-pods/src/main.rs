@@ -44,7 +44,7 @@ fn main() -> ExitCode {
     let path = |name: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name("PATH").value_parser(value_parser!(PathBuf)).help(help)
     };
-    let flags = harness::cli(ABOUT)
+    let cli = harness::cli(ABOUT)
         .arg(path("kubeconfig", "A kubeconfig other than kubectl's, or the pod's ServiceAccount"))
         .arg(
             Arg::new("context")
@@ -53,8 +53,8 @@ fn main() -> ExitCode {
                 .help("A context of the kubeconfig other than the current one"),
         )
         .arg(Arg::new("node").long("node").value_name("NAME").help("The node's name [default: $NODE_NAME]"))
-        .arg(path("pin-dir", "Where bpf-lb-load keeps its maps").default_value("/sys/fs/bpf/underpass"))
-        .get_matches();
+        .arg(path("pin-dir", "Where bpf-lb-load keeps its maps").default_value("/sys/fs/bpf/underpass"));
+    let flags = harness::matches(cli);
     harness::init_log(ABOUT.name, &LogOptions::default(), "");
     let node = flags.get_one::<String>("node").cloned().or_else(|| env::var("NODE_NAME").ok()).unwrap_or_default();
     let kubeconfig = flags.get_one::<PathBuf>("kubeconfig").map(PathBuf::as_path);

@@ -38,7 +38,7 @@ const ABOUT: About = About {
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 
 fn main() -> ExitCode {
-    let flags = cli().get_matches();
+    let flags = harness::matches(cli());
     harness::init_log(ABOUT.name, &LogOptions::default(), "");
     let listen = flags.get_one::<SocketAddr>("listen").copied().unwrap_or_else(|| SocketAddr::from(([0; 16], PORT)));
     let tools = flags.get_many::<String>("watch").into_iter().flatten().cloned().collect();

@@ -48,7 +48,7 @@ const ABOUT: About = About {
 };
 
 fn main() -> ExitCode {
-    let flags = cli().get_matches();
+    let flags = harness::matches(cli());
     harness::init_log(ABOUT.name, &LogOptions::default(), "");
     let result = match flags.get_one::<PathBuf>("from") {
         Some(path) => from(path, &flags),

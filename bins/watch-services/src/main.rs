@@ -50,7 +50,7 @@ const ABOUT: About = About {
 };
 
 fn main() -> ExitCode {
-    let flags = cli().get_matches();
+    let flags = harness::matches(cli());
     harness::init_log(ABOUT.name, &LogOptions::default(), "");
     match run(&flags) {
         Ok(()) => ExitCode::SUCCESS,
