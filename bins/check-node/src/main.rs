@@ -1,12 +1,14 @@
 //! Says whether a node is fit for underlay pods, and what to change.
 
+mod balancers;
+mod bpf;
 mod forward;
 mod networkd;
 mod processes;
 mod proxy;
 mod rules;
 
-use std::{fs, process::ExitCode};
+use std::{fs, path::PathBuf, process::ExitCode};
 
 use clap::{Arg, ArgAction};
 use common::{
@@ -39,7 +41,7 @@ struct Check {
 }
 
 fn main() -> ExitCode {
-    let flags = harness::cli(ABOUT)
+    let cli = harness::cli(ABOUT)
         .arg(
             Arg::new("subnet")
                 .long("subnet")
@@ -47,7 +49,10 @@ fn main() -> ExitCode {
                 .value_parser(clap::value_parser!(IpNet))
                 .help("A subnet of the underlay from which pods get their addresses; may be repeated"),
         )
-        .get_matches();
+        .arg(Arg::new("cgroup").long("cgroup").value_parser(clap::value_parser!(PathBuf)).help(
+            "The cgroup v2 at which to look for programs that translate Services (the root of those that are mounted)",
+        ));
+    let flags = harness::matches(cli);
     let subnets: Vec<IpNet> = flags.get_many("subnet").into_iter().flatten().copied().collect();
     let mut checks = vec![
         forwarding("net/ipv4/ip_forward"),
@@ -59,6 +64,7 @@ fn main() -> ExitCode {
     checks.extend(forwarded(&subnets));
     checks.extend(masquerade(&processes::proxies(), &subnets));
     checks.extend(rules::check());
+    checks.extend(balancers::check(flags.get_one::<PathBuf>("cgroup").map(PathBuf::as_path)));
     let code = if checks.iter().all(|check| check.ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     harness::answer(&json!({ "checks": checks }), || for_people(&checks), code)
 }
