@@ -1,0 +1,66 @@
+# The chart and the manifests under a real API server.
+
+load helpers
+
+setup_file() {
+  suite_needs_lab && suite_needs_tools helm kubernetes etcd crds || return 0
+  lab_up 1
+  lab_kubernetes
+  lab_crds
+}
+
+# helm ARGUMENT...
+helm() {
+  lab_in control env KUBECONFIG="$LAB/kubernetes/admin.conf" HELM_CACHE_HOME="$LAB/helm" HELM_CONFIG_HOME="$LAB/helm" \
+    HELM_DATA_HOME="$LAB/helm" "$("$LAB_REPO/tests/tools/build" --where helm)/helm" "$@"
+}
+
+# object KIND NAME: as the API has it.
+object() { lab_kubectl get -n kube-system "$1" "$2" --output json; }
+
+@test "the API takes every manifest, and does not warn" {
+  local file
+  for file in "$LAB_REPO"/deploy/*.yaml; do
+    [ "${file##*/}" != kustomization.yaml ] || continue
+    expect 0 lab_kubectl apply --server-side --dry-run=server --filename "$file"
+    assert_equal "$stderr" ''
+  done
+}
+
+@test "the API takes what kubectl makes of the directory" {
+  expect 0 lab_kubectl apply --dry-run=server --kustomize "$LAB_REPO/deploy"
+  assert_contains "$output" 'daemonset.apps/underpass-node created (server dry run)'
+}
+
+@test "the API takes the chart with each choice of paths, and with the status" {
+  local paths
+  for paths in both host socket; do
+    expect 0 helm install underpass "$LAB_REPO/deploy/chart" -n kube-system --dry-run=server \
+      --set "paths=$paths,api.host=10.6.0.10,status.enabled=true"
+    assert_contains "$output" underpass-node
+  done
+}
+
+@test "helm upgrades from the version before, and goes back to it" {
+  local chart=$BATS_TEST_TMPDIR/before before
+  # The version before: the chart before its last change, where git has it, with another number, and something that went.
+  mkdir "$chart"
+  git -C "$LAB_REPO" archive "$(git -C "$LAB_REPO" log -1 --skip 1 --format=%H -- deploy/chart)" deploy/chart |
+    tar -x -C "$chart" --strip-components 2 || cp -R "$LAB_REPO/deploy/chart/." "$chart"
+  sed -i 's/^version: .*/version: 0.0.1/; s/^appVersion: .*/appVersion: 0.0.1/' "$chart/Chart.yaml"
+  printf '%s\n' 'apiVersion: v1' 'kind: ConfigMap' 'metadata: {name: of-before, namespace: kube-system}' >"$chart/templates/of-before.yaml"
+  expect 0 helm install underpass "$chart" -n kube-system --set settings.podCIDRType=calico
+  before=$(object daemonset underpass-node | jq -c .spec.selector)
+  expect 0 helm upgrade underpass "$LAB_REPO/deploy/chart" -n kube-system --reuse-values
+  # A selector cannot change.
+  assert_same "$before" "$(object daemonset underpass-node | jq -c .spec.selector)"
+  assert_equal "$(object daemonset underpass-node | jq -r '.spec.template.spec.containers[0].image')" \
+    "underpass:$(sed -n 's/^appVersion: //p' "$LAB_REPO/deploy/chart/Chart.yaml")"
+  assert_contains "$(object configmap underpass | jq -r .data.settings)" 'podCIDRType: calico'
+  expect 1 object configmap of-before
+  expect 0 helm rollback underpass -n kube-system
+  assert_equal "$(object daemonset underpass-node | jq -r '.spec.template.spec.containers[0].image')" underpass:0.0.1
+  expect 0 helm uninstall underpass -n kube-system
+  assert_equal "$(lab_kubectl get -A --ignore-not-found daemonset,deployment,serviceaccount,clusterrole,clusterrolebinding,role,rolebinding,configmap \
+    -o name | grep underpass)" ''
+}
