@@ -36,5 +36,5 @@ fn write(mut cli: Command, share: &Path) -> io::Result<()> {
     let manual = share.join("man/man1");
     fs::create_dir_all(&manual)?;
     // A subcommand's page is TOOL-SUBCOMMAND(1).
-    clap_mangen::generate_to(cli, manual)
+    clap_mangen::generate_to(cli.disable_help_subcommand(true), manual)
 }
