@@ -51,7 +51,8 @@ EOF
     # What is not right by now does not become so while it is looked at.
     kill -STOP "$pid"
     after=$(each_pod)
-    kill -CONT "$pid"
+    # nsenter, which runs it, has stopped itself with it.
+    kill -CONT "$pid" "$(ps -o ppid= -p "$pid")"
     assert_same "$before" "$after" || fail "$change"
   done
 }
