@@ -12,7 +12,7 @@ setup_file() {
 # Each test has the node as it was.
 teardown() {
   [ -z "${SUITE_SKIP-}" ] || return 0
-  lab_in node1 rm -rf /opt/cni /opt/bare /etc/iproute2/rt_protos.d/underpass.conf /etc/NetworkManager /etc/systemd/networkd.conf.d
+  lab_in node1 rm -rf /opt/cni /opt/bare /opt/image /etc/iproute2/rt_protos.d/underpass.conf /etc/NetworkManager /etc/systemd/networkd.conf.d
 }
 
 # install_on_node1 [FLAG...]
@@ -149,6 +149,24 @@ bare() {
   assert_equal "$(lab_in node1 ip rule show pref 85)" ''
   expect 0 install_on_node1 --root /opt/bare --uninstall
   assert_equal "$(lab_in node1 ls -A /opt/bare/opt/cni/bin)" ''
+}
+
+@test "installed from the image as the chart does it, which sees no /bin/sh of the node's, the plugin has its shell too" {
+  command -v busybox >/dev/null || skip 'no busybox: run scripts/setup'
+  lab_in node1 "$LAB_REPO/scripts/image" --root /opt/image
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  expect 0 lab_in node1 unshare --mount sh -c '
+    mkdir -p /opt/image/proc
+    mount --rbind /proc /opt/image/proc
+    for directory in opt/cni/bin etc; do
+      mkdir -p "/opt/image/host/$directory" "/opt/bare/$directory"
+      mount --bind "/opt/bare/$directory" "/opt/image/host/$directory"
+    done
+    exec env -i PATH=/usr/local/bin:/bin chroot /opt/image install --root /host --cni-bin /opt/cni/bin'
+  lab_pod node1 bottle plain46
+  expect 0 bare ADD bottle < <(lab_chained node1 bottle underlay46)
+  assert_answer node1/bottle "$(lab_cluster_ip web 4)" 80 server ''
+  expect 0 bare DEL bottle < <(lab_chained node1 bottle underlay46)
 }
 
 @test "what check-node finds is said with its remedy, and is no reason not to install" {

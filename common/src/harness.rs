@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::{
     document::{Command, PodDocument, merge},
     failure::{Code, Context, Failure},
-    kernel::Kernel,
+    kernel::{self, Kernel},
     object::{Netns, Operation, Placed},
     plan::{Found, plan},
     settings::LogOptions,
@@ -247,6 +247,21 @@ pub struct Change {
     pub repair: bool,
 }
 
+/// Why something is not as it is to be, and what was done all the same.
+#[derive(Clone, Debug)]
+pub struct Undone {
+    /// Why.
+    pub failure: Failure,
+    /// What was done.
+    pub changes: Vec<Change>,
+}
+
+impl From<Failure> for Undone {
+    fn from(failure: Failure) -> Self {
+        Self { failure, changes: vec![] }
+    }
+}
+
 /// Makes in a running pod what an ADD would make of its document now, where `before` is the document of the last time: the
 /// same plan, without what is only ours to ask before a pod runs. What is new comes before what is old goes, so that no
 /// packet is without a route that has one before and after. Changes that are `spared` are left out.
@@ -258,7 +273,7 @@ pub async fn converge<T: Tool>(
     before: &PodDocument,
     kernel: &Kernel,
     spared: impl Fn(&Change) -> bool,
-) -> Result<Vec<Change>, Failure> {
+) -> Result<Vec<Change>, Undone> {
     let wanted_before = T::wanted(before).unwrap_or_default();
     // On the node a tool that is SHARED makes what other pods need too; and a value cannot be removed.
     let of_this_pod = |placed: &&Placed| !(placed.object.is_value() || T::SHARED && placed.netns == Netns::Node);
@@ -283,10 +298,14 @@ pub async fn converge<T: Tool>(
         }
         changes.sort_by_key(|change| matches!(change.operation, Operation::Delete(_)));
         let operations: Vec<Operation> = changes.iter().map(|change| change.operation.clone()).collect();
-        let failures = kernel.apply_each(&operations, |_| false).await;
+        let failed = kernel.apply_each(&operations).await;
         T::after_add(document, kernel, &operations).await?;
-        return match failures.split_first() {
-            Some((first, rest)) => Err(rest.iter().fold(first.clone(), Failure::and)),
+        let failure = failed.iter().map(|(run, error)| kernel::refusal(&operations[run.start], error));
+        let failure = failure.reduce(|failure, later| failure.and(&later));
+        let mut number = 0..;
+        changes.retain(|_| number.next().is_some_and(|number| !failed.iter().any(|(run, _)| run.contains(&number))));
+        return match failure {
+            Some(failure) => Err(Undone { failure, changes }),
             None => Ok(changes),
         };
     }

@@ -1,6 +1,6 @@
 //! Do: operations applied to the kernel, in the node's namespace and the pod's.
 
-use std::{env, fs, io, iter, path::PathBuf};
+use std::{env, fs, io, iter, ops::Range, path::PathBuf};
 
 use crate::{
     document::Request,
@@ -80,16 +80,21 @@ impl Kernel {
     /// Applies every operation, whatever becomes of the others. What belongs to something that is gone already is
     /// no failure.
     pub async fn apply_all(&self, operations: &[Operation]) -> Vec<Failure> {
-        self.apply_each(operations, is_absent).await
+        let failures = self.apply_each(operations).await.into_iter();
+        failures
+            .filter(|(_, error)| !is_absent(error))
+            .map(|(run, error)| refusal(&operations[run.start], &error))
+            .collect()
     }
 
-    /// Applies every operation, whatever becomes of the others. What is `fine` is no failure.
-    pub async fn apply_each(&self, operations: &[Operation], fine: impl Fn(&io::Error) -> bool) -> Vec<Failure> {
-        let mut failures = vec![];
+    /// Applies every operation, whatever becomes of the others. Returns those that failed.
+    pub async fn apply_each(&self, operations: &[Operation]) -> Vec<(Range<usize>, io::Error)> {
+        let (mut failures, mut done) = (vec![], 0);
         for run in operations.chunk_by(is_one_stroke) {
-            match self.attempt(run).await {
-                Err(error) if !fine(&error) => failures.push(refusal(&run[0], &error)),
-                _ => {}
+            let range = done..done + run.len();
+            done = range.end;
+            if let Err(error) = self.attempt(run).await {
+                failures.push((range, error));
             }
         }
         failures
@@ -233,7 +238,8 @@ fn transit(operation: &Operation) -> Option<&Transit> {
     }
 }
 
-fn refusal(operation: &Operation, error: &io::Error) -> Failure {
+/// That the kernel refuses an operation.
+pub fn refusal(operation: &Operation, error: &io::Error) -> Failure {
     let (verb, placed) = match operation {
         Operation::Add(placed) => ("add", placed),
         Operation::Delete(placed) => ("delete", placed),

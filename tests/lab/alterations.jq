@@ -49,7 +49,7 @@ def back:
     if .sysctl then .sysctl | "sysctl -qw \(.path | gsub("/"; "."))=\(.value)"
     elif .queueLength then .queueLength | "ip link set \(.dev) txqueuelen \(.packets)"
     elif .linkAddress then .linkAddress | "ip link set \(.dev) address \(.mac)"
-    elif .route then .route | ip(.destination) + "route add \(.destination)\(route_key)\(route_way)"
+    elif .route then .route | ip(.destination) + "route append \(.destination)\(route_key)\(route_way)"
     else error("of no known kind: \(.)") end);
 
 .applied[] | (.add // empty | altered), (.replace.from // empty | back), (.delete // empty | back)

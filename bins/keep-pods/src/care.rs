@@ -11,7 +11,7 @@ use common::{
     cidrs,
     document::{Command, PodDocument},
     failure::{Code, Context, Failure},
-    harness::{self, Change, Tool},
+    harness::{self, Change, Tool, Undone},
     kernel::Kernel,
     names::host_veth,
     object::{Operation, Placed},
@@ -41,8 +41,18 @@ pub enum Outcome {
     Locked,
     /// Its sandbox is gone: a DEL will come.
     Gone,
-    /// It could not be done.
-    Failed(Failure),
+    /// It could not be done, but for these changes.
+    Failed(Failure, Vec<Change>),
+}
+
+impl Outcome {
+    /// The changes that were made.
+    pub fn changes(&self) -> &[Change] {
+        match self {
+            Self::Current(changes) | Self::Contested(changes) | Self::Failed(_, changes) => changes,
+            Self::Locked | Self::Gone => &[],
+        }
+    }
 }
 
 /// What is to be done for a container.
@@ -84,7 +94,7 @@ pub fn container(job: Job, cluster: &Value) -> Done {
         Ok(None) => return done(all(&Outcome::Locked), None),
         Err(error) => {
             let failure = Failure::new(Code::Io, "cannot lock the container").details(error);
-            return done(all(&Outcome::Failed(failure)), None);
+            return done(all(&Outcome::Failed(failure, vec![])), None);
         }
     };
     let (mut open, mut outcomes) = (vec![], vec![]);
@@ -123,7 +133,7 @@ pub fn container(job: Job, cluster: &Value) -> Done {
 }
 
 fn outcome_of(failure: Failure) -> Outcome {
-    if failure.code == Code::InvalidNetns as u32 { Outcome::Gone } else { Outcome::Failed(failure) }
+    if failure.code == Code::InvalidNetns as u32 { Outcome::Gone } else { Outcome::Failed(failure, vec![]) }
 }
 
 /// An attachment's document.
@@ -131,11 +141,11 @@ fn read(saved: &Saved) -> Result<(Value, PodDocument), Outcome> {
     let unreadable = |error: io::Error| Failure::new(Code::Io, "cannot read its saved document").details(error);
     let value = saved.read().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => Outcome::Gone,
-        _ => Outcome::Failed(unreadable(error)),
+        _ => Outcome::Failed(unreadable(error), vec![]),
     })?;
     let document =
         serde_json::from_value(value.clone()).context(Code::Decoding, "its saved document is not a pod document");
-    document.map(|document| (value, document)).map_err(Outcome::Failed)
+    document.map(|document| (value, document)).map_err(|failure| Outcome::Failed(failure, vec![]))
 }
 
 /// Gives an attachment what an ADD would give it now, and notes it in its document.
@@ -167,7 +177,7 @@ async fn care(
     note_values(&mut document, &changes);
     note_whereabouts(&document, kernel, whereabouts).await?;
     if let Some(failure) = failure {
-        return Err(failure);
+        return Ok(Outcome::Failed(failure, changes));
     }
     keep(&attachment.value, &document)?;
     Ok(if spared { Outcome::Contested(changes) } else { Outcome::Current(changes) })
@@ -189,9 +199,12 @@ impl Care<'_> {
             self.spared.set(self.spared.get() || spares);
             spares
         };
-        let changes = harness::converge::<T>(document, self.before, self.kernel, spares).await?;
+        let (changes, failure) = match harness::converge::<T>(document, self.before, self.kernel, spares).await {
+            Ok(changes) => (changes, None),
+            Err(Undone { failure, changes }) => (changes, Some(failure)),
+        };
         self.changes.borrow_mut().extend(changes);
-        Ok(())
+        failure.map_or(Ok(()), Err)
     }
 }
 

@@ -236,18 +236,18 @@ impl Keeper {
     fn note_attachment(&mut self, saved: &Saved, outcome: Outcome, now: Instant) -> Instant {
         let Some(attachment) = self.attachments.get_mut(saved) else { return now + LOOK };
         let name = format!("{}/{}", saved.container_id, saved.ifname);
+        self.report.note(&name, outcome.changes());
+        for change in outcome.changes().iter().filter(|change| change.repair) {
+            let object = care::object_of(change).to_string();
+            if let Some(pause) = attachment.contest.note(&object, now) {
+                self.report.contests.inc();
+                let seconds = pause.as_secs();
+                log::error!("{name}: somebody keeps undoing this; leaving it alone for {seconds} s: {object}");
+            }
+        }
         let next = match &outcome {
-            Outcome::Current(changes) | Outcome::Contested(changes) => {
+            Outcome::Current(_) | Outcome::Contested(_) => {
                 attachment.delay = RETRY;
-                self.report.note(&name, changes);
-                for change in changes.iter().filter(|change| change.repair) {
-                    let object = care::object_of(change).to_string();
-                    if let Some(pause) = attachment.contest.note(&object, now) {
-                        self.report.contests.inc();
-                        let seconds = pause.as_secs();
-                        log::error!("{name}: somebody keeps undoing this; leaving it alone for {seconds} s: {object}");
-                    }
-                }
                 attachment.contest.next(now).unwrap_or(now + LOOK)
             }
             Outcome::Locked => now + LOCKED,
@@ -255,15 +255,15 @@ impl Keeper {
                 log::debug!("{name}: its sandbox is gone");
                 now + LOOK
             }
-            Outcome::Failed(failure) => {
+            Outcome::Failed(failure, _) => {
                 self.report.errors.inc();
                 // Said once, however often something happens in such a pod; its state is in the metrics.
-                if !matches!(&attachment.outcome, Some(Outcome::Failed(known)) if known == failure) {
+                if !matches!(&attachment.outcome, Some(Outcome::Failed(known, _)) if known == failure) {
                     log::error!("{name}: {failure}");
                 }
-                let next = now + attachment.delay;
+                let retry = now + attachment.delay;
                 attachment.delay = (attachment.delay * 2).min(RETRY_LIMIT);
-                next
+                attachment.contest.next(now).map_or(retry, |next| next.min(retry))
             }
         };
         attachment.outcome = Some(outcome);

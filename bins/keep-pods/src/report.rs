@@ -40,7 +40,7 @@ const STATES: [(&str, Which); 5] = [
     ("contested", |outcome| matches!(outcome, Outcome::Contested(_))),
     ("locked", |outcome| matches!(outcome, Outcome::Locked)),
     ("gone", |outcome| matches!(outcome, Outcome::Gone)),
-    ("failing", |outcome| matches!(outcome, Outcome::Failed(_))),
+    ("failing", |outcome| matches!(outcome, Outcome::Failed(..))),
 ];
 
 fn count<'a>(attachments: impl Iterator<Item = &'a Attachment>, which: Which) -> usize {
@@ -99,7 +99,7 @@ impl Report {
         let current = count(attachments.clone(), |outcome| matches!(outcome, Outcome::Current(_)));
         let changed =
             count(attachments.clone(), |outcome| matches!(outcome, Outcome::Current(changes) if !changes.is_empty()));
-        let failing = count(attachments, |outcome| matches!(outcome, Outcome::Failed(_)));
+        let failing = count(attachments, |outcome| matches!(outcome, Outcome::Failed(..)));
         let took = took.as_millis();
         log::info!("{current} attachments are current, {changed} of them changed; {failing} failed; in {took} ms");
     }

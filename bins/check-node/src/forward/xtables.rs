@@ -249,3 +249,54 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An entry without conditions and with one target.
+    fn entry(layout: Layout, name: &str, data: &[u8]) -> Vec<u8> {
+        let target = EXTENSION + data.len();
+        let mut entry = vec![0; layout.entry + target];
+        let number = |value: usize| u16::try_from(value).unwrap().to_ne_bytes();
+        let length = entry.len();
+        entry[layout.ip + 4..layout.ip + 6].copy_from_slice(&number(layout.entry));
+        entry[layout.ip + 6..layout.ip + 8].copy_from_slice(&number(length));
+        let extension = &mut entry[layout.entry..];
+        extension[..2].copy_from_slice(&number(target));
+        extension[2..2 + name.len()].copy_from_slice(name.as_bytes());
+        extension[EXTENSION..].copy_from_slice(data);
+        entry
+    }
+
+    /// A table that only forwards, and drops.
+    fn drops(layout: Layout) -> (Vec<u8>, Vec<u8>) {
+        let mut info = request("filter", INFO);
+        info[TABLE_NAME..TABLE_NAME + 4].copy_from_slice(&(1u32 << FORWARD).to_ne_bytes());
+        let policy = entry(layout, "", &(-1i32).to_ne_bytes());
+        (info, [policy, entry(layout, "ERROR", b"ERROR\0\0\0")].concat())
+    }
+
+    #[test]
+    fn a_chains_policy_is_its_last_rule() {
+        for layout in [IPV4, IPV6] {
+            let (info, entries) = drops(layout);
+            let chains = chains(layout, "filter", &info, &entries).unwrap();
+            let [chain] = chains.as_slice() else { panic!("{chains:?}") };
+            assert_eq!(chain.name, "FORWARD");
+            assert!(matches!(chain.rules[0].as_slice(), [Term::Verdict(Verdict::Drop)]), "{chain:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_cut_off_or_jumps_to_nowhere_is_no_table() {
+        let (info, mut entries) = drops(IPV4);
+        let first = usize::from(u16_at(&entries, IPV4.ip + 6).unwrap());
+        for length in (1..entries.len()).filter(|length| *length != first) {
+            assert!(chains(IPV4, "filter", &info, &entries[..length]).is_none(), "{length}");
+        }
+        assert!(chains(IPV4, "filter", &info[..40], &entries).is_none());
+        entries[IPV4.entry + EXTENSION..][..4].copy_from_slice(&8i32.to_ne_bytes());
+        assert!(chains(IPV4, "filter", &info, &entries).is_none());
+    }
+}
