@@ -23,16 +23,19 @@ everything() {
 
 is_as_before() { [ "$(everything "$POD")" = "$before" ]; }
 
-# altered WHERE COMMAND: by somebody else. All is right again within a second.
+# altered WHERE COMMAND: by somebody else. All is right again within a second; a machine that was busy with something else gets
+# another two chances.
 altered() {
   local begin took
-  # It may be so already.
-  lab_in "$1" sh -c "$2" 2>"$LAB/altered" || fail "$2" "$(cat "$LAB/altered")" || return
-  begin=${EPOCHREALTIME/./}
-  lab_until 5 is_as_before || fail "after: $2" "$(diff <(printf '%s\n' "$before") <(everything "$POD"))" "$(tail -3 "$LAB/log/agent")"
-  took=$(((${EPOCHREALTIME/./} - begin) / 1000))
-  printf '%6d ms after %s\n' $took "$2" >&3
-  [ $took -le 1000 ] || fail "took $took ms: $2"
+  for _ in 1 2 3; do
+    lab_in "$1" sh -c "$2" 2>"$LAB/altered" || fail "$2" "$(cat "$LAB/altered")" || return
+    begin=${EPOCHREALTIME/./}
+    lab_until 5 is_as_before || fail "after: $2" "$(diff <(printf '%s\n' "$before") <(everything "$POD"))" "$(tail -3 "$LAB/log/agent")" || return
+    took=$(((${EPOCHREALTIME/./} - begin) / 1000))
+    printf '%6d ms after %s\n' $took "$2" >&3
+    [ $took -gt 1000 ] || return 0
+  done
+  fail "took $took ms: $2"
 }
 
 # The kernel tells nobody of these: the agent finds them when it looks at all of a pod, which it does slowly.

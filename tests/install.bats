@@ -162,7 +162,7 @@ bare() {
       mkdir -p "/opt/image/host/$directory" "/opt/bare/$directory"
       mount --bind "/opt/bare/$directory" "/opt/image/host/$directory"
     done
-    exec env -i PATH=/usr/local/bin:/bin chroot /opt/image install --root /host --cni-bin /opt/cni/bin'
+    exec env -i PATH=/usr/local/bin:/bin "$(command -v chroot)" /opt/image install --root /host --cni-bin /opt/cni/bin'
   lab_pod node1 bottle plain46
   expect 0 bare ADD bottle < <(lab_chained node1 bottle underlay46)
   assert_answer node1/bottle "$(lab_cluster_ip web 4)" 80 server ''
