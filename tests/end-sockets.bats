@@ -127,6 +127,50 @@ PY
   es_ends_well client || fail "$(<"$LAB/log/agent")"
 }
 
+@test "when an external address moves to another Service, UDP sockets that led to the old one's backend end, as conntrack's entries do; TCP stays" {
+  local blue green
+  blue='{"clusterIps": ["10.96.0.1"], "externalIps": ["10.97.0.1"], "created": "2026-01-01T00:00:00Z", "backends": [{"address": "127.0.0.2", "port": 8080}]}'
+  green='{"clusterIps": ["10.96.0.2"], "externalIps": ["10.97.0.1"], "created": "2026-02-01T00:00:00Z", "backends": [{"address": "127.0.0.3", "port": 8080}]}'
+  for protocol in TCP UDP; do
+    es_set "blue-$protocol" "$(jq -c ".protocol = \"$protocol\"" <<<"$blue")"
+    es_set "green-$protocol" "$(jq -c ".protocol = \"$protocol\"" <<<"$green")"
+  done
+  es_client client <<'PY'
+hold("127.0.0.2", "127.0.0.3")
+while errno_of(connect, SOCK_DGRAM, "10.96.0.2"):
+    time.sleep(.01)
+moved, stays = connect(SOCK_DGRAM, "10.97.0.1"), connect(SOCK_DGRAM, "10.96.0.1")
+tcp = connect(SOCK_STREAM, "10.97.0.1")
+equal([answer(moved), answer(stays)], ["127.0.0.2"] * 2)
+ready()
+equal(told([moved]), ["ECONNABORTED"])
+equal([error_of(tcp), answer(stays)], [None, "127.0.0.2"])
+equal(answer(connect(SOCK_DGRAM, "10.97.0.1")), "127.0.0.3")
+PY
+  for protocol in TCP UDP; do es_set "blue-$protocol" "$(jq -c ".protocol = \"$protocol\" | .externalIps = []" <<<"$blue")"; done
+  es_ends_well client || fail "$(<"$LAB/log/agent")"
+}
+
+@test "the sockets of a Service that is removed and made again by another name are told, also when both come at once" {
+  for protocol in TCP UDP; do es_set "old-$protocol" "$(jq -c ".protocol = \"$protocol\"" <<<"$ES_ALL")"; done
+  es_client client <<'PY'
+hold("127.0.0.2", "127.0.0.3")
+while errno_of(connect, SOCK_DGRAM, "10.96.0.1"):
+    time.sleep(.01)
+ones = [connect(SOCK_STREAM, "10.96.0.1"), connect(SOCK_DGRAM, "10.96.0.1")]
+ready()
+equal(told(ones), ["ECONNABORTED"] * 2)
+PY
+  {
+    for protocol in TCP UDP; do
+      printf '{"remove": {"namespace": "test", "name": "old-%s"}}\n' "$protocol"
+      printf '{"set": %s}\n' "$(lb_service "new-$protocol" "$(jq -c ".protocol = \"$protocol\"" <<<"$ES_OTHERS")")"
+    done
+  } >"$BATS_TEST_TMPDIR/lines"
+  cat "$BATS_TEST_TMPDIR/lines" >&5
+  es_ends_well client || fail "$(<"$LAB/log/agent")"
+}
+
 @test "sockets of a backend that went while no writer ran are ended with the first table" {
   es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
   es_client client <<'PY'

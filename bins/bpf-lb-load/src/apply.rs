@@ -1,7 +1,7 @@
 //! Makes the maps equal to a table, with as few changes as there are differences.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
 };
 
@@ -82,6 +82,13 @@ fn pass_over(nodes: &[Node], summary: &mut Summary) {
 /// The endpoints that get nothing new, of the services that have such.
 type Drains = BTreeMap<ServiceName, Endpoints>;
 
+/// What a service had before a change.
+struct Holding {
+    protocol: service_table::Protocol,
+    endpoints: Endpoints,
+    frontends: Vec<Frontend>,
+}
+
 /// The table in the kernel, and what of it the kernel does not keep.
 pub struct Table {
     /// The maps.
@@ -89,6 +96,8 @@ pub struct Table {
     /// Services that lack addresses which another one has, as they were to be.
     lost: BTreeMap<ServiceName, Spec>,
     draining: Drains,
+    /// Addresses that no service has any more, and the endpoints of the one that had them last.
+    orphans: HashMap<Frontend, Vec<SocketAddr>>,
     /// What sockets were translated to before there was anybody who could say which backends are gone.
     unseen: Option<Peers>,
 }
@@ -100,7 +109,7 @@ impl Table {
     /// When the kernel does not let itself be waited for.
     pub fn new(mut kernel: Kernel) -> Result<Self, MapsError> {
         kernel.recover()?;
-        Ok(Self { kernel, lost: BTreeMap::new(), draining: BTreeMap::new(), unseen: None })
+        Ok(Self { kernel, lost: BTreeMap::new(), draining: BTreeMap::new(), orphans: HashMap::new(), unseen: None })
     }
 
     /// Also tells, with the first whole table, of backends that went while nobody wrote to the maps, as far as any socket is
@@ -135,11 +144,12 @@ impl Table {
         let (mut specs, draining) = wanted(&self.kernel, &self.draining, table, &mut summary)?;
         pass_over(&table.nodes, &mut summary);
         (summary.conflicts, self.lost) = claims::settle(&mut specs);
-        let before: BTreeMap<_, _> = self.names().into_iter().map(|key| (key.clone(), self.endpoints(&key))).collect();
+        let before = self.holdings(self.names());
         self.draining = draining;
         self.write(table, specs, &mut summary)?;
-        for (key, (protocol, before)) in before {
-            summary.gone.extend(gone::gone(&key.to_string(), protocol, &before, &self.endpoints(&key).1));
+        self.tell(before, &mut summary);
+        for key in self.names() {
+            self.adopt(&key, &mut summary);
         }
         self.kernel.write_doors();
         for gone in self.old() {
@@ -233,7 +243,8 @@ impl Table {
                 return Ok(());
             }
         };
-        let (protocol, before) = self.endpoints(&key);
+        let owners = wanted.frontends.keys().filter_map(|frontend| self.kernel.owner(frontend));
+        let before = self.holdings([&key].into_iter().chain(owners).cloned());
         let had = self.frontends(&key);
         let mut spec = wanted.clone();
         let (conflicts, losers) = self.contest(&key, &mut spec);
@@ -252,7 +263,8 @@ impl Table {
         }
         self.draining.remove(&key);
         self.draining.extend(drains(service).map(|endpoints| (key.clone(), endpoints)));
-        summary.gone.extend(gone::gone(&key.to_string(), protocol, &before, &self.endpoints(&key).1));
+        self.tell(before, summary);
+        self.adopt(&key, summary);
         Ok(())
     }
 
@@ -301,13 +313,54 @@ impl Table {
     }
 
     fn remove(&mut self, key: &ServiceName, summary: &mut Summary) -> Result<(), MapsError> {
-        let (protocol, before) = self.endpoints(key);
+        let before = self.holdings([key.clone()]);
         self.lost.remove(key);
         self.hand_over(key, self.frontends(key), summary)?;
         self.draining.remove(key);
         summary.removed += usize::from(self.kernel.remove(key));
-        summary.gone.extend(gone::gone(&key.to_string(), protocol, &before, &Endpoints::new()));
+        self.tell(before, summary);
         Ok(())
+    }
+
+    fn holdings(&self, keys: impl IntoIterator<Item = ServiceName>) -> BTreeMap<ServiceName, Holding> {
+        let holding = |key: ServiceName| {
+            let (protocol, endpoints) = self.endpoints(&key);
+            let frontends = self.frontends(&key);
+            (key, Holding { protocol, endpoints, frontends })
+        };
+        keys.into_iter().map(holding).collect()
+    }
+
+    /// Says which endpoints services have no more, and which are not those of the service that has their address now.
+    fn tell(&mut self, before: BTreeMap<ServiceName, Holding>, summary: &mut Summary) {
+        for (key, Holding { protocol, endpoints, frontends }) in before {
+            let is_there = self.kernel.services().contains_key(&key);
+            summary.gone.extend(gone::gone(&key.to_string(), protocol, &endpoints, &self.endpoints(&key).1));
+            let why = if is_there { Why::Unready } else { Why::Left };
+            let owners: BTreeSet<_> = frontends.iter().filter_map(|frontend| self.kernel.owner(frontend)).collect();
+            for heir in owners.into_iter().filter(|owner| **owner != key) {
+                let now = self.endpoints(heir).1;
+                summary.gone.extend(gone::moved(&heir.to_string(), protocol, endpoints.keys(), &now, why));
+            }
+            if !is_there {
+                let orphans = frontends.into_iter().filter(|frontend| self.kernel.owner(frontend).is_none());
+                self.orphans.extend(orphans.map(|frontend| (frontend, endpoints.keys().copied().collect())));
+            }
+        }
+    }
+
+    /// A service that is removed and made again by another name gets the sockets too that still lead to the endpoints of before.
+    fn adopt(&mut self, key: &ServiceName, summary: &mut Summary) {
+        if self.orphans.is_empty() {
+            return;
+        }
+        let now = self.endpoints(key).1;
+        for frontend in self.frontends(key) {
+            if let Some(before) = self.orphans.remove(&frontend) {
+                let gone = gone::moved(&key.to_string(), frontend.protocol, before.iter(), &now, Why::Left);
+                summary.gone.extend(gone);
+            }
+        }
     }
 
     /// Gives frontends that `from` has and is to lose to those who claimed them in vain, before there is a gap.

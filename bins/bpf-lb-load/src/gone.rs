@@ -34,7 +34,7 @@ pub fn draining(list: &[Draining]) -> impl Iterator<Item = (SocketAddr, State)> 
 pub enum Why {
     /// It gets no new connections, and serves those that it has.
     Draining,
-    /// It does not serve any more, and is not gone.
+    /// It does not serve any more, and is not gone; or not by that address, which another service has now.
     Unready,
     /// It is gone.
     Left,
@@ -44,7 +44,7 @@ pub enum Why {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Gone {
-    /// `namespace/name:port name`; null if it is not known any more.
+    /// `namespace/name:port name` of the service that has the address which clients asked for; null if it is not known any more.
     pub service: Option<String>,
     /// Of the service's port.
     pub protocol: Protocol,
@@ -66,4 +66,16 @@ pub fn gone(service: &str, protocol: Protocol, before: &Endpoints, after: &Endpo
         Some(Gone { service: Some(service.into()), protocol, backend: *backend, why })
     };
     before.iter().filter_map(changed).collect()
+}
+
+/// The endpoints of the service that had an address which is now `service`'s, and that are none `after` of the latter.
+pub fn moved<'a>(
+    service: &str,
+    protocol: Protocol,
+    before: impl Iterator<Item = &'a SocketAddr>,
+    after: &Endpoints,
+    why: Why,
+) -> Vec<Gone> {
+    let others = before.filter(|backend| !after.contains_key(backend));
+    others.map(|backend| Gone { service: Some(service.into()), protocol, backend: *backend, why }).collect()
 }
