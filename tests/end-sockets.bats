@@ -171,6 +171,29 @@ PY
   es_ends_well client || fail "$(<"$LAB/log/agent")"
 }
 
+@test "a Multipath TCP socket whose server speaks plain TCP is told as well; one by another Service stays" {
+  local one='{"clusterIps": ["10.96.0.1"], "backends": [{"address": "127.0.0.2", "port": 8080}]}'
+  es_set one "$one"
+  es_set two "$(jq -c '.clusterIps = ["10.96.0.2"]' <<<"$one")"
+  es_client client <<'PY'
+def connected(address):
+    made = socket.socket(AF_INET, SOCK_STREAM, 262)
+    made.settimeout(5)
+    made.connect((address, 80))
+    return made
+
+hold("127.0.0.2")
+while errno_of(connect, SOCK_STREAM, "10.96.0.2"):
+    time.sleep(.01)
+one, two = connected("10.96.0.1"), connected("10.96.0.2")
+ready()
+equal(told([one]), ["ECONNABORTED"])
+equal(error_of(two), None)
+PY
+  es_set one "$(jq -c '.backends = []' <<<"$one")"
+  es_ends_well client || fail "$(<"$LAB/log/agent")"
+}
+
 @test "sockets of a backend that went while no writer ran are ended with the first table" {
   es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
   es_client client <<'PY'

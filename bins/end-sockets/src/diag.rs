@@ -14,6 +14,7 @@ use service_table::Protocol;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 const INET_DIAG_REQ_SK_BPF_STORAGES: u16 = 2;
+const INET_DIAG_REQ_PROTOCOL: u16 = 3;
 const SK_DIAG_BPF_STORAGE_REQ_MAP_FD: u16 = 1;
 const INET_DIAG_SK_BPF_STORAGES: u16 = 20;
 const SK_DIAG_BPF_STORAGE: u16 = 1;
@@ -50,6 +51,8 @@ pub struct Found {
 pub struct Query<'a> {
     /// Of which protocol.
     pub protocol: Protocol,
+    /// The Multipath TCP sockets that have TCP's as subflows, in place of these.
+    pub multipath: bool,
     /// Only those that are connected to this port.
     pub port: Option<u16>,
     /// Also those that are not connected. Without a port only.
@@ -86,6 +89,9 @@ impl Diag {
         id[2..4].copy_from_slice(&query.port.unwrap_or_default().to_be_bytes());
         let states = CONNECTED | if query.unconnected { 1 << TCP_CLOSE } else { 0 };
         let mut body = request(family, query.protocol, states, &id);
+        if query.multipath {
+            attribute(&mut body, INET_DIAG_REQ_PROTOCOL, &(libc::IPPROTO_MPTCP as u32).to_ne_bytes());
+        }
         if let Some(map) = query.storage {
             let mut inner = Vec::new();
             attribute(&mut inner, SK_DIAG_BPF_STORAGE_REQ_MAP_FD, &map.as_raw_fd().to_ne_bytes());
@@ -216,5 +222,11 @@ impl Found {
         };
         let (service, backend) = (endpoint(0)?, endpoint(20)?);
         (service.port() != 0).then_some((service, backend))
+    }
+
+    /// The cookie of the subflow that was connected so, if it is a Multipath TCP socket.
+    pub fn subflow(&self) -> Option<u64> {
+        let at = offset_of!(Overflow, subflow);
+        Some(u64::from_ne_bytes(self.overflow.as_ref()?.get(at..at + 8)?.try_into().ok()?))
     }
 }

@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs::File,
     io,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, BorrowedFd},
     sync::{
         Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -123,6 +123,8 @@ impl Search<'_> {
     /// In the calling thread's network namespace.
     fn here(&self) -> io::Result<()> {
         let mut diag = Diag::open()?;
+        let storage = self.storage.then(|| self.peers.overflow.fd().as_fd());
+        let subflows = self.subflows(&mut diag, storage)?;
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             let flows = self.known.values().filter(|flow| flow.service.protocol == protocol);
             let ports: HashSet<_> = flows.map(|flow| flow.backend.port()).collect();
@@ -136,20 +138,37 @@ impl Search<'_> {
                 (Some(port), None) if !unconnected && !self.storage => Some(port),
                 _ => None,
             };
-            let storage = self.storage.then(|| self.peers.overflow.fd().as_fd());
-            for found in diag.list(Query { protocol, port, unconnected, storage })? {
-                self.look_at(&mut diag, protocol, &found)?;
+            for found in diag.list(Query { protocol, multipath: false, port, unconnected, storage })? {
+                self.look_at(&mut diag, protocol, &found, &subflows)?;
             }
         }
         Ok(())
     }
 
-    fn look_at(&self, diag: &mut Diag, protocol: Protocol, found: &Found) -> io::Result<()> {
-        let kept = || {
-            let (address, backend) = found.remembered()?;
-            Some(Flow { service: Frontend { address, protocol }, backend })
-        };
-        let Some(flow) = self.known.get(&found.cookie).copied().or_else(kept) else { return Ok(()) };
+    /// The subflows of Multipath TCP sockets that were translated, by cookie: the socket that the process has keeps it.
+    fn subflows(&self, diag: &mut Diag, storage: Option<BorrowedFd<'_>>) -> io::Result<HashMap<u64, Flow>> {
+        if storage.is_none() {
+            return Ok(HashMap::new());
+        }
+        let query = Query { protocol: Protocol::Tcp, multipath: true, port: None, unconnected: false, storage };
+        match diag.list(query) {
+            // The kernel has no Multipath TCP, or cannot list it (CONFIG_INET_MPTCP_DIAG).
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(HashMap::new()),
+            found => {
+                Ok(found?.iter().filter_map(|found| Some((found.subflow()?, kept(found, Protocol::Tcp)?))).collect())
+            }
+        }
+    }
+
+    fn look_at(
+        &self,
+        diag: &mut Diag,
+        protocol: Protocol,
+        found: &Found,
+        subflows: &HashMap<u64, Flow>,
+    ) -> io::Result<()> {
+        let known = self.known.get(&found.cookie).or_else(|| subflows.get(&found.cookie)).copied();
+        let Some(flow) = known.or_else(|| kept(found, protocol)) else { return Ok(()) };
         // It may have gone on to somewhere else.
         let is_there = found.remote == flow.backend || found.remote.port() == 0;
         if flow.service.protocol != protocol || !is_there || !self.wanted.concerns(&flow) {
@@ -165,4 +184,10 @@ impl Search<'_> {
         }
         Ok(())
     }
+}
+
+/// What a socket keeps itself of how it was translated.
+fn kept(found: &Found, protocol: Protocol) -> Option<Flow> {
+    let (address, backend) = found.remembered()?;
+    Some(Flow { service: Frontend { address, protocol }, backend })
 }
