@@ -268,6 +268,62 @@ denied() { [ "$(lab_kubectl auth can-i "$1" "$2" --all-namespaces --as system:se
   within 5 leads web 10.0.0.1 10.0.0.2
 }
 
+# events FILTER: what a jq filter finds in the Events about what is called wrong.
+events() { lab_kubectl get events --all-namespaces --output json | jq -c "[.items[] | select(.involvedObject.name == \"wrong\")] | $1"; }
+
+event_there() { [ "$(events "$1")" = true ]; }
+
+@test "what is wrong is an Event on the Service, which is counted when it comes back" {
+  local wrong right
+  as_node_agent
+  wrong=$(service wrong | jq -c '.metadata.annotations = {"underpass.io/lb-algorithm": "fastest"}')
+  right=$(jq -c '.metadata.annotations["underpass.io/lb-algorithm"] = "random"' <<<"$wrong")
+  create "$wrong" "$(slice wrong-1 wrong 10.0.0.8 | jq -c '.ports = [{name: "", protocol: "TCP"}]')"
+  follow
+  lab_until 20 event_there 'map([.involvedObject.kind, .involvedObject.name, .reason, .type]) | sort
+    == [["Service", "wrong", "InvalidEndpointSlice", "Warning"], ["Service", "wrong", "InvalidService", "Warning"]]' || fail "$(events .)" "$(cat "$LAB/log/follow")"
+  expect 0 lab_kubectl events --for service/wrong
+  assert_contains "$output" 'unknown variant'
+  lab_kubectl apply --filename - <<<"$right" >/dev/null
+  lab_until 10 logged 'Service default/wrong: nothing is wrong any more'
+  sleep 3
+  lab_kubectl apply --filename - <<<"$wrong" >/dev/null
+  lab_until 10 event_there 'map(select(.reason == "InvalidService")) | length == 1 and .[0].series.count == 2' || fail "$(events .)"
+  ! logged 'not allowed' || fail "$(cat "$LAB/log/follow")"
+}
+
+@test "who may not write Events is told once, with the missing right, and the rest goes on" {
+  as_node_agent
+  lab_kubectl get clusterrole underpass-services --output json | jq 'del(.metadata | .resourceVersion, .uid)' >"$BATS_TEST_TMPDIR/role"
+  without create events .events.k8s.io
+  create "$(service wrong | jq -c '.metadata.annotations = {"underpass.io/lb-algorithm": "fastest"}')" "$(slice portless wrong 10.0.0.8 | jq -c '.ports = [{name: "", protocol: "TCP"}]')"
+  web
+  lab_until 10 logged 'not allowed to create events.events.k8s.io (403): it takes a ClusterRole'
+  logged 'resources [events], verbs [create]'
+  create "$(slice web-2 web 10.0.0.2)"
+  within 5 leads web 10.0.0.1 10.0.0.2
+  sleep 3
+  assert_equal "$(grep -c 'not allowed' "$LAB/log/follow")" 1
+  lab_kubectl replace --filename "$BATS_TEST_TMPDIR/role" >/dev/null
+}
+
+@test "a slow API server is followed as it answers, without an error" {
+  create "$(service web)" "$(slice web-1 web 10.0.0.1)"
+  lab_spawn slow node1 "$LAB_SOURCE/slow-proxy" 7443 10.6.0.10 6443 1
+  lab_until 5 grep -qx listening "$LAB/log/slow"
+  jq '.clusters[0].cluster.server = "https://127.0.0.1:7443" | .clusters[0].cluster["tls-server-name"] = "10.6.0.10"' \
+    "$LAB/kubernetes/admin.conf" >"$LAB/kubernetes/slow.conf"
+  KUBECONFIG=$LAB/kubernetes/slow.conf follow
+  within 40 leads web 10.0.0.1
+  create "$(slice web-2 web 10.0.0.2)"
+  ! leads web 10.0.0.1 10.0.0.2 || fail 'nothing is slow'
+  within 10 leads web 10.0.0.1 10.0.0.2
+  ! logged 'cannot' || fail "$(cat "$LAB/log/follow")"
+  lab_until 10 has_metric services_in_contact 1
+  stop_following
+  lab_stop slow
+}
+
 @test "--why says where each backend is from and why an endpoint is none, as JSON and for a person" {
   create "$(service web)" "$(slice web-1 web 10.0.0.1 10.0.0.2 | jq -c '.endpoints[1].conditions.ready = false')"
   expect 0 services --why default/web

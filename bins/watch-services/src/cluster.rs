@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
     hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
     mem,
 };
@@ -9,6 +10,7 @@ use std::{
 use cluster_api::{
     Name,
     k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery},
+    kube::Resource,
 };
 use jiff::Timestamp;
 use service_table as table;
@@ -50,7 +52,47 @@ pub struct Cluster {
     nodes_said: Nodes,
     /// Triggers from before are of no account.
     since: Timestamp,
-    problems: BTreeMap<String, Vec<String>>,
+    problems: BTreeMap<String, Problem>,
+}
+
+/// What is wrong with an object.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Problem {
+    /// One or more, for a person.
+    pub texts: Vec<String>,
+    /// The object.
+    pub object: core::ObjectReference,
+    /// Of a slice, the Service that it names.
+    pub service: Option<core::ObjectReference>,
+}
+
+impl Problem {
+    /// None if there is nothing wrong.
+    fn of<K: Resource<DynamicType = ()>>(object: &K, texts: Vec<String>) -> Option<Self> {
+        // Which version of the object has it does not make it another problem.
+        let reference = || core::ObjectReference { resource_version: None, ..object.object_ref(&()) };
+        (!texts.is_empty()).then(|| Self { texts, object: reference(), service: None })
+    }
+
+    /// The same as a Service's, of which the slice's owner has the UID.
+    fn of_service(self, name: &Name, slice: &discovery::EndpointSlice) -> Self {
+        let owner = slice.metadata.owner_references.iter().flatten().find(|owner| owner.name == name.name);
+        let service = core::ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Service".into()),
+            namespace: Some(name.namespace.clone()),
+            name: Some(name.name.clone()),
+            uid: owner.map(|owner| owner.uid.clone()),
+            ..Default::default()
+        };
+        Self { service: Some(service), ..self }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.texts.join("; "))
+    }
 }
 
 /// What is known of a Service. There may be slices without it, and it without slices.
@@ -118,7 +160,7 @@ impl Cluster {
         let name = Name::of(object);
         match Service::of(object) {
             Ok(service) => {
-                self.note(title("Service", &name), service.problems.clone());
+                self.note(title("Service", &name), Problem::of(object, service.problems.clone()));
                 self.services.entry(name.clone()).or_default().service = Some(service);
                 self.touch(name, None);
             }
@@ -128,7 +170,7 @@ impl Cluster {
 
     /// A Service is gone.
     pub fn service_gone(&mut self, name: &Name) {
-        self.note(title("Service", name), vec![]);
+        self.note(title("Service", name), None);
         if let Some(known) = self.services.get_mut(name) {
             known.service = None;
             self.touch(name.clone(), None);
@@ -143,7 +185,7 @@ impl Cluster {
             Err(ignored) => {
                 self.slice_gone(&name);
                 let problem = (ignored == Ignored::NoService).then(|| ignored.to_string());
-                return self.note(title("EndpointSlice", &name), problem.into_iter().collect());
+                return self.note(title("EndpointSlice", &name), Problem::of(object, problem.into_iter().collect()));
             }
         };
         let owner = Name { namespace: name.namespace.clone(), name: service };
@@ -151,7 +193,8 @@ impl Cluster {
         if self.slices.get(&name).is_some_and(|before| *before != owner) {
             self.slice_gone(&name);
         }
-        self.note(title("EndpointSlice", &name), mem::take(&mut slice.problems));
+        let problem = Problem::of(object, mem::take(&mut slice.problems));
+        self.note(title("EndpointSlice", &name), problem.map(|problem| problem.of_service(&owner, object)));
         let triggered = slice.triggered.take().filter(|triggered| *triggered > self.since);
         self.slices.insert(name.clone(), owner.clone());
         self.services.entry(owner.clone()).or_default().slices.insert(name.name.into(), slice);
@@ -160,7 +203,7 @@ impl Cluster {
 
     /// An EndpointSlice is gone.
     pub fn slice_gone(&mut self, name: &Name) {
-        self.note(title("EndpointSlice", name), vec![]);
+        self.note(title("EndpointSlice", name), None);
         let Some(owner) = self.slices.remove(name) else { return };
         if let Some(known) = self.services.get_mut(&owner) {
             known.slices.remove(&*name.name);
@@ -176,7 +219,7 @@ impl Cluster {
             return;
         }
         let mut node = Node::of(object);
-        self.note(format!("Node {name}"), mem::take(&mut node.problems));
+        self.note(format!("Node {name}"), Problem::of(object, mem::take(&mut node.problems)));
         if own {
             self.zone(node.zone.take());
         }
@@ -187,7 +230,7 @@ impl Cluster {
 
     /// A Node is gone.
     pub fn node_gone(&mut self, name: &str) {
-        self.note(format!("Node {name}"), vec![]);
+        self.note(format!("Node {name}"), None);
         if self.nodes.remove(name).is_none() {
             return;
         }
@@ -212,26 +255,27 @@ impl Cluster {
         *known = [*known, triggered].into_iter().flatten().min();
     }
 
-    fn note(&mut self, object: String, problems: Vec<String>) {
-        if problems.is_empty() {
+    fn note(&mut self, object: String, problem: Option<Problem>) {
+        let Some(problem) = problem else {
             if self.problems.remove(&object).is_some() {
                 log::info!("{object}: nothing is wrong any more");
             }
             return;
-        }
-        if self.problems.get(&object) != Some(&problems) {
-            log::warn!("{object}: {}; the rest is served", problems.join("; "));
-            self.problems.insert(object, problems);
+        };
+        if self.problems.get(&object) != Some(&problem) {
+            log::warn!("{object}: {problem}; the rest is served");
+            self.problems.insert(object, problem);
         }
     }
 
     /// An object cannot be read at all.
     pub fn refuse(&mut self, object: &str, why: &str) {
-        self.note(object.to_owned(), vec![why.to_owned()]);
+        let unread = core::ObjectReference::default();
+        self.note(object.to_owned(), Some(Problem { texts: vec![why.to_owned()], object: unread, service: None }));
     }
 
     /// What is wrong, by object.
-    pub const fn problems(&self) -> &BTreeMap<String, Vec<String>> {
+    pub const fn problems(&self) -> &BTreeMap<String, Problem> {
         &self.problems
     }
 

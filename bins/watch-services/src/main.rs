@@ -1,8 +1,10 @@
 //! Services and EndpointSlices of a cluster as the service table of `bpf-lb-load`.
 
 mod address;
+mod batch;
 mod choose;
 mod cluster;
+mod events;
 mod map;
 mod node;
 mod offline;

@@ -105,11 +105,11 @@ pub fn services<'a>(
             node_port: port.node_port,
             internal_traffic_policy: policy(service.internal_local),
             external_traffic_policy: policy(service.external_local && service.is_accessible(port)),
+            lb_algorithm: service.algorithm,
             session_affinity: service.affinity.map(|timeout_seconds| SessionAffinity { timeout_seconds }),
             backends: candidates.iter().filter_map(chosen).collect(),
             draining: candidates.iter().filter_map(draining).collect(),
             created: service.created.clone(),
-            ..table::Service::default()
         }
     };
     // Without an address there is nothing to reach it by.

@@ -15,11 +15,13 @@ use futures_util::{StreamExt, stream::BoxStream};
 use service_table::{Change, Line};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::{Instant, MissedTickBehavior, interval, sleep_until},
+    time::{MissedTickBehavior, interval},
 };
 
 use crate::{
+    batch::Batch,
     cluster::Cluster,
+    events::Events,
     report::Report,
     slice,
     why::{self, Why},
@@ -29,10 +31,6 @@ use crate::{
 const SERVED: &str = "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name";
 /// API servers before Kubernetes 1.31 do not know this selector: they send headless Services too.
 const WITH_ADDRESS: &str = "spec.clusterIP!=None";
-/// So long after a change others are waited for ...
-const QUIET: Duration = Duration::from_millis(2);
-/// ... but no change waits longer than this.
-const PATIENCE: Duration = Duration::from_millis(25);
 /// The metrics are written so often.
 const TICK: Duration = Duration::from_secs(2);
 
@@ -115,8 +113,8 @@ struct Follower {
     services: BoxStream<'static, Event<core::Service>>,
     /// Whether the whole table has been printed.
     begun: bool,
-    /// When the oldest change that was not printed came, and when the youngest.
-    waiting: Option<(Instant, Instant)>,
+    /// The changes that were not printed.
+    batch: Batch,
 }
 
 /// Follows the cluster until SIGTERM or SIGINT: prints the whole table once all of it is known, then a line for each change.
@@ -133,19 +131,22 @@ pub async fn watch(client: Client, cluster: Cluster) -> anyhow::Result<()> {
     let mut slices = follow(&client, slices(), |slice: discovery::EndpointSlice| slice).boxed();
     let mut nodes = follow(&client, nodes, |node: core::Node| node).boxed();
     let services = follow(&client, services(true), |service| service).boxed();
-    let mut follower = Follower { client, cluster, health, report, services, begun: false, waiting: None };
+    let mut follower = Follower { client, cluster, health, report, services, begun: false, batch: Batch::default() };
+    let mut events = Events::new(&follower.client, &follower.cluster.clients().place.node);
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     loop {
-        let deadline = follower.deadline();
         tokio::select! {
             Some(event) = follower.services.next() => follower.service(event),
             Some(event) = slices.next() => follower.slice(event),
             Some(event) = nodes.next() => follower.node(event),
-            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => follower.print()?,
-            _ = tick.tick() => follower.report.write(&follower.cluster, &mut follower.health)?,
+            () = follower.batch.due() => follower.print()?,
+            _ = tick.tick() => {
+                follower.report.write(&follower.cluster, &mut follower.health)?;
+                events.tell(follower.cluster.problems());
+            }
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
         }
@@ -195,19 +196,12 @@ impl Follower {
     fn noted(&mut self) {
         let news = if self.begun { self.cluster.has_changed() } else { self.health.is_current() };
         if news {
-            let now = Instant::now();
-            let first = self.waiting.map_or(now, |(first, _)| first);
-            self.waiting = Some((first, now));
+            self.batch.add();
         }
     }
 
-    /// When what waits is to be printed.
-    fn deadline(&self) -> Option<Instant> {
-        self.waiting.map(|(first, last)| (first + PATIENCE).min(last + QUIET))
-    }
-
     fn print(&mut self) -> anyhow::Result<()> {
-        self.waiting = None;
+        self.batch = Batch::default();
         if self.begun {
             let lines = self.cluster.changes();
             self.report.changed(lines.len());

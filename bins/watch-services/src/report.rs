@@ -67,7 +67,7 @@ impl Report {
         {
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
-        let problem = |(object, problems): (&String, &Vec<String>)| format!("{object}: {}", problems.join("; "));
+        let problem = |(object, problem)| format!("{object}: {problem}");
         replace(&self.problems, "problem", cluster.problems().iter().map(problem));
         Ok(self.metrics.write()?)
     }

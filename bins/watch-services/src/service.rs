@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use cluster_api::k8s_openapi::api::core::v1 as core;
 use ipnet::IpNet;
-use service_table::Protocol;
+use serde::de::{IntoDeserializer, value::Error};
+use service_table::{Algorithm, Protocol};
 
 use crate::address::{self, Family};
 
@@ -12,6 +13,8 @@ use crate::address::{self, Family};
 pub const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
 /// A Service that has no ClusterIP, and its EndpointSlices.
 pub const HEADLESS: &str = "service.kubernetes.io/headless";
+/// How a backend of the Service is chosen, as the service table names it.
+const ALGORITHM: &str = "underpass.io/lb-algorithm";
 /// Kubernetes' own default for session affinity, in seconds.
 const AFFINITY: u32 = 10_800;
 /// Its own limit.
@@ -34,6 +37,8 @@ pub struct Service {
     pub external_local: bool,
     /// Session affinity's timeout in seconds.
     pub affinity: Option<u32>,
+    /// How a backend is chosen.
+    pub algorithm: Algorithm,
     /// Its age, in RFC 3339.
     pub created: Option<String>,
     /// What of it is left to the host path, for a person.
@@ -102,6 +107,7 @@ impl Service {
         };
         service.cluster_ips(spec);
         service.affinity(spec);
+        service.algorithm(object.metadata.annotations.as_ref().and_then(|annotations| annotations.get(ALGORITHM)));
         service.external_ips = service.of_its_families(spec.external_ips.iter().flatten(), "externalIPs");
         service.load_balancer_ips(spec, object.status.as_ref());
         for port in spec.ports.iter().flatten() {
@@ -147,6 +153,14 @@ impl Service {
             },
         };
         self.affinity = Some(seconds);
+    }
+
+    fn algorithm(&mut self, name: Option<&String>) {
+        let Some(name) = name else { return };
+        match Algorithm::deserialize(name.as_str().into_deserializer()) {
+            Ok(algorithm) => self.algorithm = algorithm,
+            Err::<_, Error>(error) => self.problems.push(format!("annotation {ALGORITHM}: {error}")),
+        }
     }
 
     /// What the nodes are to answer, and no load balancer of its own. Where only some clients may come, the host path says

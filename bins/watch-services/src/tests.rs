@@ -7,7 +7,7 @@ use cluster_api::Name;
 use cluster_api::k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use service_table::{BackendScope, Change, Protocol, Service, ServiceTable, TrafficPolicy};
+use service_table::{Algorithm, BackendScope, Change, Protocol, Service, ServiceTable, TrafficPolicy};
 
 use crate::{
     cluster::{Cluster, Settings},
@@ -101,6 +101,16 @@ fn all_cases_together_are_each_as_alone() {
             assert_eq!(reach.get(frontend), expected.as_ref(), "{}: {frontend}", case.name);
         }
     }
+}
+
+#[test]
+fn the_annotation_gives_the_algorithm_and_an_unknown_one_the_default() {
+    let table = cluster([node1()].into_iter().chain(cases().into_iter().flat_map(|case| case.objects))).table();
+    let of = |name| table.services.iter().find(|service| service.name == name).map(|service| service.lb_algorithm);
+    assert_eq!(
+        ["c1", "c84", "c85"].map(of),
+        [Some(Algorithm::Random), Some(Algorithm::LeastConnections), Some(Algorithm::Random)]
+    );
 }
 
 fn service(spec: &Value) -> Value {

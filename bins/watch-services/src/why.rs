@@ -11,7 +11,6 @@ use crate::{
     choose::Verdict,
     map::{Candidate, For, candidates},
     service::{Port, Service},
-    show::columns,
     slice::{Endpoint, Names, Slice},
 };
 
@@ -188,12 +187,12 @@ impl fmt::Display for Why {
 }
 
 fn table(endpoints: &[OfEndpoint]) -> String {
-    let head = ["ENDPOINT", "BACKEND", "NODE", "SLICE", "TARGET", "WHY"].map(str::to_owned);
+    let head = ["ENDPOINT", "BACKEND", "NODE", "SLICE", "TARGET", "WHY"];
     let row = |of: &OfEndpoint| {
         let backend = if of.backend { "yes" } else { "no" };
         let dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
-        [of.address.clone(), backend.to_owned(), dash(&of.node), of.slice.clone(), dash(&of.target), of.why.clone()]
+        vec![of.address.clone(), backend.to_owned(), dash(&of.node), of.slice.clone(), dash(&of.target), of.why.clone()]
     };
-    let rows: Vec<[String; 6]> = std::iter::once(head).chain(endpoints.iter().map(row)).collect();
-    columns(&rows).lines().map(|line| format!("\n  {line}")).collect()
+    let rows: Vec<_> = endpoints.iter().map(row).collect();
+    common::table::table(&head, &rows).lines().map(|line| format!("\n  {line}")).collect()
 }
