@@ -127,13 +127,14 @@ PY
   es_ends_well client || fail "$(<"$LAB/log/agent")"
 }
 
-@test "when an external address moves to another Service, UDP sockets that led to the old one's backend end, as conntrack's entries do; TCP stays" {
+# es_moves INHERITS: an external address moves from one Service to another, which claimed it all the time, or asks for it afterwards.
+es_moves() {
   local blue green
   blue='{"clusterIps": ["10.96.0.1"], "externalIps": ["10.97.0.1"], "created": "2026-01-01T00:00:00Z", "backends": [{"address": "127.0.0.2", "port": 8080}]}'
   green='{"clusterIps": ["10.96.0.2"], "externalIps": ["10.97.0.1"], "created": "2026-02-01T00:00:00Z", "backends": [{"address": "127.0.0.3", "port": 8080}]}'
   for protocol in TCP UDP; do
     es_set "blue-$protocol" "$(jq -c ".protocol = \"$protocol\"" <<<"$blue")"
-    es_set "green-$protocol" "$(jq -c ".protocol = \"$protocol\"" <<<"$green")"
+    es_set "green-$protocol" "$(jq -c ".protocol = \"$protocol\" | if $1 then . else .externalIps = [] end" <<<"$green")"
   done
   es_client client <<'PY'
 hold("127.0.0.2", "127.0.0.3")
@@ -147,8 +148,19 @@ equal(told([moved]), ["ECONNABORTED"])
 equal([error_of(tcp), answer(stays)], [None, "127.0.0.2"])
 equal(answer(connect(SOCK_DGRAM, "10.97.0.1")), "127.0.0.3")
 PY
-  for protocol in TCP UDP; do es_set "blue-$protocol" "$(jq -c ".protocol = \"$protocol\" | .externalIps = []" <<<"$blue")"; done
+  for protocol in TCP UDP; do
+    es_set "blue-$protocol" "$(jq -c ".protocol = \"$protocol\" | .externalIps = []" <<<"$blue")"
+    es_set "green-$protocol" "$(jq -c ".protocol = \"$protocol\"" <<<"$green")"
+  done
   es_ends_well client || fail "$(<"$LAB/log/agent")"
+}
+
+@test "when an external address moves to another Service, UDP sockets that led to the old one's backend end, as conntrack's entries do; TCP stays" {
+  es_moves true
+}
+
+@test "so it is when the other Service asks for the address after the first has given it up" {
+  es_moves false
 }
 
 @test "the sockets of a Service that is removed and made again by another name are told, also when both come at once" {

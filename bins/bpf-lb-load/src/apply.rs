@@ -82,6 +82,9 @@ fn pass_over(nodes: &[Node], summary: &mut Summary) {
 /// The endpoints that get nothing new, of the services that have such.
 type Drains = BTreeMap<ServiceName, Endpoints>;
 
+/// How many addresses without a service are remembered; a cluster gives most of them to nobody again.
+const ORPHANS: usize = 4096;
+
 /// What a service had before a change.
 struct Holding {
     protocol: service_table::Protocol,
@@ -96,8 +99,8 @@ pub struct Table {
     /// Services that lack addresses which another one has, as they were to be.
     lost: BTreeMap<ServiceName, Spec>,
     draining: Drains,
-    /// Addresses that no service has any more, and the endpoints of the one that had them last.
-    orphans: HashMap<Frontend, Vec<SocketAddr>>,
+    /// Addresses that no service has any more, with the endpoints of the one that had them last and what became of these.
+    orphans: HashMap<Frontend, (Vec<SocketAddr>, Why)>,
     /// What sockets were translated to before there was anybody who could say which backends are gone.
     unseen: Option<Peers>,
 }
@@ -333,6 +336,9 @@ impl Table {
 
     /// Says which endpoints services have no more, and which are not those of the service that has their address now.
     fn tell(&mut self, before: BTreeMap<ServiceName, Holding>, summary: &mut Summary) {
+        if self.orphans.len() > ORPHANS {
+            self.orphans.clear();
+        }
         for (key, Holding { protocol, endpoints, frontends }) in before {
             let is_there = self.kernel.services().contains_key(&key);
             summary.gone.extend(gone::gone(&key.to_string(), protocol, &endpoints, &self.endpoints(&key).1));
@@ -342,22 +348,22 @@ impl Table {
                 let now = self.endpoints(heir).1;
                 summary.gone.extend(gone::moved(&heir.to_string(), protocol, endpoints.keys(), &now, why));
             }
-            if !is_there {
-                let orphans = frontends.into_iter().filter(|frontend| self.kernel.owner(frontend).is_none());
-                self.orphans.extend(orphans.map(|frontend| (frontend, endpoints.keys().copied().collect())));
+            for frontend in frontends.into_iter().filter(|frontend| self.kernel.owner(frontend).is_none()) {
+                self.orphans.insert(frontend, (endpoints.keys().copied().collect(), why));
             }
         }
     }
 
-    /// A service that is removed and made again by another name gets the sockets too that still lead to the endpoints of before.
+    /// A service that takes over an address after a gap, as one made again by another name does: the sockets that came by it
+    /// still lead to the endpoints of before.
     fn adopt(&mut self, key: &ServiceName, summary: &mut Summary) {
         if self.orphans.is_empty() {
             return;
         }
         let now = self.endpoints(key).1;
         for frontend in self.frontends(key) {
-            if let Some(before) = self.orphans.remove(&frontend) {
-                let gone = gone::moved(&key.to_string(), frontend.protocol, before.iter(), &now, Why::Left);
+            if let Some((before, why)) = self.orphans.remove(&frontend) {
+                let gone = gone::moved(&key.to_string(), frontend.protocol, before.iter(), &now, why);
                 summary.gone.extend(gone);
             }
         }
