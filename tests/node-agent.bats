@@ -171,7 +171,7 @@ noted() { note_metrics && grep -q "^underpass_$1[{ ]" "$BATS_TEST_TMPDIR/metrics
 
 # The last test: after it there is no API.
 @test "every metric is on the page of metrics in its own words, with its labels, and no other is" {
-  # A repair, a Service without endpoints that somebody asks for, an EndpointSlice of nobody's, and CIDRs, of which those of pods are not found.
+  # A repair, a Service that is reached and one without endpoints that somebody asks for, an EndpointSlice of nobody's, and CIDRs, of which those of pods are not found.
   lab_pod node1 watched all
   lab_in node1/watched ip route del "$(lab_in node1/watched ip -4 route show proto 85 | sed -n '1s/ .*//p')"
   jq -n '{apiVersion: "v1", kind: "List", items: [
@@ -183,8 +183,9 @@ noted() { note_metrics && grep -q "^underpass_$1[{ ]" "$BATS_TEST_TMPDIR/metrics
     --patch '{"data": {"settings": "podCIDRType: cluster\n"}}' >/dev/null
   lab_until 5 lab_lb_has empty
   not_asked watched 10.233.64.21
+  lab_until 5 asked watched
   local name labels
-  for name in repairs_total services_problems cidrs_problems cidrs_source lb_service_refused_total; do
+  for name in repairs_total services_problems cidrs_problems cidrs_source lb_service_refused_total lb_service_connections_total; do
     lab_until 10 noted $name || fail "no underpass_$name is served"
   done
   lab_stop apiserver
