@@ -356,6 +356,13 @@ impl Request {
         self.netns.as_deref().ok_or_else(missing)
     }
 
+    /// The pod, namespace and name, that the runtime names in `CNI_ARGS`: `K8S_POD_NAMESPACE=default;K8S_POD_NAME=web`.
+    pub fn pod(&self) -> Option<(&str, &str)> {
+        let pairs = || self.args.as_deref().unwrap_or_default().split(';').filter_map(|pair| pair.split_once('='));
+        let value = |key: &str| pairs().find(|(name, value)| *name == key && !value.is_empty()).map(|(_, value)| value);
+        Some((value("K8S_POD_NAMESPACE")?, value("K8S_POD_NAME")?))
+    }
+
     /// `containerID/ifname`: what tells one attachment from another.
     pub fn attachment(&self) -> String {
         format!("{}/{}", self.container_id, self.ifname)
@@ -454,6 +461,16 @@ mod tests {
             "version": 1, "future": {"a": 1}, "mode": {"nic": {"name": "eth1", "colour": "red"}}, "applied": []
         });
         assert_eq!(merge(original, document), expected);
+    }
+
+    #[test]
+    fn the_runtime_says_which_pod_it_is() {
+        let request = |args: &str| -> Request {
+            serde_json::from_value(json!({"command": "ADD", "args": args, "config": {}})).unwrap()
+        };
+        let named = request("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_UID=1");
+        assert_eq!(named.pod(), Some(("default", "web-0")));
+        assert_eq!(request("IgnoreUnknown=1").pod(), None);
     }
 
     /// A pod's document for the interface `nic`; `own` has a default route in its table, those of `stays` are in the main one.

@@ -92,7 +92,8 @@ fn mount() -> Option<PathBuf> {
     })
 }
 
-fn path_of(id: u64) -> Option<PathBuf> {
+/// Where the cgroup with that number is mounted.
+pub fn path_of(id: u64) -> Option<PathBuf> {
     let mut open = vec![mount()?];
     while let Some(folder) = open.pop() {
         if fs::metadata(&folder).is_ok_and(|metadata| metadata.ino() == id) {

@@ -26,7 +26,7 @@ use crate::{
     netns,
     peers::Peers,
     pins::Pins,
-    print, reserve, show, stats,
+    print, reserve, show, stats, trace,
 };
 
 /// Translates Services to backends at connect(), by eBPF programs on the cgroup socket hooks
@@ -64,6 +64,8 @@ enum Command {
         #[arg(long, value_enum, default_value_t = Format::Json)]
         format: Format,
     },
+    /// Print each translation as it happens, until it is ended; attaches programs of its own for that time
+    Trace(trace::Args),
     /// Have the network namespace at PATH in the list that the scopes all-but and only go by
     Register {
         /// The network namespace, as a file
@@ -138,6 +140,8 @@ enum Document {
     Answer,
     /// What stats prints
     Stats,
+    /// A line of what trace prints
+    Trace,
 }
 
 /// Does what the command line says.
@@ -178,6 +182,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
                 Format::Prometheus => print::text(&stats::prometheus(&stats, attach::served(&pins).is_somebody()))?,
             }
         }
+        Command::Trace(asked) => trace::trace(&pins, &asked, message)?,
         Command::Register { path } => register(&pins, &path, true)?,
         Command::Unregister { path } => register(&pins, &path, false)?,
         Command::Unload { node_netns } => {
@@ -190,6 +195,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
             Document::Line => schemars::schema_for!(Line),
             Document::Answer => schemars::schema_for!(follow::Answer),
             Document::Stats => schemars::schema_for!(Vec<stats::ServiceStats>),
+            Document::Trace => schemars::schema_for!(trace::Line),
         })?,
     }
     Ok(ExitCode::SUCCESS)

@@ -26,6 +26,26 @@ use crate::{
     sys::{self, Mapped},
 };
 
+/// The maps that are pinned.
+const MAPS: [&str; 16] = [
+    "frontends4",
+    "frontends6",
+    "names",
+    "slots4",
+    "slots6",
+    "backends",
+    "peers4",
+    "peers6",
+    "affinity",
+    "overflow",
+    "namespaces",
+    "node_ports",
+    "nodes",
+    "reserved",
+    "config",
+    "grace",
+];
+
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bpf-lb"));
 
 /// How much the maps hold. Taken when they are made, and kept from then on.
@@ -155,7 +175,6 @@ fn open_object(request: &Request, fresh: bool, set_retval: bool, multipath: bool
         ("peers6", sockets),
         ("affinity", max_clients),
     ];
-    let others = ["overflow", "namespaces", "node_ports", "nodes", "reserved", "config", "grace"];
     let (peer_mask, frontend_mask) = (sockets - 1, buckets - 1);
     let (retval, multipath) = (u32::from(set_retval), u32::from(multipath));
     let globals = [
@@ -173,7 +192,7 @@ fn open_object(request: &Request, fresh: bool, set_retval: bool, multipath: bool
     for (map, size) in sizes {
         loader.map_max_entries(map, size);
     }
-    for map in sizes.iter().map(|(map, _)| *map).chain(others) {
+    for map in MAPS {
         loader.map_pin_path(map, folder.join(map));
     }
     let object = match &request.object {
@@ -181,6 +200,33 @@ fn open_object(request: &Request, fresh: bool, set_retval: bool, multipath: bool
         None => Cow::Borrowed(OBJECT),
     };
     loader.load(&object).context("make the maps; this takes CAP_BPF and CAP_NET_ADMIN, and Linux 5.12")
+}
+
+/// Loads the programs of `trace` from the object, for the load balancer whose maps are in `folder`: with a ring buffer of
+/// `ring` bytes, and telling of addresses that are no Service's too if `others` is set.
+///
+/// # Errors
+/// When the maps or the object cannot be opened.
+pub fn open_tracer(folder: &Path, ring: u32, others: bool) -> Result<Ebpf> {
+    let (peer_mask, frontend_mask) = (capacity(folder, "peers4")? - 1, capacity(folder, "frontends4")? - 1);
+    let multipath = u32::from(probe::has_multipath()?);
+    let (retval, others) = (u32::from(probe::has_get_retval()?), u32::from(others));
+    let globals = [
+        ("PEER_MASK", &peer_mask),
+        ("FRONTEND_MASK", &frontend_mask),
+        ("MULTIPATH", &multipath),
+        ("GET_RETVAL", &retval),
+        ("TRACE_OTHERS", &others),
+    ];
+    let mut loader = EbpfLoader::new();
+    for (name, value) in globals {
+        loader.override_global(name, value, true);
+    }
+    for map in MAPS {
+        loader.map_pin_path(map, folder.join(map));
+    }
+    loader.map_max_entries("trace_ring", ring);
+    loader.load(OBJECT).context("open the maps; this takes CAP_BPF and CAP_NET_ADMIN")
 }
 
 fn capacity(folder: &Path, map: &str) -> Result<u32> {

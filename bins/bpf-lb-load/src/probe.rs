@@ -50,6 +50,11 @@ pub fn has_set_retval() -> Result<bool> {
         .context("look for bpf_set_retval; this takes CAP_BPF and CAP_NET_ADMIN")
 }
 
+/// Whether programs can see with which error a call fails.
+pub fn has_get_retval() -> Result<bool> {
+    is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_get_retval).context("look for bpf_get_retval")
+}
+
 /// Whether programs can find the socket of which another one is a subflow.
 pub fn has_multipath() -> Result<bool> {
     is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_skc_to_mptcp_sock)

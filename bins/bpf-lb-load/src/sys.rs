@@ -8,6 +8,7 @@ use std::{
 };
 
 use aya::maps::MapData;
+use bpf_lb_abi::Traced;
 
 /// The values of a memory-mapped array map, shared with the programs that use it.
 #[derive(Debug)]
@@ -180,4 +181,10 @@ pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
         )
     };
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A record of the ring buffer of `trace`. Nothing if it is of another size.
+pub fn traced(bytes: &[u8]) -> Option<Traced> {
+    // SAFETY: as many bytes as a record has, and any bytes are one.
+    (bytes.len() == size_of::<Traced>()).then(|| unsafe { bytes.as_ptr().cast::<Traced>().read_unaligned() })
 }

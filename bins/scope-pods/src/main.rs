@@ -25,7 +25,7 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::plan::{ANNOTATION, Attachment, Pod, exceptions, pod_of};
+use crate::plan::{ANNOTATION, Attachment, Pod, exceptions};
 
 const ABOUT: About = About {
     name: "scope-pods",
@@ -154,7 +154,8 @@ fn attachments() -> Vec<Attachment> {
     let attachment = |document: PodDocument| {
         let request = document.request;
         let setting = takes_part(&request.config);
-        Some(Attachment { pod: request.args.as_deref().and_then(pod_of), netns: request.netns?, setting })
+        let pod = request.pod().map(|(namespace, name)| Name { namespace: namespace.into(), name: name.into() });
+        Some(Attachment { pod, netns: request.netns?, setting })
     };
     added.filter_map(attachment).collect()
 }

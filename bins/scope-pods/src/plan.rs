@@ -59,16 +59,6 @@ pub fn exceptions(default: bool, attachments: &[Attachment], pods: &BTreeMap<Nam
     of_ours.chain(of_others).collect()
 }
 
-/// The pod that a runtime names in `CNI_ARGS`: `K8S_POD_NAMESPACE=default;K8S_POD_NAME=web`.
-pub fn pod_of(args: &str) -> Option<Name> {
-    let value = |key: &str| {
-        let of_key =
-            |pair: &str| pair.split_once('=').filter(|(name, _)| *name == key).map(|(_, value)| value.to_owned());
-        args.split(';').find_map(of_key).filter(|value| !value.is_empty())
-    };
-    Some(Name { namespace: value("K8S_POD_NAMESPACE")?, name: value("K8S_POD_NAME")? })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,12 +98,5 @@ mod tests {
         let pods = BTreeMap::from([(name("a"), pod(&addresses)), (name("host"), pod(&vec![]))]);
         assert_eq!(exceptions(true, &[], &pods), [Place::Addresses(addresses)]);
         assert_eq!(exceptions(true, &[attachment("a", true)], &pods), [path("a")]);
-    }
-
-    #[test]
-    fn the_runtime_says_which_pod_it_is() {
-        let args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_UID=1";
-        assert_eq!(pod_of(args), Some(name("web-0")));
-        assert_eq!(pod_of("IgnoreUnknown=1"), None);
     }
 }

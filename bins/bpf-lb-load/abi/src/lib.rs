@@ -21,8 +21,10 @@
 
 #![no_std]
 
+mod trace;
 mod word;
 
+pub use trace::{Call, Traced, Verdict};
 pub use word::{Long, Word};
 
 /// Raised whenever a type or the meaning of a field changes: maps with another number are not touched.

@@ -144,7 +144,7 @@ fn takes_part<S: Sockaddr>(config: &Config, sockaddr: S) -> bool {
 }
 
 #[inline(always)]
-fn netns<S: Sockaddr>(sockaddr: S) -> u64 {
+pub(crate) fn netns<S: Sockaddr>(sockaddr: S) -> u64 {
     // SAFETY: the context is valid while the program runs.
     unsafe { bpf_get_netns_cookie(sockaddr.context().cast()) }
 }
@@ -181,6 +181,12 @@ impl<A: Tables> Frontend<A> {
             return Some(slot);
         };
         Some(if two.open.load() < one.open.load() { other } else { slot })
+    }
+
+    /// Index into `names`, or nothing if no Service has the port; and whether there is any backend.
+    #[inline(always)]
+    pub(crate) fn service(&self) -> (Option<u32>, bool) {
+        (self.run().map(|run| run.backend), self.entry.count() != 0)
     }
 
     /// The slot that is about all of them.

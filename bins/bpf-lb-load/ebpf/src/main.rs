@@ -20,6 +20,8 @@ mod peer;
 mod programs;
 #[cfg(target_arch = "bpf")]
 mod sockaddr;
+#[cfg(target_arch = "bpf")]
+mod trace;
 
 #[cfg(target_arch = "bpf")]
 #[panic_handler]

@@ -221,6 +221,17 @@ impl<A: Tables> Socket<A> {
         }
     }
 
+    /// The Service whose address was just replaced by `backend`, if any was.
+    #[inline(always)]
+    pub(crate) fn translated(&self, backend: &Endpoint<A>) -> Option<Endpoint<A>> {
+        if backend.protocol == TCP
+            && let Some(socket) = multipath(self.socket)
+        {
+            return Some(narrow(&overflow::connection(socket, &wide(backend))?.service));
+        }
+        self.sender(backend)
+    }
+
     /// Looks among the translations that are not in the socket's place.
     #[inline(always)]
     fn overflow(&self, find: impl Fn(*mut bpf_sock) -> Option<&'static Translation<Wide>>) -> Option<Translation<A>> {

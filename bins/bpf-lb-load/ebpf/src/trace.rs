@@ -1,0 +1,152 @@
+//! Programs that are there only while `bpf-lb-load trace` runs. They are attached after the others, see what those made of an
+//! address, and change nothing.
+
+use aya_ebpf::{
+    bindings::BPF_RB_NO_WAKEUP,
+    btf_maps::{Array, RingBuf},
+    helpers::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid,
+        generated::{bpf_get_current_cgroup_id, bpf_get_retval, bpf_ktime_get_ns},
+    },
+    macros::{btf_map, cgroup_sock_addr},
+    programs::SockAddrContext,
+};
+use bpf_lb_abi::{Call, Endpoint, Long, NO_SERVICE, Traced, Verdict};
+
+use crate::{
+    atomic::add,
+    backend::{find, frontend, netns},
+    maps::Tables,
+    peer::Socket,
+    sockaddr::{Inet, Inet6, Sockaddr},
+};
+
+/// The loader sets its size when somebody traces.
+#[btf_map(name = "trace_ring")]
+static RING: RingBuf<Traced, 4096> = RingBuf::new();
+/// How many did not fit into the ring buffer.
+#[btf_map(name = "trace_lost")]
+static LOST: Array<Long, 1> = Array::new();
+
+/// Whether the kernel has `bpf_get_retval` (5.18). The loader sets it.
+#[unsafe(no_mangle)]
+static GET_RETVAL: u32 = 1;
+
+/// Whether addresses that are no Service's are told of too. The loader sets it.
+#[unsafe(no_mangle)]
+static TRACE_OTHERS: u32 = 0;
+
+/// The system call goes on, or fails as it did before.
+const ALLOW: i32 = 1;
+
+/// The error with which the call fails, since a program before this one said so.
+#[inline(always)]
+fn errno() -> u32 {
+    // SAFETY: a static that the loader sets before the program is there, and that nobody writes after.
+    if unsafe { (&raw const GET_RETVAL).read_volatile() } == 0 {
+        return 0;
+    }
+    // SAFETY: takes no arguments.
+    unsafe { bpf_get_retval() }.unsigned_abs()
+}
+
+#[inline(always)]
+fn wide<A: Tables>(endpoint: &Endpoint<A>) -> Endpoint<[u32; 4]> {
+    Endpoint { address: A::copy(&endpoint.address).to_ipv6(), port: endpoint.port, protocol: endpoint.protocol }
+}
+
+#[inline(always)]
+fn trace<S: Sockaddr>(sockaddr: S, call: Call) -> i32 {
+    if call == Call::Connect && !sockaddr.is_right() {
+        return ALLOW;
+    }
+    let got = sockaddr.endpoint();
+    let errno = errno();
+    let asked = Socket::of(sockaddr).and_then(|socket| socket.translated(&got));
+    if let Some(asked) = asked {
+        let service = frontend(sockaddr, &asked).and_then(|frontend| frontend.service().0);
+        tell(sockaddr, call, Verdict::Translated, errno, service, &wide(&asked), &wide(&got));
+        return ALLOW;
+    }
+    let (verdict, service) = match frontend(sockaddr, &got).map(|frontend| frontend.service()) {
+        Some((Some(service), has_backends)) if errno == 0 && has_backends => (Verdict::NoRoom, Some(service)),
+        Some((Some(service), _)) => (Verdict::NoBackends, Some(service)),
+        Some((None, _)) => (Verdict::NoSuchPort, None),
+        None if find(&got).is_some() => (Verdict::TakesNoPart, None),
+        // SAFETY: as in `errno`.
+        None if unsafe { (&raw const TRACE_OTHERS).read_volatile() } != 0 => (Verdict::NoService, None),
+        None => return ALLOW,
+    };
+    let got = wide(&got);
+    tell(sockaddr, call, verdict, errno, service, &got, &got);
+    ALLOW
+}
+
+#[inline(always)]
+fn tell<S: Sockaddr>(
+    sockaddr: S,
+    call: Call,
+    verdict: Verdict,
+    errno: u32,
+    service: Option<u32>,
+    asked: &Endpoint<[u32; 4]>,
+    got: &Endpoint<[u32; 4]>,
+) {
+    let Some(mut entry) = RING.reserve(0) else {
+        if let Some(lost) = LOST.get(0) {
+            add(lost, 1);
+        }
+        return;
+    };
+    let traced = entry.as_mut_ptr();
+    let endpoint = |place: *mut Endpoint<[u32; 4]>, value: &Endpoint<[u32; 4]>| {
+        // SAFETY: the place is a part of the entry, which is this program's until it is submitted.
+        unsafe {
+            let address = (&raw mut (*place).address).cast::<u32>();
+            for index in 0..4 {
+                address.add(index).write(value.address[index]);
+            }
+            (&raw mut (*place).port).write(value.port);
+            (&raw mut (*place).protocol).write(value.protocol);
+        }
+    };
+    // SAFETY: as above, and the helpers take no arguments that could be wrong.
+    unsafe {
+        (&raw mut (*traced).time_ns).write(bpf_ktime_get_ns());
+        (&raw mut (*traced).netns).write(netns(sockaddr));
+        (&raw mut (*traced).cgroup).write(bpf_get_current_cgroup_id());
+        endpoint(&raw mut (*traced).asked, asked);
+        endpoint(&raw mut (*traced).got, got);
+        (&raw mut (*traced).pid).write((bpf_get_current_pid_tgid() >> 32) as u32);
+        (&raw mut (*traced).service).write(service.unwrap_or(NO_SERVICE));
+        (&raw mut (*traced).verdict).write(verdict as u32);
+        (&raw mut (*traced).call).write(call as u32);
+        (&raw mut (*traced).errno).write(errno);
+        (&raw mut (*traced).is_ipv6_socket).write(u32::from(sockaddr.is_dual()));
+        (&raw mut (*traced).comm).write(bpf_get_current_comm().unwrap_or_default());
+    }
+    // Whoever reads looks from time to time: a wakeup for each costs the process that connects more than all else here.
+    entry.submit(u64::from(BPF_RB_NO_WAKEUP));
+}
+
+/// Defines the two programs of a call.
+macro_rules! tracing_programs {
+    ($call:ident, $hook4:ident $four:ident, $hook6:ident $six:ident) => {
+        #[cgroup_sock_addr($hook4)]
+        pub fn $four(context: SockAddrContext) -> i32 {
+            trace(Inet(context.sock_addr), Call::$call)
+        }
+
+        #[cgroup_sock_addr($hook6)]
+        pub fn $six(context: SockAddrContext) -> i32 {
+            let sockaddr = Inet6(context.sock_addr);
+            match sockaddr.mapped() {
+                Some(mapped) => trace(mapped, Call::$call),
+                None => trace(sockaddr, Call::$call),
+            }
+        }
+    };
+}
+
+tracing_programs!(Connect, connect4 trace_connect4, connect6 trace_connect6);
+tracing_programs!(Sendmsg, sendmsg4 trace_sendmsg4, sendmsg6 trace_sendmsg6);

@@ -1,0 +1,350 @@
+//! Each translation as it happens.
+//!
+//! The programs that tell of it are attached to the cgroup only while somebody reads, after those that translate: nobody pays
+//! for them otherwise. Their links are this process' own, so nothing is left of them however it ends.
+
+use std::{
+    fmt,
+    fs::File,
+    io::{self, IsTerminal as _},
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd as _,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::{
+    maps::{Array, RingBuf},
+    programs::{CgroupAttachMode, CgroupSockAddr},
+};
+use bpf_lb_abi::{Call, NO_SERVICE, Name, Traced, UDP, Verdict};
+use nix::{
+    poll::{PollFd, PollFlags, poll},
+    time::{ClockId, clock_gettime},
+};
+use schemars::JsonSchema;
+use serde::Serialize;
+use service_table::{Protocol, rfc3339};
+
+use crate::{
+    attach::{self, Served},
+    family::address,
+    layout, load,
+    maps::mapped,
+    name,
+    pins::Pins,
+    pods::{Place, Pods},
+    print, probe,
+    spec::Frontend,
+    sys::{self, Mapped},
+};
+
+/// In the order in which they are attached.
+const PROGRAMS: [&str; 4] = ["trace_connect4", "trace_connect6", "trace_sendmsg4", "trace_sendmsg6"];
+/// So long a translation waits for others with which it is read, in ms.
+const BATCH_MS: u16 = 100;
+/// Whether the load balancer is still there is looked at so often.
+const LOOK: Duration = Duration::from_secs(1);
+/// What the node's own network namespace is called.
+const NODE: &str = "node";
+
+/// What `trace` is asked for. Of several values of one filter one has to fit, and of several filters all.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only of this pod: NAMESPACE/NAME, the name alone, its network namespace's name in /run/netns, or its cookie; "node" for the
+    /// node's own
+    #[arg(long)]
+    pod: Vec<String>,
+    /// Only to this Service: NAMESPACE/NAME, or NAMESPACE/NAME:PORT NAME
+    #[arg(long)]
+    service: Vec<String>,
+    /// Only to or from this address, asked for or chosen: an address, or an address and port; also if it is no Service's
+    #[arg(long, value_parser = wanted)]
+    address: Vec<Wanted>,
+    /// As JSON lines even on a terminal
+    #[arg(long)]
+    json: bool,
+    /// How much is kept until it is read, in KiB; rounded up to a power of two
+    #[arg(long, value_name = "KIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(4..=65_536))]
+    buffer: u32,
+}
+
+/// An address, with or without a port.
+#[derive(Clone, Copy, Debug)]
+struct Wanted(IpAddr, Option<u16>);
+
+fn wanted(text: &str) -> Result<Wanted, String> {
+    let whole = text.parse::<SocketAddr>().map(|address| Wanted(address.ip(), Some(address.port())));
+    whole
+        .or_else(|_| text.parse().map(|address| Wanted(address, None)))
+        .map_err(|_| "no address, and no address and port".into())
+}
+
+impl Wanted {
+    fn fits(self, address: SocketAddr) -> bool {
+        self.0 == address.ip() && self.1.is_none_or(|port| port == address.port())
+    }
+}
+
+/// What became of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The Service's address was replaced by a backend's.
+    Translated,
+    /// Refused: the Service has no backends.
+    NoBackends,
+    /// Refused: the address is a Service's, and has no such port.
+    NoSuchPort,
+    /// Left as it is: there is no room to remember one more Service of this socket.
+    NoRoom,
+    /// Left as it is: the network namespace takes no part in the socket path.
+    TakesNoPart,
+    /// Left as it is: the address and port are no Service's.
+    NoService,
+}
+
+impl Outcome {
+    fn of(verdict: u32) -> Self {
+        match verdict {
+            verdict if verdict == Verdict::Translated as u32 => Self::Translated,
+            verdict if verdict == Verdict::NoBackends as u32 => Self::NoBackends,
+            verdict if verdict == Verdict::NoSuchPort as u32 => Self::NoSuchPort,
+            verdict if verdict == Verdict::NoRoom as u32 => Self::NoRoom,
+            verdict if verdict == Verdict::TakesNoPart as u32 => Self::TakesNoPart,
+            _ => Self::NoService,
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Translated => "translated",
+            Self::NoBackends => "refused: the Service has no backends",
+            Self::NoSuchPort => "refused: no Service has this port there",
+            Self::NoRoom => "not translated: this socket asks more Services than can be remembered",
+            Self::TakesNoPart => "not translated: its network namespace takes no part",
+            Self::NoService => "not translated: no Service has this address and port",
+        })
+    }
+}
+
+/// A call of a process.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Translation {
+    /// When, to the microsecond.
+    time: String,
+    /// `namespace/name`, if the pod is one that the CNI plugin made a way for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod: Option<String>,
+    /// The network namespace's name in /run/netns, or "node" for the node's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    netns: Option<String>,
+    /// The network namespace's cookie.
+    netns_cookie: u64,
+    /// The process, in the host's PID namespace.
+    pid: u32,
+    /// What the thread is called.
+    process: String,
+    /// The number of the process' cgroup.
+    cgroup: u64,
+    /// `connect` or `sendmsg`.
+    call: &'static str,
+    /// The socket's family, `IPv4` or `IPv6`.
+    family: &'static str,
+    /// Of the socket.
+    protocol: Protocol,
+    /// What the process asked for.
+    frontend: SocketAddr,
+    /// `namespace/name:port name` of the Service that answers there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<String>,
+    /// What it got.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backend: Option<SocketAddr>,
+    /// What became of it.
+    outcome: Outcome,
+    /// The number of the error with which the call fails at this point; some other program's, if it was translated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    errno: Option<u32>,
+}
+
+/// A line of what `trace` prints.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Line {
+    /// A call.
+    Translation(Box<Translation>),
+    /// Calls came faster than they were read.
+    Lost {
+        /// So many are not told of.
+        lost: u64,
+    },
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let translation = match self {
+            Self::Lost { lost } => {
+                return write!(f, "{lost} calls are not shown: they came faster than they were read");
+            }
+            Self::Translation(translation) => translation,
+        };
+        let Translation { time, pod, netns, netns_cookie, process, pid, .. } = translation.as_ref();
+        let frontend = Frontend { address: translation.frontend, protocol: translation.protocol };
+        let clock = time.split_once('T').map_or(time.as_str(), |(_, clock)| clock.trim_end_matches('Z'));
+        let cookie = || format!("netns {netns_cookie}");
+        let place = pod.clone().or_else(|| netns.clone()).unwrap_or_else(cookie);
+        write!(f, "{clock} {place} {process}[{pid}] {} {frontend}", translation.call)?;
+        if let Some(service) = &translation.service {
+            write!(f, " ({service})")?;
+        }
+        match translation.backend {
+            Some(backend) => write!(f, " -> {backend}")?,
+            None => write!(f, " {}", translation.outcome)?,
+        }
+        match translation.errno {
+            Some(errno) => write!(f, ": {}", io::Error::from_raw_os_error(errno.cast_signed())),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Args {
+    fn fits(&self, translation: &Translation) -> bool {
+        let any =
+            |wanted: &[String], fits: &dyn Fn(&str) -> bool| wanted.is_empty() || wanted.iter().any(|text| fits(text));
+        let Translation { pod, netns, netns_cookie, service, frontend, backend, .. } = translation;
+        let is_pod = |text: &str| {
+            let named = pod.as_deref().is_some_and(|pod| pod == text || pod.split('/').nth(1) == Some(text));
+            named || netns.as_deref() == Some(text) || netns_cookie.to_string() == text
+        };
+        let is_service = |text: &str| {
+            service.as_deref().is_some_and(|service| service == text || service.split(':').next() == Some(text))
+        };
+        let is_there = |wanted: &Wanted| wanted.fits(*frontend) || backend.is_some_and(|backend| wanted.fits(backend));
+        any(&self.pod, &is_pod)
+            && any(&self.service, &is_service)
+            && (self.address.is_empty() || self.address.iter().any(is_there))
+    }
+}
+
+/// What turns the numbers of a record into names.
+struct Names {
+    services: Mapped<Name>,
+    pods: Pods,
+    node: Option<u64>,
+    /// From `CLOCK_MONOTONIC` to the time of day.
+    since_1970: Duration,
+}
+
+impl Names {
+    fn translation(&mut self, traced: &Traced) -> Translation {
+        let canonical = |endpoint| {
+            let address: SocketAddr = address::<[u32; 4]>(endpoint);
+            SocketAddr::new(address.ip().to_canonical(), address.port())
+        };
+        let outcome = Outcome::of(traced.verdict);
+        let record = (traced.service != NO_SERVICE).then(|| self.services.copy(traced.service)).flatten();
+        let Place { pod, netns } = self.pods.place(traced.netns);
+        let comm: Vec<u8> = traced.comm.iter().copied().take_while(|byte| *byte != 0).collect();
+        Translation {
+            time: time(self.since_1970 + Duration::from_nanos(traced.time_ns)),
+            pod,
+            netns: if self.node == Some(traced.netns) { Some(NODE.into()) } else { netns },
+            netns_cookie: traced.netns,
+            pid: traced.pid,
+            process: String::from_utf8_lossy(&comm).into_owned(),
+            cgroup: traced.cgroup,
+            call: if traced.call == Call::Connect as u32 { "connect" } else { "sendmsg" },
+            family: if traced.is_ipv6_socket == 0 { "IPv4" } else { "IPv6" },
+            protocol: if traced.asked.protocol == UDP { Protocol::Udp } else { Protocol::Tcp },
+            frontend: canonical(&traced.asked),
+            service: record.as_ref().and_then(name::decode).map(|(key, _)| key.to_string()),
+            backend: (outcome == Outcome::Translated).then(|| canonical(&traced.got)),
+            outcome,
+            errno: (traced.errno != 0).then_some(traced.errno),
+        }
+    }
+}
+
+fn time(since_1970: Duration) -> String {
+    let seconds = rfc3339(i64::try_from(since_1970.as_secs()).unwrap_or(i64::MAX));
+    format!("{}.{:06}Z", seconds.trim_end_matches('Z'), since_1970.subsec_micros())
+}
+
+/// Prints the calls that `asked` asks for, until nobody reads any more.
+///
+/// # Errors
+/// When no load balancer is loaded or attached, now or at some later moment, and when nobody reads what is printed.
+pub fn trace(pins: &Pins, asked: &Args, say: fn(&str, &str)) -> Result<()> {
+    ensure!(pins.is_loaded(), pins.not_loaded());
+    layout::check(pins)?;
+    let served = attach::served(pins);
+    let Served::Cgroup(cgroup) = served else { bail!("{served}") };
+    let cgroup =
+        attach::path_of(cgroup).with_context(|| format!("the cgroup with number {cgroup} is not mounted here"))?;
+    let cgroup = File::open(&cgroup).with_context(|| cgroup.display().to_string())?;
+    let mut object =
+        load::open_tracer(&pins.maps(), asked.buffer.next_power_of_two() * 1024, !asked.address.is_empty())?;
+    let lost = Array::<_, u64>::try_from(object.take_map("trace_lost").context("no map trace_lost")?)?;
+    let mut ring = RingBuf::try_from(object.take_map("trace_ring").context("no map trace_ring")?)?;
+    let monotonic = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
+    let config: Mapped<bpf_lb_abi::Config> = mapped(&pins.maps(), "config")?;
+    let mut names = Names {
+        services: mapped(&pins.maps(), "names")?,
+        pods: Pods::default(),
+        node: config.get(0).map(|config| config.node_netns.load()),
+        since_1970: SystemTime::now().duration_since(UNIX_EPOCH)?.saturating_sub(monotonic),
+    };
+    for name in PROGRAMS {
+        let program: &mut CgroupSockAddr =
+            object.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
+        program.load().with_context(|| format!("load {name}"))?;
+        program.attach(&cgroup, CgroupAttachMode::Single).with_context(|| format!("attach {name}"))?;
+    }
+    if !probe::has_get_retval()? {
+        say("warn", "this kernel lacks bpf_get_retval (Linux 5.18): what other programs refuse is not shown");
+    }
+    say("info", &format!("tracing; {served}"));
+    let text = !asked.json && io::stdout().is_terminal();
+    let (mut told, mut looked) = (0, Instant::now());
+    loop {
+        let mut lines = String::new();
+        while let Some(item) = ring.next() {
+            let Some(traced) = sys::traced(&item) else { continue };
+            let translation = names.translation(&traced);
+            if asked.fits(&translation) {
+                write(&mut lines, &Line::Translation(Box::new(translation)), text)?;
+            }
+        }
+        let missed = lost.get(&0, 0)?;
+        if missed > told {
+            write(&mut lines, &Line::Lost { lost: missed - told }, text)?;
+            told = missed;
+        }
+        if !lines.is_empty() {
+            print::text(&lines)?;
+        }
+        if looked.elapsed() >= LOOK {
+            ensure!(attach::served(pins) == served, "the load balancer was unloaded, or moved to another cgroup");
+            looked = Instant::now();
+        }
+        let stdout = io::stdout();
+        if poll(&mut [PollFd::new(stdout.as_fd(), PollFlags::empty())], BATCH_MS)? > 0 {
+            return Ok(());
+        }
+    }
+}
+
+fn write(lines: &mut String, line: &Line, text: bool) -> Result<()> {
+    if text {
+        lines.push_str(&line.to_string());
+    } else {
+        lines.push_str(&serde_json::to_string(line)?);
+    }
+    lines.push('\n');
+    Ok(())
+}

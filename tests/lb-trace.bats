@@ -1,0 +1,251 @@
+# The socket load balancer: each translation as it happens.
+# shellcheck disable=SC2030,SC2031,SC2094 # a trace's file is its test's own
+
+load helpers
+load lb
+
+setup_file() {
+  lb_suite || return 0
+  lb_pod second
+  local protocol
+  lb_services "$(for protocol in TCP UDP; do
+    lb_service "web-${protocol,,}" "{\"protocol\": \"$protocol\", \"portName\": \"www\", \"clusterIps\": [\"10.96.0.1\", \"fd02::1\"],
+      \"backends\": $(lb_backends 127.0.0.2 fd01::2)}"
+    lb_service "none-${protocol,,}" "{\"protocol\": \"$protocol\", \"clusterIps\": [\"10.96.0.2\", \"fd02::2\"]}"
+  done | paste -sd,)"
+  cat >"$BATS_FILE_TMPDIR/calls" <<'PY'
+serve("127.0.0.2", "fd01::2")
+for address in "10.96.0.1", "fd02::1":
+    reach(SOCK_STREAM, address)
+    reach(SOCK_DGRAM, address)
+    ask(new(SOCK_DGRAM, address), address)
+reach(SOCK_STREAM, "::ffff:10.96.0.1", family=AF_INET6)
+for address in "10.96.0.2", "fd02::2":
+    equal(errno_of(connect, SOCK_STREAM, address), "ECONNREFUSED")
+    equal(errno_of(ask, new(SOCK_DGRAM, address), address), "ECONNREFUSED")
+# What is no Service's.
+reach(SOCK_STREAM, "127.0.0.2", 8080)
+ask(new(SOCK_DGRAM, "fd01::2"), "fd01::2", 8080)
+PY
+}
+
+teardown() {
+  [ -z "${tracer-}" ] || trace_ends
+}
+
+# trace_begins [ARGUMENT...]: traces into $trace from here on, and does not return before it does.
+trace_begins() {
+  trace=$BATS_TEST_TMPDIR/trace
+  : >"$trace.err"
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_in node1 sh -c 'printf "%s\n" $$ >"$0.pid" && exec "$@"' "$trace" "$(lab_lb_program)" trace "$@" >"$trace" 2>"$trace.err" 3>&- &
+  tracer=$!
+  lab_until 10 grep -q tracing "$trace.err" || fail "$(<"$trace.err")"
+}
+
+enough() {
+  (($(wc -l <"$trace") >= $1))
+}
+
+# trace_has COUNT: once there are so many lines, and three times as long as a batch takes has passed, there are no more.
+trace_has() {
+  lab_until 10 enough "$1" || true
+  sleep 0.3
+  assert_equal "$(wc -l <"$trace")" "$1" || fail "$(<"$trace")" "$(<"$trace.err")"
+}
+
+# trace_ends [SIGNAL]
+trace_ends() {
+  lab_in node1 kill "-${1:-TERM}" "$(<"$trace.pid")" || true
+  wait "$tracer" 2>/dev/null || true
+  tracer=
+}
+
+# trace_of_calls COUNT [ARGUMENT...]: a trace of all the calls has so many lines.
+trace_of_calls() {
+  trace_begins "${@:2}"
+  lab_sockets node1/pod <"$BATS_FILE_TMPDIR/calls"
+  trace_has "$1"
+  trace_ends
+}
+
+@test "each call to a Service is told of with pod, process, Service and backend, or why it got none; others are not" {
+  trace_of_calls 11
+  assert_same "$(jq -r '[.call, .family, .protocol, .frontend, .service, .backend // .outcome, .errno // 0] | join(" ")' "$trace")" \
+    'connect IPv4 TCP 10.96.0.1:80 test/web-tcp:www 127.0.0.2:8080 0
+connect IPv4 UDP 10.96.0.1:80 test/web-udp:www 127.0.0.2:8080 0
+sendmsg IPv4 UDP 10.96.0.1:80 test/web-udp:www 127.0.0.2:8080 0
+connect IPv6 TCP [fd02::1]:80 test/web-tcp:www [fd01::2]:8080 0
+connect IPv6 UDP [fd02::1]:80 test/web-udp:www [fd01::2]:8080 0
+sendmsg IPv6 UDP [fd02::1]:80 test/web-udp:www [fd01::2]:8080 0
+connect IPv6 TCP 10.96.0.1:80 test/web-tcp:www 127.0.0.2:8080 0
+connect IPv4 TCP 10.96.0.2:80 test/none-tcp no-backends 111
+sendmsg IPv4 UDP 10.96.0.2:80 test/none-udp no-backends 111
+connect IPv6 TCP [fd02::2]:80 test/none-tcp no-backends 111
+sendmsg IPv6 UDP [fd02::2]:80 test/none-udp no-backends 111'
+  assert_equal "$(jq -r '[.netns, .process, (.pid > 1), (.netnsCookie > 0), (.cgroup > 0)] | join(" ")' "$trace" | sort -u)" \
+    'pod python3 true true true'
+  # The time is that of now.
+  assert_equal "$(jq -s --argjson now "$(date +%s)" 'all(.[].time; sub("\\.[0-9]+Z"; "Z") | fromdate | $now - . | . >= -1 and . < 60)' "$trace")" true
+}
+
+@test "every line fits the JSON Schema" {
+  python3 -c 'import jsonschema' 2>/dev/null || skip 'python3-jsonschema is not installed: run scripts/setup'
+  trace_of_calls 11
+  printf '{"lost":3}\n' >>"$trace"
+  lab_lb node1 schema trace >"$trace.schema"
+  python3 - "$trace" "$trace.schema" <<'PY'
+import json, jsonschema, sys
+schema = json.load(open(sys.argv[2]))
+lines = [json.loads(line) for line in open(sys.argv[1])]
+assert len(lines) == 12
+for line in lines:
+    jsonschema.validate(line, schema)
+try:
+    jsonschema.validate({**lines[0], "outcome": "another"}, schema)
+    sys.exit("the schema lets everything through")
+except jsonschema.ValidationError:
+    pass
+PY
+}
+
+@test "filters: by Service, by pod and by address; one of each has to fit" {
+  trace_of_calls 3 --service test/web-tcp --service test/none-udp:nobody --service test/none-tcp --address 10.96.0.1 --address fd02::2
+  trace_of_calls 4 --service test/web-udp:www --address 127.0.0.2 --address '[fd02::1]:80' --pod pod --pod nobody
+  trace_of_calls 0 --service test/web-tcp --address 10.96.0.1:81
+  trace_of_calls 0 --pod second
+  trace_of_calls 11 --pod "$(jq -r '.netnsCookie' <(trace_of_calls 11 && head -n 1 "$trace"))"
+}
+
+@test "by address one is told of calls to what is no Service's, too" {
+  trace_of_calls 9 --address 127.0.0.2:8080 --address '[fd01::2]:8080'
+  assert_equal "$(jq -r 'select(.outcome == "no-service") | [.call, .frontend, .service, .backend] | join(" ")' "$trace")" \
+    'connect 127.0.0.2:8080  
+sendmsg [fd01::2]:8080  '
+}
+
+@test "who takes no part, and who asks for a port that no Service has, is told why" {
+  lab_lb node1 show | jq -c '.refuse = ["10.96.0.0/16"]' | lab_lb node1 apply >/dev/null
+  trace_begins
+  lab_sockets node1/pod <<'PY'
+equal(errno_of(connect, SOCK_STREAM, "10.96.0.1", 81), "ECONNREFUSED")
+PY
+  lab_reload node1 --scope all-but
+  lab_lb node1 register /run/netns/second
+  lab_sockets node1/second <<'PY'
+equal(errno_of(connect, SOCK_STREAM, "10.96.0.1"), "ENETUNREACH")
+PY
+  trace_has 2
+  assert_equal "$(jq -r '[.netns, .frontend, .outcome, .errno // 0] | join(" ")' "$trace")" \
+    'pod 10.96.0.1:81 no-such-port 111
+second 10.96.0.1:80 takes-no-part 0'
+  lab_lb node1 unregister /run/netns/second
+  lab_reload node1 --scope all
+  lab_lb node1 show | jq -c '.refuse = []' | lab_lb node1 apply >/dev/null
+}
+
+@test "a pod that the plugin made a way for is called by its name, and the node's own processes are the node's" {
+  local state=/run/underpass/attachments
+  lab_in node1 mkdir -p "$state"
+  jq -n '{version: 1, request: {command: "ADD", containerId: "c", ifname: "eth0", netns: "/run/netns/pod", config: {},
+    args: "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0"}}' | lab_in node1 tee "$state/c@eth0.json" >/dev/null
+  trace_of_calls 11 --pod shop/web-0
+  assert_equal "$(jq -r .pod "$trace" | sort -u)" shop/web-0
+  lab_in node1 rm "$state/c@eth0.json"
+  trace_begins --pod node
+  lab_sockets node1 <<'PY'
+equal(errno_of(connect, SOCK_STREAM, "10.96.0.2"), "ECONNREFUSED")
+PY
+  trace_has 1
+}
+
+@test "on a terminal a call is a line for people" {
+  trace=$BATS_TEST_TMPDIR/trace
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_in node1 script --quiet --flush --command "exec $(lab_lb_program) trace 2>$trace.err" /dev/null >"$trace" </dev/null 3>&- &
+  local terminal=$!
+  lab_until 10 grep -q tracing "$trace.err" || fail "$(<"$trace.err")"
+  lab_sockets node1/pod <"$BATS_FILE_TMPDIR/calls"
+  trace_has 11
+  kill "$terminal"
+  wait "$terminal" || true
+  assert_same "$(tr -d '\r' <"$trace" | sed -n -E '1p;8p' | sed -E 's/^[0-9:.]{15} /TIME /; s/\[[0-9]+\] /[PID] /')" \
+    'TIME pod python3[PID] connect 10.96.0.1:80/TCP (test/web-tcp:www) -> 127.0.0.2:8080
+TIME pod python3[PID] connect 10.96.0.2:80/TCP (test/none-tcp) refused: the Service has no backends: Connection refused (os error 111)'
+}
+
+@test "what does not fit before it is read is counted, and said" {
+  trace_begins --buffer 4
+  lab_sockets node1/pod <<'PY'
+udp = new(SOCK_DGRAM, AF_INET)
+for _ in range(20_000):
+    udp.connect(("10.96.0.1", 80))
+PY
+  # shellcheck disable=SC2016 # a variable of jq
+  all() { [ "$(jq -s '[.[] | .lost // 1] | add' "$trace")" = 20000 ]; }
+  lab_until 10 all || fail "$(wc -l <"$trace") lines" "$(grep lost "$trace")"
+  assert_equal "$(jq -s 'any(.[]; .lost > 0) and any(.[]; .backend)' "$trace")" true
+}
+
+# lb_attached: how many programs are attached to the node's cgroup on the hooks of connect() and sendmsg(), and how many of trace's
+# own there are in the kernel, programs and maps.
+lb_attached() {
+  python3 - "$(<"$LAB/host/node1/cgroup")" <<'PY'
+import ctypes, os, platform, struct, sys
+call = {"x86_64": 321, "aarch64": 280}[platform.machine()]
+libc = ctypes.CDLL(None)
+
+def bpf(command, attr):
+    return libc.syscall(call, command, attr, len(attr))
+
+def named(next_id, open_id, size, at):
+    """How many programs or maps have a name that begins with trace_."""
+    found, attr = 0, ctypes.create_string_buffer(12)
+    while bpf(next_id, attr) == 0:
+        number = struct.unpack_from("=I", attr, 4)[0]
+        opened = bpf(open_id, ctypes.create_string_buffer(struct.pack("=I", number), 12))
+        if opened >= 0:
+            info = ctypes.create_string_buffer(size)
+            # BPF_OBJ_GET_INFO_BY_FD
+            bpf(15, ctypes.create_string_buffer(struct.pack("=IIQ", opened, size, ctypes.addressof(info)), 16))
+            found += info.raw[at : at + 6] == b"trace_"
+            os.close(opened)
+        attr = ctypes.create_string_buffer(struct.pack("=I", number), 12)
+    return found
+
+cgroup, count = os.open(sys.argv[1], os.O_RDONLY), 0
+for hook in 10, 11, 14, 15:  # BPF_CGROUP_INET4_CONNECT and its like
+    ids = (ctypes.c_uint32 * 64)()
+    # BPF_PROG_QUERY
+    attr = ctypes.create_string_buffer(struct.pack("=IIIIQI", cgroup, hook, 0, 0, ctypes.addressof(ids), 64), 64)
+    if bpf(16, attr) != 0:
+        sys.exit("BPF_PROG_QUERY")
+    count += struct.unpack_from("=I", attr, 24)[0]
+print(count, "programs and", named(11, 13, 80, 64), "of trace, which has", named(12, 14, 40, 24), "maps")
+PY
+}
+
+@test "a trace that is killed leaves no program, map or link behind, and Services answer" {
+  local before='4 programs and 0 of trace, which has 0 maps'
+  now() { [ "$(lb_attached)" = "$1" ]; }
+  # A loader elsewhere makes the maps for a moment.
+  lab_until 10 now "$before" || fail "$(lb_attached)"
+  trace_begins
+  lab_until 10 now '8 programs and 4 of trace, which has 2 maps' || fail "$(lb_attached)"
+  lab_sockets node1/pod <"$BATS_FILE_TMPDIR/calls"
+  trace_has 11
+  trace_ends KILL
+  lab_until 10 now "$before" || fail "$(lb_attached)"
+  lab_sockets node1/pod <"$BATS_FILE_TMPDIR/calls"
+}
+
+@test "it ends when nobody reads any more, and when the load balancer is unloaded, and says so where there is none" {
+  expect 0 lab_in node1 timeout 10 sh -c '"$0" trace --service none | true' "$(lab_lb_program)"
+  trace_begins
+  lab_lb node1 unload
+  wait "$tracer" && fail 'it should have failed'
+  tracer=
+  assert_contains "$(<"$trace.err")" 'unloaded'
+  expect 1 lab_lb node1 trace
+  assert_contains "$stderr" 'run bpf-lb-load load first'
+}
