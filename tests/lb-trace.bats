@@ -240,6 +240,7 @@ PY
 }
 
 @test "it ends when nobody reads any more, and when the load balancer is unloaded, and says so where there is none" {
+  # shellcheck disable=SC2016 # expanded by the inner shell
   expect 0 lab_in node1 timeout 10 sh -c '"$0" trace --service none | true' "$(lab_lb_program)"
   trace_begins
   lab_lb node1 unload
@@ -247,5 +248,6 @@ PY
   tracer=
   assert_contains "$(<"$trace.err")" 'unloaded'
   expect 1 lab_lb node1 trace
+  # shellcheck disable=SC2154 # set by expect
   assert_contains "$stderr" 'run bpf-lb-load load first'
 }
