@@ -37,6 +37,7 @@ EOF
 }
 
 @test "what somebody keeps undoing is left alone for longer and longer, loudly, and is put right when that has ended" {
+  # shellcheck disable=SC2034 # is_as_before's
   POD=web before=$(everything web)
   lab_spawn undoer node1/web sh -c 'while :; do ip rule delete pref 85 2>/dev/null; sleep 0.05; done'
   lab_until 15 metric 'attachments{state="contested"}' 1

@@ -95,6 +95,7 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
 
 @test "every metric that an alert or the dashboard names is one that is documented, and every alert is documented" {
   local name
+  # shellcheck disable=SC2013 # words
   for name in $(grep -ohE 'underpass_[a-z_]+' "$LAB_REPO/deploy/chart/dashboard.json" "$LAB_REPO/deploy/chart/templates/metrics.yaml" | sort -u); do
     grep -q "^| \`${name%_bucket}\` |" "$LAB_REPO/deploy/metrics.md" || fail "there is no $name"
   done
@@ -105,6 +106,7 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
 @test "the monitors choose what the chart makes" {
   local found
   found=$(objects --set metrics.podMonitor=true,metrics.serviceMonitor=true,metrics.dashboard=true)
+  # shellcheck disable=SC2016 # variables of jq
   assert_json "$found" '(.[] | select(.kind == "DaemonSet").spec.template.metadata.labels) as $pod
     | (.[] | select(.kind == "Service")) as $service
     | [(.[] | select(.kind == "PodMonitor").spec.selector.matchLabels), $service.spec.selector | inside($pod)]

@@ -19,6 +19,7 @@ teardown() {
   [ -z "${SUITE_SKIP-}" ] || return 0
   lab_in node1 sh -c 'iptables -P FORWARD ACCEPT; ip6tables -P FORWARD ACCEPT; iptables -F TEST; ip6tables -F TEST
     nft delete table inet firewall; nft delete table ip firewall' 2>/dev/null || true
+  # shellcheck disable=SC2016 # expanded by the inner shell
   lab_in node1 sh -c 'for program in iptables-legacy ip6tables-legacy; do $program -P FORWARD ACCEPT; $program -F; $program -X; done' \
     2>/dev/null || true
   remedy -D 2>/dev/null || true

@@ -162,13 +162,13 @@ PY
 @test "on a terminal a call is a line for people" {
   trace=$BATS_TEST_TMPDIR/trace
   # shellcheck disable=SC2016 # expanded by the inner shell
-  lab_in node1 script --quiet --flush --command "exec $(lab_lb_program) trace 2>$trace.err" /dev/null >"$trace" </dev/null 3>&- &
-  local terminal=$!
+  lab_in node1 script --quiet --flush --command "echo \$\$ >$trace.pid; exec $(lab_lb_program) trace 2>$trace.err" /dev/null \
+    >"$trace" </dev/null 3>&- &
+  tracer=$!
   lab_until 10 grep -q tracing "$trace.err" || fail "$(<"$trace.err")"
   lab_sockets node1/pod <"$BATS_FILE_TMPDIR/calls"
   trace_has 11
-  kill "$terminal"
-  wait "$terminal" || true
+  trace_ends
   assert_same "$(tr -d '\r' <"$trace" | sed -n -E '1p;8p' | sed -E 's/^[0-9:.]{15} /TIME /; s/\[[0-9]+\] /[PID] /')" \
     'TIME pod python3[PID] connect 10.96.0.1:80/TCP (test/web-tcp:www) -> 127.0.0.2:8080
 TIME pod python3[PID] connect 10.96.0.2:80/TCP (test/none-tcp) refused: the Service has no backends: Connection refused (os error 111)'
