@@ -1,4 +1,4 @@
-//! Network namespaces, by path.
+//! Network namespaces, by path and by thread.
 
 use std::{
     fs::File,
@@ -8,7 +8,7 @@ use std::{
         unix::fs::MetadataExt,
     },
     path::Path,
-    process,
+    thread,
 };
 
 use nix::{
@@ -16,24 +16,9 @@ use nix::{
     sys::statfs::{NSFS_MAGIC, fstatfs},
 };
 
-/// A pod's network namespace, and the one of the thread that opened it.
+/// An open network namespace other than the caller's.
 #[derive(Debug)]
-pub struct NetnsFile {
-    pod: File,
-    node: File,
-}
-
-/// Takes the thread back, also out of a panic. A process that cannot go back ends, before it does to the pod what is meant for the node.
-struct Back<'a>(&'a File);
-
-impl Drop for Back<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = setns(self.0, CloneFlags::CLONE_NEWNET) {
-            eprintln!("cannot return to the node's network namespace: {error}");
-            process::abort();
-        }
-    }
-}
+pub struct NetnsFile(File);
 
 /// Why a path is not the network namespace of a pod.
 #[derive(Debug, thiserror::Error)]
@@ -61,38 +46,44 @@ impl NetnsFile {
     /// [`NetnsError`], for what the path may be instead.
     pub fn open(path: &Path) -> Result<Self, NetnsError> {
         let name = || path.display().to_string();
-        let open = |path| File::open(path).and_then(|file| Ok((file.metadata()?, file)));
-        let (metadata, pod) = open(path).map_err(|source| NetnsError::Open { path: name(), source })?;
-        let is_namespace = fstatfs(&pod).is_ok_and(|stat| stat.filesystem_type() == NSFS_MAGIC);
+        let open = || File::open(path).and_then(|file| Ok((file.metadata()?, file)));
+        let (metadata, file) = open().map_err(|source| NetnsError::Open { path: name(), source })?;
+        let is_namespace = fstatfs(&file).is_ok_and(|stat| stat.filesystem_type() == NSFS_MAGIC);
         if !is_namespace {
             return Err(NetnsError::NotNamespace(name()));
         }
-        let own = Path::new("/proc/thread-self/ns/net");
-        let (own, node) = open(own).map_err(|source| NetnsError::Open { path: own.display().to_string(), source })?;
+        let own = std::fs::metadata("/proc/thread-self/ns/net")
+            .map_err(|source| NetnsError::Open { path: "/proc/thread-self/ns/net".to_owned(), source })?;
         if (own.dev(), own.ino()) == (metadata.dev(), metadata.ino()) {
             return Err(NetnsError::Own(name()));
         }
-        Ok(Self { pod, node })
+        Ok(Self(file))
     }
 
-    /// Runs `work` in the namespace, and takes the calling thread back to the node's.
+    /// Runs `work` on a thread of its own that is in the namespace and ends there, so that no other thread ever is.
     ///
     /// # Errors
-    /// What `setns(2)` says.
-    pub fn run<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
-        setns(&self.pod, CloneFlags::CLONE_NEWNET)?;
-        let _back = Back(&self.node);
-        Ok(work())
+    /// What `setns(2)` says, or the thread's panic.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+        thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    setns(&self.0, CloneFlags::CLONE_NEWNET)?;
+                    Ok(work())
+                })
+                .join()
+                .map_err(|_| io::Error::other("a thread in the pod's network namespace panicked"))?
+        })
     }
 
     /// The descriptor's number, for `IFLA_NET_NS_FD`.
     pub fn raw(&self) -> i32 {
-        self.pod.as_raw_fd()
+        self.0.as_raw_fd()
     }
 }
 
 impl AsFd for NetnsFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.pod.as_fd()
+        self.0.as_fd()
     }
 }
