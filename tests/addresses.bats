@@ -199,12 +199,9 @@ advertised() {
   lab_in node1 sysctl -qw net.ipv4.conf.default.forwarding=0 net.ipv6.conf.default.forwarding=0 net.ipv6.conf.default.accept_ra=2
   lab_pod node1 plainly underlay46
   served plainly 4 6
-  host=$(lab_in node1 cat "/run/underpass/attachments/$(container plainly)@eth0.json" | jq -r .veth.host)
+  host=$(lab_in node1 cat "/run/underpass/attachments/$(container_of plainly)@eth0.json" | jq -r .veth.host)
   assert_equal "$(lab_in node1 sysctl -n "net.ipv6.conf.$host.accept_ra")" 0
 }
-
-# container POD: the id that the CNI client gave it.
-container() { printf 'cnitool-%s' "$(printf '/run/netns/%s' "$1" | sha512sum | cut -c 1-20)"; }
 
 # hostile WHERE VALUE|most: gives links that come there every setting that the kernel takes, whatever it means. What eth0 has
 # stays. Not mtu and hop_limit: they are lengths, not conditions, and eth0 has the same.

@@ -11,10 +11,7 @@ agent_start() {
 metric() { lab_in node1 grep -Eqx "underpass_$(sed 's/[{}]/\\&/g' <<<"$1") $2" /run/underpass/keep-pods.prom 2>/dev/null; }
 
 # link POD: name of the node's link to a pod.
-link() { lab_in node1 cat "/run/underpass/attachments/$(container "$1")@eth0.json" | jq -r .veth.host; }
-
-# container POD: its id.
-container() { printf 'cnitool-%s' "$(printf '/run/netns/%s' "$1" | sha512sum | cut -c 1-20)"; }
+link() { lab_in node1 cat "/run/underpass/attachments/$(container_of "$1")@eth0.json" | jq -r .veth.host; }
 
 # everything POD: the node's configuration and a pod's, to compare. A link that is made anew has another index.
 everything() {
@@ -45,7 +42,7 @@ SILENT='accept_ra|accept_ra_defrtr|use_oif_addrs_only'
 altered_each() {
   local where change count=0
   POD=$1 before=$(everything "$1")
-  lab_in node1 cat "/run/underpass/attachments/$(container "$1")@$2.json" |
+  lab_in node1 cat "/run/underpass/attachments/$(container_of "$1")@$2.json" |
     jq -re --arg pod "$1" -f "$LAB_SOURCE/alterations.jq" | grep -Ev "[.]($SILENT)=" >"$BATS_TEST_TMPDIR/alterations"
   while IFS='|' read -r where change <&4; do
     altered "$where" "$change" || return

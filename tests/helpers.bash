@@ -159,3 +159,8 @@ assert_tables() {
     assert_equal "$(cut -d' ' -f2 <<<"$tables" | sort | uniq -d)" '' || return
   done
 }
+
+# container_of POD: the container id under which cnitool added a pod.
+container_of() {
+  printf 'cnitool-%s' "$(printf '/run/netns/%s' "$1" | sha512sum | cut -c 1-20)"
+}

@@ -402,11 +402,6 @@ EOF
   lab_pod_delete node1 $other network2
 }
 
-# The container id under which cnitool added a pod.
-container_of() {
-  printf 'cnitool-%s' "$(printf '/run/netns/%s' "$1" | sha512sum | cut -c 1-20)"
-}
-
 @test "GC removes what an attachment left whose state file and namespace are gone" {
   succeeds ADD
   lab_spawn "holder-$POD" "node1/$POD" sleep 60
