@@ -302,8 +302,8 @@ pub async fn converge<T: Tool>(
         T::after_add(document, kernel, &operations).await?;
         let failure = failed.iter().map(|(run, error)| kernel::refusal(&operations[run.start], error));
         let failure = failure.reduce(|failure, later| failure.and(&later));
-        let mut number = 0..;
-        changes.retain(|_| number.next().is_some_and(|number| !failed.iter().any(|(run, _)| run.contains(&number))));
+        let is_done = |number: &usize| !failed.iter().any(|(run, _)| run.contains(number));
+        let changes = (0..).zip(changes).filter(|(number, _)| is_done(number)).map(|(_, change)| change).collect();
         return match failure {
             Some(failure) => Err(Undone { failure, changes }),
             None => Ok(changes),

@@ -360,11 +360,10 @@ impl Table {
         if self.orphans.is_empty() {
             return;
         }
-        let now = self.endpoints(key).1;
         for frontend in self.frontends(key) {
             if let Some((before, why)) = self.orphans.remove(&frontend) {
-                let gone = gone::moved(&key.to_string(), frontend.protocol, before.iter(), &now, why);
-                summary.gone.extend(gone);
+                let now = self.endpoints(key).1;
+                summary.gone.extend(gone::moved(&key.to_string(), frontend.protocol, before.iter(), &now, why));
             }
         }
     }

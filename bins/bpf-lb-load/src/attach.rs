@@ -8,6 +8,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
+use common::cgroup;
+
 use crate::{pins::Pins, sys};
 
 /// What is attached where.
@@ -73,7 +75,7 @@ const ROOT: u64 = 1;
 /// # Errors
 /// When there is none, or when what is mounted there is only a part: the root of a cgroup namespace.
 pub fn root() -> Result<PathBuf> {
-    let path = mount().context("no cgroup v2 is mounted; mount one, or name one with --cgroup")?;
+    let path = cgroup::mount().context("no cgroup v2 is mounted; mount one, or name one with --cgroup")?;
     let number = fs::metadata(&path).with_context(|| path.display().to_string())?.ino();
     ensure!(
         number == ROOT,
@@ -84,17 +86,9 @@ pub fn root() -> Result<PathBuf> {
     Ok(path)
 }
 
-fn mount() -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
-    mounts.lines().map(|line| line.split(' ')).find_map(|mut fields| {
-        let path = fields.nth(1)?;
-        (fields.next()? == "cgroup2").then(|| PathBuf::from(path))
-    })
-}
-
 /// Where the cgroup with that number is mounted.
 pub fn path_of(id: u64) -> Option<PathBuf> {
-    let mut open = vec![mount()?];
+    let mut open = vec![cgroup::mount()?];
     while let Some(folder) = open.pop() {
         if fs::metadata(&folder).is_ok_and(|metadata| metadata.ino() == id) {
             return Some(folder);

@@ -95,6 +95,11 @@ pub fn address<A: Family>(endpoint: &Endpoint<A>) -> SocketAddr {
     SocketAddr::new(endpoint.address.to_ip(), u16::from_be(endpoint.port))
 }
 
+/// The same as people know it: an IPv4-mapped address as IPv4.
+pub fn canonical<A: Family>(endpoint: &Endpoint<A>) -> SocketAddr {
+    SocketAddr::new(endpoint.address.to_ip().to_canonical(), u16::from_be(endpoint.port))
+}
+
 /// A run of slots: one that is about the run, and one for each backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Run {

@@ -183,17 +183,11 @@ fn open_object(request: &Request, fresh: bool, set_retval: bool, multipath: bool
         ("SET_RETVAL", &retval),
         ("MULTIPATH", &multipath),
     ];
-    let mut loader = EbpfLoader::new();
-    for (name, value) in globals {
-        loader.override_global(name, value, true);
-    }
+    let mut loader = loader(&folder, &globals);
     let protected = request.protect.as_ref().map_or([0, 0], |ports| [*ports.start(), *ports.end()]);
     loader.override_global("PROTECTED", &protected, true);
     for (map, size) in sizes {
         loader.map_max_entries(map, size);
-    }
-    for map in MAPS {
-        loader.map_pin_path(map, folder.join(map));
     }
     let object = match &request.object {
         Some(path) => Cow::Owned(std::fs::read(path).with_context(|| path.display().to_string())?),
@@ -202,15 +196,28 @@ fn open_object(request: &Request, fresh: bool, set_retval: bool, multipath: bool
     loader.load(&object).context("make the maps; this takes CAP_BPF and CAP_NET_ADMIN, and Linux 5.12")
 }
 
+/// What makes the maps in `folder`, or takes those that are there, and gives the programs these values.
+fn loader<'a>(folder: &Path, globals: &[(&'a str, &'a u32)]) -> EbpfLoader<'a> {
+    let mut loader = EbpfLoader::new();
+    for (name, value) in globals {
+        loader.override_global(name, *value, true);
+    }
+    for map in MAPS {
+        loader.map_pin_path(map, folder.join(map));
+    }
+    loader
+}
+
 /// Loads the programs of `trace` from the object, for the load balancer whose maps are in `folder`: with a ring buffer of
-/// `ring` bytes, and telling of addresses that are no Service's too if `others` is set.
+/// `ring` bytes, telling of addresses that are no Service's too if `others` is set, and using `bpf_get_retval` if the kernel
+/// has it (`get_retval`).
 ///
 /// # Errors
 /// When the maps or the object cannot be opened.
-pub fn open_tracer(folder: &Path, ring: u32, others: bool) -> Result<Ebpf> {
+pub fn open_tracer(folder: &Path, ring: u32, others: bool, get_retval: bool) -> Result<Ebpf> {
     let (peer_mask, frontend_mask) = (capacity(folder, "peers4")? - 1, capacity(folder, "frontends4")? - 1);
     let multipath = u32::from(probe::has_multipath()?);
-    let (retval, others) = (u32::from(probe::has_get_retval()?), u32::from(others));
+    let (retval, others) = (u32::from(get_retval), u32::from(others));
     let globals = [
         ("PEER_MASK", &peer_mask),
         ("FRONTEND_MASK", &frontend_mask),
@@ -218,13 +225,7 @@ pub fn open_tracer(folder: &Path, ring: u32, others: bool) -> Result<Ebpf> {
         ("GET_RETVAL", &retval),
         ("TRACE_OTHERS", &others),
     ];
-    let mut loader = EbpfLoader::new();
-    for (name, value) in globals {
-        loader.override_global(name, value, true);
-    }
-    for map in MAPS {
-        loader.map_pin_path(map, folder.join(map));
-    }
+    let mut loader = loader(folder, &globals);
     loader.map_max_entries("trace_ring", ring);
     loader.load(OBJECT).context("open the maps; this takes CAP_BPF and CAP_NET_ADMIN")
 }

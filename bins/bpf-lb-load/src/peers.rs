@@ -6,7 +6,7 @@ use bpf_lb_abi::{Config, Name, Peer, Translation, UDP};
 use service_table::{Protocol, ServiceName};
 
 use crate::{
-    family::{Family, Run, Tables, address},
+    family::{Family, Run, Tables, canonical},
     maps::{MapsError, mapped, pinned_data},
     name,
     spec::Frontend,
@@ -25,10 +25,6 @@ pub struct Flow {
 impl Flow {
     /// The inverse of what the programs write. Nothing if there is none, or one of another version.
     pub fn of<A: Family>(translation: &Translation<A>) -> Option<Self> {
-        let canonical = |of| -> SocketAddr {
-            let of: SocketAddr = address::<A>(of);
-            SocketAddr::new(of.ip().to_canonical(), of.port())
-        };
         let protocol = if translation.service.protocol == UDP { Protocol::Udp } else { Protocol::Tcp };
         let service = Frontend { address: canonical(&translation.service), protocol };
         // One that is hidden has been asked since by its own name.

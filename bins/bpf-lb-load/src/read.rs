@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    net::SocketAddr,
     path::Path,
 };
 
@@ -137,7 +136,7 @@ impl Kernel {
         let counting: HashSet<_> = counting.map(|service| service.id).collect();
         for id in (0..self.backends.capacity()).filter(|id| !members.contains_key(id)) {
             let Some(place) = self.backends.get(id) else { continue };
-            let key = (place.service.load(), address_of(place));
+            let key = (place.service.load(), family::canonical(&place.endpoint));
             if key.0 == NO_SERVICE {
                 continue;
             }
@@ -149,10 +148,4 @@ impl Kernel {
             self.lingering.insert(key, Lingering { backend, waited: false });
         }
     }
-}
-
-/// Where a backend listens.
-fn address_of(backend: &Backend) -> SocketAddr {
-    let address = family::address(&backend.endpoint);
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }

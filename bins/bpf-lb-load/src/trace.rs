@@ -28,7 +28,7 @@ use service_table::{Protocol, rfc3339};
 
 use crate::{
     attach::{self, Served},
-    family::address,
+    family::canonical,
     layout, load,
     maps::mapped,
     name,
@@ -242,10 +242,6 @@ struct Names {
 
 impl Names {
     fn translation(&mut self, traced: &Traced) -> Translation {
-        let canonical = |endpoint| {
-            let address: SocketAddr = address::<[u32; 4]>(endpoint);
-            SocketAddr::new(address.ip().to_canonical(), address.port())
-        };
         let outcome = Outcome::of(traced.verdict);
         let record = (traced.service != NO_SERVICE).then(|| self.services.copy(traced.service)).flatten();
         let Place { pod, netns } = self.pods.place(traced.netns);
@@ -287,8 +283,9 @@ pub fn trace(pins: &Pins, asked: &Args, say: fn(&str, &str)) -> Result<()> {
     let cgroup =
         attach::path_of(cgroup).with_context(|| format!("the cgroup with number {cgroup} is not mounted here"))?;
     let cgroup = File::open(&cgroup).with_context(|| cgroup.display().to_string())?;
-    let mut object =
-        load::open_tracer(&pins.maps(), asked.buffer.next_power_of_two() * 1024, !asked.address.is_empty())?;
+    let get_retval = probe::has_get_retval()?;
+    let ring = asked.buffer.next_power_of_two() * 1024;
+    let mut object = load::open_tracer(&pins.maps(), ring, !asked.address.is_empty(), get_retval)?;
     let lost = Array::<_, u64>::try_from(object.take_map("trace_lost").context("no map trace_lost")?)?;
     let mut ring = RingBuf::try_from(object.take_map("trace_ring").context("no map trace_ring")?)?;
     let monotonic = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
@@ -305,7 +302,7 @@ pub fn trace(pins: &Pins, asked: &Args, say: fn(&str, &str)) -> Result<()> {
         program.load().with_context(|| format!("load {name}"))?;
         program.attach(&cgroup, CgroupAttachMode::Single).with_context(|| format!("attach {name}"))?;
     }
-    if !probe::has_get_retval()? {
+    if !get_retval {
         say("warn", "this kernel lacks bpf_get_retval (Linux 5.18): what other programs refuse is not shown");
     }
     say("info", &format!("tracing; {served}"));

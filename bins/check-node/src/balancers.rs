@@ -1,11 +1,8 @@
 //! Whether somebody else translates Services at connect() too, by eBPF programs on the same cgroup.
 
-use std::{
-    collections::BTreeSet,
-    fs::{self, File},
-    io,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, fs::File, io, path::Path};
+
+use common::cgroup;
 
 use crate::{Check, bpf};
 
@@ -20,7 +17,7 @@ const OURS: &str = "connect4";
 
 /// Nothing to say where there is no cgroup v2, or where this process may not look.
 pub fn check(cgroup: Option<&Path>) -> Vec<Check> {
-    let Some(cgroup) = cgroup.map(Path::to_owned).or_else(mount) else { return vec![] };
+    let Some(cgroup) = cgroup.map(Path::to_owned).or_else(cgroup::mount) else { return vec![] };
     let check = |ok, msg| {
         vec![Check {
             name: "balancers",
@@ -71,15 +68,6 @@ fn others(names: &BTreeSet<String>) -> Vec<String> {
         (!theirs.is_empty()).then(|| format!("{whose} ({})", theirs.join(", ")))
     };
     BALANCERS.iter().filter_map(of).collect()
-}
-
-/// The mount point of cgroup v2.
-fn mount() -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
-    mounts.lines().map(|line| line.split(' ')).find_map(|mut fields| {
-        let path = fields.nth(1)?;
-        (fields.next()? == "cgroup2").then(|| PathBuf::from(path))
-    })
 }
 
 #[cfg(test)]

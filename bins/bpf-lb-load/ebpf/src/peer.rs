@@ -300,7 +300,7 @@ fn is_flow<A>(translation: &Translation<A>) -> bool {
 }
 
 #[inline(always)]
-fn wide<A: Tables>(endpoint: &Endpoint<A>) -> Endpoint<Wide> {
+pub(crate) fn wide<A: Tables>(endpoint: &Endpoint<A>) -> Endpoint<Wide> {
     Endpoint { address: endpoint.address.to_ipv6(), port: endpoint.port, protocol: endpoint.protocol }
 }
 

@@ -3,8 +3,8 @@
 use aya_ebpf::{
     bindings::bpf_sock,
     helpers::generated::{bpf_get_netns_cookie, bpf_set_retval},
-    macros::{cgroup_sock, cgroup_sock_addr},
-    programs::{SockAddrContext, SockContext},
+    macros::cgroup_sock,
+    programs::SockContext,
 };
 use bpf_lb_abi::{Endpoint, MAPPED_PREFIX, TCP, Translation, UDP, node_port_bit};
 
@@ -12,7 +12,7 @@ use crate::{
     backend::{frontend, is_node_port},
     maps::{CONFIG, NODE_PORTS, Tables},
     peer::{Socket, forget},
-    sockaddr::{Inet, Inet6, Sockaddr},
+    sockaddr::{Sockaddr, sockaddr_programs},
 };
 
 /// The system call goes on.
@@ -154,29 +154,10 @@ fn bind<A: Tables>(socket: *mut bpf_sock, address: A, is_any: bool) -> i32 {
     if is_taken { fail(EADDRINUSE) } else { ALLOW }
 }
 
-/// Defines the two programs of a hook.
-macro_rules! sockaddr_programs {
-    ($verb:ident, $four:ident, $six:ident) => {
-        #[cgroup_sock_addr($four)]
-        pub fn $four(context: SockAddrContext) -> i32 {
-            $verb(Inet(context.sock_addr))
-        }
-
-        #[cgroup_sock_addr($six)]
-        pub fn $six(context: SockAddrContext) -> i32 {
-            let sockaddr = Inet6(context.sock_addr);
-            match sockaddr.mapped() {
-                Some(mapped) => $verb(mapped),
-                None => $verb(sockaddr),
-            }
-        }
-    };
-}
-
-sockaddr_programs!(connect, connect4, connect6);
-sockaddr_programs!(send, sendmsg4, sendmsg6);
-sockaddr_programs!(receive, recvmsg4, recvmsg6);
-sockaddr_programs!(peer_name, getpeername4, getpeername6);
+sockaddr_programs!(connect, connect4 connect4, connect6 connect6);
+sockaddr_programs!(send, sendmsg4 sendmsg4, sendmsg6 sendmsg6);
+sockaddr_programs!(receive, recvmsg4 recvmsg4, recvmsg6 recvmsg6);
+sockaddr_programs!(peer_name, getpeername4 getpeername4, getpeername6 getpeername6);
 
 #[cgroup_sock(sock_release)]
 pub fn sock_release(context: SockContext) -> i32 {

@@ -146,3 +146,23 @@ impl Sockaddr for Mapped {
         unsafe { word(self.0, 3).write_volatile(*address) }
     }
 }
+
+/// Defines a hook's program for each family, HOOK NAME: what `$verb` does with the address.
+macro_rules! sockaddr_programs {
+    ($verb:ident, $hook4:ident $four:ident, $hook6:ident $six:ident) => {
+        #[aya_ebpf::macros::cgroup_sock_addr($hook4)]
+        pub fn $four(context: aya_ebpf::programs::SockAddrContext) -> i32 {
+            $verb($crate::sockaddr::Inet(context.sock_addr))
+        }
+
+        #[aya_ebpf::macros::cgroup_sock_addr($hook6)]
+        pub fn $six(context: aya_ebpf::programs::SockAddrContext) -> i32 {
+            let sockaddr = $crate::sockaddr::Inet6(context.sock_addr);
+            match sockaddr.mapped() {
+                Some(mapped) => $verb(mapped),
+                None => $verb(sockaddr),
+            }
+        }
+    };
+}
+pub(crate) use sockaddr_programs;

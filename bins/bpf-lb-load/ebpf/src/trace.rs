@@ -8,17 +8,15 @@ use aya_ebpf::{
         bpf_get_current_comm, bpf_get_current_pid_tgid,
         generated::{bpf_get_current_cgroup_id, bpf_get_retval, bpf_ktime_get_ns},
     },
-    macros::{btf_map, cgroup_sock_addr},
-    programs::SockAddrContext,
+    macros::btf_map,
 };
 use bpf_lb_abi::{Call, Endpoint, Long, NO_SERVICE, Traced, Verdict};
 
 use crate::{
     atomic::add,
     backend::{find, frontend, netns},
-    maps::Tables,
-    peer::Socket,
-    sockaddr::{Inet, Inet6, Sockaddr},
+    peer::{Socket, wide},
+    sockaddr::{Sockaddr, sockaddr_programs},
 };
 
 /// The loader sets its size when somebody traces.
@@ -51,15 +49,7 @@ fn errno() -> u32 {
 }
 
 #[inline(always)]
-fn wide<A: Tables>(endpoint: &Endpoint<A>) -> Endpoint<[u32; 4]> {
-    Endpoint { address: A::copy(&endpoint.address).to_ipv6(), port: endpoint.port, protocol: endpoint.protocol }
-}
-
-#[inline(always)]
 fn trace<S: Sockaddr>(sockaddr: S, call: Call) -> i32 {
-    if call == Call::Connect && !sockaddr.is_right() {
-        return ALLOW;
-    }
     let got = sockaddr.endpoint();
     let errno = errno();
     let asked = Socket::of(sockaddr).and_then(|socket| socket.translated(&got));
@@ -129,24 +119,15 @@ fn tell<S: Sockaddr>(
     entry.submit(u64::from(BPF_RB_NO_WAKEUP));
 }
 
-/// Defines the two programs of a call.
-macro_rules! tracing_programs {
-    ($call:ident, $hook4:ident $four:ident, $hook6:ident $six:ident) => {
-        #[cgroup_sock_addr($hook4)]
-        pub fn $four(context: SockAddrContext) -> i32 {
-            trace(Inet(context.sock_addr), Call::$call)
-        }
-
-        #[cgroup_sock_addr($hook6)]
-        pub fn $six(context: SockAddrContext) -> i32 {
-            let sockaddr = Inet6(context.sock_addr);
-            match sockaddr.mapped() {
-                Some(mapped) => trace(mapped, Call::$call),
-                None => trace(sockaddr, Call::$call),
-            }
-        }
-    };
+#[inline(always)]
+fn connect<S: Sockaddr>(sockaddr: S) -> i32 {
+    if sockaddr.is_right() { trace(sockaddr, Call::Connect) } else { ALLOW }
 }
 
-tracing_programs!(Connect, connect4 trace_connect4, connect6 trace_connect6);
-tracing_programs!(Sendmsg, sendmsg4 trace_sendmsg4, sendmsg6 trace_sendmsg6);
+#[inline(always)]
+fn sendmsg<S: Sockaddr>(sockaddr: S) -> i32 {
+    trace(sockaddr, Call::Sendmsg)
+}
+
+sockaddr_programs!(connect, connect4 trace_connect4, connect6 trace_connect6);
+sockaddr_programs!(sendmsg, sendmsg4 trace_sendmsg4, sendmsg6 trace_sendmsg6);
