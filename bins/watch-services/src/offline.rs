@@ -27,10 +27,12 @@ pub fn read(input: impl Read) -> anyhow::Result<Vec<Value>> {
         let objects = match document.get_mut("items").map(Value::take) {
             Some(Value::Array(items)) => items,
             Some(_) => bail!("items is not a list"),
-            None if document["kind"].is_string() => vec![document],
-            None => bail!("expected what kubectl get --output json prints: an object with a kind, or a list of them"),
+            None => vec![document],
         };
         for object in objects {
+            if !object["kind"].is_string() {
+                bail!("an object has no kind: expected what kubectl get --output json prints");
+            }
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
             let metadata = &object["metadata"];
             let key = [text(&object["kind"]), text(&metadata["namespace"]), text(&metadata["name"])];

@@ -284,6 +284,18 @@ fn other_nodes_count_only_where_their_node_ports_are_served() {
     assert_eq!(cluster.changes().len(), 1);
 }
 
+#[test]
+fn an_object_without_a_kind_is_refused_and_not_passed_over() {
+    let read = |document: Value| offline::read(document.to_string().as_bytes()).map(|objects| objects.len());
+    assert_eq!(read(json!({"kind": "List", "items": [service(&json!({})), node1()]})).unwrap(), 2);
+    let mut nameless = service(&json!({}));
+    nameless.as_object_mut().unwrap().remove("kind");
+    // What the API itself says of a list.
+    for wrong in [json!({"kind": "ServiceList", "items": [node1(), nameless]}), nameless, json!([]), json!("Service")] {
+        assert!(read(wrong.clone()).unwrap_err().to_string().contains("has no kind"), "{wrong}");
+    }
+}
+
 fn lines(cluster: &mut Cluster) -> Vec<String> {
     let line = |line: service_table::Line| match line.change {
         Change::Set(service) => format!(
