@@ -285,6 +285,49 @@ PY
   printf '# told after, median and longest, in s: %s\n' "$(<"$BATS_TEST_TMPDIR/clients.readywaits")" >&3
 }
 
+# has_metric TOOL NAME VALUE: whether the tool's file says so. It is written every two seconds.
+has_metric() {
+  [ "$(lab_in node1 sed -n "s/^underpass_$2 //p" "/run/underpass/$1.prom")" = "$3" ]
+}
+
+# metrics TOOL NAME VALUE...
+metrics() {
+  local tool=$1
+  shift
+  while [ $# -gt 0 ]; do
+    lab_until 10 has_metric "$tool" "$1" "$2" || fail "no $1 $2" "$(lab_in node1 cat "/run/underpass/$tool.prom")"
+    shift 2
+  done
+}
+
+@test "the metrics count connections and refusals of each Service, changes, errors, delays and ended sockets, also when backends go" {
+  local of='namespace="test",service' begin sync
+  begin=$(date +%s)
+  printf '{"set": %s, "triggered": "%s"}\n' "$(lb_service web "$ES_ALL")" "$(date -u -d '100 seconds ago' +%Y-%m-%dT%H:%M:%SZ)" >&5
+  es_set none '{"clusterIps": ["10.96.0.9"]}'
+  printf 'nonsense\n' >&5
+  es_client client <<'PY'
+hold("127.0.0.2", "127.0.0.3")
+while errno_of(connect, SOCK_STREAM, "10.96.0.9") != "ECONNREFUSED":
+    time.sleep(.01)
+before = [connect(SOCK_STREAM, "10.96.0.1") for _ in range(3)]
+equal([errno_of(connect, SOCK_STREAM, "10.96.0.9") for _ in range(2)], ["ECONNREFUSED"] * 2)
+ready()
+equal(told(before), ["ECONNABORTED"] * 3)
+after = [connect(SOCK_STREAM, "10.96.0.1") for _ in range(2)]
+PY
+  es_set web "$ES_OTHERS"
+  es_ends_well client
+  # The first series of a Service's backends went with them.
+  metrics bpf-lb-load "lb_service_connections_total{$of=\"web\",port=\"\"}" 5 "lb_service_refused_total{$of=\"none\",port=\"\"}" 3 \
+    lb_changes_total 3 lb_errors_total 1 lb_services 2 lb_endpoints 2 lb_attached 1 lb_incomplete_services 0 \
+    lb_network_programming_duration_seconds_count 1 'lb_network_programming_duration_seconds_bucket{le="95"}' 0 \
+    'lb_network_programming_duration_seconds_bucket{le="300"}' 1
+  sync=$(lab_in node1 sed -n 's/^underpass_lb_last_sync_timestamp_seconds //p' /run/underpass/bpf-lb-load.prom)
+  [ "$sync" -ge "$begin" ] && [ "$sync" -le "$(date +%s)" ] || fail "the last sync was at $sync, not since $begin"
+  metrics end-sockets sockets_ended_total 3 sockets_errors_total 0 sockets_endable 1
+}
+
 @test "TCP sockets that found no place in the maps are told as well" {
   exec 5>&-
   lab_stop agent 2>/dev/null || true

@@ -68,7 +68,10 @@ pub fn follow(mut table: Table, mut metrics: Metrics, warn: fn(&str)) -> Result<
 
 fn answer(table: &mut Table, metrics: &mut Metrics, line: usize, text: &[u8]) -> Result<Answer, MapsError> {
     let done = match serde_json::from_slice::<Line>(text) {
-        Ok(Line { change, triggered }) => table.change(&change).map(|done| (done, triggered)),
+        Ok(Line { change, triggered }) => {
+            metrics.before(&change, table);
+            table.change(&change).map(|done| (done, triggered))
+        }
         Err(error) => Err(ApplyError::Invalid(error.to_string())),
     };
     match done {

@@ -162,7 +162,8 @@ impl Kernel {
         self.config.get(0)
     }
 
-    /// What was counted of a service: connections that were refused for want of a backend, and those of each backend.
+    /// What was counted of a service: connections that were refused for want of a backend, and those of each backend that
+    /// had any.
     pub fn counts(&self, service: &Installed) -> (u64, BTreeMap<SocketAddr, u64>) {
         let (mut refused, mut connections) = (0, BTreeMap::new());
         for ((_, v6), run) in service.runs.iter().flat_map(|(set, runs)| runs.iter().map(move |run| (set, *run))) {
@@ -172,7 +173,7 @@ impl Kernel {
                 (self.four.about(run), self.four.backends(run).collect())
             };
             refused += about.map_or(0, |(_, refused)| refused);
-            for (address, _, count) in backends {
+            for (address, _, count) in backends.into_iter().filter(|(.., count)| *count > 0) {
                 *connections.entry(address).or_default() += count;
             }
         }

@@ -31,5 +31,6 @@ pub mod space;
 pub mod spec;
 pub mod stats;
 pub mod sys;
+pub mod tally;
 pub mod trace;
 pub mod write;

@@ -1,6 +1,8 @@
 //! What `follow` says of itself for Prometheus.
 
 use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
     sync::atomic::Ordering,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -9,11 +11,13 @@ use metrics_file::{
     Labels, Metrics as File,
     prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
 };
+use service_table::{Change, ServiceName};
 
 use crate::{
     apply::{Summary, Table},
     attach,
     pins::Pins,
+    tally::Tally,
 };
 
 /// How often the file is written at most.
@@ -33,6 +37,7 @@ pub struct Metrics {
     delay: Histogram,
     connections: Family<Labels, Counter>,
     refused: Family<Labels, Counter>,
+    tallies: BTreeMap<ServiceName, Tally>,
     written: Option<Instant>,
     complained: bool,
 }
@@ -53,6 +58,7 @@ impl Metrics {
             delay: Histogram::new(buckets()),
             connections: Family::default(),
             refused: Family::default(),
+            tallies: BTreeMap::new(),
             written: None,
             complained: false,
         };
@@ -80,6 +86,19 @@ impl Metrics {
         );
         registry.register("lb_service_connections", "Connections begun to a Service", self.connections.clone());
         registry.register("lb_service_refused", "Connections to a Service without backends", self.refused.clone());
+    }
+
+    /// Takes note of what backends have counted that may go with a change.
+    pub fn before(&mut self, change: &Change, table: &Table) {
+        let key = match change {
+            Change::Set(service) => service.key(),
+            Change::Remove(name) => name.clone(),
+            Change::Table(_) => return self.tally(table),
+            Change::Nodes(_) => return,
+        };
+        if let Some(service) = table.kernel.services().get(&key) {
+            tally(&mut self.tallies, &key, table.kernel.counts(service));
+        }
     }
 
     /// Takes note of a line that was done.
@@ -125,20 +144,36 @@ impl Metrics {
 
     /// What was counted of each service that anybody used.
     fn count(&mut self, table: &Table) {
+        self.tally(table);
+        self.tallies.retain(|key, _| table.kernel.services().contains_key(key));
         self.connections.clear();
         self.refused.clear();
-        for (key, service) in table.kernel.services() {
-            let (refused, backends) = table.kernel.counts(service);
+        for (key, tally) in &self.tallies {
             let labels = || {
                 let [namespace, name, port] = [&key.namespace, &key.name, &key.port_name].map(Clone::clone);
                 vec![("namespace", namespace), ("service", name), ("port", port)]
             };
-            for (family, count) in [(&self.connections, backends.values().sum()), (&self.refused, refused)] {
+            for (family, count) in [(&self.connections, tally.connections), (&self.refused, tally.refused)] {
                 if count > 0 {
                     family.get_or_create(&labels()).inner().store(count, Ordering::Relaxed);
                 }
             }
         }
+    }
+
+    fn tally(&mut self, table: &Table) {
+        for (key, service) in table.kernel.services() {
+            tally(&mut self.tallies, key, table.kernel.counts(service));
+        }
+    }
+}
+
+/// Of a service that nobody has used there is none.
+fn tally(tallies: &mut BTreeMap<ServiceName, Tally>, key: &ServiceName, counts: (u64, BTreeMap<SocketAddr, u64>)) {
+    if let Some(tally) = tallies.get_mut(key) {
+        tally.note(counts);
+    } else if counts.0 > 0 || !counts.1.is_empty() {
+        tallies.entry(key.clone()).or_default().note(counts);
     }
 }
 
