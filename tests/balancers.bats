@@ -21,7 +21,8 @@ setup() {
 
 teardown() {
   [ -z "${SUITE_SKIP-}" ] || return 0
-  [ ! -e "$LAB/pid/theirs" ] || lab_stop theirs
+  local name
+  for name in theirs agent; do [ ! -e "$LAB/pid/$name" ] || lab_stop $name; done
   lab_lb node1 unload 2>/dev/null || :
 }
 
@@ -54,6 +55,15 @@ answers() { expect 0 lab_served node1/pod "$LAB_SOURCE/identify" ask tcp 10.233.
   assert_contains "$output" 'socketLB.enabled=false'
   lab_stop theirs
   says true 'ours alone'
+}
+
+@test "the agent says it too, whose installation must not look" {
+  lab_lb node1 unload
+  theirs
+  lab_spawn agent node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" UNDERPASS_CGROUP="$CGROUP" \
+    "$LAB_REPO/scripts/node-agent" services --kubeconfig /nowhere
+  lab_until 10 grep -q "ours and Cilium's (cil_sock4_conne)" "$LAB/log/agent"
+  lab_stop agent
 }
 
 @test "Cilium's without ours is no finding" {
