@@ -175,6 +175,28 @@ started_again() {
   lab_kubectl delete pod api
 }
 
+@test "a pod becomes Ready by macvlan alone and with our plugin: the time of each, in turn" {
+  local network
+  for _ in {1..10}; do
+    for network in plain underlay; do becomes_ready "$network" >>"$BATS_TEST_TMPDIR/$network"; done
+  done
+  for network in plain underlay; do
+    sort -n "$BATS_TEST_TMPDIR/$network" | jq -s --arg network "$network" -r \
+      '"# \($network): Ready after \((.[4] + .[5]) / 2) ms, median of \(length) pods (\(first) to \(last))"' >&3
+  done
+}
+
+# becomes_ready NETWORK: makes a pod there, and prints how many milliseconds it took until it was Ready.
+becomes_ready() {
+  local start
+  pod timed "$(on "$1")" node1 >"$BATS_TEST_TMPDIR/pod"
+  start=${EPOCHREALTIME/./}
+  lab_kubectl create --filename "$BATS_TEST_TMPDIR/pod" >/dev/null
+  lab_kubectl wait pod timed --for condition=Ready --timeout 20s >/dev/null
+  printf '%s\n' $(((${EPOCHREALTIME/./} - start) / 1000))
+  lab_kubectl delete pod timed >/dev/null
+}
+
 @test "the words of an ADD that is refused stand in the pod's events" {
   local node
   for node in $(lab_nodes); do
@@ -215,6 +237,23 @@ has_event() {
 agent_restarts() {
   lab_kubectl rollout restart -n kube-system daemonset/underpass-node >/dev/null &&
     lab_kubectl rollout status -n kube-system daemonset/underpass-node --timeout 90s >/dev/null
+}
+
+@test "the installation says what it finds of kube-proxy, and the agent who else translates Services" {
+  local agent
+  lab_spawn theirs node1 "$LAB_SOURCE/translate.py" cil_sock4_connect /sys/fs/cgroup/unified 10.233.64.250 80 10.233.64.250 81
+  lab_until 5 grep -q ready "$LAB/log/theirs"
+  agent_restarts
+  agent=$(lab_kubectl get pods -n kube-system -l app.kubernetes.io/component=node --field-selector spec.nodeName=node1 -o name)
+  expect 0 lab_kubectl logs -n kube-system "$agent" -c install
+  assert_contains "$output" 'kube-proxy masquerades every pod that is not of 10.233.0.0/18'
+  lab_until 10 agent_names "$agent" "ours and Cilium's (cil_sock4_conne)"
+  lab_stop theirs
+}
+
+# agent_names POD TEXT
+agent_names() {
+  lab_kubectl logs -n kube-system "$1" | grep -qF "$2"
 }
 
 @test "an upgrade and a downgrade of plugin and agent lose no request, and pods start with either" {
