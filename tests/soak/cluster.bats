@@ -282,6 +282,33 @@ other_version() {
   cluster_underpass
 }
 
+@test "the commands of deploy/start.md lead from a cluster without Underpass to the first Service" {
+  local tools command count=0 start node config=$BATS_TEST_TMPDIR/config values=$BATS_TEST_TMPDIR/values
+  # As in cluster_underpass.
+  printf '{"node": {"env": [{"name": "UNDERPASS_CGROUP", "value": "/sys/fs/cgroup/unified"}]}}' >"$values"
+  tools=$("$LAB_REPO/tests/tools/build" --where kubernetes helm)
+  cluster_helm uninstall underpass --namespace kube-system --wait
+  for node in $(lab_nodes); do
+    lab_in "$node" env UNDERPASS_LIBEXEC="$(lab_libexec)" "$LAB_REPO/scripts/install" --uninstall
+    lab_in "$node" ctr --namespace k8s.io images tag --force localhost/lab:1 docker.io/library/busybox:1.36
+  done
+  lab_kubectl create namespace first
+  jq '.contexts[0].context.namespace = "first"' <(lab_kubectl config view --raw --output json) >"$config"
+  start=${EPOCHREALTIME/./}
+  # shellcheck disable=SC2016 # what it looks for
+  while read -r command <&3; do
+    count=$((count + 1))
+    expect 0 lab_in control env -C "$LAB_REPO" PATH="${tools//$'\n'/:}:$PATH" KUBECONFIG="$config" HELM_CONFIG_HOME="$LAB/helm" \
+      KUBECACHEDIR="$LAB/kubernetes/cache" HELM_CACHE_HOME="$LAB/helm" HELM_DATA_HOME="$LAB/helm" \
+      bash -c "${command/ deploy\/chart/ deploy\/chart --values $values}"
+  done 3< <(sed -n '/^```sh$/,/^```$/{//!p}' "$LAB_REPO/deploy/start.md")
+  # The page's last command asks for the file that names the backend.
+  assert_contains "$output" web-
+  printf '# %s commands, %s ms\n' "$count" $(((${EPOCHREALTIME/./} - start) / 1000)) >&3
+  lab_kubectl delete namespace first
+  cluster_underpass
+}
+
 @test "a node is drained under load, and no request is lost" {
   under_load underlay-node1 web drain
 }
