@@ -81,6 +81,29 @@ PY
   assert_json "$(jq -s . "$LAB/log/agent")" '[.[].ended[].ended] | add' 36
 }
 
+@test "sockets that asked for a node port, on this node's address or on another node's, end with their backend" {
+  printf '{"nodes": {"nodeAddresses": ["127.9.9.9"], "nodes": [{"name": "node2", "addresses": ["127.9.9.2"]}]}}\n' >&5
+  local service='{"clusterIps": ["10.96.0.1"], "nodePort": 30080, "externalTrafficPolicy": "Local", "backends": [
+    {"address": "127.0.0.2", "port": 8080, "node": "node2"}, {"address": "127.0.0.3", "port": 8080, "local": true}]}'
+  es_set node-port "$service"
+  es_client client <<'PY'
+hold("127.0.0.2", "127.0.0.3")
+while errno_of(connect, SOCK_STREAM, "127.9.9.2", 30080):
+    time.sleep(.01)
+other = [connect(SOCK_STREAM, "127.9.9.2", 30080) for _ in range(3)]
+own = [connect(SOCK_STREAM, "127.9.9.9", 30080) for _ in range(20)]
+gone = [one for one in own if one.recv(64) == b"127.0.0.2"]
+kept = [one for one in own if one not in gone]
+equal(bool(gone and kept), True)
+ready()
+equal(told(other + gone), ["ECONNABORTED"] * len(other + gone))
+equal([error_of(one) for one in kept], [None] * len(kept))
+equal(errno_of(connect, SOCK_STREAM, "127.9.9.2", 30080), "ECONNREFUSED")
+PY
+  es_set node-port "$(jq -c '.backends |= .[1:]' <<<"$service")"
+  es_ends_well client
+}
+
 @test "TCP connections to a backend that drains stay until it has left, UDP sockets while it serves; then they end" {
   es_set tcp "$ES_ALL"
   es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"

@@ -192,24 +192,3 @@ PY
   lb_apply '{}'
   lab_sockets node1/pod <<<'equal(errno_of(connect, SOCK_STREAM, "10.96.0.1", 81), "ENETUNREACH")'
 }
-
-@test "node ports follow the node's addresses, without a word about the services" {
-  lb_apply "{\"nodeAddresses\": [\"127.9.9.9\"], \"services\": [
-    $(lb_service np "{\"clusterIps\": [\"10.96.0.1\"], \"nodePort\": 30080, \"backends\": $(lb_backends 127.0.0.2 fd01::2)}")]}"
-  expect 0 lab_lb node1 follow <<<'{"nodes": {"nodeAddresses": ["127.9.9.8", "fd01::9"]}}'
-  assert_json "$output" .set 1
-  lab_sockets node1/pod <<'PY'
-serve("127.0.0.2", "fd01::2")
-equal(reach(SOCK_STREAM, "127.9.9.8", 30080), "127.0.0.2")
-equal(errno_of(connect, SOCK_STREAM, "127.9.9.9", 30080), "ECONNREFUSED")
-equal(reach(SOCK_STREAM, "10.96.0.1"), "127.0.0.2")
-PY
-  assert_json "$(lab_lb node1 show)" .nodeAddresses '["127.9.9.8","fd01::9"]'
-}
-
-@test "other nodes, on whose addresses node ports do not answer yet, are named, and the rest of the table is updated" {
-  expect 1 lab_lb node1 apply <<<"{\"nodes\": [{\"name\": \"other\", \"addresses\": [\"10.6.212.102\"]}], \"services\": [
-    $(lb_service served '{"clusterIps": ["10.96.0.1"], "backends": [{"address": "127.0.0.2", "port": 8080}]}')]}"
-  assert_contains "$output" 'on the addresses of 1 other nodes are not served'
-  assert_contains "$(lab_lb node1 show)" '"served"'
-}

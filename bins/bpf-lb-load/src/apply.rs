@@ -2,12 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
 };
 
 use schemars::JsonSchema;
 use serde::Serialize;
-use service_table::{Change, Node, Service, ServiceName, ServiceTable};
+use service_table::{Change, Nodes, Service, ServiceName, ServiceTable, TrafficPolicy};
 use thiserror::Error;
 
 use crate::{
@@ -18,6 +18,7 @@ use crate::{
     maps::MapsError,
     peers::{Flow, Peers},
     room::UpdateError,
+    show,
     spec::{Frontend, Spec},
 };
 
@@ -71,14 +72,6 @@ pub struct Refused {
     pub error: String,
 }
 
-/// Says of other nodes that node ports do not answer on their addresses yet: these connections leave the pod as they are.
-fn pass_over(nodes: &[Node], summary: &mut Summary) {
-    if !nodes.is_empty() {
-        let error = format!("node ports on the addresses of {} other nodes are not served", nodes.len());
-        summary.refused.push(Refused { service: "nodes".into(), error });
-    }
-}
-
 /// The endpoints that get nothing new, of the services that have such.
 type Drains = BTreeMap<ServiceName, Endpoints>;
 
@@ -99,6 +92,8 @@ pub struct Table {
     /// Services that lack addresses which another one has, as they were to be.
     lost: BTreeMap<ServiceName, Spec>,
     draining: Drains,
+    /// Services of which each node's node port leads to its own backends.
+    per_node: BTreeMap<ServiceName, Service>,
     /// Addresses that no service has any more, with the endpoints of the one that had them last and what became of these.
     orphans: HashMap<Frontend, (Vec<SocketAddr>, Why)>,
     /// What sockets were translated to before there was anybody who could say which backends are gone.
@@ -112,7 +107,16 @@ impl Table {
     /// When the kernel does not let itself be waited for.
     pub fn new(mut kernel: Kernel) -> Result<Self, MapsError> {
         kernel.recover()?;
-        Ok(Self { kernel, lost: BTreeMap::new(), draining: BTreeMap::new(), orphans: HashMap::new(), unseen: None })
+        let services = show::table(&kernel).services.into_iter().filter(is_per_node);
+        let per_node = services.map(|service| (service.key(), service)).collect();
+        Ok(Self {
+            kernel,
+            lost: BTreeMap::new(),
+            draining: BTreeMap::new(),
+            per_node,
+            orphans: HashMap::new(),
+            unseen: None,
+        })
     }
 
     /// Also tells, with the first whole table, of backends that went while nobody wrote to the maps, as far as any socket is
@@ -144,11 +148,13 @@ impl Table {
     /// [`ApplyError`]. What is wrong with single services is in the summary.
     pub fn apply(&mut self, table: &ServiceTable) -> Result<Summary, ApplyError> {
         let mut summary = Summary::default();
-        let (mut specs, draining) = wanted(&self.kernel, &self.draining, table, &mut summary)?;
-        pass_over(&table.nodes, &mut summary);
+        let numbers = self.kernel.numbers_of(&table.nodes);
+        let (mut specs, draining) = wanted(&self.kernel, &numbers, &self.draining, table, &mut summary)?;
         (summary.conflicts, self.lost) = claims::settle(&mut specs);
         let before = self.holdings(self.names());
         self.draining = draining;
+        let per_node = table.services.iter().filter(|service| is_per_node(service));
+        self.per_node = per_node.map(|service| (service.key(), service.clone())).collect();
         self.write(table, specs, &mut summary)?;
         self.tell(before, &mut summary);
         for key in self.names() {
@@ -175,7 +181,8 @@ impl Table {
         let gone = gone.map(|(key, old)| (key.clone(), moves(&old.spec)));
         // An address that moves to another service is to have no gap. All else that goes makes room first.
         let (last, first): (Vec<_>, Vec<_>) = gone.partition(|(_, moves)| *moves);
-        self.kernel.set_node_addresses(&table.node_addresses);
+        let nodes = Nodes { node_addresses: table.node_addresses.clone(), nodes: table.nodes.clone() };
+        self.kernel.prepare_nodes(&nodes)?;
         if self.kernel.refuse() != table.refuse {
             self.kernel.set_refuse(&table.refuse);
         }
@@ -189,6 +196,7 @@ impl Table {
             failed.extend(self.try_set(key, spec, summary)?);
         }
         summary.removed += self.remove_all(last);
+        self.publish_nodes(&nodes, summary);
         // There may be room now.
         for (key, spec, _) in failed {
             if let Some((key, _, error)) = self.try_set(key, spec, summary)? {
@@ -226,10 +234,7 @@ impl Table {
         let mut summary = Summary::default();
         match change {
             Change::Set(service) => self.set(service, &mut summary)?,
-            Change::Nodes(nodes) => {
-                pass_over(&nodes.nodes, &mut summary);
-                self.move_node_ports(&nodes.node_addresses, &mut summary)?;
-            }
+            Change::Nodes(nodes) => self.move_nodes(nodes, &mut summary)?,
             Change::Remove(name) => self.remove(name, &mut summary)?,
             Change::Table(table) => return self.apply(table),
         }
@@ -239,7 +244,7 @@ impl Table {
 
     fn set(&mut self, service: &Service, summary: &mut Summary) -> Result<(), MapsError> {
         let key = service.key();
-        let wanted = match Spec::new(service, &self.kernel.node_addresses()) {
+        let wanted = match Spec::new(service, self.kernel.node_numbers()) {
             Ok(spec) => spec,
             Err(unfit) => {
                 summary.refused.push(Refused { service: key.to_string(), error: unfit.to_string() });
@@ -266,31 +271,29 @@ impl Table {
         }
         self.draining.remove(&key);
         self.draining.extend(drains(service).map(|endpoints| (key.clone(), endpoints)));
+        self.per_node.remove(&key);
+        self.per_node.extend(is_per_node(service).then(|| (key.clone(), service.clone())));
         self.tell(before, summary);
         self.adopt(&key, summary);
         Ok(())
     }
 
-    /// Lets the node ports of all services answer on these addresses.
-    fn move_node_ports(&mut self, addresses: &[IpAddr], summary: &mut Summary) -> Result<(), MapsError> {
-        if self.kernel.node_addresses() == addresses {
-            return Ok(());
+    /// Lets node ports answer on the addresses of these nodes.
+    fn move_nodes(&mut self, nodes: &Nodes, summary: &mut Summary) -> Result<(), MapsError> {
+        self.kernel.prepare_nodes(nodes)?;
+        for service in self.per_node.clone().values() {
+            self.set(service, summary)?;
         }
-        self.kernel.set_node_addresses(addresses);
-        for key in self.names() {
-            let Some(installed) = self.kernel.services().get(&key) else { continue };
-            let mut spec = installed.spec.on_node(addresses);
-            if spec == installed.spec {
-                continue;
-            }
-            let (conflicts, losers) = self.contest(&key, &mut spec);
-            summary.conflicts.extend(conflicts);
-            self.lost.extend(losers);
-            if let Some((key, _, error)) = self.try_set(key, spec, summary)? {
-                summary.refused.push(Refused { service: key.to_string(), error });
-            }
-        }
+        self.publish_nodes(nodes, summary);
         Ok(())
+    }
+
+    fn publish_nodes(&mut self, nodes: &Nodes, summary: &mut Summary) {
+        let left_out = self.kernel.publish_nodes(nodes);
+        if left_out > 0 {
+            let error = format!("no room for {left_out} of their addresses: node ports do not answer there");
+            summary.refused.push(Refused { service: "nodes".into(), error });
+        }
     }
 
     /// Takes out of `spec` what others have the better claim to. Returns those claims, and the services that lose something to
@@ -320,6 +323,7 @@ impl Table {
         self.lost.remove(key);
         self.hand_over(key, self.frontends(key), summary)?;
         self.draining.remove(key);
+        self.per_node.remove(key);
         summary.removed += usize::from(self.kernel.remove(key));
         self.tell(before, summary);
         Ok(())
@@ -414,6 +418,7 @@ impl Table {
 /// What the services of a table come to.
 fn wanted(
     kernel: &Kernel,
+    nodes: &BTreeMap<String, u32>,
     drained: &Drains,
     table: &ServiceTable,
     summary: &mut Summary,
@@ -425,7 +430,7 @@ fn wanted(
             return Err(ApplyError::Twice(key));
         }
         let installed = kernel.services().get(&key);
-        match Spec::new(service, &table.node_addresses) {
+        match Spec::new(service, nodes) {
             Ok(spec) => {
                 specs.insert(key.clone(), spec);
                 draining.extend(drains(service).map(|endpoints| (key, endpoints)));
@@ -446,10 +451,20 @@ fn wanted(
 /// When the table makes no sense.
 pub fn plan(kernel: &Kernel, table: &ServiceTable) -> Result<(Vec<Difference>, Summary), ApplyError> {
     let mut summary = Summary::default();
-    let (mut specs, _) = wanted(kernel, &BTreeMap::new(), table, &mut summary)?;
+    let numbers = kernel.numbers_of(&table.nodes);
+    let (mut specs, _) = wanted(kernel, &numbers, &BTreeMap::new(), table, &mut summary)?;
     (summary.conflicts, _) = claims::settle(&mut specs);
     let before = kernel.services().iter().map(|(key, installed)| (key.clone(), &installed.spec)).collect();
-    Ok((diff::differences(&before, &specs), summary))
+    let nodes = Nodes { node_addresses: table.node_addresses.clone(), nodes: table.nodes.clone() };
+    let nodes = diff::nodes(&kernel.nodes(), &nodes);
+    Ok((nodes.into_iter().chain(diff::differences(&before, &specs)).collect(), summary))
+}
+
+/// Whether other nodes' addresses lead to other backends than this one's.
+fn is_per_node(service: &Service) -> bool {
+    service.external_traffic_policy == TrafficPolicy::Local
+        && service.node_port.is_some()
+        && service.backends.iter().any(|backend| backend.node.is_some())
 }
 
 fn drains(service: &Service) -> Option<Endpoints> {

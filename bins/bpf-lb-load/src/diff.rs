@@ -8,7 +8,7 @@ use std::{
 
 use schemars::JsonSchema;
 use serde::Serialize;
-use service_table::ServiceName;
+use service_table::{Nodes, ServiceName};
 
 use crate::spec::Spec;
 
@@ -28,7 +28,7 @@ pub enum Verb {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Difference {
-    /// `namespace/name:port name`.
+    /// `namespace/name:port name`, or `nodes` for the addresses on which node ports answer.
     pub service: String,
     /// In what way.
     pub change: Verb,
@@ -60,7 +60,9 @@ fn difference(key: &ServiceName, before: Option<&Spec>, after: Option<&Spec>) ->
         _ => Verb::Change,
     };
     let addresses = |spec: Option<&Spec>| -> BTreeSet<String> {
-        spec.into_iter().flat_map(|spec| spec.frontends.keys().map(ToString::to_string)).collect()
+        // Where other nodes have frontends of their own follows from the backends.
+        let frontends = spec.into_iter().flat_map(|spec| spec.frontends.keys());
+        frontends.filter(|frontend| frontend.node.unwrap_or_default() == 0).map(ToString::to_string).collect()
     };
     let backends = |spec: Option<&Spec>| -> BTreeSet<SocketAddr> {
         spec.into_iter().flat_map(|spec| spec.sets.values().flat_map(BTreeMap::keys).copied()).collect()
@@ -74,6 +76,25 @@ fn difference(key: &ServiceName, before: Option<&Spec>, after: Option<&Spec>) ->
         removed_addresses: old.difference(&new).cloned().collect(),
         added_backends: has.difference(&had).copied().collect(),
         removed_backends: had.difference(&has).copied().collect(),
+    })
+}
+
+/// What is different about the nodes: a line as of a service, with the addresses on which node ports answer.
+pub fn nodes(before: &Nodes, after: &Nodes) -> Option<Difference> {
+    let addresses = |nodes: &Nodes| -> BTreeSet<String> {
+        let others =
+            nodes.nodes.iter().flat_map(|node| node.addresses.iter().map(move |address| (address, &node.name)));
+        let others = others.map(|(address, name)| format!("{} of {name}", address.to_canonical()));
+        nodes.node_addresses.iter().map(|address| address.to_canonical().to_string()).chain(others).collect()
+    };
+    let (before, after) = (addresses(before), addresses(after));
+    (before != after).then(|| Difference {
+        service: "nodes".into(),
+        change: Verb::Change,
+        added_addresses: after.difference(&before).cloned().collect(),
+        removed_addresses: before.difference(&after).cloned().collect(),
+        added_backends: vec![],
+        removed_backends: vec![],
     })
 }
 

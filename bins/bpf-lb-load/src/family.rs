@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use bpf_lb_abi::{Address, CELLS, Cell, Endpoint, Entry, Long, PROBES, Slot, TCP, UDP, any_port};
+use bpf_lb_abi::{Address, CELLS, Cell, Endpoint, Entry, Long, ON_NODE, PROBES, Slot, TCP, UDP, any_port, node_port};
 use service_table::Protocol;
 
 use crate::{
@@ -100,6 +100,21 @@ pub fn canonical<A: Family>(endpoint: &Endpoint<A>) -> SocketAddr {
     SocketAddr::new(endpoint.address.to_ip().to_canonical(), u16::from_be(endpoint.port))
 }
 
+/// The key by which the programs find a frontend. Nothing if it is of the other family.
+fn key<A: Family>(frontend: &Frontend) -> Option<Endpoint<A>> {
+    let endpoint = endpoint(frontend.address, frontend.protocol)?;
+    Some(frontend.node.map_or(endpoint, |node| node_port(node, &endpoint)))
+}
+
+/// The inverse of [`key`].
+fn frontend<A: Family>(key: &Endpoint<A>) -> Frontend {
+    let protocol = if key.protocol & !ON_NODE == UDP { Protocol::Udp } else { Protocol::Tcp };
+    if key.protocol & ON_NODE == 0 {
+        return Frontend::new(address(key), protocol);
+    }
+    Frontend::on_node(key.address.node(), A::UNSPECIFIED.is_ipv6(), u16::from_be(key.port), protocol)
+}
+
 /// A run of slots: one that is about the run, and one for each backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Run {
@@ -137,6 +152,8 @@ pub struct About {
     pub service: u32,
     /// The timeout of session affinity.
     pub affinity_seconds: u32,
+    /// See [`bpf_lb_abi::Client::node`].
+    pub node: u16,
 }
 
 /// A counter that has moved: what is counted in the old place after it was copied still has to follow.
@@ -187,8 +204,7 @@ impl<A: Family> Tables<A> {
                 *taken = true;
             } else if entry.is_present() {
                 *taken = true;
-                let protocol = if found.key.protocol == UDP { Protocol::Udp } else { Protocol::Tcp };
-                frontends.push((Frontend { address: address(&found.key), protocol }, cell, entry));
+                frontends.push((frontend(&found.key), cell, entry));
             }
         }
         let mut runs: Vec<_> = frontends.iter().map(|(.., entry)| (entry.base(), entry.count() + 1)).collect();
@@ -216,7 +232,7 @@ impl<A: Family> Tables<A> {
 
     /// Where a frontend leads, found as the programs find it.
     pub fn find(&self, frontend: &Frontend) -> Option<Entry> {
-        let wanted = endpoint::<A>(frontend.address, frontend.protocol)?;
+        let wanted = key::<A>(frontend)?;
         let buckets = self.cells.capacity() / CELLS_PER_BUCKET;
         let bucket = |probe| (wanted.hash().wrapping_add(probe) & (buckets - 1)) * CELLS_PER_BUCKET;
         let cells = (0..PROBES).flat_map(|probe| bucket(probe)..bucket(probe) + CELLS_PER_BUCKET);
@@ -227,7 +243,8 @@ impl<A: Family> Tables<A> {
     /// What a run's first slot says, and how many connections it refused.
     pub fn about(&self, run: Run) -> Option<(About, u64)> {
         let slot = self.slots.get(run.base)?;
-        Some((About { service: slot.backend, affinity_seconds: slot.generation }, slot.connections.load()))
+        let node = u16::from_be(slot.endpoint.port);
+        Some((About { service: slot.backend, affinity_seconds: slot.generation, node }, slot.connections.load()))
     }
 
     /// The backends of a run, and how many connections each got.
@@ -240,7 +257,7 @@ impl<A: Family> Tables<A> {
 
     /// A cell for a new frontend: one of the first bucket, of those that programs look into, that has any left.
     pub fn allocate_cell(&mut self, frontend: &Frontend) -> Option<u32> {
-        self.allocate(&endpoint::<A>(frontend.address, frontend.protocol)?)
+        self.allocate(&key(frontend)?)
     }
 
     fn allocate(&mut self, key: &Endpoint<A>) -> Option<u32> {
@@ -311,7 +328,7 @@ impl<A: Family> Tables<A> {
 
     /// Writes the first slot of a run that no entry names yet. The count goes on from that of `old`.
     pub fn write_about(&mut self, run: Run, about: About, old: Option<Run>) {
-        let nowhere = SocketAddr::new(A::UNSPECIFIED, 0);
+        let nowhere = SocketAddr::new(A::UNSPECIFIED, about.node);
         let backend = BackendRef { id: about.service, generation: about.affinity_seconds };
         self.write_slot(run.base, nowhere, Protocol::Tcp, backend, old.map(|old| old.base));
     }
@@ -337,7 +354,7 @@ impl<A: Family> Tables<A> {
 
     /// Lets a new frontend appear.
     pub fn insert(&self, frontend: &Frontend, cell: u32, entry: Entry) {
-        if let Some(key) = endpoint(frontend.address, frontend.protocol) {
+        if let Some(key) = key(frontend) {
             // Whoever sees the key, or half of it, and not yet the entry, goes on as if neither was there.
             self.cells.put(cell, Cell { key, pad: A::PAD, entry: Long::new(Entry::NONE.0) });
             self.lead(cell, entry);

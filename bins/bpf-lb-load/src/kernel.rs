@@ -16,6 +16,7 @@ use crate::{
     family::{BackendRef, Run, Tables},
     grace::Grace,
     maps::MapsError,
+    node::NodeMap,
     space::Space,
     spec::{Frontend, SetKey, Spec},
     sys::Mapped,
@@ -65,6 +66,7 @@ pub struct Kernel {
     pub(crate) six: Tables<[u32; 4]>,
     pub(crate) names: Mapped<Name>,
     pub(crate) backends: Mapped<Backend>,
+    pub(crate) nodes: NodeMap,
     pub(crate) node_ports: Mapped<Long>,
     pub(crate) config: Mapped<Config>,
     pub(crate) grace: Grace,
@@ -166,18 +168,25 @@ impl Kernel {
     /// had any.
     pub fn counts(&self, service: &Installed) -> (u64, BTreeMap<SocketAddr, u64>) {
         let (mut refused, mut connections) = (0, BTreeMap::new());
-        for ((_, v6), run) in service.runs.iter().flat_map(|(set, runs)| runs.iter().map(move |run| (set, *run))) {
-            let (about, backends): (_, Vec<_>) = if *v6 {
-                (self.six.about(run), self.six.backends(run).collect())
-            } else {
-                (self.four.about(run), self.four.backends(run).collect())
-            };
+        for (set, run) in service.runs.iter().flat_map(|(set, runs)| runs.iter().map(move |run| (set, *run))) {
+            let about = if set.v6 { self.six.about(run) } else { self.four.about(run) };
             refused += about.map_or(0, |(_, refused)| refused);
-            for (address, _, count) in backends.into_iter().filter(|(.., count)| *count > 0) {
+            for (address, _, count) in self.members(*set, run).into_iter().filter(|(.., count)| *count > 0) {
                 *connections.entry(address).or_default() += count;
             }
         }
         (refused, connections)
+    }
+
+    /// The backends of a run, and how many connections each got.
+    fn members(&self, set: SetKey, run: Run) -> Vec<(SocketAddr, BackendRef, u64)> {
+        if set.v6 { self.six.backends(run).collect() } else { self.four.backends(run).collect() }
+    }
+
+    /// The backends of a run by their index in `backends`, and the slot of each.
+    pub(crate) fn places(&self, set: SetKey, run: Run) -> impl Iterator<Item = (u32, u32)> + use<> {
+        let members = self.members(set, run).into_iter();
+        (0..).zip(members).map(move |(index, (_, backend, _))| (backend.id, run.slot(index)))
     }
 
     /// How many sockets are translated to a backend now.

@@ -1,32 +1,154 @@
-//! The node: its addresses, and the ports of it that lead to Services.
+//! The nodes: their addresses, and the ports of them that lead to Services.
 
-use std::net::IpAddr;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    net::IpAddr,
+    path::Path,
+};
 
-use bpf_lb_abi::{Word, node_port_bit};
+use aya::maps::{HashMap, MapData};
+use bpf_lb_abi::{NODE_NAME_LEN, Node as Owner, node_port_bit};
+use service_table::{Node, Nodes};
 
 use crate::{
     family::{Family as _, mapped_words, number},
     kernel::Kernel,
+    maps::{MapsError, pinned},
 };
 
-impl Kernel {
-    /// The addresses on which node ports answer.
-    pub fn node_addresses(&self) -> Vec<IpAddr> {
-        let Some(config) = self.config() else { return Vec::new() };
-        let count = config.node_address_count.load() as usize;
-        let address = |words: &[Word; 4]| words.each_ref().map(Word::load).to_ip().to_canonical();
-        config.node_addresses.iter().take(count).map(address).collect()
+const MAP: &str = "nodes";
+
+/// On whose addresses node ports answer.
+#[derive(Debug)]
+pub(crate) struct NodeMap {
+    map: HashMap<MapData, [u32; 4], Owner>,
+    owners: BTreeMap<IpAddr, Owner>,
+    /// Of the other nodes, by name.
+    numbers: BTreeMap<String, u32>,
+    /// No number is given to another node while a program may still know it.
+    next: u32,
+}
+
+impl NodeMap {
+    pub(crate) fn open(folder: &Path) -> Result<Self, MapsError> {
+        let failed = |source| MapsError::new(MAP, source);
+        let map: HashMap<_, [u32; 4], Owner> = HashMap::try_from(pinned(folder, MAP)?).map_err(failed)?;
+        let owners = map.iter().map(|entry| entry.map(|(key, owner)| (key.to_ip().to_canonical(), owner)));
+        let owners: BTreeMap<IpAddr, Owner> = owners.collect::<Result<_, _>>().map_err(failed)?;
+        let others = owners.values().filter(|owner| owner.number != 0);
+        let numbers: BTreeMap<_, _> = others.map(|owner| (name(owner), owner.number)).collect();
+        let next = numbers.values().max().map_or(1, |last| last + 1);
+        Ok(Self { map, owners, numbers, next })
     }
 
-    /// Sets the addresses on which node ports answer, for the services that are set from now on.
-    pub fn set_node_addresses(&self, addresses: &[IpAddr]) {
-        let Some(config) = self.config() else { return };
-        for (place, address) in config.node_addresses.iter().zip(addresses) {
-            for (place, word) in place.iter().zip(mapped_words(*address)) {
-                place.store(word);
+    /// The number of the node that has the address now.
+    pub(crate) fn number(&self, address: IpAddr) -> Option<u32> {
+        self.map.get(&mapped_words(address), 0).ok().map(|owner| owner.number)
+    }
+
+    /// The numbers of these nodes: as before, and the next ones for those that are new.
+    fn numbers(&self, nodes: &[Node]) -> BTreeMap<String, u32> {
+        let names: BTreeSet<_> =
+            nodes.iter().filter(|node| !node.addresses.is_empty()).map(|node| &node.name).collect();
+        let mut next = self.next..;
+        let mut number = |name| self.numbers.get(name).copied().or_else(|| next.next());
+        names.into_iter().filter_map(|name| Some((name.clone(), number(name)?))).collect()
+    }
+
+    /// Forgets what is not in `nodes`, and gives a number to each node that is new.
+    fn prepare(&mut self, nodes: &Nodes) -> Result<(), MapsError> {
+        self.numbers = self.numbers(&nodes.nodes);
+        self.next = self.numbers.values().fold(self.next, |next, number| next.max(number + 1));
+        let wanted: BTreeSet<_> = all(nodes).map(|(address, _)| address).collect();
+        let gone: Vec<_> = self.owners.extract_if(.., |address, _| !wanted.contains(address)).collect();
+        for (address, _) in gone {
+            self.map.remove(&mapped_words(address)).map_err(|source| MapsError::new(MAP, source))?;
+        }
+        Ok(())
+    }
+
+    /// Lets the addresses be known by which node has them. What several have, the first has. Returns how many found no room.
+    fn publish(&mut self, nodes: &Nodes) -> usize {
+        let (mut seen, mut left_out) = (HashSet::new(), 0);
+        for (address, node) in all(nodes).filter(|(address, _)| seen.insert(*address)) {
+            let number = node.map_or(Some(0), |node| self.numbers.get(&node.name).copied());
+            let Some(number) = number else { continue };
+            let owner = Owner { number, name: node.map_or([0; NODE_NAME_LEN], encode) };
+            if self.owners.get(&address) == Some(&owner) {
+                continue;
+            }
+            if self.map.insert(mapped_words(address), owner, 0).is_ok() {
+                self.owners.insert(address, owner);
+            } else {
+                left_out += 1;
             }
         }
-        config.node_address_count.store(u32::try_from(addresses.len()).unwrap_or_default());
+        left_out
+    }
+
+    /// As they were given.
+    fn nodes(&self) -> Nodes {
+        let mut nodes: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
+        let mut node_addresses = Vec::new();
+        for (address, owner) in &self.owners {
+            match owner.number {
+                0 => node_addresses.push(*address),
+                _ => nodes.entry(name(owner)).or_default().push(*address),
+            }
+        }
+        let nodes = nodes.into_iter().map(|(name, addresses)| Node { name, addresses }).collect();
+        Nodes { node_addresses, nodes }
+    }
+}
+
+/// All addresses: this node's, then those of the others.
+fn all(nodes: &Nodes) -> impl Iterator<Item = (IpAddr, Option<&Node>)> {
+    let own = nodes.node_addresses.iter().map(|address| (address, None));
+    let others = nodes.nodes.iter().flat_map(|node| node.addresses.iter().map(move |address| (address, Some(node))));
+    own.chain(others).map(|(address, node)| (address.to_canonical(), node))
+}
+
+fn encode(node: &Node) -> [u8; NODE_NAME_LEN] {
+    let mut name = [0; NODE_NAME_LEN];
+    for (place, byte) in name.iter_mut().zip(node.name.bytes()) {
+        *place = byte;
+    }
+    name
+}
+
+fn name(owner: &Owner) -> String {
+    String::from_utf8_lossy(&owner.name).trim_end_matches('\0').to_owned()
+}
+
+impl Kernel {
+    /// On whose addresses node ports answer.
+    pub fn nodes(&self) -> Nodes {
+        self.nodes.nodes()
+    }
+
+    /// The numbers of the other nodes, by name.
+    pub const fn node_numbers(&self) -> &BTreeMap<String, u32> {
+        &self.nodes.numbers
+    }
+
+    /// Those that they would have.
+    pub fn numbers_of(&self, nodes: &[Node]) -> BTreeMap<String, u32> {
+        self.nodes.numbers(nodes)
+    }
+
+    /// Before the services are set that are to answer on the addresses of `nodes`: gives each node a number, and lets go of
+    /// addresses that none of them has.
+    pub fn prepare_nodes(&mut self, nodes: &Nodes) -> Result<(), MapsError> {
+        self.nodes.prepare(nodes)
+    }
+
+    /// After it. Returns how many addresses found no room.
+    pub fn publish_nodes(&mut self, nodes: &Nodes) -> usize {
+        let left_out = self.nodes.publish(nodes);
+        if let Some(config) = self.config() {
+            config.has_nodes.store(u32::from(!self.nodes.owners.is_empty()));
+        }
+        left_out
     }
 
     pub(crate) fn write_node_ports(&self) {

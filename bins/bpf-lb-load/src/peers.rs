@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, path::Path};
 
-use bpf_lb_abi::{Config, Name, Peer, Translation, UDP};
+use bpf_lb_abi::{Config, Entry, Name, Peer, Translation, UDP};
 use service_table::{Protocol, ServiceName};
 
 use crate::{
     family::{Family, Run, Tables, canonical},
     maps::{MapsError, mapped, pinned_data},
     name,
+    node::NodeMap,
     spec::Frontend,
     sys::Mapped,
 };
@@ -26,7 +27,7 @@ impl Flow {
     /// The inverse of what the programs write. Nothing if there is none, or one of another version.
     pub fn of<A: Family>(translation: &Translation<A>) -> Option<Self> {
         let protocol = if translation.service.protocol == UDP { Protocol::Udp } else { Protocol::Tcp };
-        let service = Frontend { address: canonical(&translation.service), protocol };
+        let service = Frontend::new(canonical(&translation.service), protocol);
         // One that is hidden has been asked since by its own name.
         let counts = translation.service.port != 0 && translation.id & Translation::<A>::HIDDEN == 0;
         counts.then(|| Self { service, backend: canonical(&translation.backend) })
@@ -39,6 +40,7 @@ pub struct Peers {
     six: Mapped<Peer<[u32; 4]>>,
     tables4: Tables<u32>,
     tables6: Tables<[u32; 4]>,
+    nodes: NodeMap,
     names: Mapped<Name>,
     config: Mapped<Config>,
     /// The map of those sockets that found their place taken.
@@ -56,6 +58,7 @@ impl Peers {
             six: mapped(folder, "peers6")?,
             tables4: Tables::open(folder)?,
             tables6: Tables::open(folder)?,
+            nodes: NodeMap::open(folder)?,
             names: mapped(folder, "names")?,
             config: mapped(folder, "config")?,
             overflow: pinned_data(folder, "overflow")?,
@@ -74,24 +77,36 @@ impl Peers {
 
     /// Which service answers there now.
     pub fn owner(&self, frontend: &Frontend) -> Option<ServiceName> {
-        let about = match frontend.address {
-            SocketAddr::V4(_) => self.tables4.find(frontend).and_then(|entry| self.tables4.about(Run::of(entry))),
-            SocketAddr::V6(_) => self.tables6.find(frontend).and_then(|entry| self.tables6.about(Run::of(entry))),
-        };
+        let run = Run::of(self.find(frontend)?);
+        let about = if frontend.address.is_ipv6() { self.tables6.about(run) } else { self.tables4.about(run) };
         let record = self.names.copy(about?.0.service)?;
         name::decode(&record).map(|(key, _)| key)
     }
 
     /// Whether a new connection there may get that backend.
     pub fn leads_to(&self, flow: &Flow) -> bool {
-        fn is_in<A: Family>(tables: &Tables<A>, flow: &Flow) -> bool {
-            let entry = tables.find(&flow.service);
-            entry.is_some_and(|entry| tables.backends(Run::of(entry)).any(|(backend, ..)| backend == flow.backend))
-        }
+        let Some(run) = self.find(&flow.service).map(Run::of) else { return false };
+        let is_it = |(backend, ..): (SocketAddr, _, _)| backend == flow.backend;
         match flow.service.address {
-            SocketAddr::V4(_) => is_in(&self.tables4, flow),
-            SocketAddr::V6(_) => is_in(&self.tables6, flow),
+            SocketAddr::V4(_) => self.tables4.backends(run).any(is_it),
+            SocketAddr::V6(_) => self.tables6.backends(run).any(is_it),
         }
+    }
+
+    /// Where an address leads, found as the programs find it.
+    fn find(&self, frontend: &Frontend) -> Option<Entry> {
+        let find = |frontend: &Frontend| match frontend.address {
+            SocketAddr::V4(_) => self.tables4.find(frontend),
+            SocketAddr::V6(_) => self.tables6.find(frontend),
+        };
+        find(frontend).or_else(|| {
+            let number = self.nodes.number(frontend.address.ip())?;
+            let on_node = |number| {
+                Frontend::on_node(number, frontend.address.is_ipv6(), frontend.address.port(), frontend.protocol)
+            };
+            let entry = find(&on_node(0))?;
+            if number == 0 || !entry.is_per_node() { Some(entry) } else { find(&on_node(number)) }
+        })
     }
 
     /// The translations that no new connection would get any more, each once.

@@ -16,9 +16,10 @@ use crate::{
     layout,
     maps::{MapsError, mapped},
     name,
+    node::NodeMap,
     pins::Pins,
     space::Space,
-    spec::Frontend,
+    spec::{self, Frontend},
 };
 
 impl Kernel {
@@ -37,6 +38,7 @@ impl Kernel {
             six: Tables::open(folder)?,
             names: mapped(folder, "names")?,
             backends: mapped(folder, "backends")?,
+            nodes: NodeMap::open(folder)?,
             node_ports: mapped(folder, "node_ports")?,
             config: mapped(folder, "config")?,
             grace: Grace::open(folder)?,
@@ -77,11 +79,12 @@ impl Kernel {
     /// Takes note of a frontend that is in the maps.
     fn adopt(&mut self, frontend: Frontend, owner: Option<&ServiceName>, entry: Entry, about: Option<About>) {
         let Some(service) = owner.and_then(|owner| self.services.get_mut(owner)) else { return };
-        let (set, run) = ((entry.scope(), frontend.address.is_ipv6()), Run::of(entry));
+        let (set, run) = (spec::set_of(&frontend, entry.kind()), Run::of(entry));
         service.spec.frontends.insert(frontend, entry.kind());
         let runs = service.runs.entry(set).or_default();
         service.torn |= entry.least_connections() != service.spec.least_connections
             || entry.has_affinity() != service.spec.affinity_seconds.is_some()
+            || entry.is_per_node() != service.spec.is_per_node(&frontend)
             || about.map(|about| about.affinity_seconds) != Some(service.spec.affinity_seconds.unwrap_or_default());
         if runs.contains(&run) {
             return;
@@ -89,7 +92,7 @@ impl Kernel {
         service.torn |= !runs.is_empty();
         runs.push(run);
         let members = service.spec.sets.entry(set).or_default();
-        let backends: Vec<_> = tables!(self, set.1, tables => tables.backends(run).collect());
+        let backends: Vec<_> = tables!(self, set.v6, tables => tables.backends(run).collect());
         for (address, backend, _) in backends {
             members.insert(address, backend.generation & Backend::LOCAL != 0);
             let known = *service.backends.entry(address).or_insert(backend);
@@ -104,11 +107,13 @@ impl Kernel {
     pub fn recover(&mut self) -> Result<(), MapsError> {
         let mut members: HashMap<u32, [u32; 2]> = HashMap::new();
         for service in self.services.values() {
-            for ((scope, v6), runs) in &service.runs {
+            for (set, runs) in &service.runs {
                 for run in runs {
-                    let slots = tables!(self, *v6, tables => tables.backends(*run).collect::<Vec<_>>());
-                    for (index, (_, backend, _)) in (0..).zip(slots) {
-                        members.entry(backend.id).or_insert([NO_SLOT; 2])[*scope as usize] = run.slot(index);
+                    for (id, slot) in self.places(*set, *run) {
+                        let places = members.entry(id).or_insert([NO_SLOT; 2]);
+                        if set.node == 0 {
+                            places[set.scope as usize] = slot;
+                        }
                     }
                 }
             }

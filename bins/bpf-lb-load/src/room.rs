@@ -126,7 +126,7 @@ impl Kernel {
             }
             let len = u32::try_from(backends.len()).unwrap_or(u32::MAX);
             let run =
-                tables!(self, set.1, tables => tables.allocate_run(len)).ok_or(("the backends", "--max-backends"))?;
+                tables!(self, set.v6, tables => tables.allocate_run(len)).ok_or(("the backends", "--max-backends"))?;
             draft.new_runs.insert(*set, run);
         }
         for frontend in spec.frontends.keys().filter(|frontend| !self.owners.contains_key(frontend)) {
@@ -144,8 +144,8 @@ impl Kernel {
         for backend in draft.new_backends.values() {
             self.backend_space.free(backend.id, 1);
         }
-        for ((_, v6), run) in draft.new_runs {
-            tables!(self, v6, tables => tables.free_run(run));
+        for (set, run) in draft.new_runs {
+            tables!(self, set.v6, tables => tables.free_run(run));
         }
         for (frontend, cell) in draft.new_cells {
             tables!(self, frontend.address.is_ipv6(), tables => tables.free_cell(cell));

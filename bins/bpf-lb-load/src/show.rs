@@ -1,28 +1,39 @@
 //! The table as the kernel has it, as JSON or for a terminal.
 
-use std::{fmt::Write as _, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+};
 
 use bpf_lb_abi::{Entry, Scope};
 use service_table::{
-    Algorithm, Backend, BackendScope, Service, ServiceName, ServiceTable, SessionAffinity, TrafficPolicy,
+    Algorithm, Backend, BackendScope, Nodes, Service, ServiceName, ServiceTable, SessionAffinity, TrafficPolicy,
 };
 
 use crate::{
     kernel::{Installed, Kernel},
-    spec::Spec,
+    spec::{SetKey, Spec},
 };
 
 /// The service table that the maps hold. Applying it changes nothing.
 pub fn table(kernel: &Kernel) -> ServiceTable {
+    let Nodes { node_addresses, nodes } = kernel.nodes();
+    let names = names(kernel);
     ServiceTable {
-        node_addresses: kernel.node_addresses(),
-        nodes: vec![],
+        node_addresses,
+        nodes,
         refuse: kernel.refuse(),
-        services: kernel.services().iter().map(|(key, installed)| service(key, installed)).collect(),
+        services: kernel.services().iter().map(|(key, installed)| service(key, installed, &names)).collect(),
     }
 }
 
-fn service(key: &ServiceName, installed: &Installed) -> Service {
+/// Of the other nodes, by number.
+fn names(kernel: &Kernel) -> BTreeMap<u32, &str> {
+    kernel.node_numbers().iter().map(|(name, number)| (*number, name.as_str())).collect()
+}
+
+fn service(key: &ServiceName, installed: &Installed, names: &BTreeMap<u32, &str>) -> Service {
     let spec = &installed.spec;
     let ServiceName { namespace, name, port_name } = key.clone();
     let addresses = |kind: u8| -> Vec<IpAddr> {
@@ -43,36 +54,37 @@ fn service(key: &ServiceName, installed: &Installed) -> Service {
         external_traffic_policy: policy(spec.external_local),
         session_affinity: spec.affinity_seconds.map(|timeout_seconds| SessionAffinity { timeout_seconds }),
         lb_algorithm: if spec.least_connections { Algorithm::LeastConnections } else { Algorithm::Random },
-        backends: backends(spec),
+        backends: backends(spec, names),
         draining: vec![],
         created: spec.created.map(|seconds| service_table::rfc3339(seconds.into())),
     }
 }
 
-fn backends(spec: &Spec) -> Vec<Backend> {
+fn backends(spec: &Spec, names: &BTreeMap<u32, &str>) -> Vec<Backend> {
     let mut members: Vec<_> = spec.sets.values().flatten().collect();
     members.sort_unstable();
     members.dedup();
-    let backend = |(address, local): (&std::net::SocketAddr, &bool)| {
-        let missing = |scope: Scope| {
-            let set = spec.sets.get(&(scope, address.is_ipv6()));
-            set.is_some_and(|set| !set.contains_key(address))
+    let backend = |(address, local): (&SocketAddr, &bool)| {
+        let in_set = |scope, node| {
+            let set = spec.sets.get(&SetKey { scope, v6: address.is_ipv6(), node });
+            set.map(|set| set.contains_key(address))
         };
-        let scope = if missing(Scope::External) {
-            Some(BackendScope::Internal)
-        } else if missing(Scope::Internal) && (*local || !spec.internal_local) {
-            Some(BackendScope::External)
-        } else {
-            None
+        let node = names.iter().find(|(number, _)| in_set(Scope::External, **number) == Some(true));
+        let scope = match (in_set(Scope::Internal, 0), in_set(Scope::External, 0)) {
+            (Some(false), Some(true)) if *local || !spec.internal_local => Some(BackendScope::External),
+            (Some(true), Some(false)) => Some(BackendScope::Internal),
+            (_, Some(false)) if node.is_some() => Some(BackendScope::Node),
+            _ => None,
         };
-        Backend { address: address.ip(), port: address.port(), local: *local, node: None, scope }
+        let node = node.map(|(_, name)| (*name).to_owned());
+        Backend { address: address.ip(), port: address.port(), local: *local, node, scope }
     };
     members.into_iter().map(backend).collect()
 }
 
 /// The table for people: a line for each address, and under it its backends.
 pub fn text(kernel: &Kernel) -> String {
-    let mut text = String::new();
+    let (mut text, names) = (String::new(), names(kernel));
     for (key, installed) in kernel.services() {
         let spec = &installed.spec;
         let mut notes = String::new();
@@ -91,7 +103,9 @@ pub fn text(kernel: &Kernel) -> String {
                 _ => "NodePort",
             };
             let count = spec.set_of(frontend).and_then(|set| spec.sets.get(&set)).map_or(0, |set| set.len());
-            let _infallible = writeln!(text, "  {kind:<13} {frontend:<48} {count} backends");
+            let node = frontend.node.and_then(|number| names.get(&number));
+            let node = node.map(|name| format!(" on {name}")).unwrap_or_default();
+            let _infallible = writeln!(text, "  {kind:<13} {frontend:<48} {count} backends{node}");
         }
         let (_, connections) = kernel.counts(installed);
         for (address, backend) in &installed.backends {

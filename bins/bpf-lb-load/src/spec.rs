@@ -3,8 +3,8 @@
 //! Pure: nothing here looks at the kernel.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use bpf_lb_abi::{Entry, NAME_LEN, Scope};
@@ -22,15 +22,31 @@ pub enum Unfit {
     TooManyBackends(usize),
 }
 
-/// An address and port on which a service answers.
+/// Where a service answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Frontend {
-    /// Never IPv4-mapped.
+    /// Never IPv4-mapped. Of a node port, the unspecified address of the family.
     pub address: SocketAddr,
     /// The same port may lead to different services by protocol.
     pub protocol: Protocol,
+    /// Of a node port, on whose addresses: 0 means this node's, and all others' that have no frontend of their own.
+    pub node: Option<u32>,
 }
 
+impl Frontend {
+    /// An address with a port.
+    pub const fn new(address: SocketAddr, protocol: Protocol) -> Self {
+        Self { address, protocol, node: None }
+    }
+
+    /// A node port on the addresses of the node with that number.
+    pub const fn on_node(node: u32, is_ipv6: bool, port: u16, protocol: Protocol) -> Self {
+        let any = if is_ipv6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
+        Self { address: SocketAddr::new(any, port), protocol, node: Some(node) }
+    }
+}
+
+/// Without the node.
 impl std::fmt::Display for Frontend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let protocol = match self.protocol {
@@ -41,8 +57,16 @@ impl std::fmt::Display for Frontend {
     }
 }
 
-/// Which of a service's sets of backends: by scope, and by whether it is for IPv6.
-pub type SetKey = (Scope, bool);
+/// Which of a service's sets of backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SetKey {
+    /// Of which addresses.
+    pub scope: Scope,
+    /// Whether it is for IPv6.
+    pub v6: bool,
+    /// 0, or the number of the other node whose backends alone these are.
+    pub node: u32,
+}
 
 /// A service as the maps hold it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,8 +94,8 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// What `service` comes to on a node with `node_addresses`.
-    pub fn new(service: &Service, node_addresses: &[IpAddr]) -> Result<Self, Unfit> {
+    /// What `service` comes to, where the other nodes have these numbers, by name.
+    pub fn new(service: &Service, nodes: &BTreeMap<String, u32>) -> Result<Self, Unfit> {
         check(service)?;
         let mut spec = Self {
             port: service.port,
@@ -85,45 +109,29 @@ impl Spec {
             frontends: BTreeMap::new(),
             sets: BTreeMap::new(),
         };
-        let no_addresses: &[IpAddr] = &[];
-        let (node_port, node_addresses) = match service.node_port {
-            Some(port) => (port, node_addresses),
-            None => (0, no_addresses),
-        };
         // The first kind of an address that is listed twice counts.
-        for (addresses, port, kind) in [
-            (&service.cluster_ips[..], service.port, Entry::CLUSTER_IP),
-            (&service.external_ips, service.port, Entry::EXTERNAL_IP),
-            (&service.load_balancer_ips, service.port, Entry::LOAD_BALANCER_IP),
-            (node_addresses, node_port, Entry::NODE_PORT),
+        for (addresses, kind) in [
+            (&service.cluster_ips, Entry::CLUSTER_IP),
+            (&service.external_ips, Entry::EXTERNAL_IP),
+            (&service.load_balancer_ips, Entry::LOAD_BALANCER_IP),
         ] {
             for address in addresses {
-                let address = SocketAddr::new(address.to_canonical(), port);
-                spec.frontends.entry(Frontend { address, protocol: service.protocol }).or_insert(kind);
+                let address = SocketAddr::new(address.to_canonical(), service.port);
+                spec.frontends.entry(Frontend::new(address, service.protocol)).or_insert(kind);
             }
         }
+        let frontends = node_ports(service, nodes).map(|frontend| (frontend, Entry::NODE_PORT));
+        spec.frontends.extend(frontends);
         for (frontend, kind) in &spec.frontends {
             let set = set_of(frontend, *kind);
-            spec.sets.entry(set).or_insert_with(|| backends(service, set));
+            spec.sets.entry(set).or_insert_with(|| backends(service, set, nodes));
         }
         Ok(spec)
     }
 
-    /// The same service on a node with other addresses. A set that was not there has the backends of the cluster addresses.
-    pub fn on_node(&self, addresses: &[IpAddr]) -> Self {
-        let mut spec = self.clone();
-        spec.frontends.retain(|_, kind| *kind != Entry::NODE_PORT);
-        for (address, port) in addresses.iter().filter_map(|address| Some((address.to_canonical(), self.node_port?))) {
-            let frontend = Frontend { address: SocketAddr::new(address, port), protocol: self.protocol };
-            spec.frontends.entry(frontend).or_insert(Entry::NODE_PORT);
-        }
-        let wanted: BTreeSet<_> = spec.frontends.iter().map(|(frontend, kind)| set_of(frontend, *kind)).collect();
-        spec.sets.retain(|set, _| wanted.contains(set));
-        for set in wanted {
-            let like = || self.sets.get(&(Scope::Internal, set.1)).cloned().unwrap_or_default();
-            spec.sets.entry(set).or_insert_with(like);
-        }
-        spec
+    /// Whether each other node has a frontend of its own beside this one, or refuses.
+    pub fn is_per_node(&self, frontend: &Frontend) -> bool {
+        self.external_local && frontend.node == Some(0)
     }
 
     /// The name of the set to which a frontend of this service leads.
@@ -132,20 +140,44 @@ impl Spec {
     }
 }
 
-fn set_of(frontend: &Frontend, kind: u8) -> SetKey {
-    (Entry::new(0, 0, false, false, kind).scope(), frontend.address.is_ipv6())
+/// Which set of backends a frontend of that kind leads to.
+pub fn set_of(frontend: &Frontend, kind: u8) -> SetKey {
+    let scope = Entry::new(0, 0, false, false, kind).scope();
+    SetKey { scope, v6: frontend.address.is_ipv6(), node: frontend.node.unwrap_or_default() }
 }
 
-fn backends(service: &Service, (scope, v6): SetKey) -> BTreeMap<SocketAddr, bool> {
+/// The frontends of the node port: in the families of the ClusterIPs, as with kube-proxy.
+fn node_ports(service: &Service, nodes: &BTreeMap<String, u32>) -> impl Iterator<Item = Frontend> {
+    let is_local = service.external_traffic_policy == TrafficPolicy::Local;
+    let others = service.backends.iter().filter(move |_| is_local).filter_map(|backend| {
+        let number = nodes.get(backend.node.as_ref()?)?;
+        Some((*number, backend.address.to_canonical().is_ipv6()))
+    });
+    let own = [(0, false), (0, true)];
+    let has_family = |v6| service.cluster_ips.iter().any(|address| address.to_canonical().is_ipv6() == v6);
+    let families = [false, true].map(|v6| service.cluster_ips.is_empty() || has_family(v6));
+    let on_node = |port, node, v6| Frontend::on_node(node, v6, port, service.protocol);
+    let places = own.into_iter().chain(others).filter(move |(_, v6)| families[usize::from(*v6)]);
+    service.node_port.into_iter().flat_map(move |port| places.clone().map(move |(node, v6)| on_node(port, node, v6)))
+}
+
+fn backends(service: &Service, set: SetKey, nodes: &BTreeMap<String, u32>) -> BTreeMap<SocketAddr, bool> {
     // A client in the cluster reaches all backends by an external address, whatever the policy.
-    let local_only = scope == Scope::Internal && service.internal_traffic_policy == TrafficPolicy::Local;
-    let only = match scope {
-        Scope::Internal => BackendScope::Internal,
-        Scope::External => BackendScope::External,
+    let local_only = set.scope == Scope::Internal && service.internal_traffic_policy == TrafficPolicy::Local;
+    let is_wanted = |backend: &Backend| match (backend.scope, set.scope) {
+        (None, _) => true,
+        (Some(BackendScope::Internal), Scope::Internal) | (Some(BackendScope::External), Scope::External) => true,
+        (Some(BackendScope::Node), _) => set.node != 0,
+        _ => false,
+    };
+    let is_there = |backend: &Backend| {
+        let number = backend.node.as_ref().and_then(|name| nodes.get(name));
+        set.node == 0 || number == Some(&set.node)
     };
     let serves = |backend: &&Backend| {
-        backend.address.to_canonical().is_ipv6() == v6
-            && backend.scope.is_none_or(|scope| scope == only)
+        backend.address.to_canonical().is_ipv6() == set.v6
+            && is_wanted(backend)
+            && is_there(backend)
             && (backend.local || !local_only)
     };
     let entry = |backend: &Backend| (SocketAddr::new(backend.address.to_canonical(), backend.port), backend.local);

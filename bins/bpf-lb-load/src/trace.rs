@@ -193,7 +193,7 @@ impl fmt::Display for Line {
             Self::Translation(translation) => translation,
         };
         let Translation { time, pod, netns, netns_cookie, process, pid, .. } = translation.as_ref();
-        let frontend = Frontend { address: translation.frontend, protocol: translation.protocol };
+        let frontend = Frontend::new(translation.frontend, translation.protocol);
         let clock = time.split_once('T').map_or(time.as_str(), |(_, clock)| clock.trim_end_matches('Z'));
         let cookie = || format!("netns {netns_cookie}");
         let place = pod.clone().or_else(|| netns.clone()).unwrap_or_else(cookie);

@@ -1,6 +1,9 @@
 //! Writing: what nobody reads yet, then what leads there, then the old is taken away.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+};
 
 use bpf_lb_abi::{Backend, Endpoint, Entry, NO_SLOT, Scope, Word};
 use service_table::{Protocol, ServiceName};
@@ -51,9 +54,11 @@ impl Kernel {
             self.lingering.remove(&(draft.id, *address));
             backends.insert(*address, *backend);
         }
-        let about = About { service: draft.id, affinity_seconds: spec.affinity_seconds.unwrap_or_default() };
+        let affinity_seconds = spec.affinity_seconds.unwrap_or_default();
         for (set, run) in &draft.new_runs {
             let before = old.as_ref().and_then(|old| old.runs.get(set)?.first()).copied();
+            // A number's low bits are enough to tell a client's nodes apart.
+            let about = About { service: draft.id, affinity_seconds, node: set.node as u16 };
             self.write_run(*set, *run, about, before, &spec, &backends);
         }
         let runs: BTreeMap<_, _> =
@@ -73,22 +78,33 @@ impl Kernel {
 
     fn write_run(
         &mut self,
-        (scope, v6): SetKey,
+        set: SetKey,
         run: Run,
         about: About,
         before: Option<Run>,
         spec: &Spec,
         backends: &BTreeMap<SocketAddr, BackendRef>,
     ) {
-        tables!(self, v6, tables => tables.write_about(run, about, before));
-        let members = spec.sets.get(&(scope, v6)).into_iter().flat_map(BTreeMap::keys);
+        tables!(self, set.v6, tables => tables.write_about(run, about, before));
+        // `backends` does not say where those of another node's set are.
+        let before = before.filter(|_| set.node != 0);
+        let before: HashMap<_, _> = before.map(|run| self.places(set, run).collect()).unwrap_or_default();
+        let members = spec.sets.get(&set).into_iter().flat_map(BTreeMap::keys);
         for (index, address) in (0..).zip(members) {
             let Some(backend) = backends.get(address) else { continue };
-            let Some(place) = self.backends.get(backend.id).map(|place| &place.slots[scope as usize]) else { continue };
-            let before = Some(place.load()).filter(|slot| *slot != NO_SLOT);
+            let Some(place) = self.backends.get(backend.id).map(|place| &place.slots[set.scope as usize]) else {
+                continue;
+            };
             let slot = run.slot(index);
-            tables!(self, v6, tables => tables.write_slot(slot, *address, spec.protocol, *backend, before));
-            place.store(slot);
+            let before = if set.node == 0 {
+                Some(place.load()).filter(|slot| *slot != NO_SLOT)
+            } else {
+                before.get(&backend.id).copied()
+            };
+            tables!(self, set.v6, tables => tables.write_slot(slot, *address, spec.protocol, *backend, before));
+            if set.node == 0 {
+                place.store(slot);
+            }
         }
     }
 
@@ -128,18 +144,19 @@ impl Kernel {
                 self.remove_frontend(key, frontend);
             }
             for (address, backend) in old.backends.iter().filter(|(_, backend)| !replaced.contains(backend)) {
-                let stays = [Scope::Internal, Scope::External].map(|scope| {
-                    new.spec.sets.iter().any(|(set, members)| set.0 == scope && members.contains_key(address))
-                });
+                let sets =
+                    || new.spec.sets.iter().filter(|(_, members)| members.contains_key(address)).map(|(set, _)| set);
+                let stays = [Scope::Internal, Scope::External]
+                    .map(|scope| sets().any(|set| set.node == 0 && set.scope == scope));
                 self.leave(*backend, stays);
-                if stays == [false; 2] {
+                if sets().next().is_none() {
                     new.backends.remove(address);
                     self.part(&old, *address, *backend);
                 }
             }
             for (set, run) in old.runs.iter().flat_map(|(set, runs)| runs.iter().map(move |run| (set, run))) {
                 if new.runs.get(set).is_none_or(|kept| !kept.contains(run)) {
-                    tables!(self, set.1, tables => tables.retire_run(*run));
+                    tables!(self, set.v6, tables => tables.retire_run(*run));
                 }
             }
         }
@@ -176,7 +193,7 @@ impl Kernel {
         }
         self.forget_lingering(|id, _, _| id == service.id);
         for (set, run) in service.runs.iter().flat_map(|(set, runs)| runs.iter().map(move |run| (set, run))) {
-            tables!(self, set.1, tables => tables.retire_run(*run));
+            tables!(self, set.v6, tables => tables.retire_run(*run));
         }
         self.names.put(service.id, name::NONE);
         self.name_space.retire(service.id, 1);
@@ -205,6 +222,7 @@ fn entry(spec: &Spec, frontend: &Frontend, runs: &BTreeMap<SetKey, Run>) -> Entr
     let kind = spec.frontends.get(frontend).copied().unwrap_or_default();
     let run = spec.set_of(frontend).and_then(|set| runs.get(&set));
     run.map_or(Entry::NONE, |run| {
-        Entry::new(run.base, run.count, spec.affinity_seconds.is_some(), spec.least_connections, kind)
+        let entry = Entry::new(run.base, run.count, spec.affinity_seconds.is_some(), spec.least_connections, kind);
+        if spec.is_per_node(frontend) { entry.per_node() } else { entry }
     })
 }

@@ -189,5 +189,5 @@ impl Search<'_> {
 /// What a socket keeps itself of how it was translated.
 fn kept(found: &Found, protocol: Protocol) -> Option<Flow> {
     let (address, backend) = found.remembered()?;
-    Some(Flow { service: Frontend { address, protocol }, backend })
+    Some(Flow { service: Frontend::new(address, protocol), backend })
 }

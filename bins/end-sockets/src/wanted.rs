@@ -94,7 +94,7 @@ mod tests {
     }
 
     fn flow(protocol: Protocol) -> Flow {
-        let service = Frontend { address: "10.96.0.1:80".parse().unwrap(), protocol };
+        let service = Frontend::new("10.96.0.1:80".parse().unwrap(), protocol);
         Flow { service, backend: "10.0.0.1:80".parse().unwrap() }
     }
 

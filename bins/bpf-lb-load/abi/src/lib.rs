@@ -28,7 +28,7 @@ pub use trace::{Call, Traced, Verdict};
 pub use word::{Long, Word};
 
 /// Raised whenever a type or the meaning of a field changes: maps with another number are not touched.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
 /// An address family: `u32` is IPv4, `[u32; 4]` is IPv6, both in network byte order.
 pub trait Address: Copy + Eq {
@@ -42,8 +42,10 @@ pub trait Address: Copy + Eq {
     fn is(self, other: Self) -> bool;
     /// The value of [`Address::Pad`].
     const PAD: Self::Pad;
-    /// A node's number as an address that no host has, in 0.0.0.0/8 or ::/96: see [`node_port`].
+    /// A node's number in the place of an address: see [`node_port`].
     fn of_node(number: u32) -> Self;
+    /// The inverse of [`Address::of_node`].
+    fn node(self) -> u32;
 }
 
 impl Address for u32 {
@@ -53,7 +55,12 @@ impl Address for u32 {
 
     #[inline(always)]
     fn of_node(number: u32) -> Self {
-        number.to_be()
+        number
+    }
+
+    #[inline(always)]
+    fn node(self) -> u32 {
+        self
     }
 
     #[inline(always)]
@@ -74,7 +81,12 @@ impl Address for [u32; 4] {
 
     #[inline(always)]
     fn of_node(number: u32) -> Self {
-        [0, 0, 0, number.to_be()]
+        [0, 0, 0, number]
+    }
+
+    #[inline(always)]
+    fn node(self) -> u32 {
+        self[3]
     }
 
     #[inline(always)]
@@ -97,7 +109,7 @@ pub struct Endpoint<A> {
     pub address: A,
     /// Network byte order.
     pub port: u16,
-    /// `IPPROTO_TCP` or `IPPROTO_UDP`.
+    /// `IPPROTO_TCP` or `IPPROTO_UDP`; of a key that is no address, see [`node_port`] and [`any_port`].
     pub protocol: u16,
 }
 
@@ -117,11 +129,14 @@ impl<A: Address> Endpoint<A> {
     }
 }
 
-/// The key of the frontend of a node port on the addresses of the node with that number in `nodes`. Number 0 is this node,
-/// and its frontend serves for all nodes, unless [`Entry::is_per_node`]: then each node that has backends has one of its own.
+/// In the protocol of a key: not an address is meant but a node. No protocol has such a number, so nobody can ask for one.
+pub const ON_NODE: u16 = 1 << 15;
+
+/// The key of a node port on the addresses of the node with that number in `nodes`. Number 0 is this node, and its frontend
+/// serves for all nodes, unless [`Entry::is_per_node`]: then each other node that has backends has one of its own.
 #[inline(always)]
 pub fn node_port<A: Address>(number: u32, wanted: &Endpoint<A>) -> Endpoint<A> {
-    Endpoint { address: A::of_node(number), port: wanted.port, protocol: wanted.protocol }
+    Endpoint { address: A::of_node(number), port: wanted.port, protocol: wanted.protocol | ON_NODE }
 }
 
 /// The key by which an address is found that is some Service's ClusterIP, whatever the port: no protocol has number 0.
@@ -210,7 +225,7 @@ impl Entry {
         (self.0 >> Self::KIND) as u8 & 3
     }
 
-    /// The same entry for a node port that leads, on each other node's addresses, to that node's backends only.
+    /// The same entry, of a node port that leads on each other node's addresses to that node's backends only.
     pub const fn per_node(self) -> Self {
         Self(self.0 | Self::PER_NODE)
     }
@@ -265,7 +280,8 @@ pub struct Bucket<A: Address> {
 /// A place in a run of backends, in `slots4` and `slots6`. Not changed while an entry names it, but for the count.
 ///
 /// The first place of a run is about the run: there `connections` are those that were refused because there was no
-/// backend, `backend` is the service, and `generation` the timeout of session affinity in seconds.
+/// backend, `backend` is the service, `generation` the timeout of session affinity in seconds, and `endpoint.port` what
+/// [`Client::node`] is.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Slot<A: Address> {
@@ -372,7 +388,9 @@ pub struct Client {
     /// Index into `names`.
     pub service: u32,
     /// [`Address::FAMILY`]: the backends of the two families are different ones.
-    pub family: u32,
+    pub family: u16,
+    /// Of a node port that leads to one other node's backends, the low bits of that node's number; else 0.
+    pub node: u16,
 }
 
 /// The backend it keeps to.
@@ -412,8 +430,18 @@ pub struct Prefix {
 /// How many Service CIDRs [`Config::refuse`] holds.
 pub const REFUSE: usize = 8;
 
-/// How many addresses a node can have.
-pub const NODE_ADDRESSES: usize = 64;
+/// How long a node's name can be.
+pub const NODE_NAME_LEN: usize = 256;
+
+/// Whose an address is, in `nodes`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Node {
+    /// 0 is this node. See [`node_port`].
+    pub number: u32,
+    /// For the loader alone: the name of another node, filled up with zeros.
+    pub name: [u8; NODE_NAME_LEN],
+}
 
 /// The one element of `config`.
 #[derive(Debug)]
@@ -427,16 +455,14 @@ pub struct Config {
     pub node_netns: Long,
     /// 1 as soon as any socket uses [`Overflow`]: until then nobody has to look there.
     pub overflowed: Word,
-    /// 1 if `nodes` holds anything.
+    /// 1 if `nodes` holds anything: until then nobody has to look there.
     pub has_nodes: Word,
     /// How many of `refuse` are in use.
     pub refuse_count: Word,
-    /// How many of `node_addresses` are in use.
-    pub node_address_count: Word,
+    /// Zero.
+    pub pad: Word,
     /// In these CIDRs, what no frontend has is refused on an address that has a frontend [`any_port`].
     pub refuse: [Prefix; REFUSE],
-    /// The node's addresses, IPv4 ones IPv4-mapped.
-    pub node_addresses: [[Word; 4]; NODE_ADDRESSES],
 }
 
 /// How many words `node_ports` has: a bit for each port of TCP, then one for each port of UDP.
@@ -496,8 +522,9 @@ const _: () = {
     assert!(size_of::<Translation<u32>>() == 24 && size_of::<Translation<[u32; 4]>>() == 48);
     assert!(size_of::<Peer<u32>>() == 32 && size_of::<Peer<[u32; 4]>>() == 56);
     assert!(size_of::<Overflow>() == 48 * (1 + FLOWS) + 8 && FLOWS.is_power_of_two());
+    assert!(size_of::<Node>() == 4 + NODE_NAME_LEN);
     assert!(size_of::<Client>() == 16 && size_of::<Affinity>() == 16);
-    assert!(size_of::<Config>() == 32 + 32 * REFUSE + 16 * NODE_ADDRESSES);
+    assert!(size_of::<Config>() == 32 + 32 * REFUSE);
     assert!(size_of::<Name>() == NAME_LEN + 16);
 };
 
@@ -507,10 +534,12 @@ mod pod {
 
     use aya::Pod;
 
-    use super::{Affinity, Client};
+    use super::{Affinity, Client, Node};
 
     // SAFETY: `repr(C)`, `Copy`, valid for any bytes, and without padding by the assertions above.
     unsafe impl Pod for Client {}
     // SAFETY: as above.
     unsafe impl Pod for Affinity {}
+    // SAFETY: as above.
+    unsafe impl Pod for Node {}
 }

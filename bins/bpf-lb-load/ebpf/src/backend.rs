@@ -42,7 +42,7 @@ pub(crate) fn frontend<S: Sockaddr>(sockaddr: S, wanted: &Endpoint<S::Address>) 
 /// What is asked by an address alone: a node port, or a port that no Service has on a Service's address.
 #[inline(always)]
 fn by_address<A: Tables>(config: &'static Config, wanted: &Endpoint<A>) -> Option<Entry> {
-    if config.has_nodes.load() != 0 {
+    if config.has_nodes.load() != 0 && has_node_port(u16::from_be(wanted.port), wanted.protocol) {
         let entry = on_node(wanted);
         if entry.is_present() {
             return Some(entry);
@@ -53,17 +53,26 @@ fn by_address<A: Tables>(config: &'static Config, wanted: &Endpoint<A>) -> Optio
     refuses.then_some(Entry::REFUSED)
 }
 
+/// Whether some Service has that node port, in host byte order.
+#[inline(always)]
+pub(crate) fn has_node_port(port: u16, protocol: u16) -> bool {
+    let (word, bit) = node_port_bit(port, protocol);
+    NODE_PORTS.get(word).is_some_and(|word| word & bit != 0)
+}
+
+/// The number of the node that has the address.
+#[inline(always)]
+pub(crate) fn node_of<A: Tables>(address: &A) -> Option<u32> {
+    let node = NODES.get_ptr(A::copy(address).to_ipv6())?;
+    // SAFETY: the element stays mapped while the program runs; should it be given to another address meanwhile, then this one
+    // has just gone.
+    Some(unsafe { (&raw const (*node).number).read_volatile() })
+}
+
 /// A node port on the address of any node, or [`Entry::NONE`]. Called, since few addresses get this far.
 #[inline(never)]
 fn on_node<A: Tables>(wanted: &Endpoint<A>) -> Entry {
-    let (word, bit) = node_port_bit(u16::from_be(wanted.port), wanted.protocol);
-    if NODE_PORTS.get(word).is_none_or(|word| word & bit == 0) {
-        return Entry::NONE;
-    }
-    let Some(number) = NODES.get_ptr(wanted.address.to_ipv6()) else { return Entry::NONE };
-    // SAFETY: the element stays mapped while the program runs; should it be given to another address meanwhile, then this one
-    // has just gone.
-    let number = unsafe { number.read_volatile() };
+    let Some(number) = node_of(&wanted.address) else { return Entry::NONE };
     let entry = find(&node_port(0, wanted)).unwrap_or(Entry::NONE);
     if number == 0 || !entry.is_per_node() {
         return entry;
@@ -75,17 +84,6 @@ fn on_node<A: Tables>(wanted: &Endpoint<A>) -> Entry {
 #[inline(never)]
 fn has_cluster_ip<A: Tables>(wanted: &Endpoint<A>) -> bool {
     find(&any_port(A::copy(&wanted.address))).is_some()
-}
-
-/// Whether that is a node port on one of this node's addresses.
-#[inline(always)]
-pub(crate) fn is_node_port<A: Tables>(endpoint: &Endpoint<A>) -> bool {
-    let found = find(endpoint);
-    found.is_some_and(|entry| entry.kind() == Entry::NODE_PORT)
-        || NODES.get_ptr(endpoint.address.to_ipv6()).is_some_and(|number| {
-            // SAFETY: as in `on_node`.
-            unsafe { number.read_volatile() == 0 }
-        })
 }
 
 /// Whether the address is in one of the Service CIDRs.
@@ -203,8 +201,8 @@ impl<A: Tables> Frontend<A> {
     /// The backend that the client's network namespace used last, if that was not too long ago and it is still there.
     #[inline(always)]
     fn choose_for_client<S: Sockaddr<Address = A>>(&self, sockaddr: S) -> Option<&'static Slot<A>> {
-        let &Slot { backend: service, generation: timeout_seconds, .. } = self.run()?;
-        let client = Client { netns: netns(sockaddr), service, family: A::FAMILY };
+        let &Slot { backend: service, generation: timeout_seconds, ref endpoint, .. } = self.run()?;
+        let client = Client { netns: netns(sockaddr), service, family: A::FAMILY as u16, node: endpoint.port };
         // SAFETY: takes no arguments.
         let now = unsafe { bpf_ktime_get_coarse_ns() };
         if let Some(known) = AFFINITY.get_ptr_mut(&client) {

@@ -5,7 +5,9 @@ use aya_ebpf::{
     btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, SkStorage},
     macros::btf_map,
 };
-use bpf_lb_abi::{Address, Affinity, Backend, Bucket, Client, Config, NODE_PORT_WORDS, Name, Overflow, Peer, Slot};
+use bpf_lb_abi::{
+    Address, Affinity, Backend, Bucket, Client, Config, NODE_PORT_WORDS, Name, Node, Overflow, Peer, Slot,
+};
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -35,9 +37,9 @@ pub(crate) static OVERFLOW: SkStorage<Overflow> = SkStorage::new();
 pub(crate) static AFFINITY: LruHashMap<Client, Affinity, 1024> = LruHashMap::new();
 #[btf_map(name = "namespaces")]
 pub(crate) static NAMESPACES: HashMap<u64, u32, 4096, NO_PREALLOC> = HashMap::new();
-/// By address, IPv4 ones IPv4-mapped: the number of the node that has it.
+/// By address, IPv4 ones IPv4-mapped: the node that has it.
 #[btf_map(name = "nodes")]
-pub(crate) static NODES: HashMap<[u32; 4], u32, 16384, NO_PREALLOC> = HashMap::new();
+pub(crate) static NODES: HashMap<[u32; 4], Node, 16384, NO_PREALLOC> = HashMap::new();
 #[btf_map(name = "node_ports")]
 pub(crate) static NODE_PORTS: Array<u64, { NODE_PORT_WORDS as usize }, MMAPABLE> = Array::new();
 #[btf_map(name = "config")]

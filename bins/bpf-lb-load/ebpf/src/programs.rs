@@ -6,11 +6,11 @@ use aya_ebpf::{
     macros::cgroup_sock,
     programs::SockContext,
 };
-use bpf_lb_abi::{Endpoint, MAPPED_PREFIX, TCP, Translation, UDP, node_port_bit};
+use bpf_lb_abi::{MAPPED_PREFIX, TCP, Translation, UDP};
 
 use crate::{
-    backend::{frontend, is_node_port},
-    maps::{CONFIG, NODE_PORTS, Tables},
+    backend::{frontend, has_node_port, node_of},
+    maps::{CONFIG, Tables},
     peer::{Socket, forget},
     sockaddr::{Sockaddr, sockaddr_programs},
 };
@@ -144,13 +144,8 @@ fn bind<A: Tables>(socket: *mut bpf_sock, address: A, is_any: bool) -> i32 {
     if config.node_netns.load() != netns || port < first || port > last || protocol != TCP && protocol != UDP {
         return ALLOW;
     }
-    let (word, bit) = node_port_bit(port, protocol);
-    if NODE_PORTS.get(word).is_none_or(|word| word & bit == 0) {
-        return ALLOW;
-    }
-    let has_addresses = || config.node_address_count.load() != 0 || config.has_nodes.load() != 0;
-    let endpoint = Endpoint { address, port: port.to_be(), protocol };
-    let is_taken = if is_any { has_addresses() } else { is_node_port(&endpoint) };
+    let is_taken = has_node_port(port, protocol)
+        && if is_any { config.has_nodes.load() != 0 } else { node_of(&address) == Some(0) };
     if is_taken { fail(EADDRINUSE) } else { ALLOW }
 }
 

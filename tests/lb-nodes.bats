@@ -1,0 +1,185 @@
+# The socket load balancer: node ports, on the node's own addresses and on those of other nodes.
+
+load helpers
+load lb
+
+setup_file() {
+  lb_suite
+}
+
+NODES='{"nodeAddresses": ["127.9.9.9", "fd01::9"], "nodes": [{"name": "node2", "addresses": ["127.9.9.2", "fd01::7"]},
+  {"name": "node3", "addresses": ["127.9.9.3"]}, {"name": "node4", "addresses": []}]}'
+
+# On this node, on node2, on node3, and one on node2 that serves where nobody else does.
+BACKENDS='[{"address": "127.0.0.2", "port": 8080, "local": true}, {"address": "fd01::2", "port": 8080, "local": true},
+  {"address": "127.0.0.3", "port": 8080, "node": "node2"}, {"address": "fd01::3", "port": 8080, "node": "node2"},
+  {"address": "127.0.0.4", "port": 8080, "node": "node3"}]'
+
+# lb_nodes SERVICE...: the table with these nodes and services.
+lb_nodes() {
+  lb_apply "$(jq -c '. + {services: $ARGS.positional | map(fromjson)}' --args "$@" <<<"$NODES")"
+}
+
+# lb_node_port NAME JSON: a Service with a node port and these backends.
+lb_node_port() {
+  lb_service "$1" "$(jq -nc --argjson more "$2" --argjson backends "$BACKENDS" \
+    '{clusterIps: ["10.96.0.1", "fd02::1"], nodePort: 30080, backends: $backends} + $more')"
+}
+
+clients='
+serve("127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5", "fd01::2", "fd01::3")
+ALL, ALL6 = {"127.0.0.2", "127.0.0.3", "127.0.0.4"}, {"fd01::2", "fd01::3"}
+KINDS = SOCK_STREAM, SOCK_DGRAM
+
+def leads(kind, address, backends, port=30080):
+    equal({reach(kind, address, port) for _ in range(60)}, backends, f"{address} {kind}")
+
+def refused(kind, address, port=30080):
+    equal(errno_of(connect, kind, address, port), "ECONNREFUSED", f"{address} {kind}")
+'
+
+@test "a node port leads to all backends on the addresses of every node, and on no other" {
+  lb_nodes "$(lb_node_port tcp '{}')" "$(lb_node_port udp '{"protocol": "UDP", "clusterIps": ["10.96.0.2", "fd02::2"]}')"
+  lab_sockets node1/pod <<<"$clients"'
+for kind in KINDS:
+    for address in "127.9.9.9", "127.9.9.2", "127.9.9.3", "::ffff:127.9.9.2":
+        leads(kind, address, ALL)
+    for address in "fd01::9", "fd01::7":
+        leads(kind, address, ALL6)
+    leads(kind, "10.96.0.1" if kind == SOCK_STREAM else "10.96.0.2", ALL, 80)
+for address in "127.9.9.4", "127.0.0.1":
+    refused(SOCK_STREAM, address)
+refused(SOCK_STREAM, "127.9.9.2", 30081)
+refused(SOCK_STREAM, "127.9.9.2", 80)
+with connect(SOCK_STREAM, "127.9.9.2", 30080) as connected:
+    equal(connected.getpeername(), ("127.9.9.2", 30080))
+sender = new(SOCK_DGRAM, AF_INET)
+for address in "127.9.9.2", "127.9.9.9":
+    equal(ask(sender, address, 30080)[1], (address, 30080))
+'
+}
+
+@test "what means a node in the maps is no address that a process can ask for" {
+  lb_nodes "$(lb_node_port tcp '{"externalTrafficPolicy": "Local"}')"
+  lab_sockets node1/pod <<<"$clients"'
+# To connect to the unspecified address is to connect to the host itself.
+listener = new(SOCK_STREAM, AF_INET6)
+listener.bind(("::", 30080))
+listener.listen()
+for address in "0.0.0.0", "::", "::1":
+    with connect(SOCK_STREAM, address, 30080) as connected:
+        equal(connected.getpeername()[0] in ("127.0.0.1", "::1"), True, f"{address}: {connected.getpeername()}")
+for address in "0.0.0.1", "0.0.0.2", "::2":
+    equal(errno_of(connect, SOCK_STREAM, address, 30080) in ("ENETUNREACH", "EHOSTUNREACH", "EINVAL", "ECONNREFUSED"), True, address)
+'
+}
+
+@test "with the external traffic policy Local another node's address leads to that node's backends, or is refused" {
+  local backends
+  backends=$(jq -c '. + [{address: "127.0.0.5", port: 8080, node: "node2", scope: "node"}] | map(select(.node != "node3"))' <<<"$BACKENDS")
+  lb_nodes "$(lb_node_port tcp "{\"externalTrafficPolicy\": \"Local\", \"backends\": $backends}")" \
+    "$(lb_node_port udp "{\"protocol\": \"UDP\", \"externalTrafficPolicy\": \"Local\", \"clusterIps\": [\"10.96.0.2\", \"fd02::2\"], \"backends\": $backends}")"
+  lab_sockets node1/pod <<<"$clients"'
+for kind in KINDS:
+    leads(kind, "127.9.9.9", {"127.0.0.2", "127.0.0.3"})
+    leads(kind, "fd01::9", ALL6)
+    leads(kind, "127.9.9.2", {"127.0.0.3", "127.0.0.5"})
+    leads(kind, "fd01::7", {"fd01::3"})
+    refused(kind, "127.9.9.3")
+leads(SOCK_STREAM, "10.96.0.1", {"127.0.0.2", "127.0.0.3"}, 80)
+# One flow of an unconnected socket stays with its backend, as long as that is ready.
+sender = new(SOCK_DGRAM, AF_INET)
+while ask(sender, "127.9.9.2", 30080)[0] != "127.0.0.3":
+    sender = new(SOCK_DGRAM, AF_INET)
+equal({ask(sender, "127.9.9.2", 30080) for _ in range(20)}, {("127.0.0.3", ("127.9.9.2", 30080))})
+'
+  assert_json "$(lab_lb node1 stats)" '[.[] | select(.name == "tcp").backends["127.0.0.5:8080"].connections > 0]' '[true]'
+}
+
+@test "with affinity each node's port keeps a client to a backend of that node" {
+  lb_nodes "$(lb_node_port tcp '{"externalTrafficPolicy": "Local", "sessionAffinity": {},
+    "backends": [{"address": "127.0.0.2", "port": 8080, "local": true}, {"address": "127.0.0.3", "port": 8080, "node": "node2"},
+      {"address": "127.0.0.5", "port": 8080, "node": "node2"}, {"address": "127.0.0.4", "port": 8080, "node": "node3"}]}')"
+  lab_sockets node1/pod <<<"$clients"'
+first, second = reach(SOCK_STREAM, "127.9.9.9", 30080), reach(SOCK_STREAM, "127.9.9.2", 30080)
+equal(second in ("127.0.0.3", "127.0.0.5"), True, second)
+for _ in range(30):
+    leads(SOCK_STREAM, "127.9.9.9", {first})
+    leads(SOCK_STREAM, "127.9.9.2", {second})
+    leads(SOCK_STREAM, "127.9.9.3", {"127.0.0.4"})
+'
+}
+
+@test "a node port of a Service of one family answers in that family alone" {
+  lb_nodes "$(lb_node_port four '{"clusterIps": ["10.96.0.1"]}')"
+  lab_sockets node1/pod <<<"$clients"'
+leads(SOCK_STREAM, "127.9.9.2", ALL)
+server = new(SOCK_STREAM, AF_INET6)
+server.bind(("fd01::9", 30080))
+server.listen()
+with connect(SOCK_STREAM, "fd01::9", 30080) as connected:
+    equal(connected.getpeername()[0], "fd01::9")
+'
+}
+
+@test "an external address with the number of a node port is the external address" {
+  lb_nodes "$(lb_node_port web '{}')" "$(lb_service external "{\"clusterIps\": [\"10.96.0.3\"], \"port\": 30080,
+    \"externalIps\": [\"127.9.9.2\"], \"backends\": $(lb_backends 127.0.0.5)}")"
+  lab_sockets node1/pod <<<"$clients"'
+leads(SOCK_STREAM, "127.9.9.2", {"127.0.0.5"})
+leads(SOCK_STREAM, "127.9.9.3", ALL)
+'
+}
+
+@test "node ports follow the nodes, without a word about the services" {
+  lb_nodes "$(lb_node_port all '{}')" "$(lb_node_port local '{"nodePort": 30090, "externalTrafficPolicy": "Local", "clusterIps": ["10.96.0.2"]}')"
+  expect 0 lab_lb node1 follow <<'LINES'
+{"nodes": {"nodeAddresses": ["127.9.9.8", "fd01::9"], "nodes": [{"name": "node3", "addresses": ["127.9.9.2", "127.9.9.4"]}]}}
+LINES
+  assert_json "$output" '[.removed, has("refused"), has("error")]' '[0,false,false]'
+  assert_json "$(lab_lb node1 show)" '[.nodeAddresses, .nodes]' \
+    '[["127.9.9.8","fd01::9"],[{"name":"node3","addresses":["127.9.9.2","127.9.9.4"]}]]'
+  lab_sockets node1/pod <<<"$clients"'
+for address in "127.9.9.8", "127.9.9.2", "127.9.9.4":
+    leads(SOCK_STREAM, address, ALL)
+for address in "127.9.9.9", "127.9.9.3":
+    refused(SOCK_STREAM, address)
+    refused(SOCK_STREAM, address, 30090)
+leads(SOCK_STREAM, "127.9.9.2", {"127.0.0.4"}, 30090)
+'
+  # A node that is known again has its backends again, though nothing was said of them.
+  expect 0 lab_lb node1 apply <<<"$(lab_lb node1 show)"
+  assert_json "$output" '[.set, .removed]' '[0,0]'
+  lb_nodes "$(lb_node_port local '{"nodePort": 30090, "externalTrafficPolicy": "Local", "clusterIps": ["10.96.0.2"]}')"
+  expect 0 lab_lb node1 follow <<<"{\"table\": $(jq -c --argjson local "$(lb_node_port local '{"nodePort": 30090, "externalTrafficPolicy": "Local", "clusterIps": ["10.96.0.2"]}')" \
+    '. + {services: [$local]}' <<<"$NODES")}
+{\"nodes\": {\"nodeAddresses\": [\"127.9.9.9\"]}}
+{\"nodes\": $(jq -c . <<<"$NODES")}"
+  lab_sockets node1/pod <<<"$clients"'
+leads(SOCK_STREAM, "127.9.9.2", {"127.0.0.3"}, 30090)
+leads(SOCK_STREAM, "127.9.9.3", {"127.0.0.4"}, 30090)
+'
+}
+
+@test "show prints the nodes that were applied and whose each backend is, and a dry run names what would change of them" {
+  local table
+  table=$(jq -c '. + {services: $ARGS.positional | map(fromjson)} | del(.nodes[2])' --args \
+    "$(lb_node_port local '{"externalTrafficPolicy": "Local", "protocol": "TCP"}')" <<<"$NODES")
+  lb_apply "$table"
+  assert_json "$(lab_lb node1 show)" '[.nodeAddresses, .nodes, (.services[0].backends | map([.address, .node]) | sort)]' \
+    "$(jq -c '[.nodeAddresses, .nodes, (.services[0].backends | map([.address, .node]) | sort)]' <<<"$table")"
+  assert_json "$(lab_lb node1 show | lab_lb node1 apply)" '[.set, .unchanged]' '[0,1]'
+  expect 0 lab_lb node1 apply --dry-run <<<"$table"
+  assert_equal "$output" '[]'
+  expect 0 lab_lb node1 apply --dry-run <<<"$(jq -c '.nodes[0].addresses = ["127.9.9.7"] | .nodes[1].name = "node5"' <<<"$table")"
+  assert_json "$output" '.[0]' '{"service":"nodes","change":"change","addedAddresses":["127.9.9.3 of node5","127.9.9.7 of node2"],"removedAddresses":["127.9.9.2 of node2","127.9.9.3 of node3","fd01::7 of node2"]}'
+}
+
+@test "with more addresses of nodes than there is room for, this is said, and the rest is served" {
+  local table
+  table=$(jq -nc --argjson service "$(lb_node_port web '{}')" '{nodeAddresses: ["127.9.9.9"], services: [$service],
+    nodes: [range(170) as $n | {name: "n\($n)", addresses: [range(100) | "10.\($n).0.\(.)"]}]}')
+  expect 1 lab_lb node1 apply <<<"$table"
+  assert_contains "$output" 'no room for 617 of their addresses: node ports do not answer there'
+  lab_sockets node1/pod <<<"$clients"'leads(SOCK_STREAM, "127.9.9.9", ALL)'
+}
