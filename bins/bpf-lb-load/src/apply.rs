@@ -97,7 +97,7 @@ pub struct Table {
     /// Addresses that no service has any more, with the endpoints of the one that had them last and what became of these.
     orphans: HashMap<Frontend, (Vec<SocketAddr>, Why)>,
     /// What sockets were translated to before there was anybody who could say which backends are gone.
-    unseen: Option<Peers>,
+    unseen: BTreeSet<Flow>,
 }
 
 impl Table {
@@ -115,31 +115,37 @@ impl Table {
             draining: BTreeMap::new(),
             per_node,
             orphans: HashMap::new(),
-            unseen: None,
+            unseen: BTreeSet::new(),
         })
     }
 
     /// Also tells, with the first whole table, of backends that went while nobody wrote to the maps, as far as any socket is
     /// still translated to one.
-    pub fn tells_of_old(mut self, peers: Peers) -> Self {
-        self.unseen = Some(peers);
+    pub fn tells_of_old(mut self, peers: &Peers) -> Self {
+        self.unseen = peers.all().map(|(_, flow)| flow).collect();
         self
     }
 
     fn old(&mut self) -> Vec<Gone> {
-        let Some(peers) = self.unseen.take() else { return Vec::new() };
-        let gone = |flow: Flow| {
-            let owner = peers.owner(&flow.service);
-            let drains = owner.as_ref().and_then(|owner| self.draining.get(owner)?.get(&flow.backend));
-            let why = match drains {
-                None => Why::Left,
-                Some(State::Unready) => Why::Unready,
-                Some(_) => Why::Draining,
-            };
-            let service = owner.map(|owner| owner.to_string());
-            Gone { service, protocol: flow.service.protocol, backend: flow.backend, why }
+        let unseen = std::mem::take(&mut self.unseen);
+        unseen.into_iter().filter_map(|flow| self.old_flow(&flow)).collect()
+    }
+
+    /// Nothing if a new connection may get that backend too.
+    fn old_flow(&self, flow: &Flow) -> Option<Gone> {
+        let frontend = self.kernel.frontend(&flow.service).unwrap_or(flow.service);
+        let owner = self.kernel.owner(&frontend);
+        let installed = owner.and_then(|owner| self.kernel.services().get(owner));
+        if installed.is_some_and(|installed| installed.spec.leads_to(&frontend, &flow.backend)) {
+            return None;
+        }
+        let why = match owner.and_then(|owner| self.draining.get(owner)?.get(&flow.backend)) {
+            None => Why::Left,
+            Some(State::Unready) => Why::Unready,
+            Some(_) => Why::Draining,
         };
-        peers.stale().into_iter().map(gone).collect()
+        let service = owner.map(ToString::to_string);
+        Some(Gone { service, protocol: flow.service.protocol, backend: flow.backend, why })
     }
 
     /// Makes the maps hold `table` and nothing else.

@@ -159,6 +159,18 @@ impl Kernel {
         self.owners.get(frontend)?.owner.as_ref()
     }
 
+    /// The frontend to which an address leads, found as the programs find it.
+    pub fn frontend(&self, asked: &Frontend) -> Option<Frontend> {
+        if self.owner(asked).is_some() {
+            return Some(*asked);
+        }
+        let number = self.nodes.number(asked.address.ip())?;
+        let on_node = |number| Frontend::on_node(number, asked.address.is_ipv6(), asked.address.port(), asked.protocol);
+        let own = on_node(0);
+        let spec = &self.services.get(self.owner(&own)?)?.spec;
+        Some(if number == 0 || !spec.is_per_node(&own) { own } else { on_node(number) })
+    }
+
     /// What the programs and the loader share beside the table.
     pub fn config(&self) -> Option<&Config> {
         self.config.get(0)

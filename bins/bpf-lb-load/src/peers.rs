@@ -1,6 +1,6 @@
 //! What sockets were translated to, as the programs remember it: for those who care about the sockets of a backend that went.
 
-use std::{collections::BTreeSet, net::SocketAddr, path::Path};
+use std::{net::SocketAddr, path::Path};
 
 use bpf_lb_abi::{Config, Entry, Name, Peer, Translation, UDP};
 use service_table::{Protocol, ServiceName};
@@ -107,12 +107,6 @@ impl Peers {
             let entry = find(&on_node(0))?;
             if number == 0 || !entry.is_per_node() { Some(entry) } else { find(&on_node(number)) }
         })
-    }
-
-    /// The translations that no new connection would get any more, each once.
-    pub fn stale(&self) -> Vec<Flow> {
-        let flows: BTreeSet<_> = self.all().map(|(_, flow)| flow).collect();
-        flows.into_iter().filter(|flow| !self.leads_to(flow)).collect()
     }
 }
 

@@ -134,6 +134,12 @@ impl Spec {
         self.external_local && frontend.node == Some(0)
     }
 
+    /// Whether a new connection to a frontend may get that backend.
+    pub fn leads_to(&self, frontend: &Frontend, backend: &SocketAddr) -> bool {
+        let set = self.set_of(frontend).and_then(|set| self.sets.get(&set));
+        set.is_some_and(|backends| backends.contains_key(backend))
+    }
+
     /// The name of the set to which a frontend of this service leads.
     pub fn set_of(&self, frontend: &Frontend) -> Option<SetKey> {
         self.frontends.get(frontend).map(|kind| set_of(frontend, *kind))

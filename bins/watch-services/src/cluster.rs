@@ -99,7 +99,8 @@ impl fmt::Display for Problem {
 #[derive(Debug, Default)]
 struct Known {
     service: Option<Service>,
-    slices: BTreeMap<Box<str>, Slice>,
+    /// By name. Most Services have one or two.
+    slices: Vec<(Box<str>, Slice)>,
     /// What was said of each of its ports: its name, and a hash.
     said: Vec<(Box<str>, u64)>,
 }
@@ -108,6 +109,16 @@ impl Known {
     fn services(&self, name: &Name, clients: &For) -> Vec<table::Service> {
         let slices = self.slices.iter().map(|(name, slice)| (&**name, slice));
         self.service.as_ref().map(|service| map::services(name, service, slices, clients)).unwrap_or_default()
+    }
+
+    fn set_slice(&mut self, name: &str, slice: Slice) {
+        match self.slices.binary_search_by_key(&name, |(name, _)| name) {
+            Ok(index) => self.slices[index].1 = slice,
+            Err(index) => {
+                self.slices.reserve_exact(1);
+                self.slices.insert(index, (name.into(), slice));
+            }
+        }
     }
 
     /// Notes what is said.
@@ -197,7 +208,7 @@ impl Cluster {
         self.note(title("EndpointSlice", &name), problem.map(|problem| problem.of_service(&owner, object)));
         let triggered = slice.triggered.take().filter(|triggered| *triggered > self.since);
         self.slices.insert(name.clone(), owner.clone());
-        self.services.entry(owner.clone()).or_default().slices.insert(name.name.into(), slice);
+        self.services.entry(owner.clone()).or_default().set_slice(&name.name, slice);
         self.touch(owner, triggered);
     }
 
@@ -206,7 +217,7 @@ impl Cluster {
         self.note(title("EndpointSlice", name), None);
         let Some(owner) = self.slices.remove(name) else { return };
         if let Some(known) = self.services.get_mut(&owner) {
-            known.slices.remove(&*name.name);
+            known.slices.retain(|(slice, _)| **slice != *name.name);
             self.touch(owner, None);
         }
     }
@@ -281,12 +292,13 @@ impl Cluster {
 
     /// How many there are.
     pub fn counts(&self) -> Counts {
-        let slices = || self.services.values().flat_map(|known| known.slices.values());
-        Counts {
-            services: self.services.values().filter(|known| known.service.is_some()).count(),
-            slices: slices().count(),
-            endpoints: slices().map(|slice| slice.endpoints.len()).sum(),
+        let mut counts = Counts::default();
+        for known in self.services.values() {
+            counts.services += usize::from(known.service.is_some());
+            counts.slices += known.slices.len();
+            counts.endpoints += known.slices.iter().map(|(_, slice)| slice.endpoints.len()).sum::<usize>();
         }
+        counts
     }
 
     /// Says so if the Node is not known for whose clients the table is.
