@@ -192,3 +192,37 @@ PY
   lb_apply '{}'
   lab_sockets node1/pod <<<'equal(errno_of(connect, SOCK_STREAM, "10.96.0.1", 81), "ENETUNREACH")'
 }
+
+# lb_wide COUNT: a line for follow that gives a service so many endpoints.
+lb_wide() {
+  jq -nc --argjson count "$1" '{set: {namespace: "test", name: "wide", port: 80, clusterIps: ["10.96.9.1"],
+    backends: [range($count) | {address: "10.\(100 + (. / 65536 | floor)).\(. / 256 | floor % 256).\(. % 256)", port: 8080}]}}'
+}
+
+lb_shows() { [ "$(lab_lb node1 "${@:2}" show | jq -c '[.services[] | select(.name == "wide").backends | length]')" = "$1" ]; }
+
+lb_incomplete() { [ "$(lab_in node1 sed -n 's/^underpass_lb_incomplete_services //p' /run/small/bpf-lb-load.prom)" = "$1" ]; }
+
+@test "a Service of 100,000 endpoints is served, and where there is no room it is named once in the log and counted until it fits; others are served" {
+  local large=/sys/fs/bpf/large pipe=$BATS_TEST_TMPDIR/pipe
+  lab_lb node1 --pin-dir $large load --cgroup "$(lab_cgroup large)"
+  lb_wide 100000 | lab_lb node1 --pin-dir $large follow >/dev/null
+  lb_shows '[100000]' --pin-dir $large
+  lab_lb node1 --pin-dir $large unload
+
+  mkfifo "$pipe"
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_spawn small node1 env UNDERPASS_STATE=/run/small sh -c 'exec "$0" follow <"$1"' "$(lab_lb_program)" "$pipe"
+  exec 6>"$pipe"
+  lb_wide 100000 >&6
+  lb_wide 100000 >&6
+  printf '{"set": %s}\n' "$(lb_service other "{\"clusterIps\": [\"10.96.9.2\"], \"backends\": $(lb_backends 127.0.0.2)}")" >&6
+  lab_until 10 lb_incomplete 1
+  assert_json "$(lab_lb node1 show)" '[.services[] | [.name, (.backends | length)]]' '[["keep",1],["other",1]]'
+  assert_equal "$(grep -c 'test/wide: .*--max-backends.*all others' "$LAB/log/small")" 1 || fail "$(cat "$LAB/log/small")"
+  lb_wide 3 >&6
+  lab_until 10 lb_incomplete 0
+  lb_shows '[3]'
+  exec 6>&-
+  lab_stop small
+}

@@ -61,24 +61,34 @@ pub fn follow(mut table: Table, mut metrics: Metrics, warn: fn(&str)) -> Result<
                 Ok(text) => break text.context("stdin")?,
             }
         };
-        print::line(&answer(&mut table, &mut metrics, line, &text)?)?;
+        print::line(&answer(&mut table, &mut metrics, line, text, warn)?)?;
     }
     Ok(())
 }
 
-fn answer(table: &mut Table, metrics: &mut Metrics, line: usize, text: &[u8]) -> Result<Answer, MapsError> {
-    let done = match serde_json::from_slice::<Line>(text) {
+fn answer(
+    table: &mut Table,
+    metrics: &mut Metrics,
+    line: usize,
+    text: Vec<u8>,
+    warn: fn(&str),
+) -> Result<Answer, MapsError> {
+    let read = serde_json::from_slice::<Line>(&text);
+    // A whole table is long, and is not needed twice.
+    drop(text);
+    let done = match read {
         Ok(Line { change, triggered }) => {
             metrics.before(&change, table);
-            table.change(&change).map(|done| (done, triggered))
+            table.change(&change).map(|done| {
+                metrics.unfit(&change, &done.refused, warn);
+                metrics.done(&done, triggered.as_deref());
+                Answer::done(line, done)
+            })
         }
         Err(error) => Err(ApplyError::Invalid(error.to_string())),
     };
     match done {
-        Ok((done, triggered)) => {
-            metrics.done(&done, triggered.as_deref());
-            Ok(Answer::done(line, done))
-        }
+        Ok(answer) => Ok(answer),
         Err(ApplyError::Maps(error)) => Err(error),
         Err(error) => {
             metrics.refused();

@@ -14,7 +14,7 @@ use metrics_file::{
 use service_table::{Change, ServiceName};
 
 use crate::{
-    apply::{Summary, Table},
+    apply::{Refused, Summary, Table},
     attach,
     pins::Pins,
     tally::Tally,
@@ -38,6 +38,8 @@ pub struct Metrics {
     connections: Family<Labels, Counter>,
     refused: Family<Labels, Counter>,
     tallies: BTreeMap<ServiceName, Tally>,
+    /// Services that could not be set, and why.
+    unfit: BTreeMap<String, String>,
     written: Option<Instant>,
     complained: bool,
 }
@@ -59,6 +61,7 @@ impl Metrics {
             connections: Family::default(),
             refused: Family::default(),
             tallies: BTreeMap::new(),
+            unfit: BTreeMap::new(),
             written: None,
             complained: false,
         };
@@ -114,6 +117,22 @@ impl Metrics {
         }
     }
 
+    /// Takes note of the services that a change could not set, and says so of each that could before, or for another reason.
+    pub fn unfit(&mut self, change: &Change, refused: &[Refused], warn: fn(&str)) {
+        for Refused { service, error } in refused {
+            if self.unfit.get(service) != Some(error) {
+                warn(&format!("{service}: {error}; all others are as they are to be"));
+            }
+        }
+        match change {
+            Change::Set(service) => drop(self.unfit.remove(&service.key().to_string())),
+            Change::Remove(name) => drop(self.unfit.remove(&name.to_string())),
+            Change::Table(_) => self.unfit.clear(),
+            Change::Nodes(_) => {}
+        }
+        self.unfit.extend(refused.iter().map(|refused| (refused.service.clone(), refused.error.clone())));
+    }
+
     /// Takes note of a line that makes no sense.
     pub fn refused(&self) {
         self.errors.inc();
@@ -134,7 +153,7 @@ impl Metrics {
         self.attached.set(attach::served(&self.pins).is_somebody().into());
         self.services.set(services.len() as i64);
         self.endpoints.set(services.values().map(|service| service.backends.len() as i64).sum());
-        self.incomplete.set(table.incomplete() as i64);
+        self.incomplete.set((table.incomplete() + self.unfit.len()) as i64);
         self.count(table);
         match self.file.write() {
             Err(error) if !std::mem::replace(&mut self.complained, true) => Err(error),

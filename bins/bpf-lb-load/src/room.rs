@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use bpf_lb_abi::Backend;
-use service_table::ServiceName;
 use thiserror::Error;
 
 use crate::{
@@ -19,10 +18,8 @@ const BACKEND: &str = "a backend";
 #[derive(Debug, Error)]
 pub enum UpdateError {
     /// No change was made to the kernel, and the next one may be.
-    #[error("{service}: no room for {what}; load with a larger {option}")]
+    #[error("no room for {what}; load with a larger {option}")]
     Full {
-        /// Its name.
-        service: ServiceName,
         /// What there is no room for.
         what: &'static str,
         /// The option that says how much.
@@ -48,16 +45,11 @@ pub(crate) struct Draft {
 impl Kernel {
     /// As [`Kernel::draft`], but if need be it waits for what was retired, and then gives up what lingers: that a backend
     /// is there matters more than another one's count.
-    pub(crate) fn find_room(
-        &mut self,
-        key: &ServiceName,
-        spec: &Spec,
-        old: Option<&Installed>,
-    ) -> Result<Draft, UpdateError> {
-        let mut draft = self.draft(key, spec, old);
+    pub(crate) fn find_room(&mut self, spec: &Spec, old: Option<&Installed>) -> Result<Draft, UpdateError> {
+        let mut draft = self.draft(spec, old);
         if matches!(draft, Err(UpdateError::Full { .. })) {
             self.settle()?;
-            draft = self.draft(key, spec, old);
+            draft = self.draft(spec, old);
         }
         let idle_then_all: [fn(u32) -> bool; 2] = [|open| open == 0, |_| true];
         for gives_up in idle_then_all {
@@ -66,19 +58,19 @@ impl Kernel {
             }
             self.forget_lingering(|_, _, open| gives_up(open));
             self.settle()?;
-            draft = self.draft(key, spec, old);
+            draft = self.draft(spec, old);
         }
         draft
     }
 
     /// Finds room for all that is new, or for nothing.
-    fn draft(&mut self, key: &ServiceName, spec: &Spec, old: Option<&Installed>) -> Result<Draft, UpdateError> {
+    fn draft(&mut self, spec: &Spec, old: Option<&Installed>) -> Result<Draft, UpdateError> {
         let mut draft = Draft::default();
         match self.fill(&mut draft, spec, old) {
             Ok(()) => Ok(draft),
             Err((what, option)) => {
                 self.give_back(draft);
-                Err(UpdateError::Full { service: key.clone(), what, option })
+                Err(UpdateError::Full { what, option })
             }
         }
     }

@@ -26,7 +26,7 @@ impl Kernel {
         }
         self.tidy()?;
         let old = self.services.remove(key);
-        match self.find_room(key, spec, old.as_ref()) {
+        match self.find_room(spec, old.as_ref()) {
             Ok(draft) => {
                 self.write(key, spec.clone(), old, draft);
                 Ok(true)
