@@ -154,6 +154,16 @@ PY
   assert_equal "$(lab_lb node1 apply <<<'{}')" '{"set":0,"removed":100,"unchanged":0}'
 }
 
+@test "a port's name is as long as Kubernetes lets it be, and names too long together are refused, and named" {
+  local port long
+  port=$(printf 'p%.0s' {1..63}) long=$(printf 's%.0s' {1..63})
+  lb_services "$(lb_service web "{\"portName\": \"$port\", \"clusterIps\": [\"10.96.0.5\"]}")"
+  assert_equal "$(lab_lb node1 show | jq -r '.services[].portName')" "$port"
+  expect 1 lb_services "$(lb_service "$long" "{\"namespace\": \"$long\", \"portName\": \"$port\", \"clusterIps\": [\"10.96.0.5\"]}")"
+  # shellcheck disable=SC2154 # set by expect
+  assert_contains "$stderr" "the name takes more than 144 bytes"
+}
+
 @test "what does not fit is refused by name, and what was there stays" {
   local cgroup small=/sys/fs/bpf/small
   cgroup=$(lab_cgroup small)

@@ -71,8 +71,8 @@ pub struct Service {
     #[schemars(length(max = 63), regex(pattern = "^[^\\x00]*$"))]
     pub name: String,
     /// The port's name, empty if it has none.
-    #[serde(default, skip_serializing_if = "String::is_empty", deserialize_with = "name::port")]
-    #[schemars(length(max = 15), regex(pattern = "^[^\\x00]*$"))]
+    #[serde(default, skip_serializing_if = "String::is_empty", deserialize_with = "name::label")]
+    #[schemars(length(max = 63), regex(pattern = "^[^\\x00]*$"))]
     pub port_name: String,
     /// The port's protocol.
     #[serde(default)]
@@ -262,8 +262,8 @@ pub struct ServiceName {
     #[schemars(length(max = 63), regex(pattern = "^[^\\x00]*$"))]
     pub name: String,
     /// The port's name, empty if it has none.
-    #[serde(default, skip_serializing_if = "String::is_empty", deserialize_with = "name::port")]
-    #[schemars(length(max = 15), regex(pattern = "^[^\\x00]*$"))]
+    #[serde(default, skip_serializing_if = "String::is_empty", deserialize_with = "name::label")]
+    #[schemars(length(max = 63), regex(pattern = "^[^\\x00]*$"))]
     pub port_name: String,
 }
 

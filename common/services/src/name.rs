@@ -12,14 +12,9 @@ fn checked<E: de::Error>(name: String, max: usize) -> Result<String, E> {
     Ok(name)
 }
 
-/// Of a namespace, or of a Service.
+/// Of a namespace, of a Service, or of a Service's port (only a container's port is bound to 15 characters).
 pub(crate) fn label<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     checked(String::deserialize(deserializer)?, 63)
-}
-
-/// Of a port.
-pub(crate) fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    checked(String::deserialize(deserializer)?, 15)
 }
 
 /// Of a node.

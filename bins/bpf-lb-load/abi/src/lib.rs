@@ -474,7 +474,7 @@ pub const fn node_port_bit(port: u16, protocol: u16) -> (u32, u64) {
     (bit / 64, 1 << (bit % 64))
 }
 
-/// How long a service's name can be: namespace (63), name (63), port name (15) and what stands between.
+/// How long a service's name can be: namespace, name and port name (63 each, but 141 together) and what stands between.
 pub const NAME_LEN: usize = 144;
 
 /// What the programs do not need, but `show` does, in `names`, by service.
