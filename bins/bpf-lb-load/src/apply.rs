@@ -187,7 +187,7 @@ impl Table {
         let gone = gone.map(|(key, old)| (key.clone(), moves(&old.spec)));
         // An address that moves to another service is to have no gap. All else that goes makes room first.
         let (last, first): (Vec<_>, Vec<_>) = gone.partition(|(_, moves)| *moves);
-        let nodes = Nodes { node_addresses: table.node_addresses.clone(), nodes: table.nodes.clone() };
+        let nodes = table.all_nodes();
         self.kernel.prepare_nodes(&nodes)?;
         if self.kernel.refuse() != table.refuse {
             self.kernel.set_refuse(&table.refuse);
@@ -461,8 +461,7 @@ pub fn plan(kernel: &Kernel, table: &ServiceTable) -> Result<(Vec<Difference>, S
     let (mut specs, _) = wanted(kernel, &numbers, &BTreeMap::new(), table, &mut summary)?;
     (summary.conflicts, _) = claims::settle(&mut specs);
     let before = kernel.services().iter().map(|(key, installed)| (key.clone(), &installed.spec)).collect();
-    let nodes = Nodes { node_addresses: table.node_addresses.clone(), nodes: table.nodes.clone() };
-    let nodes = diff::nodes(&kernel.nodes(), &nodes);
+    let nodes = diff::nodes(&kernel.nodes(), &table.all_nodes());
     Ok((nodes.into_iter().chain(diff::differences(&before, &specs)).collect(), summary))
 }
 

@@ -164,11 +164,7 @@ impl Kernel {
         if self.owner(asked).is_some() {
             return Some(*asked);
         }
-        let number = self.nodes.number(asked.address.ip())?;
-        let on_node = |number| Frontend::on_node(number, asked.address.is_ipv6(), asked.address.port(), asked.protocol);
-        let own = on_node(0);
-        let spec = &self.services.get(self.owner(&own)?)?.spec;
-        Some(if number == 0 || !spec.is_per_node(&own) { own } else { on_node(number) })
+        self.nodes.frontend(asked, |own| Some(self.services.get(self.owner(own)?)?.spec.is_per_node(own)))
     }
 
     /// What the programs and the loader share beside the table.

@@ -14,6 +14,7 @@ use crate::{
     family::{Family as _, mapped_words, number},
     kernel::Kernel,
     maps::{MapsError, pinned},
+    spec::Frontend,
 };
 
 const MAP: &str = "nodes";
@@ -41,9 +42,19 @@ impl NodeMap {
         Ok(Self { map, owners, numbers, next })
     }
 
-    /// The number of the node that has the address now.
-    pub(crate) fn number(&self, address: IpAddr) -> Option<u32> {
-        self.map.get(&mapped_words(address), 0).ok().map(|owner| owner.number)
+    /// The node port to which an address leads that is no frontend itself, found as the programs find it. `is_per_node` says of
+    /// this node's frontend what [`bpf_lb_abi::Entry::is_per_node`] does, or nothing if there is none.
+    pub(crate) fn frontend(
+        &self,
+        asked: &Frontend,
+        is_per_node: impl FnOnce(&Frontend) -> Option<bool>,
+    ) -> Option<Frontend> {
+        let Frontend { address, protocol, .. } = asked;
+        let number = self.map.get(&mapped_words(address.ip()), 0).ok()?.number;
+        let on_node = |number| Frontend::on_node(number, address.is_ipv6(), address.port(), *protocol);
+        let own = on_node(0);
+        let is_own = !is_per_node(&own)? || number == 0;
+        Some(if is_own { own } else { on_node(number) })
     }
 
     /// The numbers of these nodes: as before, and the next ones for those that are new.

@@ -99,14 +99,8 @@ impl Peers {
             SocketAddr::V4(_) => self.tables4.find(frontend),
             SocketAddr::V6(_) => self.tables6.find(frontend),
         };
-        find(frontend).or_else(|| {
-            let number = self.nodes.number(frontend.address.ip())?;
-            let on_node = |number| {
-                Frontend::on_node(number, frontend.address.is_ipv6(), frontend.address.port(), frontend.protocol)
-            };
-            let entry = find(&on_node(0))?;
-            if number == 0 || !entry.is_per_node() { Some(entry) } else { find(&on_node(number)) }
-        })
+        let on_node = || self.nodes.frontend(frontend, |own| find(own).map(Entry::is_per_node));
+        find(frontend).or_else(|| find(&on_node()?))
     }
 }
 

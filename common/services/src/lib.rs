@@ -267,6 +267,13 @@ pub struct ServiceName {
     pub port_name: String,
 }
 
+impl ServiceTable {
+    /// On whose addresses node ports answer.
+    pub fn all_nodes(&self) -> Nodes {
+        Nodes { node_addresses: self.node_addresses.clone(), nodes: self.nodes.clone() }
+    }
+}
+
 impl Service {
     /// What tells it from others.
     pub fn key(&self) -> ServiceName {
