@@ -488,9 +488,9 @@ age_grows() { [ "$(metric cidrs_age_seconds)" -ge 2 ]; }
   assert_equal "$(metric cidrs_errors_total)" 0 || fail "$(cat "$LAB/log/follow")"
 }
 
-# a_proxy: an HTTP proxy on the client's host, which says where it is asked to connect to.
+# a_proxy [OPTION...]: a proxy on the client's host, which says where it is asked to connect to.
 a_proxy() {
-  lab_spawn proxy client python3 -u "$BATS_TEST_DIRNAME/lab/connect-proxy" 3128
+  lab_spawn proxy client python3 -u "$BATS_TEST_DIRNAME/lab/connect-proxy" 3128 "$@"
   lab_until 5 grep -q listening "$LAB/log/proxy"
 }
 
@@ -499,7 +499,7 @@ a_proxy() {
   a_proxy
   expect 0 with_proxy "$proxy" '' --kube
   assert_json "$output" .cidrs.service '["10.233.64.0/18","fd00:233:64::/108"]'
-  connections=$(grep -c '^CONNECT 10.6.0.10:6443 ' "$LAB/log/proxy")
+  connections=$(grep -cx 'CONNECT 10.6.0.10:6443' "$LAB/log/proxy")
   [ "$connections" -ge 1 ]
   for exempt in '10.6.0.0/16' '10.6.0.10' '*'; do
     expect 0 with_proxy "$proxy" "$exempt" --kube
@@ -512,6 +512,31 @@ a_proxy() {
 # with_proxy PROXY EXEMPT FLAG...
 with_proxy() {
   HTTPS_PROXY=$1 NO_PROXY=$2 sync "${@:3}"
+}
+
+@test "a SOCKS5 proxy leads to the API server, and one of another kind is an error that says which there are" {
+  a_proxy socks5
+  expect 0 with_proxy socks5://10.6.0.50:3128 '' --kube
+  assert_json "$output" .cidrs.service '["10.233.64.0/18","fd00:233:64::/108"]'
+  grep -qx 'CONNECT 10.6.0.10:6443' "$LAB/log/proxy"
+  expect 1 with_proxy socks4://10.6.0.50:3128 '' --kube
+  assert_contains "$stderr" 'none of http, https and socks5'
+}
+
+@test "a proxy that speaks TLS leads to the API server if its certificate is one of the kubeconfig's authorities" {
+  local key=$BATS_TEST_TMPDIR/key certificate=$BATS_TEST_TMPDIR/certificate
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout "$key" -out "$certificate" -days 1 \
+    -subj /CN=proxy -addext subjectAltName=IP:10.6.0.50 -addext basicConstraints=critical,CA:FALSE 2>/dev/null
+  a_proxy "$certificate" "$key"
+  expect 1 with_proxy https://10.6.0.50:3128 '' --kube
+  assert_contains "$stderr" 'invalid peer certificate'
+  cat "$LAB/kubernetes/apiserver.crt" "$certificate" >"$BATS_TEST_TMPDIR/authorities"
+  jq --arg file "$BATS_TEST_TMPDIR/authorities" '.clusters[0].cluster."certificate-authority" = $file' \
+    "$LAB/kubernetes/admin.conf" >"$BATS_TEST_TMPDIR/proxied.conf"
+  KUBECONFIG=$BATS_TEST_TMPDIR/proxied.conf
+  expect 0 with_proxy https://10.6.0.50:3128 '' --kube
+  assert_json "$output" .cidrs.service '["10.233.64.0/18","fd00:233:64::/108"]'
+  grep -qx 'CONNECT 10.6.0.10:6443' "$LAB/log/proxy"
 }
 
 @test "a kubeconfig's proxy-url leads to the API server, whatever NO_PROXY has" {
