@@ -34,9 +34,10 @@ objects() {
     lab_kubectl apply --filename - >/dev/null
 }
 
+# agent_start [USER]
 agent_start() {
   lab_spawn agent node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" UNDERPASS_CGROUP="$(<"$LAB/host/node1/cgroup")" \
-    "$LAB_REPO/scripts/node-agent" --kubeconfig "$LAB/kubernetes/admin.conf" --node node1
+    "$LAB_REPO/scripts/node-agent" --kubeconfig "$LAB/kubernetes/${1:-admin}.conf" --node node1
 }
 
 # agent FLAG: asks the agent on node1.
@@ -152,6 +153,26 @@ another() {
 }
 
 another_answers() { lab_in node1 curl -fsS http://localhost:10266/healthz >/dev/null 2>&1; }
+
+@test "the agent is ready only when the first table is in the kernel" {
+  lab_stop agent
+  lab_kubectl apply --filename - <"$LAB_REPO/deploy/rbac.yaml" >/dev/null
+  lab_kubeconfig "$(lab_kubectl create token underpass-node --namespace kube-system)" >"$LAB/kubernetes/node.conf"
+  # It may read CIDRs, and no Services.
+  agent_start node
+  lab_until 20 nothing_but_the_table_is_missing || fail "$(cat "$LAB/log/agent")"
+  expect 1 agent --ready
+  assert_equal "$output" 'node-agent: the socket path does not work yet'
+  lab_kubectl apply --filename - <"$LAB_REPO/deploy/services-rbac.yaml" >/dev/null
+  lab_until 20 agent --ready
+  lab_stop agent
+}
+
+nothing_but_the_table_is_missing() {
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_in node1 sh -c 'cd /run/underpass && [ -e watch-services.prom ] && grep -qx "underpass_cidrs_known 1" sync-cidrs.prom &&
+    grep -qx "underpass_lb_attached 1" bpf-lb-load.prom'
+}
 
 @test "an agent that ends leaves the data path, and --uninstall takes it away" {
   asked plain
