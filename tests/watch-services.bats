@@ -307,6 +307,24 @@ event_there() { [ "$(events "$1")" = true ]; }
   lab_kubectl replace --filename "$BATS_TEST_TMPDIR/role" >/dev/null
 }
 
+@test "to count an Event that comes back takes the right to patch, which is named where it is missing" {
+  local wrong
+  as_node_agent
+  lab_kubectl get clusterrole underpass-services --output json | jq 'del(.metadata | .resourceVersion, .uid)' >"$BATS_TEST_TMPDIR/role"
+  without patch events .events.k8s.io
+  wrong=$(service wrong | jq -c '.metadata.annotations = {"underpass.io/lb-algorithm": "fastest"}')
+  create "$wrong"
+  follow
+  lab_until 20 event_there 'map(.reason) == ["InvalidService"]' || fail "$(events .)"
+  lab_kubectl annotate service wrong underpass.io/lb-algorithm- >/dev/null
+  lab_until 10 logged 'Service default/wrong: nothing is wrong any more'
+  sleep 3
+  lab_kubectl annotate service wrong underpass.io/lb-algorithm=fastest >/dev/null
+  lab_until 10 logged 'not allowed to patch events.events.k8s.io (403): it takes a ClusterRole' || fail "$(cat "$LAB/log/follow")"
+  logged 'resources [events], verbs [patch]'
+  lab_kubectl replace --filename "$BATS_TEST_TMPDIR/role" >/dev/null
+}
+
 @test "a slow API server is followed as it answers, without an error" {
   create "$(service web)" "$(slice web-1 web 10.0.0.1)"
   lab_spawn slow node1 "$LAB_SOURCE/slow-proxy" 7443 10.6.0.10 6443 1
