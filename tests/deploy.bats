@@ -80,6 +80,12 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
   cmp "$BATS_TEST_TMPDIR/one" "$BATS_TEST_TMPDIR/two"
 }
 
+@test "an image's command may have options, which jq does not take for its own" {
+  mkdir "$BATS_TEST_TMPDIR/root"
+  "$LAB_REPO/scripts/pack-image" localhost/shell:1 "$BATS_TEST_TMPDIR/root" /bin/sh -c true | tar -x -C "$BATS_TEST_TMPDIR"
+  assert_json "$(<"$BATS_TEST_TMPDIR/$(jq -r '.[0].Config' "$BATS_TEST_TMPDIR/manifest.json")")" '.config.Entrypoint' '["/bin/sh","-c","true"]'
+}
+
 @test "the Dockerfile makes what scripts/image makes" {
   command -v busybox >/dev/null || skip 'no busybox: run scripts/setup'
   local dockerfile

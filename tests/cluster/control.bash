@@ -2,12 +2,13 @@
 
 # cluster_control: etcd, API server, controller manager, scheduler, and the objects that a cluster has before its first pod.
 cluster_control() {
-  local tools user directory=$LAB/kubernetes
+  local tools user node directory=$LAB/kubernetes
   tools=$("$LAB_REPO/tests/tools/build" --where kubernetes etcd) || return
   PATH=${tools//$'\n'/:}:$PATH
   mkdir "$directory"
   lab_host control
   lab_plug control eth0 6 0.10 10
+  for node in $(lab_nodes); do cluster_overlay_route control "$node"; done
   openssl genrsa -out "$directory/sa.key" 2048 2>/dev/null
   cluster_users | while IFS=, read -r user identity groups; do
     printf '%s-token,%s,%s%s\n' "$user" "$identity" "$user" "${groups:+,$groups}" >>"$directory/tokens"

@@ -141,7 +141,8 @@ clusterDomain: cluster.local
 clusterDNS: [10.233.64.10]
 END
   cluster_daemon "kubelet-$node" "$node" kubelet --config /run/kubelet.yaml --kubeconfig "$LAB/kubernetes/$node.conf" \
-    --hostname-override "$node" --node-ip "10.6.212.$((100 + ${node#node})),fd00:6::$((100 + ${node#node}))"
+    --hostname-override "$node" --node-labels "topology.kubernetes.io/zone=zone$((${node#node} % 3))" \
+    --node-ip "10.6.212.$((100 + ${node#node})),fd00:6::$((100 + ${node#node}))"
 }
 
 # cluster_reboot NODE: the node's power goes and comes back: of what ran, and of its namespaces, nothing is left.

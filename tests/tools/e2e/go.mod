@@ -3,7 +3,10 @@ module underpass.test/e2e
 
 go 1.25.0
 
-tool k8s.io/kubernetes/test/images/agnhost
+tool (
+	k8s.io/kubernetes/test/images/agnhost
+	k8s.io/kubernetes/test/images/regression-issue-74839
+)
 
 require k8s.io/kubernetes v1.34.4
 
