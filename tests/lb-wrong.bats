@@ -163,6 +163,8 @@ PY
   expect 0 lab_lb node1 apply --dry-run <<<"$table"
   assert_equal "$output" '[{"service":"test/keep","change":"change","addedAddresses":["10.96.0.8:80/TCP"],"addedBackends":["127.0.0.3:8080"],"removedBackends":["127.0.0.2:8080"]},{"service":"test/new","change":"add","addedAddresses":["10.96.0.2:80/TCP"]}]'
   assert_equal "$(lab_lb node1 show)" "$KEPT"
+  expect 0 lab_lb node1 apply --dry-run <<<"$(jq -c '.refuse = ["10.96.0.0/12"]' <<<"$KEPT")"
+  assert_equal "$output" '[{"service":"refuse","change":"change","addedAddresses":["10.96.0.0/12"]}]'
   expect 0 lab_lb node1 apply --dry-run <<<"$KEPT"
   assert_equal "$output" '[]'
 }
@@ -191,6 +193,31 @@ PY
   lab_sockets node1/pod <<<'equal(errno_of(connect, SOCK_STREAM, "10.96.0.1", 81), "ECONNREFUSED")'
   lb_apply '{}'
   lab_sockets node1/pod <<<'equal(errno_of(connect, SOCK_STREAM, "10.96.0.1", 81), "ENETUNREACH")'
+}
+
+@test "a line changes the CIDRs of refuse, and a port of a Service that found no room is none that no Service has" {
+  local pair few
+  few=$(lb_service pair "{\"clusterIps\": [\"10.96.0.1\"], \"portName\": \"a\", \"backends\": $(lb_backends 127.0.0.2)}")
+  pair=$(jq -c '. + {portName: "b", port: 81, backends: [range(100) | {address: "10.0.0.\(.)", port: 8080}]}' <<<"$few")
+  # errno PORT NAME: what connect() says; there is no route in this pod.
+  errno() { lab_sockets node1/pod <<<"equal(errno_of(connect, SOCK_STREAM, '10.96.0.1', $1), '$2', $1)"; }
+  lb_apply "{\"services\": [$few]}"
+  errno 82 ENETUNREACH
+  expect 0 lab_lb node1 follow <<<'{"refuse": ["10.96.0.0/31"]}'
+  errno 82 ECONNREFUSED
+  # Also where others fit: that the address is known by its port alone would say that there is no other.
+  expect 0 lab_lb node1 follow <<<"{\"refuse\": [\"10.96.0.0/24\"]}
+{\"set\": $pair}"
+  assert_json "${lines[1]}" '.refused | map(.service)' '["test/pair:b"]'
+  errno 81 ENETUNREACH
+  errno 82 ENETUNREACH
+  expect 1 lab_lb node1 apply <<<"{\"refuse\": [\"10.96.0.0/24\"], \"services\": [$few, $pair]}"
+  errno 81 ENETUNREACH
+  expect 0 lab_lb node1 follow <<<"{\"table\": {\"refuse\": [\"10.96.0.0/24\"], \"services\": [$few, $pair]}}
+{\"remove\": {\"namespace\": \"test\", \"name\": \"pair\", \"portName\": \"b\"}}"
+  errno 81 ECONNREFUSED
+  expect 0 lab_lb node1 follow <<<'{"refuse": []}'
+  errno 82 ENETUNREACH
 }
 
 # lb_wide COUNT: a line for follow that gives a service so many endpoints.

@@ -2,12 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
+
+use bpf_lb_abi::Entry;
 
 use schemars::JsonSchema;
 use serde::Serialize;
-use service_table::{Change, Nodes, Service, ServiceName, ServiceTable, TrafficPolicy};
+use service_table::{Change, Nodes, Refuse, Service, ServiceName, ServiceTable, TrafficPolicy};
 use thiserror::Error;
 
 use crate::{
@@ -64,16 +66,35 @@ impl Summary {
 }
 
 /// A service that could not be set.
-#[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Refused {
     /// `namespace/name:port name`.
     pub service: String,
     /// Why.
     pub error: String,
+    /// Its ClusterIPs.
+    #[serde(skip)]
+    cluster_ips: Vec<IpAddr>,
+}
+
+impl Refused {
+    fn new(service: &Service, error: String) -> Self {
+        let cluster_ips = service.cluster_ips.iter().map(IpAddr::to_canonical).collect();
+        Self { service: service.key().to_string(), error, cluster_ips }
+    }
+
+    fn of_spec(key: &ServiceName, spec: &Spec, error: String) -> Self {
+        let cluster_ips = spec.frontends.iter().filter(|(_, kind)| **kind == Entry::CLUSTER_IP);
+        let cluster_ips = cluster_ips.map(|(frontend, _)| frontend.address.ip()).collect();
+        Self { service: key.to_string(), error, cluster_ips }
+    }
 }
 
 /// The endpoints that get nothing new, of the services that have such.
 type Drains = BTreeMap<ServiceName, Endpoints>;
+
+/// What stands for the nodes among the services.
+const NODES: &str = "nodes";
 
 /// How many addresses without a service are remembered; a cluster gives most of them to nobody again.
 const ORPHANS: usize = 4096;
@@ -91,6 +112,8 @@ pub struct Table {
     pub kernel: Kernel,
     /// Services that lack addresses which another one has, as they were to be.
     lost: BTreeMap<ServiceName, Spec>,
+    /// Services that are not as they were to be, by name.
+    unfit: BTreeMap<String, Refused>,
     draining: Drains,
     /// Services of which each node's node port leads to its own backends.
     per_node: BTreeMap<ServiceName, Service>,
@@ -112,6 +135,7 @@ impl Table {
         Ok(Self {
             kernel,
             lost: BTreeMap::new(),
+            unfit: BTreeMap::new(),
             draining: BTreeMap::new(),
             per_node,
             orphans: HashMap::new(),
@@ -154,6 +178,7 @@ impl Table {
     /// [`ApplyError`]. What is wrong with single services is in the summary.
     pub fn apply(&mut self, table: &ServiceTable) -> Result<Summary, ApplyError> {
         let mut summary = Summary::default();
+        self.unfit.clear();
         let numbers = self.kernel.numbers_of(&table.nodes);
         let (mut specs, draining) = wanted(&self.kernel, &numbers, &self.draining, table, &mut summary)?;
         (summary.conflicts, self.lost) = claims::settle(&mut specs);
@@ -166,7 +191,7 @@ impl Table {
         for key in self.names() {
             self.adopt(&key, &mut summary);
         }
-        self.kernel.write_doors();
+        self.close(&summary);
         for gone in self.old() {
             if !summary.gone.contains(&gone) {
                 summary.gone.push(gone);
@@ -189,9 +214,7 @@ impl Table {
         let (last, first): (Vec<_>, Vec<_>) = gone.partition(|(_, moves)| *moves);
         let nodes = table.all_nodes();
         self.kernel.prepare_nodes(&nodes)?;
-        if self.kernel.refuse() != table.refuse {
-            self.kernel.set_refuse(&table.refuse);
-        }
+        self.refuse(&table.refuse);
         summary.removed += self.remove_all(first);
         let takes = |key: &ServiceName, spec: &Spec| {
             spec.frontends.keys().any(|frontend| self.kernel.owner(frontend).is_some_and(|owner| owner != key))
@@ -205,11 +228,23 @@ impl Table {
         self.publish_nodes(&nodes, summary);
         // There may be room now.
         for (key, spec, _) in failed {
-            if let Some((key, _, error)) = self.try_set(key, spec, summary)? {
-                summary.refused.push(Refused { service: key.to_string(), error });
+            if let Some((key, spec, error)) = self.try_set(key, spec, summary)? {
+                summary.refused.push(Refused::of_spec(&key, &spec, error));
             }
         }
         Ok(())
+    }
+
+    fn refuse(&mut self, Refuse(cidrs): &Refuse) {
+        if self.kernel.refuse() != *cidrs {
+            self.kernel.set_refuse(cidrs);
+        }
+    }
+
+    /// Notes what could not be set, and refuses the ports that no service has.
+    fn close(&mut self, summary: &Summary) {
+        self.unfit.extend(summary.refused.iter().map(|refused| (refused.service.clone(), refused.clone())));
+        self.kernel.write_doors(self.unfit.values().flat_map(|unfit| &unfit.cluster_ips).copied().collect());
     }
 
     fn remove_all(&mut self, gone: Vec<(ServiceName, bool)>) -> usize {
@@ -229,6 +264,7 @@ impl Table {
             Err(UpdateError::Maps(error)) => return Err(error),
             Err(error) => return Ok(Some((key, spec, error.to_string()))),
         }
+        self.unfit.remove(&key.to_string());
         Ok(None)
     }
 
@@ -241,10 +277,11 @@ impl Table {
         match change {
             Change::Set(service) => self.set(service, &mut summary)?,
             Change::Nodes(nodes) => self.move_nodes(nodes, &mut summary)?,
+            Change::Refuse(cidrs) => self.refuse(cidrs),
             Change::Remove(name) => self.remove(name, &mut summary)?,
             Change::Table(table) => return self.apply(table),
         }
-        self.kernel.write_doors();
+        self.close(&summary);
         Ok(summary)
     }
 
@@ -253,7 +290,7 @@ impl Table {
         let wanted = match Spec::new(service, self.kernel.node_numbers()) {
             Ok(spec) => spec,
             Err(unfit) => {
-                summary.refused.push(Refused { service: key.to_string(), error: unfit.to_string() });
+                summary.refused.push(Refused::new(service, unfit.to_string()));
                 return Ok(());
             }
         };
@@ -266,7 +303,7 @@ impl Table {
         let freed = had.into_iter().filter(|frontend| !wanted.frontends.contains_key(frontend)).collect();
         self.hand_over(&key, freed, summary)?;
         if let Some((key, _, error)) = self.try_set(key.clone(), spec, summary)? {
-            summary.refused.push(Refused { service: key.to_string(), error });
+            summary.refused.push(Refused::of_spec(&key, &wanted, error));
             return Ok(());
         }
         summary.conflicts.extend(conflicts);
@@ -296,9 +333,10 @@ impl Table {
 
     fn publish_nodes(&mut self, nodes: &Nodes, summary: &mut Summary) {
         let left_out = self.kernel.publish_nodes(nodes);
+        self.unfit.remove(NODES);
         if left_out > 0 {
             let error = format!("no room for {left_out} of their addresses: node ports do not answer there");
-            summary.refused.push(Refused { service: "nodes".into(), error });
+            summary.refused.push(Refused { service: NODES.into(), error, cluster_ips: vec![] });
         }
     }
 
@@ -327,6 +365,7 @@ impl Table {
     fn remove(&mut self, key: &ServiceName, summary: &mut Summary) -> Result<(), MapsError> {
         let before = self.holdings([key.clone()]);
         self.lost.remove(key);
+        self.unfit.remove(&key.to_string());
         self.hand_over(key, self.frontends(key), summary)?;
         self.draining.remove(key);
         self.per_node.remove(key);
@@ -390,8 +429,8 @@ impl Table {
             let mut spec = whole.clone();
             spec.frontends.retain(|claimed, _| *claimed == frontend || installed.spec.frontends.contains_key(claimed));
             let is_whole = spec.frontends.len() == whole.frontends.len();
-            if let Some((key, _, error)) = self.try_set(heir.clone(), spec, summary)? {
-                summary.refused.push(Refused { service: key.to_string(), error });
+            if let Some((key, spec, error)) = self.try_set(heir.clone(), spec, summary)? {
+                summary.refused.push(Refused::of_spec(&key, &spec, error));
             } else if is_whole {
                 self.lost.remove(&heir);
             }
@@ -399,9 +438,14 @@ impl Table {
         Ok(())
     }
 
-    /// How many services lack something that another one has.
+    /// How many services are not as they were to be, or lack something that another one has.
     pub fn incomplete(&self) -> usize {
-        self.lost.len()
+        self.lost.len() + self.unfit.len()
+    }
+
+    /// The services that could not be set, by name.
+    pub const fn unfit(&self) -> &BTreeMap<String, Refused> {
+        &self.unfit
     }
 
     fn names(&self) -> Vec<ServiceName> {
@@ -442,7 +486,7 @@ fn wanted(
                 draining.extend(drains(service).map(|endpoints| (key, endpoints)));
             }
             Err(unfit) => {
-                summary.refused.push(Refused { service: key.to_string(), error: unfit.to_string() });
+                summary.refused.push(Refused::new(service, unfit.to_string()));
                 specs.extend(installed.map(|installed| (key.clone(), installed.spec.clone())));
                 draining.extend(drained.get(&key).map(|endpoints| (key, endpoints.clone())));
             }
@@ -462,7 +506,8 @@ pub fn plan(kernel: &Kernel, table: &ServiceTable) -> Result<(Vec<Difference>, S
     (summary.conflicts, _) = claims::settle(&mut specs);
     let before = kernel.services().iter().map(|(key, installed)| (key.clone(), &installed.spec)).collect();
     let nodes = diff::nodes(&kernel.nodes(), &table.all_nodes());
-    Ok((nodes.into_iter().chain(diff::differences(&before, &specs)).collect(), summary))
+    let refuse = diff::refuse(&kernel.refuse(), &table.refuse.0);
+    Ok((nodes.into_iter().chain(refuse).chain(diff::differences(&before, &specs)).collect(), summary))
 }
 
 /// Whether other nodes' addresses lead to other backends than this one's.

@@ -251,7 +251,7 @@ fn apply_table(pins: &Pins, dry_run: bool) -> Result<ExitCode> {
 
 /// Names what is not as it was to be.
 fn complain(summary: &Summary) -> ExitCode {
-    for Refused { service, error } in &summary.refused {
+    for Refused { service, error, .. } in &summary.refused {
         message("error", &format!("{service}: {error}"));
     }
     for Conflict { frontend, service, owner } in &summary.conflicts {

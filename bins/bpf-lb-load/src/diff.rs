@@ -6,6 +6,7 @@ use std::{
     net::SocketAddr,
 };
 
+use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Serialize;
 use service_table::{Nodes, ServiceName};
@@ -28,7 +29,7 @@ pub enum Verb {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Difference {
-    /// `namespace/name:port name`, or `nodes` for the addresses on which node ports answer.
+    /// `namespace/name:port name`, or `nodes` for the addresses on which node ports answer, or `refuse` for the CIDRs of that name.
     pub service: String,
     /// In what way.
     pub change: Verb,
@@ -87,12 +88,21 @@ pub fn nodes(before: &Nodes, after: &Nodes) -> Option<Difference> {
         let others = others.map(|(address, name)| format!("{} of {name}", address.to_canonical()));
         nodes.node_addresses.iter().map(|address| address.to_canonical().to_string()).chain(others).collect()
     };
-    let (before, after) = (addresses(before), addresses(after));
+    lists("nodes", &addresses(before), &addresses(after))
+}
+
+/// What is different about the CIDRs in which ports that no service has are refused: a line as of a service.
+pub fn refuse(before: &[IpNet], after: &[IpNet]) -> Option<Difference> {
+    let texts = |cidrs: &[IpNet]| cidrs.iter().map(ToString::to_string).collect();
+    lists("refuse", &texts(before), &texts(after))
+}
+
+fn lists(of: &str, before: &BTreeSet<String>, after: &BTreeSet<String>) -> Option<Difference> {
     (before != after).then(|| Difference {
-        service: "nodes".into(),
+        service: of.into(),
         change: Verb::Change,
-        added_addresses: after.difference(&before).cloned().collect(),
-        removed_addresses: before.difference(&after).cloned().collect(),
+        added_addresses: after.difference(before).cloned().collect(),
+        removed_addresses: before.difference(after).cloned().collect(),
         added_backends: vec![],
         removed_backends: vec![],
     })

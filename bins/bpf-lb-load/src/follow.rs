@@ -80,7 +80,7 @@ fn answer(
         Ok(Line { change, triggered }) => {
             metrics.before(&change, table);
             table.change(&change).map(|done| {
-                metrics.unfit(&change, &done.refused, warn);
+                metrics.unfit(table, warn);
                 metrics.done(&done, triggered.as_deref());
                 Answer::done(line, done)
             })

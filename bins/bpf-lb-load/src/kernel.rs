@@ -4,7 +4,7 @@
 //! killed at any point, the programs go on with what is there, and the next writer finds it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -76,6 +76,8 @@ pub struct Kernel {
     pub(crate) owners: HashMap<Frontend, Owned>,
     /// The cells of addresses that are known by themselves, whatever the port.
     pub(crate) doors: HashMap<IpAddr, u32>,
+    /// Of these addresses some ports have found no room: they are none that no service has.
+    pub(crate) spared: HashSet<IpAddr>,
     pub(crate) frontends_changed: bool,
     /// By service id and address. Of services with least connections only, since the others' sockets are not counted.
     pub(crate) lingering: HashMap<(u32, SocketAddr), Lingering>,

@@ -38,8 +38,8 @@ pub struct Metrics {
     connections: Family<Labels, Counter>,
     refused: Family<Labels, Counter>,
     tallies: BTreeMap<ServiceName, Tally>,
-    /// Services that could not be set, and why.
-    unfit: BTreeMap<String, String>,
+    /// Services that could not be set, as it was said of them.
+    unfit: BTreeMap<String, Refused>,
     written: Option<Instant>,
     complained: bool,
 }
@@ -97,7 +97,7 @@ impl Metrics {
             Change::Set(service) => service.key(),
             Change::Remove(name) => name.clone(),
             Change::Table(_) => return self.tally(table),
-            Change::Nodes(_) => return,
+            Change::Nodes(_) | Change::Refuse(_) => return,
         };
         if let Some(service) = table.kernel.services().get(&key) {
             tally(&mut self.tallies, &key, table.kernel.counts(service));
@@ -117,20 +117,17 @@ impl Metrics {
         }
     }
 
-    /// Takes note of the services that a change could not set, and says so of each that could before, or for another reason.
-    pub fn unfit(&mut self, change: &Change, refused: &[Refused], warn: fn(&str)) {
-        for Refused { service, error } in refused {
-            if self.unfit.get(service) != Some(error) {
-                warn(&format!("{service}: {error}; all others are as they are to be"));
+    /// Says of each service that could not be set why, unless it was said.
+    pub fn unfit(&mut self, table: &Table, warn: fn(&str)) {
+        if self.unfit == *table.unfit() {
+            return;
+        }
+        for (service, refused) in table.unfit() {
+            if self.unfit.get(service).is_none_or(|said| said.error != refused.error) {
+                warn(&format!("{service}: {}; all others are as they are to be", refused.error));
             }
         }
-        match change {
-            Change::Set(service) => drop(self.unfit.remove(&service.key().to_string())),
-            Change::Remove(name) => drop(self.unfit.remove(&name.to_string())),
-            Change::Table(_) => self.unfit.clear(),
-            Change::Nodes(_) => {}
-        }
-        self.unfit.extend(refused.iter().map(|refused| (refused.service.clone(), refused.error.clone())));
+        self.unfit.clone_from(table.unfit());
     }
 
     /// Takes note of a line that makes no sense.
@@ -153,7 +150,7 @@ impl Metrics {
         self.attached.set(attach::served(&self.pins).is_somebody().into());
         self.services.set(services.len() as i64);
         self.endpoints.set(services.values().map(|service| service.backends.len() as i64).sum());
-        self.incomplete.set((table.incomplete() + self.unfit.len()) as i64);
+        self.incomplete.set(table.incomplete() as i64);
         self.count(table);
         match self.file.write() {
             Err(error) if !std::mem::replace(&mut self.complained, true) => Err(error),

@@ -47,6 +47,7 @@ impl Kernel {
             services: BTreeMap::new(),
             owners: HashMap::new(),
             doors: HashMap::new(),
+            spared: HashSet::new(),
             frontends_changed: false,
             lingering: HashMap::new(),
         };

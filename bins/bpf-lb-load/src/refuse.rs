@@ -32,20 +32,21 @@ impl Kernel {
             config.refuse_count.store(u32::try_from(cidrs.len()).unwrap_or_default());
         }
         self.frontends_changed = true;
-        self.write_doors();
     }
 
-    /// Lets each ClusterIP in these CIDRs be known by itself, whatever the port, and no other address.
-    pub fn write_doors(&mut self) {
-        if !std::mem::take(&mut self.frontends_changed) {
+    /// Lets each ClusterIP in these CIDRs but the `spared` be known by itself, whatever the port, and no other address.
+    pub fn write_doors(&mut self, spared: HashSet<IpAddr>) {
+        if !std::mem::take(&mut self.frontends_changed) && self.spared == spared {
             return;
         }
+        self.spared = spared;
         let cidrs = self.refuse();
         let frontends = self.services.values().flat_map(|service| &service.spec.frontends);
         let addresses =
             frontends.filter(|(_, kind)| **kind == Entry::CLUSTER_IP).map(|(frontend, _)| frontend.address.ip());
         let wanted: HashSet<IpAddr> =
             addresses.filter(|address| cidrs.iter().any(|cidr| cidr.contains(address))).collect();
+        let wanted = &wanted - &self.spared;
         let gone: Vec<_> = self.doors.extract_if(|address, _| !wanted.contains(address)).collect();
         for (address, cell) in gone {
             tables!(self, address.is_ipv6(), tables => tables.remove(cell));

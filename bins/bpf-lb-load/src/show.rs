@@ -8,7 +8,7 @@ use std::{
 
 use bpf_lb_abi::{Entry, Scope};
 use service_table::{
-    Algorithm, Backend, BackendScope, Nodes, Service, ServiceName, ServiceTable, SessionAffinity, TrafficPolicy,
+    Algorithm, Backend, BackendScope, Nodes, Refuse, Service, ServiceName, ServiceTable, SessionAffinity, TrafficPolicy,
 };
 
 use crate::{
@@ -23,7 +23,7 @@ pub fn table(kernel: &Kernel) -> ServiceTable {
     ServiceTable {
         node_addresses,
         nodes,
-        refuse: kernel.refuse(),
+        refuse: Refuse(kernel.refuse()),
         services: kernel.services().iter().map(|(key, installed)| service(key, installed, &names)).collect(),
     }
 }

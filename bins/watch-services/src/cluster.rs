@@ -12,11 +12,13 @@ use cluster_api::{
     k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery},
     kube::Resource,
 };
+use ipnet::IpNet;
 use jiff::Timestamp;
 use service_table as table;
-use service_table::{Change, Line, Nodes, ServiceTable};
+use service_table::{Change, Line, Nodes, Refuse, ServiceTable};
 
 use crate::{
+    address::Family,
     choose::Place,
     map::{self, For},
     node::{Node, NodePortAddresses},
@@ -50,6 +52,9 @@ pub struct Cluster {
     /// Whether what is known of nodes may not be as it was said.
     nodes_changed: bool,
     nodes_said: Nodes,
+    /// Whether there may be other ClusterIPs than when [`Cluster::refuse_said`] was said.
+    cluster_ips_changed: bool,
+    refuse_said: Refuse,
     /// Triggers from before are of no account.
     since: Timestamp,
     problems: BTreeMap<String, Problem>,
@@ -162,6 +167,8 @@ impl Cluster {
             nodes_changed: false,
             since: Timestamp::now(),
             nodes_said: Nodes::default(),
+            cluster_ips_changed: false,
+            refuse_said: Refuse::default(),
             problems: BTreeMap::new(),
         }
     }
@@ -173,6 +180,7 @@ impl Cluster {
             Ok(service) => {
                 self.note(title("Service", &name), Problem::of(object, service.problems.clone()));
                 self.services.entry(name.clone()).or_default().service = Some(service);
+                self.cluster_ips_changed = true;
                 self.touch(name, None);
             }
             Err(_) => self.service_gone(&name),
@@ -184,6 +192,7 @@ impl Cluster {
         self.note(title("Service", name), None);
         if let Some(known) = self.services.get_mut(name) {
             known.service = None;
+            self.cluster_ips_changed = true;
             self.touch(name.clone(), None);
         }
     }
@@ -331,13 +340,35 @@ impl Cluster {
         }
     }
 
+    /// Where no kube-proxy refuses ports that no Service has: the narrowest CIDR of each family that has all ClusterIPs.
+    fn cluster_cidrs(&self) -> Refuse {
+        let mut cidrs: Vec<IpNet> = vec![];
+        let services = self.services.values().filter_map(|known| known.service.as_ref());
+        for address in services.filter(|_| self.clients.all_node_ports).flat_map(|service| &service.cluster_ips) {
+            let is_of_family = |cidr: &&mut IpNet| Family::of(&cidr.addr()) == Family::of(address);
+            match cidrs.iter_mut().find(is_of_family) {
+                Some(cidr) => {
+                    while let Some(wider) = cidr.supernet().filter(|_| !cidr.contains(address)) {
+                        *cidr = wider;
+                    }
+                }
+                None => cidrs.push(IpNet::from(*address)),
+            }
+        }
+        cidrs.sort_unstable();
+        Refuse(cidrs)
+    }
+
     /// The whole table. From then on [`Cluster::changes`] says what is not as it was here.
     pub fn table(&mut self) -> ServiceTable {
         self.changed.clear();
         self.nodes_changed = false;
         self.nodes_said = self.nodes();
         let Nodes { node_addresses, nodes } = self.nodes_said.clone();
-        let mut table = ServiceTable { node_addresses, nodes, ..ServiceTable::default() };
+        self.cluster_ips_changed = false;
+        self.refuse_said = self.cluster_cidrs();
+        let refuse = self.refuse_said.clone();
+        let mut table = ServiceTable { node_addresses, nodes, refuse, services: vec![] };
         for (name, known) in &mut self.services {
             let services = known.services(name, &self.clients);
             known.say(&services);
@@ -354,6 +385,13 @@ impl Cluster {
             if nodes != self.nodes_said {
                 self.nodes_said = nodes.clone();
                 lines.push(Line { change: Change::Nodes(nodes), triggered: None });
+            }
+        }
+        if mem::take(&mut self.cluster_ips_changed) {
+            let refuse = self.cluster_cidrs();
+            if refuse != self.refuse_said {
+                self.refuse_said = refuse.clone();
+                lines.push(Line { change: Change::Refuse(refuse), triggered: None });
             }
         }
         for (name, triggered) in mem::take(&mut self.changed) {

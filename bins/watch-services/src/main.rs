@@ -86,7 +86,8 @@ fn cli() -> Command {
             )
             .value_parser(value_parser!(NodePortAddresses)),
         )
-        .arg(flag("all-node-ports", "Node ports answer on other nodes' addresses too: for clusters without kube-proxy"))
+        .arg(flag("all-node-ports", "For clusters without kube-proxy: node ports answer on other nodes' addresses too, and what no Service has on \
+             a ClusterIP is refused"))
         .arg(
             text("kubeconfig", "PATH", "A kubeconfig other than kubectl's, or the pod's ServiceAccount")
                 .value_parser(value_parser!(PathBuf)),

@@ -7,7 +7,7 @@ use cluster_api::Name;
 use cluster_api::k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use service_table::{Algorithm, BackendScope, Change, Protocol, Service, ServiceTable, TrafficPolicy};
+use service_table::{Algorithm, BackendScope, Change, Protocol, Refuse, Service, ServiceTable, TrafficPolicy};
 
 use crate::{
     cluster::{Cluster, Settings},
@@ -42,6 +42,13 @@ fn node1() -> Value {
 
 fn cluster(objects: impl IntoIterator<Item = Value>) -> Cluster {
     let mut cluster = Cluster::new(Settings { node: "node1".into(), ..Settings::default() });
+    offline::tell(&mut cluster, objects.into_iter().collect());
+    cluster
+}
+
+/// The same where there is no kube-proxy.
+fn cluster_without_proxy(objects: impl IntoIterator<Item = Value>) -> Cluster {
+    let mut cluster = Cluster::new(Settings { node: "node1".into(), all_node_ports: true, ..Settings::default() });
     offline::tell(&mut cluster, objects.into_iter().collect());
     cluster
 }
@@ -238,12 +245,10 @@ fn what_gets_nothing_and_still_exists_drains() {
 
 /// What each node's own set is with node ports on all nodes' addresses: the backends with their scopes.
 fn by_node(spec: &Value, endpoints: &Value) -> Vec<String> {
-    let settings = Settings { node: "node1".into(), all_node_ports: true, ..Settings::default() };
-    let mut cluster = Cluster::new(settings);
     let mut spec = spec.clone();
     spec["type"] = json!("NodePort");
     spec["ports"] = json!([{"port": 80, "nodePort": 30080}]);
-    offline::tell(&mut cluster, vec![node1(), service(&spec), endpoints.clone()]);
+    let mut cluster = cluster_without_proxy([node1(), service(&spec), endpoints.clone()]);
     let scope = |scope: Option<BackendScope>| scope.map(|scope| format!(" {scope:?}")).unwrap_or_default();
     let backends = web(&mut cluster).backends.into_iter();
     backends.map(|one| format!("{}@{}{}", one.address, one.node.unwrap_or_default(), scope(one.scope))).collect()
@@ -271,17 +276,33 @@ fn other_nodes_count_only_where_their_node_ports_are_served() {
     let other = || node("node2", "b", &["10.6.212.102"]);
     let table = cluster([node1(), other()]).table();
     assert_eq!((table.node_addresses.len(), table.nodes.len()), (2, 0));
-    let settings = Settings { node: "node1".into(), all_node_ports: true, ..Settings::default() };
-    let mut cluster = Cluster::new(settings);
-    offline::tell(&mut cluster, vec![node1(), other()]);
+    let mut cluster = cluster_without_proxy([node1(), other()]);
+    offline::tell(&mut cluster, vec![service(&json!({}))]);
     let table = cluster.table();
     assert_eq!((table.node_addresses.len(), table.nodes[0].name.as_str()), (2, "node2"));
     // A change of a node is one line, whatever the number of Services.
-    offline::tell(&mut cluster, vec![service(&json!({})), node("node2", "b", &["10.6.212.202"])]);
+    offline::tell(&mut cluster, vec![node("node2", "b", &["10.6.212.202"])]);
     let lines = cluster.changes();
-    assert!(matches!(lines[0].change, Change::Nodes(_)) && lines.len() == 2, "{lines:?}");
+    assert!(matches!(lines[0].change, Change::Nodes(_)) && lines.len() == 1, "{lines:?}");
     cluster.node_gone("node2");
     assert_eq!(cluster.changes().len(), 1);
+}
+
+#[test]
+fn where_there_is_no_kube_proxy_ports_that_no_service_has_are_refused_on_all_cluster_ips() {
+    assert!(cluster([service(&json!({}))]).table().refuse.0.is_empty());
+    let mut cluster = cluster_without_proxy([service(&json!({}))]);
+    let cidrs = |refuse: Refuse| refuse.0.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(cidrs(cluster.table().refuse), ["10.96.0.1/32"]);
+    let ips = json!(["fd00::1", "10.96.0.77"]);
+    let mut other = service(&json!({"clusterIP": "fd00::1", "clusterIPs": ips, "ipFamilies": ["IPv6", "IPv4"]}));
+    other["metadata"]["name"] = json!("other");
+    let said = tell(&mut cluster, other.clone());
+    assert_eq!(said[0], "refuse [10.96.0.0/25, fd00::1/128]");
+    assert_eq!(said.len(), 2);
+    assert!(tell(&mut cluster, other).is_empty());
+    cluster.service_gone(&name("other"));
+    assert_eq!(lines(&mut cluster), ["refuse [10.96.0.1/32]", "remove default/other"]);
 }
 
 #[test]
@@ -306,6 +327,7 @@ fn lines(cluster: &mut Cluster) -> Vec<String> {
         ),
         Change::Remove(name) => format!("remove {name}"),
         Change::Nodes(nodes) => format!("nodes {:?}", nodes.node_addresses),
+        Change::Refuse(cidrs) => format!("refuse {:?}", cidrs.0),
         Change::Table(_) => "table".into(),
     };
     cluster.changes().into_iter().map(line).collect()
@@ -521,8 +543,11 @@ fn events() -> impl proptest::strategy::Strategy<Value = Vec<Event>> {
 
 proptest::proptest! {
     #[test]
-    fn the_table_with_its_changes_is_the_table_of_all_objects(before in events(), after in events(), batch in 1..5usize) {
-        let mut followed = cluster([]);
+    fn the_table_with_its_changes_is_the_table_of_all_objects(
+        before in events(), after in events(), batch in 1..5usize, proxy: bool,
+    ) {
+        let cluster = || if proxy { cluster([]) } else { cluster_without_proxy([]) };
+        let mut followed = cluster();
         before.iter().for_each(|event| event.tell(&mut followed));
         let mut table = followed.table();
         for events in after.chunks(batch) {
@@ -532,7 +557,7 @@ proptest::proptest! {
             }
             proptest::prop_assert!(!followed.has_changed());
         }
-        let mut anew = cluster([]);
+        let mut anew = cluster();
         before.iter().chain(&after).for_each(|event| event.tell(&mut anew));
         table.services.sort_by_key(Service::key);
         let mut expected = anew.table();
@@ -544,6 +569,7 @@ proptest::proptest! {
 /// What the loader does with a line. A name that is not there is not removed, and nothing is set in vain.
 fn take(table: &mut ServiceTable, change: Change) {
     match change {
+        Change::Refuse(cidrs) => table.refuse = cidrs,
         Change::Nodes(nodes) => (table.node_addresses, table.nodes) = (nodes.node_addresses, nodes.nodes),
         Change::Set(service) => {
             assert!(!table.services.contains(&service), "said before: {service:?}");

@@ -35,13 +35,26 @@ pub struct ServiceTable {
     /// The other nodes, where node ports are to answer on their addresses too: in clusters without kube-proxy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nodes: Vec<Node>,
-    /// Service CIDRs in which a port that no Service has, on an address that is some Service's ClusterIP, is refused.
-    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "host::cidrs")]
-    #[schemars(with = "Vec<Cidr>", length(max = 8))]
-    pub refuse: Vec<IpNet>,
+    /// CIDRs in which a port that no Service has, on an address that is some Service's ClusterIP, is refused.
+    #[serde(default, skip_serializing_if = "Refuse::is_empty")]
+    pub refuse: Refuse,
     /// One for each port of each Kubernetes Service.
     #[serde(default)]
     pub services: Vec<Service>,
+}
+
+/// See [`ServiceTable::refuse`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Refuse(
+    #[serde(deserialize_with = "host::cidrs")]
+    #[schemars(with = "Vec<Cidr>", length(max = 8))]
+    pub Vec<IpNet>,
+);
+
+impl Refuse {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 /// Another node.
@@ -228,6 +241,8 @@ pub struct Draining {
 pub enum Change {
     /// The nodes are these.
     Nodes(Nodes),
+    /// Ports that no Service has are refused in these CIDRs.
+    Refuse(Refuse),
     /// The service is to be like this, whether it was there or not.
     Set(Box<Service>),
     /// The service is to be gone.

@@ -205,7 +205,8 @@ fn line() -> Json {
         change("set", service()),
         change("remove", remove),
         change("table", table()),
-        change("nodes", object(vec![], nodes()))
+        change("nodes", object(vec![], nodes())),
+        change("refuse", list(cidr()))
     ]
     .boxed()
 }
