@@ -99,6 +99,19 @@ PY
   expect 1 lab_lb node1 unload
 }
 
+@test "who looks while load makes the maps sees none, or whole ones" {
+  lab_lb node1 unload
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  expect 0 lab_in node1 timeout 60 sh -c 'for _ in 1 2 3 4 5 6 7 8 9 10; do
+      "$0" load --cgroup "$1" 2>/dev/null &
+      while kill -0 $! 2>/dev/null; do "$0" show 2>&1 >/dev/null || :; done
+      wait $!
+      "$0" unload
+    done' "$(lab_lb_program)" "$(<"$LAB/host/node1/cgroup")"
+  assert_contains "$output" 'load first'
+  assert_equal "$(grep '"error"' <<<"$output" | grep -v 'load first')" ''
+}
+
 @test "pins are for root only" {
   expect 0 lab_in node1 sh -c 'stat --format %a /sys/fs/bpf/underpass /sys/fs/bpf/underpass/*; find /sys/fs/bpf/underpass -type f -perm /077'
   assert_equal "$output" $'700\n700\n700'

@@ -123,6 +123,8 @@ pub fn load(request: &Request) -> Result<Loaded> {
 
 fn load_and_attach(request: &Request, cgroup: Option<&File>, fresh: bool) -> Result<Loaded> {
     let pins = &request.pins;
+    // Nobody sees maps that are not whole.
+    let folder = if fresh { pins.new_maps() } else { pins.maps() };
     let mut missing = Vec::new();
     let set_retval = probe::has_set_retval()?;
     if !set_retval {
@@ -136,8 +138,14 @@ fn load_and_attach(request: &Request, cgroup: Option<&File>, fresh: bool) -> Res
                 .into(),
         );
     }
-    let mut object = open_object(request, fresh, set_retval, multipath)?;
-    configure(request, fresh)?;
+    if fresh {
+        pins.begin()?;
+    }
+    let mut object = open_object(request, &folder, fresh, set_retval, multipath)?;
+    configure(request, &folder, fresh)?;
+    if fresh {
+        pins.publish()?;
+    }
     let reserved = reserve::reserve(request.node_netns.as_deref(), &pins.maps(), request.protect.as_ref())
         .context("net.ipv4.ip_local_reserved_ports in the node's network namespace")?;
     let wanted = |hook: &&Hook| request.protect.is_some() || !hook.protects;
@@ -157,11 +165,10 @@ fn load_and_attach(request: &Request, cgroup: Option<&File>, fresh: bool) -> Res
     Ok(Loaded { missing, reserved })
 }
 
-fn open_object(request: &Request, fresh: bool, set_retval: bool, multipath: bool) -> Result<Ebpf> {
-    let folder = request.pins.maps();
+fn open_object(request: &Request, folder: &Path, fresh: bool, set_retval: bool, multipath: bool) -> Result<Ebpf> {
     let Sizes { max_services, max_backends, max_sockets, max_clients } = request.sizes;
-    let sockets = if fresh { max_sockets.next_power_of_two() } else { capacity(&folder, "peers4")? };
-    let buckets = if fresh { max_services.next_power_of_two() } else { capacity(&folder, "frontends4")? };
+    let sockets = if fresh { max_sockets.next_power_of_two() } else { capacity(folder, "peers4")? };
+    let buckets = if fresh { max_services.next_power_of_two() } else { capacity(folder, "frontends4")? };
     // Half of the slots are for the run that takes the place of another; each run has one that is about the run.
     let slots = max_backends.saturating_add(max_services).saturating_mul(2);
     let sizes = [
@@ -183,7 +190,7 @@ fn open_object(request: &Request, fresh: bool, set_retval: bool, multipath: bool
         ("SET_RETVAL", &retval),
         ("MULTIPATH", &multipath),
     ];
-    let mut loader = loader(&folder, &globals);
+    let mut loader = loader(folder, &globals);
     let protected = request.protect.as_ref().map_or([0, 0], |ports| [*ports.start(), *ports.end()]);
     loader.override_global("PROTECTED", &protected, true);
     for (map, size) in sizes {
@@ -235,8 +242,8 @@ fn capacity(folder: &Path, map: &str) -> Result<u32> {
     Ok(info.max_entries())
 }
 
-fn configure(request: &Request, fresh: bool) -> Result<()> {
-    let config: Mapped<Config> = mapped(&request.pins.maps(), "config")?;
+fn configure(request: &Request, folder: &Path, fresh: bool) -> Result<()> {
+    let config: Mapped<Config> = mapped(folder, "config")?;
     let config = config.get(0).context("the map config is empty")?;
     if fresh {
         config.layout.store(LAYOUT);

@@ -14,6 +14,8 @@ use crate::maps;
 
 /// The folder of the links inside the pin directory.
 const LINKS: &str = "links";
+/// The folder of maps that are not whole yet.
+const NEW: &str = "new";
 
 /// A directory on a BPF file system that belongs to one load balancer.
 #[derive(Clone, Debug)]
@@ -28,6 +30,11 @@ impl Pins {
     /// Where the maps are.
     pub fn maps(&self) -> PathBuf {
         self.0.join(maps::FOLDER)
+    }
+
+    /// Where maps are made, unseen until [`Pins::publish`].
+    pub fn new_maps(&self) -> PathBuf {
+        self.0.join(NEW)
     }
 
     /// Where the link of that program is.
@@ -56,30 +63,25 @@ impl Pins {
             parent.display(),
             parent.display()
         );
-        for folder in [self.0.clone(), self.maps(), self.0.join(LINKS)] {
-            match DirBuilder::new().mode(0o700).create(&folder) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                result => result.with_context(|| folder.display().to_string())?,
-            }
-        }
-        Ok(())
+        create(&self.0)?;
+        create(&self.0.join(LINKS))
+    }
+
+    /// Makes the folder of new maps, in the place of what one that was killed has left.
+    pub fn begin(&self) -> Result<()> {
+        remove(&self.new_maps())?;
+        remove(&self.maps())?;
+        create(&self.new_maps())
+    }
+
+    /// Lets the new maps be seen, all at once.
+    pub fn publish(&self) -> Result<()> {
+        fs::rename(self.new_maps(), self.maps()).with_context(|| self.maps().display().to_string())
     }
 
     /// Removes links, then maps, then the directory. What is not there is no error.
     pub fn remove(&self) -> Result<()> {
-        for folder in [self.0.join(LINKS), self.maps(), self.0.clone()] {
-            match fs::read_dir(&folder) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                entries => {
-                    for entry in entries.with_context(|| folder.display().to_string())? {
-                        let path = entry?.path();
-                        fs::remove_file(&path).with_context(|| path.display().to_string())?;
-                    }
-                }
-            }
-            fs::remove_dir(&folder).with_context(|| folder.display().to_string())?;
-        }
-        Ok(())
+        [self.0.join(LINKS), self.maps(), self.new_maps(), self.0.clone()].iter().try_for_each(|folder| remove(folder))
     }
 
     /// Keeps other writers out for as long as the file is open.
@@ -96,4 +98,26 @@ impl Pins {
     pub fn not_loaded(&self) -> String {
         format!("no load balancer is pinned in {}; run bpf-lb-load load first", self.0.display())
     }
+}
+
+fn create(folder: &Path) -> Result<()> {
+    match DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result.with_context(|| folder.display().to_string()),
+    }
+}
+
+/// With the files in it.
+fn remove(folder: &Path) -> Result<()> {
+    let what = || folder.display().to_string();
+    match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => {
+            for entry in entries.with_context(what)? {
+                let path = entry?.path();
+                fs::remove_file(&path).with_context(|| path.display().to_string())?;
+            }
+        }
+    }
+    fs::remove_dir(folder).with_context(what)
 }

@@ -22,6 +22,7 @@ use common::{
     state,
 };
 use futures_util::StreamExt;
+use log::Level;
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -88,17 +89,19 @@ async fn follow(kubeconfig: Option<&Path>, context: Option<&str>, node: &str, pi
         }
         (seen, full) = (now, Instant::now());
         let default = takes_part(&Value::Null);
-        let outcome = match kernel::converge(pins, default, &exceptions(default, &attachments(), &pods)) {
-            Ok((0, 0)) => String::new(),
+        let (level, outcome) = match kernel::converge(pins, default, &exceptions(default, &attachments(), &pods)) {
+            Ok((0, 0)) => (Level::Info, String::new()),
             Ok((added, removed)) => {
                 log::info!("{added} network namespaces are exceptions now, {removed} no longer");
-                String::new()
+                (Level::Info, String::new())
             }
-            Err(error) => format!("{error:#}"),
+            // It may come.
+            Err(_) if !pins.is_loaded() => (Level::Info, pins.not_loaded()),
+            Err(error) => (Level::Error, format!("{error:#}")),
         };
         // Said once, not with each look.
         if !outcome.is_empty() && outcome != said {
-            log::error!("{outcome}");
+            log::log!(level, "{outcome}");
         }
         said = outcome;
     }
