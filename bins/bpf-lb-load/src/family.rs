@@ -152,8 +152,6 @@ pub struct About {
     pub service: u32,
     /// The timeout of session affinity.
     pub affinity_seconds: u32,
-    /// See [`bpf_lb_abi::Client::node`].
-    pub node: u16,
 }
 
 /// A counter that has moved: what is counted in the old place after it was copied still has to follow.
@@ -243,8 +241,7 @@ impl<A: Family> Tables<A> {
     /// What a run's first slot says, and how many connections it refused.
     pub fn about(&self, run: Run) -> Option<(About, u64)> {
         let slot = self.slots.get(run.base)?;
-        let node = u16::from_be(slot.endpoint.port);
-        Some((About { service: slot.backend, affinity_seconds: slot.generation, node }, slot.connections.load()))
+        Some((About { service: slot.backend, affinity_seconds: slot.generation }, slot.connections.load()))
     }
 
     /// The backends of a run, and how many connections each got.
@@ -326,9 +323,10 @@ impl<A: Family> Tables<A> {
         }
     }
 
-    /// Writes the first slot of a run that no entry names yet. The count goes on from that of `old`.
-    pub fn write_about(&mut self, run: Run, about: About, old: Option<Run>) {
-        let nowhere = SocketAddr::new(A::UNSPECIFIED, about.node);
+    /// Writes the first slot of a run that no entry names yet, with the [`bpf_lb_abi::Client::node`] of its clients. The count
+    /// goes on from that of `old`.
+    pub fn write_about(&mut self, run: Run, about: About, node: u16, old: Option<Run>) {
+        let nowhere = SocketAddr::new(A::UNSPECIFIED, node);
         let backend = BackendRef { id: about.service, generation: about.affinity_seconds };
         self.write_slot(run.base, nowhere, Protocol::Tcp, backend, old.map(|old| old.base));
     }

@@ -166,7 +166,7 @@ impl Kernel {
         if self.owner(asked).is_some() {
             return Some(*asked);
         }
-        self.nodes.frontend(asked, |own| Some(self.services.get(self.owner(own)?)?.spec.is_per_node(own)))
+        self.nodes.addresses.frontend(asked, |own| Some(self.services.get(self.owner(own)?)?.spec.is_per_node(own)))
     }
 
     /// What the programs and the loader share beside the table.

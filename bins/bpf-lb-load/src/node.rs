@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use aya::maps::{HashMap, MapData};
+use aya::maps::{HashMap, MapData, MapError};
 use bpf_lb_abi::{NODE_NAME_LEN, Node as Owner, node_port_bit};
 use service_table::{Node, Nodes};
 
@@ -19,27 +19,13 @@ use crate::{
 
 const MAP: &str = "nodes";
 
-/// On whose addresses node ports answer.
+/// Which node has an address, as the programs know it.
 #[derive(Debug)]
-pub(crate) struct NodeMap {
-    map: HashMap<MapData, [u32; 4], Owner>,
-    owners: BTreeMap<IpAddr, Owner>,
-    /// Of the other nodes, by name.
-    numbers: BTreeMap<String, u32>,
-    /// No number is given to another node while a program may still know it.
-    next: u32,
-}
+pub(crate) struct Addresses(HashMap<MapData, [u32; 4], Owner>);
 
-impl NodeMap {
+impl Addresses {
     pub(crate) fn open(folder: &Path) -> Result<Self, MapsError> {
-        let failed = |source| MapsError::new(MAP, source);
-        let map: HashMap<_, [u32; 4], Owner> = HashMap::try_from(pinned(folder, MAP)?).map_err(failed)?;
-        let owners = map.iter().map(|entry| entry.map(|(key, owner)| (key.to_ip().to_canonical(), owner)));
-        let owners: BTreeMap<IpAddr, Owner> = owners.collect::<Result<_, _>>().map_err(failed)?;
-        let others = owners.values().filter(|owner| owner.number != 0);
-        let numbers: BTreeMap<_, _> = others.map(|owner| (name(owner), owner.number)).collect();
-        let next = numbers.values().max().map_or(1, |last| last + 1);
-        Ok(Self { map, owners, numbers, next })
+        HashMap::try_from(pinned(folder, MAP)?).map(Self).map_err(failed)
     }
 
     /// The node port to which an address leads that is no frontend itself, found as the programs find it. `is_per_node` says of
@@ -50,11 +36,38 @@ impl NodeMap {
         is_per_node: impl FnOnce(&Frontend) -> Option<bool>,
     ) -> Option<Frontend> {
         let Frontend { address, protocol, .. } = asked;
-        let number = self.map.get(&mapped_words(address.ip()), 0).ok()?.number;
+        let number = self.0.get(&mapped_words(address.ip()), 0).ok()?.number;
         let on_node = |number| Frontend::on_node(number, address.is_ipv6(), address.port(), *protocol);
         let own = on_node(0);
         let is_own = !is_per_node(&own)? || number == 0;
         Some(if is_own { own } else { on_node(number) })
+    }
+}
+
+fn failed(source: MapError) -> MapsError {
+    MapsError::new(MAP, source)
+}
+
+/// On whose addresses node ports answer.
+#[derive(Debug)]
+pub(crate) struct NodeMap {
+    pub(crate) addresses: Addresses,
+    owners: BTreeMap<IpAddr, Owner>,
+    /// Of the other nodes, by name.
+    numbers: BTreeMap<String, u32>,
+    /// No number is given to another node while a program may still know it.
+    next: u32,
+}
+
+impl NodeMap {
+    pub(crate) fn open(folder: &Path) -> Result<Self, MapsError> {
+        let addresses = Addresses::open(folder)?;
+        let owners = addresses.0.iter().map(|entry| entry.map(|(key, owner)| (key.to_ip().to_canonical(), owner)));
+        let owners: BTreeMap<IpAddr, Owner> = owners.collect::<Result<_, _>>().map_err(failed)?;
+        let others = owners.values().filter(|owner| owner.number != 0);
+        let numbers: BTreeMap<_, _> = others.map(|owner| (name(owner), owner.number)).collect();
+        let next = numbers.values().max().map_or(1, |last| last + 1);
+        Ok(Self { addresses, owners, numbers, next })
     }
 
     /// The numbers of these nodes: as before, and the next ones for those that are new.
@@ -73,7 +86,7 @@ impl NodeMap {
         let wanted: BTreeSet<_> = all(nodes).map(|(address, _)| address).collect();
         let gone: Vec<_> = self.owners.extract_if(.., |address, _| !wanted.contains(address)).collect();
         for (address, _) in gone {
-            self.map.remove(&mapped_words(address)).map_err(|source| MapsError::new(MAP, source))?;
+            self.addresses.0.remove(&mapped_words(address)).map_err(failed)?;
         }
         Ok(())
     }
@@ -88,7 +101,7 @@ impl NodeMap {
             if self.owners.get(&address) == Some(&owner) {
                 continue;
             }
-            if self.map.insert(mapped_words(address), owner, 0).is_ok() {
+            if self.addresses.0.insert(mapped_words(address), owner, 0).is_ok() {
                 self.owners.insert(address, owner);
             } else {
                 left_out += 1;

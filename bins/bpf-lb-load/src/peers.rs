@@ -9,7 +9,7 @@ use crate::{
     family::{Family, Run, Tables, canonical},
     maps::{MapsError, mapped, pinned_data},
     name,
-    node::NodeMap,
+    node::Addresses,
     spec::Frontend,
     sys::Mapped,
 };
@@ -40,7 +40,7 @@ pub struct Peers {
     six: Mapped<Peer<[u32; 4]>>,
     tables4: Tables<u32>,
     tables6: Tables<[u32; 4]>,
-    nodes: NodeMap,
+    nodes: Addresses,
     names: Mapped<Name>,
     config: Mapped<Config>,
     /// The map of those sockets that found their place taken.
@@ -58,7 +58,7 @@ impl Peers {
             six: mapped(folder, "peers6")?,
             tables4: Tables::open(folder)?,
             tables6: Tables::open(folder)?,
-            nodes: NodeMap::open(folder)?,
+            nodes: Addresses::open(folder)?,
             names: mapped(folder, "names")?,
             config: mapped(folder, "config")?,
             overflow: pinned_data(folder, "overflow")?,

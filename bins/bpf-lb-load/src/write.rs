@@ -57,8 +57,7 @@ impl Kernel {
         let affinity_seconds = spec.affinity_seconds.unwrap_or_default();
         for (set, run) in &draft.new_runs {
             let before = old.as_ref().and_then(|old| old.runs.get(set)?.first()).copied();
-            // A number's low bits are enough to tell a client's nodes apart.
-            let about = About { service: draft.id, affinity_seconds, node: set.node as u16 };
+            let about = About { service: draft.id, affinity_seconds };
             self.write_run(*set, *run, about, before, &spec, &backends);
         }
         let runs: BTreeMap<_, _> =
@@ -85,7 +84,8 @@ impl Kernel {
         spec: &Spec,
         backends: &BTreeMap<SocketAddr, BackendRef>,
     ) {
-        tables!(self, set.v6, tables => tables.write_about(run, about, before));
+        // A number's low bits are enough to tell a client's nodes apart.
+        tables!(self, set.v6, tables => tables.write_about(run, about, set.node as u16, before));
         // `backends` does not say where those of another node's set are.
         let before = before.filter(|_| set.node != 0);
         let before: HashMap<_, _> = before.map(|run| self.places(set, run).collect()).unwrap_or_default();
