@@ -8,7 +8,7 @@ setup_file() {
   suite_needs_lab && suite_needs_tools kubernetes etcd && lb_needs_program || return 0
   lab_up 1
   lab_kubernetes
-  lab_balancer node1
+  lab_balancer node1 --max-backends 64
 }
 
 teardown() {
@@ -290,6 +290,19 @@ event_there() { [ "$(events "$1")" = true ]; }
   lab_kubectl apply --filename - <<<"$wrong" >/dev/null
   lab_until 10 event_there 'map(select(.reason == "InvalidService")) | length == 1 and .[0].series.count == 2' || fail "$(events .)"
   ! logged 'not allowed' || fail "$(cat "$LAB/log/follow")"
+}
+
+@test "a Service that the kernel has no room for is named in an Event on it" {
+  as_node_agent
+  # shellcheck disable=SC2046 # a list
+  create "$(service wrong)" "$(slice wrong-1 wrong $(seq -f 10.1.0.%g 100))"
+  follow
+  lab_until 20 event_there 'map([.involvedObject.kind, .involvedObject.name, .reason, .type]) == [["Service", "wrong", "NoRoom", "Warning"]]' ||
+    fail "$(events .)" "$(cat "$LAB/log/follow")"
+  expect 0 lab_kubectl events --for service/wrong
+  assert_contains "$output" 'no room for a backend; load with a larger --max-backends'
+  # Who describes a Service sees the Events with its UID.
+  assert_equal "$(events '.[0].involvedObject.uid' | jq -r .)" "$(lab_kubectl get service wrong --output 'jsonpath={.metadata.uid}')"
 }
 
 @test "who may not write Events is told once, with the missing right, and the rest goes on" {

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use common::state;
 use metrics_file::{
     Labels, Metrics as File,
     prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -38,8 +39,8 @@ pub struct Metrics {
     connections: Family<Labels, Counter>,
     refused: Family<Labels, Counter>,
     tallies: BTreeMap<ServiceName, Tally>,
-    /// Services that could not be set, as it was said of them.
-    unfit: BTreeMap<String, Refused>,
+    /// Services that could not be set, as it was said of them; nothing before the first line.
+    unfit: Option<BTreeMap<String, Refused>>,
     written: Option<Instant>,
     complained: bool,
 }
@@ -61,7 +62,7 @@ impl Metrics {
             connections: Family::default(),
             refused: Family::default(),
             tallies: BTreeMap::new(),
-            unfit: BTreeMap::new(),
+            unfit: None,
             written: None,
             complained: false,
         };
@@ -117,17 +118,23 @@ impl Metrics {
         }
     }
 
-    /// Says of each service that could not be set why, unless it was said.
+    /// Says of each service that could not be set why, unless it was said; and all that there are in a file of the state
+    /// directory, for who can tell its owner.
     pub fn unfit(&mut self, table: &Table, warn: fn(&str)) {
-        if self.unfit == *table.unfit() {
+        if self.unfit.as_ref() == Some(table.unfit()) {
             return;
         }
+        let before = self.unfit.replace(table.unfit().clone()).unwrap_or_default();
         for (service, refused) in table.unfit() {
-            if self.unfit.get(service).is_none_or(|said| said.error != refused.error) {
+            if before.get(service).is_none_or(|said| said.error != refused.error) {
                 warn(&format!("{service}: {}; all others are as they are to be", refused.error));
             }
         }
-        self.unfit.clone_from(table.unfit());
+        let all: Vec<_> = table.unfit().values().collect();
+        let text = serde_json::to_string(&all).unwrap_or_default();
+        if let Err(error) = state::write(&state::directory().join("unfit.json"), &text) {
+            warn(&format!("unfit.json in the state directory: {error}"));
+        }
     }
 
     /// Takes note of a line that makes no sense.

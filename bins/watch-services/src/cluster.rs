@@ -22,7 +22,7 @@ use crate::{
     choose::Place,
     map::{self, For},
     node::{Node, NodePortAddresses},
-    service::Service,
+    service::{self, Service},
     slice::{Ignored, Names, Slice},
 };
 
@@ -63,6 +63,8 @@ pub struct Cluster {
 /// What is wrong with an object.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Problem {
+    /// What an Event about it is called.
+    pub reason: String,
     /// One or more, for a person.
     pub texts: Vec<String>,
     /// The object.
@@ -76,21 +78,8 @@ impl Problem {
     fn of<K: Resource<DynamicType = ()>>(object: &K, texts: Vec<String>) -> Option<Self> {
         // Which version of the object has it does not make it another problem.
         let reference = || core::ObjectReference { resource_version: None, ..object.object_ref(&()) };
-        (!texts.is_empty()).then(|| Self { texts, object: reference(), service: None })
-    }
-
-    /// The same as a Service's, of which the slice's owner has the UID.
-    fn of_service(self, name: &Name, slice: &discovery::EndpointSlice) -> Self {
-        let owner = slice.metadata.owner_references.iter().flatten().find(|owner| owner.name == name.name);
-        let service = core::ObjectReference {
-            api_version: Some("v1".into()),
-            kind: Some("Service".into()),
-            namespace: Some(name.namespace.clone()),
-            name: Some(name.name.clone()),
-            uid: owner.map(|owner| owner.uid.clone()),
-            ..Default::default()
-        };
-        Self { service: Some(service), ..self }
+        let reason = format!("Invalid{}", K::kind(&()));
+        (!texts.is_empty()).then(|| Self { reason, texts, object: reference(), service: None })
     }
 }
 
@@ -214,7 +203,8 @@ impl Cluster {
             self.slice_gone(&name);
         }
         let problem = Problem::of(object, mem::take(&mut slice.problems));
-        self.note(title("EndpointSlice", &name), problem.map(|problem| problem.of_service(&owner, object)));
+        let problem = problem.map(|problem| Problem { service: Some(service::reference(&owner)), ..problem });
+        self.note(title("EndpointSlice", &name), problem);
         let triggered = slice.triggered.take().filter(|triggered| *triggered > self.since);
         self.slices.insert(name.clone(), owner.clone());
         self.services.entry(owner.clone()).or_default().set_slice(&name.name, slice);
@@ -291,7 +281,10 @@ impl Cluster {
     /// An object cannot be read at all.
     pub fn refuse(&mut self, object: &str, why: &str) {
         let unread = core::ObjectReference::default();
-        self.note(object.to_owned(), Some(Problem { texts: vec![why.to_owned()], object: unread, service: None }));
+        self.note(
+            object.to_owned(),
+            Some(Problem { reason: "Invalid".into(), texts: vec![why.to_owned()], object: unread, service: None }),
+        );
     }
 
     /// What is wrong, by object.

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use cluster_api::{
     Selection, explain,
+    k8s_openapi::api::core::v1::{ObjectReference, Service},
     kube::{
-        Client,
+        Api, Client,
         runtime::events::{Event, EventType, Recorder, Reporter},
     },
-    status,
+    list, status,
 };
 use tokio::sync::mpsc;
 
@@ -36,10 +37,10 @@ impl Events {
         Self { queue, said: BTreeMap::new() }
     }
 
-    /// What is wrong now, by object.
-    pub fn tell(&mut self, problems: &BTreeMap<String, Problem>) {
-        self.said.retain(|object, said| problems.get(object) == Some(said));
-        for (object, problem) in problems {
+    /// What is wrong now with objects, and what found no room in the kernel.
+    pub fn tell(&mut self, problems: &BTreeMap<String, Problem>, unfit: &BTreeMap<String, Problem>) {
+        self.said.retain(|object, said| problems.get(object).or_else(|| unfit.get(object)) == Some(said));
+        for (object, problem) in problems.iter().chain(unfit) {
             if self.said.contains_key(object) {
                 continue;
             }
@@ -53,10 +54,10 @@ impl Events {
 }
 
 async fn write(client: Client, reporter: Reporter, mut problems: mpsc::Receiver<Problem>) {
-    let recorder = Recorder::new(client, reporter);
+    let recorder = Recorder::new(client.clone(), reporter);
     let mut said = None;
     while let Some(problem) = problems.recv().await {
-        match recorder.publish(&event(&problem), regarding(&problem)).await {
+        match recorder.publish(&event(&problem), &regarding(&client, &problem).await).await {
             Ok(()) => said = None,
             Err(error) => {
                 let why = refused(&error);
@@ -69,19 +70,23 @@ async fn write(client: Client, reporter: Reporter, mut problems: mpsc::Receiver<
     }
 }
 
-const fn regarding(problem: &Problem) -> &cluster_api::k8s_openapi::api::core::v1::ObjectReference {
-    match &problem.service {
-        Some(service) => service,
-        None => &problem.object,
+/// The Service, or what there is instead. Who looks at a Service (`kubectl describe`) looks for Events with its UID.
+async fn regarding(client: &Client, problem: &Problem) -> ObjectReference {
+    let mut object = problem.service.as_ref().unwrap_or(&problem.object).clone();
+    if let ObjectReference { uid: None, namespace: Some(namespace), name: Some(name), .. } = &object {
+        let selection = Selection::of::<Service>().within(namespace).named(name);
+        let of_namespace = Api::namespaced(client.clone(), namespace);
+        let found = list(&of_namespace, &selection, |service: Service| service.metadata.uid).await;
+        object.uid = found.ok().and_then(|mut uids| uids.pop()?);
     }
+    object
 }
 
 /// The recorder takes two Events for one if they differ in their notes alone: the action has the first problem too.
 fn event(problem: &Problem) -> Event {
-    let kind = problem.object.kind.as_deref().unwrap_or_default();
     Event {
         type_: EventType::Warning,
-        reason: format!("Invalid{kind}"),
+        reason: problem.reason.clone(),
         note: Some(cut(&format!("{problem}; the rest is served"), NOTE)),
         action: cut(&problem.to_string(), 128),
         secondary: problem.service.as_ref().map(|_| problem.object.clone()),

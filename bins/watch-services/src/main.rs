@@ -15,6 +15,7 @@ mod show;
 mod slice;
 #[cfg(test)]
 mod tests;
+mod unfit;
 mod why;
 
 use std::{

@@ -23,7 +23,7 @@ use crate::{
     cluster::Cluster,
     events::Events,
     report::Report,
-    slice,
+    slice, unfit,
     why::{self, Why},
 };
 
@@ -145,7 +145,7 @@ pub async fn watch(client: Client, cluster: Cluster) -> anyhow::Result<()> {
             () = follower.batch.due() => follower.print()?,
             _ = tick.tick() => {
                 follower.report.write(&follower.cluster, &mut follower.health)?;
-                events.tell(follower.cluster.problems());
+                events.tell(follower.cluster.problems(), &unfit::problems());
             }
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use cluster_api::k8s_openapi::api::core::v1 as core;
+use cluster_api::{Name, k8s_openapi::api::core::v1 as core};
 use ipnet::IpNet;
 use serde::de::{IntoDeserializer, value::Error};
 use service_table::{Algorithm, Protocol};
@@ -75,6 +75,17 @@ pub enum NotServed {
     /// Another proxy has it.
     #[error("its label {OTHER_PROXY} gives it to the proxy {0:?}")]
     OtherProxy(String),
+}
+
+/// How an Event names a Service, but for its UID.
+pub fn reference(name: &Name) -> core::ObjectReference {
+    core::ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Service".into()),
+        namespace: Some(name.namespace.clone()),
+        name: Some(name.name.clone()),
+        ..Default::default()
+    }
 }
 
 impl Service {
