@@ -42,10 +42,11 @@ impl Family {
 }
 
 /// An address as kube-proxy reads it (`ParseIPSloppy`): old objects have zeros before the numbers of an IPv4 address, and an
-/// IPv4 address that is written as an IPv6 one is that IPv4 address.
+/// IPv4 address that is written as an IPv6 one is that IPv4 address. Nothing for an address that no host has: one of them would
+/// make the whole table one that the loader refuses.
 pub fn parse(text: &str) -> Option<IpAddr> {
     let address = text.parse::<IpAddr>().ok().or_else(|| decimal(text).map(IpAddr::V4))?;
-    Some(address.to_canonical())
+    Some(address.to_canonical()).filter(|address| service_table::is_host(*address))
 }
 
 /// Four decimal numbers, with zeros before them or not.

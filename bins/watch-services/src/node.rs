@@ -31,7 +31,7 @@ impl Node {
                 match address::parse(text) {
                     Some(address) if !node.addresses.contains(&address) => node.addresses.push(address),
                     Some(_) => {}
-                    None => node.problems.push(format!("{kind} {text:?} is not an address")),
+                    None => node.problems.push(format!("{kind} {text:?} is not an address of a host")),
                 }
             }
         }

@@ -142,7 +142,7 @@ impl Service {
                     }
                 }
                 Some(_) => self.problems.push(format!("clusterIPs: {text} is not {}", family.unwrap_or_default())),
-                None => self.problems.push(format!("clusterIPs: {text:?} is not an address")),
+                None => self.problems.push(format!("clusterIPs: {text:?} is not an address of a host")),
             }
         }
     }
@@ -216,6 +216,10 @@ impl Service {
             self.problems.push(format!("ports: {} is not a port", port.port));
             return;
         };
+        if self.ports.iter().any(|port| *port.name == *name) {
+            self.problems.push(format!("ports: the name {name:?} is there twice"));
+            return;
+        }
         let node_port = port.node_port.filter(|port| *port != 0);
         if let Some(wrong) = node_port.filter(|port| number(*port).is_none()) {
             self.problems.push(format!("ports: {wrong} is not a port"));
@@ -240,7 +244,7 @@ impl Service {
                 Some(address) if !addresses.contains(&address) => addresses.push(address),
                 Some(_) => {}
                 None if text.trim().is_empty() => {}
-                None => self.problems.push(format!("{field}: {text:?} is not an address")),
+                None => self.problems.push(format!("{field}: {text:?} is not an address of a host")),
             }
         }
         addresses

@@ -197,7 +197,7 @@ impl Slice {
         let address = match address::parse(text) {
             Some(address) if Family::of(&address) == self.family => address,
             Some(_) => return self.problem(format!("{text} is not {}", self.family.name())),
-            None => return self.problem(format!("{text:?} is not an address")),
+            None => return self.problem(format!("{text:?} is not an address of a host")),
         };
         let target = endpoint.target_ref.as_ref().filter(|_| names.targets).map(|target| {
             let part = |part: &Option<String>| part.clone().unwrap_or_default();

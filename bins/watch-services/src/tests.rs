@@ -306,6 +306,29 @@ fn where_there_is_no_kube_proxy_ports_that_no_service_has_are_refused_on_all_clu
 }
 
 #[test]
+fn whatever_the_objects_say_the_loader_takes_the_table_and_what_is_wrong_is_named() {
+    // The API server takes most of these.
+    let wrong = ["0.1.2.3", "239.1.1.1", "240.0.0.1", "255.255.255.255", "fe80::1", "ff05::1", "::ffff:0.0.0.1", "::"];
+    for address in wrong {
+        let spec = json!({"type": "LoadBalancer", "externalIPs": [address, "203.0.113.1"], "ports": [{"port": 80}, {"port": 81}]});
+        let mut object = service(&spec);
+        object["status"] = json!({"loadBalancer": {"ingress": [{"ip": address}, {"ip": "203.0.113.2"}]}});
+        let mut there = slice("web-1", &[address, "10.0.0.1"]);
+        there["addressType"] = json!("IPv4");
+        let mut cluster = cluster([object, there, node("node1", "a", &[address, "10.6.212.101"])]);
+        let problems = format!("{:?}", cluster.problems());
+        for field in ["externalIPs", "status.loadBalancer", "InternalIP", "EndpointSlice default/web-1", "twice"] {
+            assert!(problems.contains(field), "{address}: {field}: {problems}");
+        }
+        let table = cluster.table();
+        let read = serde_json::from_value::<ServiceTable>(serde_json::to_value(&table).unwrap());
+        assert_eq!(read.unwrap(), table, "{address}");
+        let web = web(&mut cluster);
+        assert_eq!((web.external_ips.len(), web.load_balancer_ips.len(), web.backends.len()), (1, 1, 1), "{address}");
+    }
+}
+
+#[test]
 fn an_object_without_a_kind_is_refused_and_not_passed_over() {
     let read = |document: Value| offline::read(document.to_string().as_bytes()).map(|objects| objects.len());
     assert_eq!(read(json!({"kind": "List", "items": [service(&json!({})), node1()]})).unwrap(), 2);

@@ -91,16 +91,25 @@ pub(crate) fn parse(text: &str) -> Result<IpAddr, String> {
     {
         return refused("write an IPv4-mapped address as ::ffff:a.b.c.d");
     }
+    wrong(canonical).map_or(Ok(address), refused)
+}
+
+/// Whether a host can have the address, and the table so too.
+pub fn is_host(address: IpAddr) -> bool {
+    wrong(address.to_canonical()).is_none()
+}
+
+fn wrong(canonical: IpAddr) -> Option<&'static str> {
     match canonical {
-        IpAddr::V4(four) if !is_host(four) => refused("not an address of a host"),
-        IpAddr::V6(six) if six.is_unspecified() || six.is_multicast() => refused("not an address of a host"),
-        IpAddr::V6(six) if six.is_unicast_link_local() => refused("a link-local address says nothing without a link"),
-        _ => Ok(address),
+        IpAddr::V4(four) if !is_host4(four) => Some("not an address of a host"),
+        IpAddr::V6(six) if six.is_unspecified() || six.is_multicast() => Some("not an address of a host"),
+        IpAddr::V6(six) if six.is_unicast_link_local() => Some("a link-local address says nothing without a link"),
+        _ => None,
     }
 }
 
 /// Neither "this network" (RFC 1122), nor multicast, reserved or broadcast.
-fn is_host(address: Ipv4Addr) -> bool {
+fn is_host4(address: Ipv4Addr) -> bool {
     let [first, ..] = address.octets();
     (1..224).contains(&first)
 }

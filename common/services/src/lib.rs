@@ -9,6 +9,7 @@ mod time;
 
 use std::{fmt, net::IpAddr};
 
+pub use host::is_host;
 use host::{Cidr, Host};
 use ipnet::IpNet;
 pub use line::Line;
