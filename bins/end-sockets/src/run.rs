@@ -7,7 +7,7 @@ use std::{
     process::ExitCode,
     sync::mpsc::{self, Receiver},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -46,6 +46,9 @@ pub struct Cli {
     #[arg(long)]
     unconnected: bool,
 }
+
+/// What comes so soon after a search is one search, since each looks through all translated sockets.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// The part of a line that matters here.
 #[derive(Deserialize)]
@@ -119,6 +122,7 @@ fn work(cli: &Cli) -> Result<()> {
             }
         }
         write(&mut metrics);
+        thread::sleep(PAUSE);
     }
     Ok(())
 }
