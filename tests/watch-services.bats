@@ -293,6 +293,7 @@ event_there() { [ "$(events "$1")" = true ]; }
 }
 
 @test "a Service that the kernel has no room for is named in an Event on it" {
+  lab_kubectl delete events --all >/dev/null
   as_node_agent
   # shellcheck disable=SC2046 # a list
   create "$(service wrong)" "$(slice wrong-1 wrong $(seq -f 10.1.0.%g 100))"
@@ -322,6 +323,7 @@ event_there() { [ "$(events "$1")" = true ]; }
 
 @test "to count an Event that comes back takes the right to patch, which is named where it is missing" {
   local wrong
+  lab_kubectl delete events --all >/dev/null
   as_node_agent
   lab_kubectl get clusterrole underpass-services --output json | jq 'del(.metadata | .resourceVersion, .uid)' >"$BATS_TEST_TMPDIR/role"
   without patch events .events.k8s.io
