@@ -4,7 +4,7 @@
 # an overlay, a bridge on each node with routes between them. host-local's ranges belong to a node, so each has files of its own:
 #   overlay   a bridge
 #   plain     macvlan alone
-#   underlay  macvlan, then our plugin with the CIDRs of the lab
+#   underlay  macvlan, then our plugin with the CIDRs of the lab, then host ports
 #   followed  macvlan, then our plugin without CIDRs: those that the node agent finds
 cluster_networks() {
   local node=$1 number=${1#node} other tools
@@ -22,7 +22,8 @@ cluster_networks() {
     }, {type: "portmap", capabilities: {portMappings: true}}]
   }' | cluster_network "$node" overlay
   lab_network_json plain 46 '' eth0 "$number" 1 | cluster_network "$node" plain
-  lab_network_json underlay 46 "$(lab_coordinator_json 46)" eth0 "$number" 0 | cluster_network "$node" underlay
+  lab_network_json underlay 46 "$(lab_coordinator_json 46)" eth0 "$number" 0 |
+    jq '.plugins += [{type: "portmap", capabilities: {portMappings: true}}]' | cluster_network "$node" underlay
   lab_network_json followed 46 '{"mode": "auto"}' eth0 "$number" 2 | cluster_network "$node" followed
   for other in $(lab_nodes); do
     [ "$other" != "$node" ] || continue
