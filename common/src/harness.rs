@@ -9,6 +9,7 @@ use std::{
 };
 
 use clap::{Arg, ArgAction, ArgMatches, Command as Cli, Parser};
+use serde::Deserialize as _;
 use serde_json::{Value, json};
 
 use crate::{
@@ -322,7 +323,7 @@ fn filter(about: About, work: impl FnOnce(&mut PodDocument) -> Result<Option<Str
         }
     };
     let failed = input.get("error").is_some_and(|error| !error.is_null());
-    let mut document: PodDocument = match serde_json::from_value(input.clone()) {
+    let mut document = match PodDocument::deserialize(&input) {
         // An error in place of a document: there is nothing to work on.
         Err(_) if failed => return print_json(&input, ExitCode::FAILURE),
         Err(error) => {

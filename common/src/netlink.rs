@@ -5,6 +5,7 @@
 mod message;
 
 use std::{
+    cell::RefCell,
     collections::{BTreeSet, HashMap, HashSet, hash_map::Entry},
     io,
     net::IpAddr,
@@ -41,8 +42,13 @@ const DUMP_INTERRUPTED: u16 = 0x10;
 const DUMP_ATTEMPTS: usize = 20;
 
 /// An rtnetlink socket. It stays in the namespace in which it was opened.
-#[derive(Clone, Debug)]
-pub struct Netlink(rtnetlink::Handle);
+#[derive(Debug)]
+pub struct Netlink {
+    handle: rtnetlink::Handle,
+    /// Of the links that were named: a plan names the same few again and again, and each question waits for the lock of all
+    /// links.
+    indices: RefCell<HashMap<String, u32>>,
+}
 
 /// What Underpass wants to know of a link.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -107,7 +113,7 @@ impl Netlink {
     pub fn open() -> io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
         tokio::spawn(connection);
-        Ok(Self(handle))
+        Ok(Self { handle, indices: RefCell::default() })
     }
 
     /// Opens a socket in another network namespace.
@@ -115,18 +121,14 @@ impl Netlink {
     /// # Errors
     /// When the namespace cannot be entered or the kernel gives no socket.
     pub fn open_in(netns: &NetnsFile) -> io::Result<Self> {
-        let runtime = tokio::runtime::Handle::current();
-        netns.run(|| {
-            let _guard = runtime.enter();
-            Self::open()
-        })?
+        netns.run(Self::open)?
     }
 
     #[expect(clippy::disallowed_methods, reason = "the one place where requests go out")]
     async fn exchange(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<(Vec<RouteNetlinkMessage>, bool)> {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | flags;
-        let mut replies = self.0.clone().request(request).map_err(io::Error::other)?;
+        let mut replies = self.handle.clone().request(request).map_err(io::Error::other)?;
         let (mut messages, mut interrupted) = (Vec::new(), false);
         while let Some(reply) = replies.next().await {
             interrupted |= reply.header.flags & DUMP_INTERRUPTED != 0;
@@ -158,9 +160,7 @@ impl Netlink {
     /// # Errors
     /// Any but that there is none.
     pub async fn link(&self, name: &str) -> io::Result<Option<Link>> {
-        let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        self.get_link(message).await
+        self.get_link(named(name)).await
     }
 
     /// The link with this index.
@@ -223,9 +223,14 @@ impl Netlink {
     }
 
     async fn index(&self, name: &str) -> io::Result<u32> {
-        let link = self.link(name).await?;
-        link.map(|link| link.index)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("there is no link {name}")))
+        let known = self.indices.borrow().get(name).copied();
+        if let Some(index) = known {
+            return Ok(index);
+        }
+        let none = || io::Error::new(io::ErrorKind::NotFound, format!("there is no link {name}"));
+        let index = self.link(name).await?.ok_or_else(none)?.index;
+        self.indices.borrow_mut().insert(name.to_owned(), index);
+        Ok(index)
     }
 
     /// The addresses of global scope and IPv4 link-local ones, with the index of the link that each is on; those that are
@@ -441,24 +446,17 @@ impl Netlink {
             (pod_netlink, &veth.peer, vec![no_link_local()]),
         ];
         for (netlink, dev, attributes) in ends {
-            let up = netlink.set_up(dev).await?;
             // Without a link-local address of its own the link has no use for duplicate address detection or multicast
             // listener reports, and a node's address list does not grow with its pods. It must be told before it is up.
-            let mut quiet = LinkMessage::default();
-            quiet.header.index = up.header.index;
-            quiet.attributes = attributes;
+            let mut quiet = named(dev);
+            quiet.attributes.extend(attributes);
             netlink.act(RouteNetlinkMessage::SetLink(quiet), 0).await?;
+            let mut up = named(dev);
+            up.header.flags = LinkFlags::Up;
+            up.header.change_mask = LinkFlags::Up;
             netlink.act(RouteNetlinkMessage::SetLink(up), 0).await?;
         }
         Ok(())
-    }
-
-    async fn set_up(&self, name: &str) -> io::Result<LinkMessage> {
-        let mut message = LinkMessage::default();
-        message.header.index = self.index(name).await?;
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
-        Ok(message)
     }
 
     /// Removes a link. Its routes, neighbours and addresses go with it.
@@ -466,9 +464,8 @@ impl Netlink {
     /// # Errors
     /// What the kernel says, also when there is none.
     pub async fn delete_link(&self, name: &str) -> io::Result<()> {
-        let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        self.act(RouteNetlinkMessage::DelLink(message), 0).await
+        self.indices.borrow_mut().clear();
+        self.act(RouteNetlinkMessage::DelLink(named(name)), 0).await
     }
 
     /// Gives a link another MAC address.
@@ -488,8 +485,7 @@ impl Netlink {
     }
 
     async fn set_link(&self, dev: &str, attribute: LinkAttribute) -> io::Result<()> {
-        let mut message = LinkMessage::default();
-        message.header.index = self.index(dev).await?;
+        let mut message = named(dev);
         message.attributes.push(attribute);
         self.act(RouteNetlinkMessage::SetLink(message), 0).await
     }
@@ -564,6 +560,13 @@ impl Netlink {
     pub async fn delete_rule(&self, rule: &Rule) -> io::Result<()> {
         self.act(RouteNetlinkMessage::DelRule(rule_message(rule)), 0).await
     }
+}
+
+/// A message about the link with this name.
+fn named(link: &str) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(link.to_owned()));
+    message
 }
 
 /// Whether the kernel says that an object is not there: ENOENT, ESRCH, ENODEV, EADDRNOTAVAIL.
