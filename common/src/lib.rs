@@ -25,3 +25,7 @@ pub mod settings;
 pub mod state;
 pub mod table;
 pub mod transit;
+
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
