@@ -27,13 +27,15 @@ use crate::{
 };
 
 /// The maps that are pinned.
-const MAPS: [&str; 16] = [
+const MAPS: [&str; 18] = [
     "frontends4",
     "frontends6",
     "names",
     "slots4",
     "slots6",
     "backends",
+    "owners4",
+    "owners6",
     "peers4",
     "peers6",
     "affinity",
@@ -178,6 +180,8 @@ fn open_object(request: &Request, folder: &Path, fresh: bool, set_retval: bool, 
         ("slots4", slots),
         ("slots6", slots),
         ("backends", max_backends),
+        ("owners4", sockets),
+        ("owners6", sockets),
         ("peers4", sockets),
         ("peers6", sockets),
         ("affinity", max_clients),

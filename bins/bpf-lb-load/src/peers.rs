@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::Path};
 
-use bpf_lb_abi::{Config, Entry, Name, Peer, Translation, UDP};
+use bpf_lb_abi::{Config, Entry, Long, Name, Translation, UDP};
 use service_table::{Protocol, ServiceName};
 
 use crate::{
@@ -36,8 +36,8 @@ impl Flow {
 
 /// The maps that say what sockets were translated to, and what Services there are.
 pub struct Peers {
-    four: Mapped<Peer<u32>>,
-    six: Mapped<Peer<[u32; 4]>>,
+    four: Places<u32>,
+    six: Places<[u32; 4]>,
     tables4: Tables<u32>,
     tables6: Tables<[u32; 4]>,
     nodes: Addresses,
@@ -54,8 +54,8 @@ impl Peers {
     /// When they are not there, or of another form.
     pub fn open(folder: &Path) -> Result<Self, MapsError> {
         Ok(Self {
-            four: mapped(folder, "peers4")?,
-            six: mapped(folder, "peers6")?,
+            four: Places::open(folder)?,
+            six: Places::open(folder)?,
             tables4: Tables::open(folder)?,
             tables6: Tables::open(folder)?,
             nodes: Addresses::open(folder)?,
@@ -67,7 +67,7 @@ impl Peers {
 
     /// The sockets that have a place, by cookie, and the translation of each.
     pub fn all(&self) -> impl Iterator<Item = (u64, Flow)> {
-        places(&self.four).chain(places(&self.six))
+        self.four.all().chain(self.six.all())
     }
 
     /// Whether some sockets have no place, and remember in their own storage.
@@ -104,15 +104,28 @@ impl Peers {
     }
 }
 
-fn places<A: Family>(peers: &Mapped<Peer<A>>) -> impl Iterator<Item = (u64, Flow)> {
-    (0..peers.capacity()).filter_map(|index| {
-        let place = peers.get(index)?;
-        let cookie = place.cookie.load();
-        if cookie == 0 {
-            return None;
-        }
-        let copy = peers.copy(index)?;
-        // Another socket may have got the place meanwhile.
-        (place.cookie.load() == cookie).then(|| Flow::of(&copy.translation).map(|flow| (cookie, flow)))?
-    })
+/// The first translation of each socket, in a family: see [`Translation`].
+struct Places<A> {
+    owners: Mapped<Long>,
+    translations: Mapped<Translation<A>>,
+}
+
+impl<A: Family> Places<A> {
+    fn open(folder: &Path) -> Result<Self, MapsError> {
+        let map = |name| format!("{name}{}", A::SUFFIX);
+        Ok(Self { owners: mapped(folder, &map("owners"))?, translations: mapped(folder, &map("peers"))? })
+    }
+
+    fn all(&self) -> impl Iterator<Item = (u64, Flow)> {
+        (0..self.owners.capacity()).filter_map(|index| {
+            let owner = self.owners.get(index)?;
+            let cookie = owner.load();
+            if cookie == 0 {
+                return None;
+            }
+            let translation = self.translations.copy(index)?;
+            // Another socket may have got the place meanwhile.
+            (owner.load() == cookie).then(|| Flow::of(&translation).map(|flow| (cookie, flow)))?
+        })
+    }
 }

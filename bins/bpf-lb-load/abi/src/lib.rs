@@ -28,7 +28,7 @@ pub use trace::{Call, Traced, Verdict};
 pub use word::{Long, Word};
 
 /// Raised whenever a type or the meaning of a field changes: maps with another number are not touched.
-pub const LAYOUT: u32 = 5;
+pub const LAYOUT: u32 = 6;
 
 /// An address family: `u32` is IPv4, `[u32; 4]` is IPv6, both in network byte order.
 pub trait Address: Copy + Eq {
@@ -325,7 +325,12 @@ impl Backend {
     pub const LOCAL: u32 = 1;
 }
 
-/// What a socket was translated from, and to.
+/// What a socket was translated from, and to. Its first one is in `peers4` or `peers6`, at the place that the low bits of its
+/// cookie name; and at the same place in `owners4` or `owners6` is the cookie of the socket that has the place, or 0.
+///
+/// A place belongs to a socket from its first translation until it is released; who finds it taken uses [`Overflow`].
+/// Cookies are unique as long as the kernel runs, so no socket is taken for another, and nothing is evicted. The owners are
+/// by themselves, since each new socket has to look: so eight of them share a cache line.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Translation<A> {
@@ -348,19 +353,6 @@ impl<A> Translation<A> {
     pub const HIDDEN: u32 = 1 << 29;
     /// In [`Translation::id`]: the index.
     pub const ID: u32 = Self::HIDDEN - 1;
-}
-
-/// A socket's first translation, in `peers4` and `peers6`: at the place that the low bits of its cookie name.
-///
-/// A place belongs to a socket from its first translation until it is released; who finds it taken uses [`Overflow`].
-/// Cookies are unique as long as the kernel runs, so no socket is taken for another, and nothing is evicted.
-#[derive(Debug)]
-#[repr(C)]
-pub struct Peer<A> {
-    /// The owner's cookie, or 0.
-    pub cookie: Long,
-    /// Read and written by the owner's calls only, which the socket's lock orders.
-    pub translation: Translation<A>,
 }
 
 /// How many flows [`Overflow`] holds, a power of two.
@@ -520,7 +512,6 @@ const _: () = {
     assert!(size_of::<Slot<u32>>() == 24 && size_of::<Slot<[u32; 4]>>() == 40);
     assert!(size_of::<Backend>() == 40);
     assert!(size_of::<Translation<u32>>() == 24 && size_of::<Translation<[u32; 4]>>() == 48);
-    assert!(size_of::<Peer<u32>>() == 32 && size_of::<Peer<[u32; 4]>>() == 56);
     assert!(size_of::<Overflow>() == 48 * (1 + FLOWS) + 8 && FLOWS.is_power_of_two());
     assert!(size_of::<Node>() == 4 + NODE_NAME_LEN);
     assert!(size_of::<Client>() == 16 && size_of::<Affinity>() == 16);

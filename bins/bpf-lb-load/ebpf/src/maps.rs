@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use bpf_lb_abi::{
-    Address, Affinity, Backend, Bucket, Client, Config, NODE_PORT_WORDS, Name, Node, Overflow, Peer, Slot,
+    Address, Affinity, Backend, Bucket, Client, Config, Long, NODE_PORT_WORDS, Name, Node, Overflow, Slot, Translation,
 };
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -14,7 +14,8 @@ const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
 type Frontends<A> = Array<Bucket<A>, 1024, MMAPABLE>;
 type Slots<A> = Array<Slot<A>, 1024, MMAPABLE>;
-type Peers<A> = Array<Peer<A>, 1024, MMAPABLE>;
+type Owners = Array<Long, 1024, MMAPABLE>;
+type Peers<A> = Array<Translation<A>, 1024, MMAPABLE>;
 
 #[btf_map(name = "frontends4")]
 static FRONTENDS4: Frontends<u32> = Frontends::new();
@@ -24,6 +25,10 @@ static FRONTENDS6: Frontends<[u32; 4]> = Frontends::new();
 static SLOTS4: Slots<u32> = Slots::new();
 #[btf_map(name = "slots6")]
 static SLOTS6: Slots<[u32; 4]> = Slots::new();
+#[btf_map(name = "owners4")]
+static OWNERS4: Owners = Owners::new();
+#[btf_map(name = "owners6")]
+static OWNERS6: Owners = Owners::new();
 #[btf_map(name = "peers4")]
 static PEERS4: Peers<u32> = Peers::new();
 #[btf_map(name = "peers6")]
@@ -61,6 +66,7 @@ pub(crate) trait Tables: Address + 'static {
     type Other: Tables;
     fn frontends() -> &'static Frontends<Self>;
     fn slots() -> &'static Slots<Self>;
+    fn owners() -> &'static Owners;
     fn peers() -> &'static Peers<Self>;
     /// A copy, word by word: one in whole would be a call of `memmove`.
     fn copy(&self) -> Self;
@@ -80,6 +86,10 @@ impl Tables for u32 {
     #[inline(always)]
     fn slots() -> &'static Slots<Self> {
         &SLOTS4
+    }
+    #[inline(always)]
+    fn owners() -> &'static Owners {
+        &OWNERS4
     }
     #[inline(always)]
     fn peers() -> &'static Peers<Self> {
@@ -109,6 +119,10 @@ impl Tables for [u32; 4] {
     #[inline(always)]
     fn slots() -> &'static Slots<Self> {
         &SLOTS6
+    }
+    #[inline(always)]
+    fn owners() -> &'static Owners {
+        &OWNERS6
     }
     #[inline(always)]
     fn peers() -> &'static Peers<Self> {

@@ -10,7 +10,7 @@ use aya_ebpf::{
     bindings::bpf_sock,
     helpers::generated::{bpf_get_socket_cookie, bpf_skc_to_mptcp_sock},
 };
-use bpf_lb_abi::{Endpoint, Peer, TCP, Translation};
+use bpf_lb_abi::{Endpoint, Long, TCP, Translation};
 
 use crate::{
     atomic::set_if_zero,
@@ -31,10 +31,18 @@ static MULTIPATH: u32 = 1;
 /// `TCP_ESTABLISHED`, the state of a connected socket of whatever protocol.
 const ESTABLISHED: u32 = 1;
 
+/// What the low bits of a socket's cookie name.
+struct Place<A: Tables> {
+    /// See [`Translation`].
+    owner: &'static Long,
+    /// Read and written by the owner's calls only, which the socket's lock orders.
+    translation: &'static Translation<A>,
+}
+
 /// Where a socket's translations are.
 pub(crate) struct Socket<A: Tables> {
     cookie: u64,
-    place: &'static Peer<A>,
+    place: Place<A>,
     dual: bool,
     socket: *mut bpf_sock,
 }
@@ -50,24 +58,24 @@ impl<A: Tables> Socket<A> {
     /// The translation in the socket's own place, if it has got that.
     #[inline(always)]
     fn first(&self) -> Option<&'static Translation<A>> {
-        owned(self.cookie, self.place)
+        owned(self.cookie, &self.place)
     }
 
     /// Makes the socket the owner of its place, and says whether it is.
     #[inline(always)]
     fn claim(&self) -> bool {
-        let owner = self.place.cookie.load();
+        let owner = self.place.owner.load();
         if owner == self.cookie {
-            uncount(&self.place.translation);
+            uncount(self.place.translation);
             return true;
         }
-        owner == 0 && set_if_zero(&self.place.cookie, self.cookie)
+        owner == 0 && set_if_zero(self.place.owner, self.cookie)
     }
 
     #[inline(always)]
     fn write(&self, translation: Translation<A>) {
         // SAFETY: the place is this socket's, and the socket's lock keeps its other calls out.
-        unsafe { (&raw const self.place.translation).cast_mut().write(translation) }
+        unsafe { core::ptr::from_ref(self.place.translation).cast_mut().write(translation) }
     }
 
     /// Remembers the translation of a connection, in place of the one before it. Says whether it could.
@@ -96,7 +104,7 @@ impl<A: Tables> Socket<A> {
         self.leave_other_family();
         match self.first() {
             Some(first) if is_flow(first) => self.name_first(wanted, wanted),
-            Some(first) if first.backend == *wanted => release(self.cookie, self.place),
+            Some(first) if first.backend == *wanted => release(self.cookie, &self.place),
             Some(first) => uncount(first),
             None => {}
         }
@@ -115,7 +123,7 @@ impl<A: Tables> Socket<A> {
     fn leave_other_family(&self) {
         if self.dual
             && let Some(other) = place::<A::Other>(self.cookie)
-            && let Some(other) = owned(self.cookie, other)
+            && let Some(other) = owned(self.cookie, &other)
             && !is_flow(other)
         {
             uncount(other);
@@ -249,12 +257,12 @@ pub(crate) fn forget(socket: *mut bpf_sock) {
     let (cookie, family) =
         unsafe { (bpf_get_socket_cookie(socket.cast()), (&raw const (*socket).family).read_volatile()) };
     if let Some(place) = place::<u32>(cookie) {
-        release(cookie, place);
+        release(cookie, &place);
     }
     if family == <[u32; 4] as bpf_lb_abi::Address>::FAMILY
         && let Some(place) = place::<[u32; 4]>(cookie)
     {
-        release(cookie, place);
+        release(cookie, &place);
     }
     if overflowed() {
         overflow::forget(socket);
@@ -275,22 +283,23 @@ fn multipath(socket: *mut bpf_sock) -> Option<*mut bpf_sock> {
 }
 
 #[inline(always)]
-fn place<A: Tables>(cookie: u64) -> Option<&'static Peer<A>> {
+fn place<A: Tables>(cookie: u64) -> Option<Place<A>> {
     // SAFETY: a static that the loader sets before the program is there, and that nobody writes after.
     let mask = unsafe { (&raw const PEER_MASK).read_volatile() };
-    A::peers().get(cookie as u32 & mask)
+    let index = cookie as u32 & mask;
+    Some(Place { owner: A::owners().get(index)?, translation: A::peers().get(index)? })
 }
 
 #[inline(always)]
-fn owned<A: Tables>(cookie: u64, place: &'static Peer<A>) -> Option<&'static Translation<A>> {
-    (place.cookie.load() == cookie).then_some(&place.translation)
+fn owned<A: Tables>(cookie: u64, place: &Place<A>) -> Option<&'static Translation<A>> {
+    (place.owner.load() == cookie).then_some(place.translation)
 }
 
 #[inline(always)]
-fn release<A: Tables>(cookie: u64, place: &'static Peer<A>) {
+fn release<A: Tables>(cookie: u64, place: &Place<A>) {
     if let Some(translation) = owned(cookie, place) {
         uncount(translation);
-        place.cookie.store(0);
+        place.owner.store(0);
     }
 }
 
