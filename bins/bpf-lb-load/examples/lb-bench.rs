@@ -120,6 +120,8 @@ enum Case {
     UdpNew,
     /// sendto and recvfrom on one socket
     UdpEcho,
+    /// socket, sendto, recvfrom, close
+    UdpFirst,
     /// getpeername on one connected socket
     Peer,
 }
@@ -462,15 +464,17 @@ impl Client {
             Case::UdpMapped => open(libc::AF_INET6, libc::SOCK_DGRAM)?,
             Case::UdpSame | Case::UdpMiss | Case::UdpEcho => open(libc::AF_INET, libc::SOCK_DGRAM)?,
             Case::Peer => open(libc::AF_INET, libc::SOCK_STREAM)?,
-            Case::Tcp | Case::Tcp6 | Case::UdpNew => -1,
+            Case::Tcp | Case::Tcp6 | Case::UdpNew | Case::UdpFirst => -1,
         };
         let client = Self { case, addresses, next: 0, socket };
         if matches!(case, Case::Peer) {
             connect(socket, &client.addresses[0])?;
         }
-        if matches!(case, Case::UdpEcho) {
+        if matches!(case, Case::UdpEcho | Case::UdpFirst) {
             ensure!(services == 1, "echo is for one service");
-            client.echo(0)?;
+        }
+        if matches!(case, Case::UdpEcho) {
+            client.echo(socket)?;
         }
         Ok(client)
     }
@@ -494,7 +498,12 @@ impl Client {
                 connect(socket, &address)?;
                 close(socket)?;
             }
-            Case::UdpEcho => self.echo(0)?,
+            Case::UdpEcho => self.echo(self.socket)?,
+            Case::UdpFirst => {
+                let socket = open(libc::AF_INET, libc::SOCK_DGRAM)?;
+                self.echo(socket)?;
+                close(socket)?;
+            }
             Case::Peer => self.peer()?,
         }
         Ok(())
@@ -512,17 +521,17 @@ impl Client {
         Ok(())
     }
 
-    fn echo(&self, index: usize) -> Result<()> {
-        let (name, len) = self.addresses[index].raw();
+    fn echo(&self, socket: libc::c_int) -> Result<()> {
+        let (name, len) = self.addresses[0].raw();
         let mut buffer = *b"12345678";
         // SAFETY: the kernel reads the address and the buffer, and writes no more than it is told.
         let from = unsafe {
-            let sent = libc::sendto(self.socket, buffer.as_ptr().cast(), buffer.len(), 0, name, len);
+            let sent = libc::sendto(socket, buffer.as_ptr().cast(), buffer.len(), 0, name, len);
             ensure!(sent == 8, "sendto: {}", io::Error::last_os_error());
             let mut from: libc::sockaddr_in = std::mem::zeroed();
             let mut len = size_of::<libc::sockaddr_in>() as u32;
             let got = libc::recvfrom(
-                self.socket,
+                socket,
                 buffer.as_mut_ptr().cast(),
                 buffer.len(),
                 0,
