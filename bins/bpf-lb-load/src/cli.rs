@@ -243,7 +243,10 @@ fn apply_table(pins: &Pins, dry_run: bool) -> Result<ExitCode> {
         return print_plan(&Kernel::open(pins)?, &table);
     }
     let _lock = pins.lock()?;
-    let summary = Table::new(Kernel::open(pins)?)?.apply(&table)?;
+    let mut installed = Table::new(Kernel::open(pins)?)?;
+    let summary = installed.apply(&table)?;
+    // The process ends soon: to give back every node of these trees would only take time.
+    std::mem::forget((installed, table));
     warn_if_idle(&attach::served(pins));
     print::line(&summary)?;
     Ok(complain(&summary))
