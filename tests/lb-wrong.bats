@@ -213,6 +213,11 @@ PY
   errno 82 ENETUNREACH
   expect 1 lab_lb node1 apply <<<"{\"refuse\": [\"10.96.0.0/24\"], \"services\": [$few, $pair]}"
   errno 81 ENETUNREACH
+  # A table that makes no sense changes nothing of that.
+  expect 0 lab_lb node1 follow <<<"{\"table\": {\"refuse\": [\"10.96.0.0/24\"], \"services\": [$few, $pair]}}
+{\"table\": {\"services\": [$few, $few]}}
+{\"refuse\": [\"10.96.0.0/25\"]}"
+  errno 81 ENETUNREACH
   expect 0 lab_lb node1 follow <<<"{\"table\": {\"refuse\": [\"10.96.0.0/24\"], \"services\": [$few, $pair]}}
 {\"remove\": {\"namespace\": \"test\", \"name\": \"pair\", \"portName\": \"b\"}}"
   errno 81 ECONNREFUSED

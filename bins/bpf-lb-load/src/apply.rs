@@ -178,9 +178,9 @@ impl Table {
     /// [`ApplyError`]. What is wrong with single services is in the summary.
     pub fn apply(&mut self, table: &ServiceTable) -> Result<Summary, ApplyError> {
         let mut summary = Summary::default();
-        self.unfit.clear();
         let numbers = self.kernel.numbers_of(&table.nodes);
         let (mut specs, draining) = wanted(&self.kernel, &numbers, &self.draining, table, &mut summary)?;
+        self.unfit.clear();
         (summary.conflicts, self.lost) = claims::settle(&mut specs);
         let before = self.holdings(self.names());
         self.draining = draining;
