@@ -121,7 +121,11 @@ impl Netlink {
     /// # Errors
     /// When the namespace cannot be entered or the kernel gives no socket.
     pub fn open_in(netns: &NetnsFile) -> io::Result<Self> {
-        netns.run(Self::open)?
+        let runtime = tokio::runtime::Handle::current();
+        netns.run(|| {
+            let _guard = runtime.enter();
+            Self::open()
+        })?
     }
 
     #[expect(clippy::disallowed_methods, reason = "the one place where requests go out")]

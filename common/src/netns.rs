@@ -1,14 +1,14 @@
-//! Network namespaces, by path.
+//! Network namespaces, by path and by thread.
 
 use std::{
-    fs::{File, Metadata},
+    fs::File,
     io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd},
         unix::fs::MetadataExt,
     },
     path::Path,
-    process,
+    thread,
 };
 
 use nix::{
@@ -16,12 +16,9 @@ use nix::{
     sys::statfs::{NSFS_MAGIC, fstatfs},
 };
 
-/// An open network namespace other than the caller's, and the caller's own.
+/// An open network namespace other than the caller's.
 #[derive(Debug)]
-pub struct NetnsFile {
-    file: File,
-    own: File,
-}
+pub struct NetnsFile(File);
 
 /// Why a path is not the network namespace of a pod.
 #[derive(Debug, thiserror::Error)]
@@ -48,54 +45,45 @@ impl NetnsFile {
     /// # Errors
     /// [`NetnsError`], for what the path may be instead.
     pub fn open(path: &Path) -> Result<Self, NetnsError> {
-        let (metadata, file) = open(path)?;
+        let name = || path.display().to_string();
+        let open = || File::open(path).and_then(|file| Ok((file.metadata()?, file)));
+        let (metadata, file) = open().map_err(|source| NetnsError::Open { path: name(), source })?;
         let is_namespace = fstatfs(&file).is_ok_and(|stat| stat.filesystem_type() == NSFS_MAGIC);
         if !is_namespace {
-            return Err(NetnsError::NotNamespace(path.display().to_string()));
+            return Err(NetnsError::NotNamespace(name()));
         }
-        let (of_own, own) = open(Path::new("/proc/thread-self/ns/net"))?;
-        if (of_own.dev(), of_own.ino()) == (metadata.dev(), metadata.ino()) {
-            return Err(NetnsError::Own(path.display().to_string()));
+        let own = std::fs::metadata("/proc/thread-self/ns/net")
+            .map_err(|source| NetnsError::Open { path: "/proc/thread-self/ns/net".to_owned(), source })?;
+        if (own.dev(), own.ino()) == (metadata.dev(), metadata.ino()) {
+            return Err(NetnsError::Own(name()));
         }
-        Ok(Self { file, own })
+        Ok(Self(file))
     }
 
-    /// Runs `work` in the namespace, with the calling thread, which is then back in its own; or else the process ends, for
-    /// whatever it did next it would do to the pod.
+    /// Runs `work` on a thread of its own that is in the namespace and ends there, so that no other thread ever is.
     ///
     /// # Errors
-    /// What `setns(2)` says.
-    pub fn run<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
-        setns(&self.file, CloneFlags::CLONE_NEWNET)?;
-        let _back = Back(&self.own);
-        Ok(work())
+    /// What `setns(2)` says, or the thread's panic.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+        thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    setns(&self.0, CloneFlags::CLONE_NEWNET)?;
+                    Ok(work())
+                })
+                .join()
+                .map_err(|_| io::Error::other("a thread in the pod's network namespace panicked"))?
+        })
     }
 
     /// The descriptor's number, for `IFLA_NET_NS_FD`.
     pub fn raw(&self) -> i32 {
-        self.file.as_raw_fd()
-    }
-}
-
-fn open(path: &Path) -> Result<(Metadata, File), NetnsError> {
-    let opened = File::open(path).and_then(|file| Ok((file.metadata()?, file)));
-    opened.map_err(|source| NetnsError::Open { path: path.display().to_string(), source })
-}
-
-/// Where a thread goes back to, also when it panics.
-struct Back<'a>(&'a File);
-
-impl Drop for Back<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = setns(self.0, CloneFlags::CLONE_NEWNET) {
-            log::error!("cannot leave the pod's network namespace: {error}");
-            process::abort();
-        }
+        self.0.as_raw_fd()
     }
 }
 
 impl AsFd for NetnsFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        self.0.as_fd()
     }
 }
