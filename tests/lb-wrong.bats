@@ -85,6 +85,21 @@ lb_who() {
   assert_json "$(lab_lb node1 show)" '.services[0].backends[0].address' 127.0.0.5
 }
 
+@test "a service that found no room is still wanted when the nodes change, not as it was before" {
+  local big few node_port nodes
+  big=$(jq -nc '[range(100) | {address: "10.9.0.\(.)", port: 8080, node: "node2"}]')
+  few='[{"address": "127.0.0.3", "port": 8080, "node": "node2"}]'
+  node_port='"clusterIps": ["10.96.0.2"], "nodePort": 30080, "externalTrafficPolicy": "Local", "backends":'
+  nodes='{"nodes": {"nodeAddresses": ["127.9.9.9"], "nodes": [{"name": "node2", "addresses": ["127.9.9.2"]}]}}'
+  expect 0 lab_lb node1 follow <<<"$nodes
+{\"set\": $(lb_service big "{$node_port $few}")}
+{\"set\": $(lb_service big "{$node_port $big}")}
+$nodes
+{\"set\": $(lb_service big "{$node_port $few}")}
+$nodes"
+  assert_json "$(jq -s . <<<"$output")" '[.[] | [.refused[]?.service]]' '[[],[],["test/big"],["test/big"],[],[]]'
+}
+
 @test "nobody gets a ClusterIP by naming it as an external address, and the rest of the table is updated" {
   local thief
   thief=$(lb_service a-thief "{\"clusterIps\": [\"10.96.0.9\"], \"externalIps\": [\"10.96.0.1\"], \"loadBalancerIps\": [\"10.96.0.1\"],

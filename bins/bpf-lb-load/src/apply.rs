@@ -6,7 +6,6 @@ use std::{
 };
 
 use bpf_lb_abi::Entry;
-
 use schemars::JsonSchema;
 use serde::Serialize;
 use service_table::{Change, Nodes, Refuse, Service, ServiceName, ServiceTable, TrafficPolicy};
@@ -264,7 +263,6 @@ impl Table {
             Err(UpdateError::Maps(error)) => return Err(error),
             Err(error) => return Ok(Some((key, spec, error.to_string()))),
         }
-        self.unfit.remove(&key.to_string());
         Ok(None)
     }
 
@@ -287,6 +285,8 @@ impl Table {
 
     fn set(&mut self, service: &Service, summary: &mut Summary) -> Result<(), MapsError> {
         let key = service.key();
+        self.per_node.remove(&key);
+        self.per_node.extend(is_per_node(service).then(|| (key.clone(), service.clone())));
         let wanted = match Spec::new(service, self.kernel.node_numbers()) {
             Ok(spec) => spec,
             Err(unfit) => {
@@ -306,6 +306,9 @@ impl Table {
             summary.refused.push(Refused::of_spec(&key, &wanted, error));
             return Ok(());
         }
+        let name = key.to_string();
+        self.unfit.remove(&name);
+        summary.refused.retain(|refused| refused.service != name);
         summary.conflicts.extend(conflicts);
         self.lost.extend(losers);
         self.lost.remove(&key);
@@ -314,8 +317,6 @@ impl Table {
         }
         self.draining.remove(&key);
         self.draining.extend(drains(service).map(|endpoints| (key.clone(), endpoints)));
-        self.per_node.remove(&key);
-        self.per_node.extend(is_per_node(service).then(|| (key.clone(), service.clone())));
         self.tell(before, summary);
         self.adopt(&key, summary);
         Ok(())
