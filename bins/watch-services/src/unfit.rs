@@ -30,6 +30,6 @@ fn problem(unfit: Unfit) -> Option<(String, Problem)> {
     let texts = vec![format!("{}: {}", unfit.service, unfit.error)];
     Some((
         format!("{} in the kernel", unfit.service),
-        Problem { reason: "NoRoom".into(), texts, object, service: None },
+        Problem { reason: "NotServed".into(), texts, object, service: None },
     ))
 }
