@@ -26,6 +26,7 @@ pub mod state;
 pub mod table;
 pub mod transit;
 
+/// In place of musl's own, which asks the kernel for memory some forty times where a tool reads one document.
 #[cfg(target_env = "musl")]
 #[global_allocator]
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;

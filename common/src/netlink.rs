@@ -435,7 +435,7 @@ impl Netlink {
     pub async fn set_veth(&self, veth: &Veth, pod_netlink: &Self) -> io::Result<()> {
         for (netlink, dev, mac) in [(self, &veth.name, veth.mac), (pod_netlink, &veth.peer, veth.peer_mac)] {
             netlink.set_mac(dev, mac).await?;
-            netlink.set_link(dev, LinkAttribute::Mtu(veth.mtu)).await?;
+            netlink.set_link(dev, vec![LinkAttribute::Mtu(veth.mtu)]).await?;
         }
         self.start_veth(veth, pod_netlink).await
     }
@@ -452,9 +452,7 @@ impl Netlink {
         for (netlink, dev, attributes) in ends {
             // Without a link-local address of its own the link has no use for duplicate address detection or multicast
             // listener reports, and a node's address list does not grow with its pods. It must be told before it is up.
-            let mut quiet = named(dev);
-            quiet.attributes.extend(attributes);
-            netlink.act(RouteNetlinkMessage::SetLink(quiet), 0).await?;
+            netlink.set_link(dev, attributes).await?;
             let mut up = named(dev);
             up.header.flags = LinkFlags::Up;
             up.header.change_mask = LinkFlags::Up;
@@ -477,7 +475,7 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub async fn set_mac(&self, dev: &str, mac: Mac) -> io::Result<()> {
-        self.set_link(dev, LinkAttribute::Address(mac.0.to_vec())).await
+        self.set_link(dev, vec![LinkAttribute::Address(mac.0.to_vec())]).await
     }
 
     /// Sets a link's transmit queue length, in packets.
@@ -485,12 +483,12 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub async fn set_queue_length(&self, dev: &str, packets: u32) -> io::Result<()> {
-        self.set_link(dev, LinkAttribute::TxQueueLen(packets)).await
+        self.set_link(dev, vec![LinkAttribute::TxQueueLen(packets)]).await
     }
 
-    async fn set_link(&self, dev: &str, attribute: LinkAttribute) -> io::Result<()> {
+    async fn set_link(&self, dev: &str, attributes: Vec<LinkAttribute>) -> io::Result<()> {
         let mut message = named(dev);
-        message.attributes.push(attribute);
+        message.attributes.extend(attributes);
         self.act(RouteNetlinkMessage::SetLink(message), 0).await
     }
 

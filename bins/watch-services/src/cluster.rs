@@ -335,9 +335,12 @@ impl Cluster {
 
     /// Where no kube-proxy refuses ports that no Service has: the narrowest CIDR of each family that has all ClusterIPs.
     fn cluster_cidrs(&self) -> Refuse {
+        if !self.clients.all_node_ports {
+            return Refuse::default();
+        }
         let mut cidrs: Vec<IpNet> = vec![];
         let services = self.services.values().filter_map(|known| known.service.as_ref());
-        for address in services.filter(|_| self.clients.all_node_ports).flat_map(|service| &service.cluster_ips) {
+        for address in services.flat_map(|service| &service.cluster_ips) {
             let is_of_family = |cidr: &&mut IpNet| Family::of(&cidr.addr()) == Family::of(address);
             match cidrs.iter_mut().find(is_of_family) {
                 Some(cidr) => {
