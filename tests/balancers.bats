@@ -66,6 +66,30 @@ answers() { expect 0 lab_served node1/pod "$LAB_SOURCE/identify" ask tcp 10.233.
   lab_stop agent
 }
 
+# counted NUMBER: how many others the metrics have.
+counted() { lab_in node1 grep -qx "underpass_lb_others $1" /run/underpass/bpf-lb-load.prom; }
+
+@test "Cilium's that comes while the agent runs is named too, and counted, and so is its end; meanwhile nothing is translated twice" {
+  table
+  mkfifo "$BATS_TEST_TMPDIR/lines"
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_spawn agent node1 sh -c 'exec "$0" follow <"$1"' "$(lab_lb_program)" "$BATS_TEST_TMPDIR/lines"
+  exec 5>"$BATS_TEST_TMPDIR/lines"
+  lab_until 10 counted 0
+  answers ours
+  theirs 5>&-
+  lab_until 10 counted 1
+  assert_contains "$(<"$LAB/log/agent")" "ours and Cilium's (cil_sock4_conne)"
+  assert_contains "$(<"$LAB/log/agent")" 'socketLB.enabled=false'
+  answers ours
+  lab_stop theirs
+  lab_until 10 counted 0
+  assert_equal "$(grep -c "Cilium's (cil_sock4_conne)" "$LAB/log/agent")" 1
+  assert_contains "$(<"$LAB/log/agent")" 'nobody else translates'
+  exec 5>&-
+  lab_stop agent
+}
+
 @test "Cilium's without ours is no finding" {
   lab_lb node1 unload
   theirs

@@ -3,6 +3,8 @@
 //! Deciding is separate from doing. [`plan`] compares objects that are wanted with objects that were found and returns
 //! [`object::Operation`]s; [`kernel`] applies them. Nothing that decides also talks to the kernel.
 
+pub mod balancers;
+mod bpf;
 pub mod cgroup;
 pub mod cidrs;
 pub mod document;

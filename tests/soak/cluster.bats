@@ -241,14 +241,13 @@ agent_restarts() {
 
 @test "the installation says what it finds of kube-proxy, and the agent who else translates Services" {
   local agent
-  lab_spawn theirs node1 "$LAB_SOURCE/translate.py" cil_sock4_connect /sys/fs/cgroup/unified 10.233.64.250 80 10.233.64.250 81
-  lab_until 5 grep -q ready "$LAB/log/theirs"
-  agent_restarts
   agent=$(lab_kubectl get pods -n kube-system -l app.kubernetes.io/component=node --field-selector spec.nodeName=node1 -o name)
   expect 0 lab_kubectl logs -n kube-system "$agent" -c install
   assert_contains "$output" 'kube-proxy masquerades every pod that is not of 10.233.0.0/18'
+  lab_spawn theirs node1 "$LAB_SOURCE/translate.py" cil_sock4_connect /sys/fs/cgroup/unified 10.233.64.250 80 10.233.64.250 81
   lab_until 10 agent_names "$agent" "ours and Cilium's (cil_sock4_conne)"
   lab_stop theirs
+  lab_until 10 agent_names "$agent" 'nobody else translates Services'
 }
 
 # agent_names POD TEXT

@@ -53,6 +53,7 @@ pub fn follow(mut table: Table, mut metrics: Metrics, warn: fn(&str)) -> Result<
         // Whoever waits for an answer does not wait for this.
         let text = loop {
             if metrics.due().is_zero() {
+                metrics.others(warn);
                 metrics.write(&table).unwrap_or_else(|error| warn(&error.to_string()));
             }
             match lines.recv_timeout(metrics.due()) {

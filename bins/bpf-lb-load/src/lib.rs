@@ -15,6 +15,7 @@ pub mod load;
 pub mod maps;
 pub mod metrics;
 pub mod name;
+pub mod neighbours;
 pub mod netns;
 pub mod node;
 pub mod peers;

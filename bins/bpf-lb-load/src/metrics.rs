@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use common::state;
+use common::{balancers::REMEDY, state};
 use metrics_file::{
     Labels, Metrics as File,
     prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -17,6 +17,7 @@ use service_table::{Change, ServiceName};
 use crate::{
     apply::{Refused, Summary, Table},
     attach,
+    neighbours::Neighbours,
     pins::Pins,
     tally::Tally,
 };
@@ -33,6 +34,7 @@ pub struct Metrics {
     services: Gauge,
     endpoints: Gauge,
     incomplete: Gauge,
+    others: Gauge,
     changes: Counter,
     errors: Counter,
     delay: Histogram,
@@ -41,6 +43,7 @@ pub struct Metrics {
     tallies: BTreeMap<ServiceName, Tally>,
     /// Services that could not be set, as it was said of them; nothing before the first line.
     unfit: Option<BTreeMap<String, Refused>>,
+    neighbours: Neighbours,
     written: Option<Instant>,
     complained: bool,
 }
@@ -56,6 +59,7 @@ impl Metrics {
             services: Gauge::default(),
             endpoints: Gauge::default(),
             incomplete: Gauge::default(),
+            others: Gauge::default(),
             changes: Counter::default(),
             errors: Counter::default(),
             delay: Histogram::new(buckets()),
@@ -63,6 +67,7 @@ impl Metrics {
             refused: Family::default(),
             tallies: BTreeMap::new(),
             unfit: None,
+            neighbours: Neighbours::default(),
             written: None,
             complained: false,
         };
@@ -81,6 +86,7 @@ impl Metrics {
             "Services that are not as they were to be",
             self.incomplete.clone(),
         );
+        registry.register("lb_others", "How many others translate Services at connect()", self.others.clone());
         registry.register("lb_changes", "Services that were set or removed", self.changes.clone());
         registry.register("lb_errors", "Lines and services that could not be done", self.errors.clone());
         registry.register(
@@ -134,6 +140,17 @@ impl Metrics {
         let text = serde_json::to_string(&all).unwrap_or_default();
         if let Err(error) = state::write(&state::directory().join("unfit.json"), &text) {
             warn(&format!("unfit.json in the state directory: {error}"));
+        }
+    }
+
+    /// Says who else translates Services, when that changes.
+    pub fn others(&mut self, warn: fn(&str)) {
+        if let Some(others) = self.neighbours.look(&self.pins) {
+            self.others.set(others.len() as i64);
+            warn(&match others {
+                [] => "nobody else translates Services at connect() any more".to_owned(),
+                _ => format!("two translate Services at connect(): ours and {}; {REMEDY}", others.join(" and ")),
+            });
         }
     }
 

@@ -1,7 +1,6 @@
 //! Says whether a node is fit for underlay pods, and what to change.
 
 mod balancers;
-mod bpf;
 mod forward;
 mod networkd;
 mod processes;
@@ -30,10 +29,6 @@ const ABOUT: About = About {
     example: "  check-node --subnet 10.6.0.0/16 | jq -r '.checks[] | select(.ok | not) | .msg + \": \" + .remedy'",
 };
 
-/// What is looked at.
-const CHECKS: [&str; 9] =
-    ["forwarding", "nftables", "state", "networkd", "forward", "kube-proxy", "masquerade", "rules", "balancers"];
-
 /// One thing that pods need of their node.
 #[derive(Debug, Serialize)]
 struct Check {
@@ -55,8 +50,7 @@ fn main() -> ExitCode {
         )
         .arg(Arg::new("cgroup").long("cgroup").value_parser(clap::value_parser!(PathBuf)).help(
             "The cgroup v2 at which to look for programs that translate Services (the root of those that are mounted)",
-        ))
-        .arg(Arg::new("only").long("only").value_name("CHECK").value_parser(CHECKS).help("Say this alone"));
+        ));
     let flags = harness::matches(cli);
     let subnets: Vec<IpNet> = flags.get_many("subnet").into_iter().flatten().copied().collect();
     let mut checks = vec![
@@ -70,9 +64,6 @@ fn main() -> ExitCode {
     checks.extend(masquerade(&processes::proxies(), &subnets));
     checks.extend(rules::check());
     checks.extend(balancers::check(flags.get_one::<PathBuf>("cgroup").map(PathBuf::as_path)));
-    if let Some(only) = flags.get_one::<String>("only") {
-        checks.retain(|check| check.name == only);
-    }
     let code = if checks.iter().all(|check| check.ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     harness::answer(&json!({ "checks": checks }), || for_people(&checks), code)
 }
