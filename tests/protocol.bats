@@ -103,6 +103,13 @@ with() {
   refused 4 CNI_NETNS ADD "$config" CNI_NETNS=
 }
 
+@test "a state directory or a lock that cannot be opened is an I/O failure, in each command" {
+  refused 5 /proc/nothing/lock ADD "$config" UNDERPASS_STATE=/proc/nothing
+  refused 5 /proc/nothing/lock DEL "$config" UNDERPASS_STATE=/proc/nothing
+  lab_in node1 mkdir -p /run/odd/lock
+  refused 5 /run/odd/lock ADD "$config" UNDERPASS_STATE=/run/odd
+}
+
 @test "an interface that the pod does not have, or whose name is none, is refused" {
   refused 4 nic9 ADD "$config" CNI_IFNAME=nic9
   refused 4 CNI_IFNAME ADD "$config" CNI_IFNAME=a-name-that-is-far-too-long
