@@ -100,6 +100,49 @@ another_version() {
   assert_equal "$(lab_in node1 readlink /opt/cni/bin/underpass.d)" "$first"
 }
 
+# foreign: what the other vendor's plugin is, or is not.
+foreign() { assert_equal "$(lab_in node1 cat /opt/cni/bin/coordinator)" theirs; }
+
+@test "another vendor's coordinator is kept, and comes back with --rollback and with --uninstall" {
+  lab_in node1 mkdir -p /opt/cni/bin
+  printf theirs | lab_in node1 tee /opt/cni/bin/coordinator >/dev/null
+  expect 0 install_on_node1
+  assert_contains "$stderr" 'kept as /opt/cni/bin/coordinator.before'
+  expect 0 install_on_node1
+  expect 0 install_on_node1 --rollback
+  foreign
+  install_on_node1
+  another_version
+  install_on_node1
+  OTHER='' expect 0 install_on_node1 --rollback
+  assert_equal "$(lab_in node1 cat /opt/cni/bin/coordinator.before)" theirs
+  expect 0 install_on_node1 --uninstall
+  foreign
+  assert_equal "$(lab_in node1 ls -A /opt/cni/bin)" coordinator
+}
+
+@test "what was put there by hand is the version before" {
+  lab_in node1 mkdir -p /opt/cni/bin/underpass.d
+  lab_in node1 find "$(lab_libexec)" -maxdepth 1 -type f -perm -u+x -exec cp -t /opt/cni/bin/underpass.d {} +
+  lab_in node1 cp "$LAB_REPO/scripts/coordinator" /opt/cni/bin
+  install_on_node1
+  expect 0 install_on_node1 --rollback
+  assert_equal "$(lab_in node1 readlink /opt/cni/bin/underpass.d)" .underpass/by-hand
+  lab_pod node1 hand plain46
+  expect 0 installed ADD hand < <(lab_chained node1 hand underlay46)
+  assert_answer node1/hand "$(lab_cluster_ip web 4)" 80 server ''
+  expect 0 installed DEL hand < <(lab_chained node1 hand underlay46)
+}
+
+@test "where /etc cannot be written, it is said, and the plugin is installed" {
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  expect 0 lab_in node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" unshare --mount sh -c '
+    mkdir -p /etc/NetworkManager && mount --bind /etc /etc && mount -o remount,bind,ro /etc && exec "$0"' "$LAB_REPO/scripts/install"
+  assert_contains "$stderr" 'could not write /etc/NetworkManager/conf.d/underpass.conf'
+  lab_in node1 test -x /opt/cni/bin/coordinator
+  assert_equal "$(lab_in node1 find /opt/cni/bin/.underpass -name 'note*')" ''
+}
+
 @test "iproute2 says our name, and NetworkManager and networkd are told where they are" {
   lab_in node1 mkdir -p /etc/NetworkManager /etc/systemd/network
   install_on_node1
