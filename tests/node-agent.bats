@@ -34,10 +34,11 @@ objects() {
     lab_kubectl apply --filename - >/dev/null
 }
 
-# agent_start [USER]
+# agent_start [USER]: with the parts that are in PARTS, all by default.
 agent_start() {
+  # shellcheck disable=SC2086 # a list
   lab_spawn agent node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" UNDERPASS_CGROUP="$(<"$LAB/host/node1/cgroup")" \
-    "$LAB_REPO/scripts/node-agent" --kubeconfig "$LAB/kubernetes/${1:-admin}.conf" --node node1
+    "$LAB_REPO/scripts/node-agent" ${PARTS-} --kubeconfig "$LAB/kubernetes/${1:-admin}.conf" --node node1
 }
 
 # agent FLAG: asks the agent on node1.
@@ -181,6 +182,26 @@ nothing_but_the_table_is_missing() {
   expect 0 agent --uninstall
   not_asked plain
   assert_equal "$(lab_in node1 find /sys/fs/bpf -mindepth 1 -path '*underpass*')" ''
+  # Once more there is nothing to take away.
+  : | lab_in node1 tee /run/underpass/a.prom
+  expect 0 agent --uninstall
+  assert_equal "$(lab_in node1 find /run/underpass -name '*.prom')" ''
+}
+
+@test "an agent that has Services no longer takes the socket path of the one before away, and no other's" {
+  lab_until 20 agent --ready
+  lab_stop agent
+  lab_in node1 test -e /sys/fs/bpf/underpass
+  PARTS='cidrs metrics' agent_start
+  lab_until 20 agent --ready
+  lab_in node1 test ! -e /sys/fs/bpf/underpass
+  lab_stop agent
+  lab_lb node1 load --cgroup "$(<"$LAB/host/node1/cgroup")"
+  PARTS=metrics agent_start
+  lab_until 20 agent --ready
+  lab_in node1 test -e /sys/fs/bpf/underpass
+  lab_stop agent
+  lab_lb node1 unload
 }
 
 # note_metrics: adds what is served now to a file. A metric without any series is not served at all.
