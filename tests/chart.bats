@@ -41,12 +41,21 @@ object() { lab_kubectl get -n kube-system "$1" "$2" --output json; }
   done
 }
 
+@test "the API takes the chart that takes everything off the nodes" {
+  local paths
+  for paths in both host socket; do
+    expect 0 helm install underpass "$LAB_REPO/deploy/chart" -n kube-system --dry-run=server --set "paths=$paths,api.host=10.6.0.10,remove=true"
+    assert_contains "$output" 'node-agent --uninstall && install'
+  done
+}
+
 @test "helm upgrades from the version before, and goes back to it" {
-  local chart=$BATS_TEST_TMPDIR/before before
-  # The version before: the chart before its last change, where git has it, with another number, and something that went.
+  local chart=$BATS_TEST_TMPDIR/before before revision
+  # The version before: the chart before its last change, with another number, and something that went.
+  revision=$(git -C "$LAB_REPO" log -1 --skip 1 --format=%H -- deploy/chart)
+  [ -n "$revision" ] || skip 'git has no earlier version of the chart'
   mkdir "$chart"
-  git -C "$LAB_REPO" archive "$(git -C "$LAB_REPO" log -1 --skip 1 --format=%H -- deploy/chart)" deploy/chart |
-    tar -x -C "$chart" --strip-components 2 || cp -R "$LAB_REPO/deploy/chart/." "$chart"
+  git -C "$LAB_REPO" archive "$revision" deploy/chart | tar -x -C "$chart" --strip-components 2
   sed -i 's/^version: .*/version: 0.0.1/; s/^appVersion: .*/appVersion: 0.0.1/' "$chart/Chart.yaml"
   printf '%s\n' 'apiVersion: v1' 'kind: ConfigMap' 'metadata: {name: of-before, namespace: kube-system}' >"$chart/templates/of-before.yaml"
   expect 0 helm install underpass "$chart" -n kube-system --set settings.podCIDRType=calico

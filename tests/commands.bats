@@ -54,6 +54,7 @@ not_here() {
     *:scripts/demo) printf 'tests/demo.bats' ;;
     *:scripts/test) printf 'this is it' ;;
     *:'scripts/build && scripts/image') printf 'before each test; tests/deploy.bats' ;;
+    deploy/upgrade.md:*remove=true | deploy/upgrade.md:'helm uninstall '*) printf 'where nodes are: tests/soak/cluster.bats' ;;
     *:'kubectl -n kube-system rollout status '*) printf 'where pods start: tests/soak/cluster.bats' ;;
     *) return 1 ;;
   esac

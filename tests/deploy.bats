@@ -60,9 +60,23 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
 }
 
 @test "nothing is privileged, and every container drops what it does not name" {
-  assert_json "$(objects --set status.enabled=true)" '[.[].spec.template.spec | select(.) | (.initContainers[]?, .containers[])
-    | .securityContext | [.privileged, .allowPrivilegeEscalation, .capabilities.drop, .readOnlyRootFilesystem]] | unique' \
-    '[[null,false,["ALL"],true]]'
+  local flag
+  for flag in status.enabled=true remove=true; do
+    assert_json "$(objects --set $flag)" '[.[].spec.template.spec | select(.) | (.initContainers[]?, .containers[])
+      | .securityContext | [.privileged, .allowPrivilegeEscalation, .capabilities.drop, .readOnlyRootFilesystem]] | unique' \
+      '[[null,false,["ALL"],true]]'
+  done
+}
+
+@test "AppArmor's profile for containers, which denies /sys/fs/bpf, is off in the words of the cluster's version" {
+  # What the DaemonSet of these flags says, by the pod and by each container.
+  said() {
+    objects "$@" | jq -c '.[] | select(.kind == "DaemonSet").spec.template
+      | [.spec.securityContext.appArmorProfile.type, (.metadata.annotations // {} | to_entries[] | select(.key | contains("apparmor")) | .value)]'
+  }
+  assert_equal "$(said)" '["Unconfined"]'
+  assert_equal "$(said --kube-version 1.29.4)" '[null,"unconfined","unconfined","unconfined"]'
+  assert_json "$(objects)" '.[] | select(.kind == "DaemonSet").spec.template.spec.securityContext.seLinuxOptions.type' spc_t
 }
 
 @test "a network of the values is a chain that ends with the plugin" {

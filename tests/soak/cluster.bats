@@ -276,9 +276,22 @@ other_version() {
   for node in $(lab_nodes); do cluster_import "$node" "$BATS_TEST_TMPDIR/underpass.tar"; done
 }
 
-@test "taken out of the cluster, pods that run lose no request, and put in again it goes on" {
-  under_load underlay-node1 web cluster_helm uninstall underpass --namespace kube-system --wait
+@test "taken off the nodes and out of the cluster, pods that run lose no request and nothing but their host path stays, and put in again it goes on" {
+  local node
+  under_load underlay-node1 web taken_out
+  for node in $(lab_nodes); do
+    assert_equal "$(lab_in "$node" find /opt/cni/bin /sys/fs/bpf /etc -name '*underpass*' -o -name coordinator)" ''
+  done
+  under_load underlay-node1 web sleep 1
   cluster_underpass
+}
+
+# As deploy/upgrade.md has it.
+taken_out() {
+  cluster_helm upgrade underpass "$LAB_REPO/deploy/chart" --namespace kube-system --reuse-values --set remove=true >/dev/null &&
+    lab_kubectl rollout status -n kube-system daemonset/underpass-node --timeout 90s >/dev/null &&
+    lab_kubectl logs -n kube-system daemonset/underpass-node -c remove | grep -q 'interfaces of running pods' &&
+    cluster_helm uninstall underpass --namespace kube-system --wait
 }
 
 @test "the commands of deploy/start.md lead from a cluster without Underpass to the first Service" {
