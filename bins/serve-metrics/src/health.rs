@@ -1,5 +1,5 @@
-//! Whether the node's tools are well, in kube-proxy's words: a proxy is unwell when it has had something to do for two
-//! minutes and has not done it (`pkg/proxy/healthcheck`). An API server that is away is no reason: what was known stands.
+//! Whether the node's tools are well, with kube-proxy's patience (`pkg/proxy/healthcheck`): one that has written nothing for
+//! two minutes is not. An API server that is away is no reason: what was known stands.
 
 use std::{
     fs,
