@@ -250,6 +250,17 @@ lb_shows() { [ "$(lab_lb node1 "${@:2}" show | jq -c '[.services[] | select(.nam
 
 lb_incomplete() { [ "$(lab_in node1 sed -n 's/^underpass_lb_incomplete_services //p' /run/small/bpf-lb-load.prom)" = "$1" ]; }
 
+@test "that nothing can be written to the state directory is said once, however often the Services without room change" {
+  {
+    lb_wide 100
+    lb_wide 100 | jq -c '.set.name = "other"'
+    printf '{"remove": {"namespace": "test", "name": "other"}}\n'
+  } >"$BATS_TEST_TMPDIR/changes"
+  expect 0 lab_in node1 env UNDERPASS_STATE=/proc/nowhere "$(lab_lb_program)" follow <"$BATS_TEST_TMPDIR/changes"
+  assert_equal "$(grep -c 'no room' <<<"$stderr")" 2
+  assert_equal "$(grep -c '/proc/nowhere\|state directory' <<<"$stderr")" 1
+}
+
 @test "a Service of 100,000 endpoints is served, and where there is no room it is named once in the log and counted until it fits; others are served" {
   local large=/sys/fs/bpf/large pipe=$BATS_TEST_TMPDIR/pipe
   lab_lb node1 --pin-dir $large load --cgroup "$(lab_cgroup large)"

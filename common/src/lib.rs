@@ -14,6 +14,7 @@ pub mod kernel;
 pub mod keys;
 pub mod mac;
 pub mod marks;
+pub mod memory;
 pub mod names;
 pub mod netlink;
 pub mod netns;

@@ -252,6 +252,14 @@ impl<A: Family> Tables<A> {
         })
     }
 
+    /// All connections that a run refused or led to its backends.
+    pub fn sum(&self, run: Run) -> u64 {
+        (run.base..=run.base + run.count)
+            .filter_map(|slot| self.slots.get(slot))
+            .map(|slot| slot.connections.load())
+            .sum()
+    }
+
     /// A cell for a new frontend: one of the first bucket, of those that programs look into, that has any left.
     pub fn allocate_cell(&mut self, frontend: &Frontend) -> Option<u32> {
         self.allocate(&key(frontend)?)

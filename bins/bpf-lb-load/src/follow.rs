@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use common::memory;
 use serde::Serialize;
 use service_table::Line;
 
@@ -17,6 +18,9 @@ use crate::{
     metrics::Metrics,
     print,
 };
+
+/// A line of more bytes is a whole table, of which nothing is kept as it was read.
+const LONG: usize = 1 << 20;
 
 /// What `follow` says of a line.
 #[derive(Debug, Serialize, schemars::JsonSchema)]
@@ -62,7 +66,11 @@ pub fn follow(mut table: Table, mut metrics: Metrics, warn: fn(&str)) -> Result<
                 Ok(text) => break text.context("stdin")?,
             }
         };
+        let is_long = text.len() > LONG;
         print::line(&answer(&mut table, &mut metrics, line, text, warn)?)?;
+        if is_long {
+            memory::trim();
+        }
     }
     Ok(())
 }

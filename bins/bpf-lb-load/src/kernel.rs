@@ -174,6 +174,12 @@ impl Kernel {
         self.config.get(0)
     }
 
+    /// All that was counted of a service, together: 0 of most.
+    pub fn sum(&self, service: &Installed) -> u64 {
+        let runs = service.runs.iter().flat_map(|(set, runs)| runs.iter().map(move |run| (set, *run)));
+        runs.map(|(set, run)| if set.v6 { self.six.sum(run) } else { self.four.sum(run) }).sum()
+    }
+
     /// What was counted of a service: connections that were refused for want of a backend, and those of each backend that
     /// had any.
     pub fn counts(&self, service: &Installed) -> (u64, BTreeMap<SocketAddr, u64>) {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    io, mem,
     sync::atomic::Ordering,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -17,6 +17,7 @@ use service_table::{Change, ServiceName};
 use crate::{
     apply::{Refused, Summary, Table},
     attach,
+    kernel::{Installed, Kernel},
     neighbours::Neighbours,
     pins::Pins,
     tally::Tally,
@@ -103,11 +104,15 @@ impl Metrics {
         let key = match change {
             Change::Set(service) => service.key(),
             Change::Remove(name) => name.clone(),
-            Change::Table(_) => return self.tally(table),
+            Change::Table(_) => {
+                self.tally(table);
+                return self.tallies.values_mut().for_each(|tally| tally.sum = None);
+            }
             Change::Nodes(_) | Change::Refuse(_) => return,
         };
         if let Some(service) = table.kernel.services().get(&key) {
-            tally(&mut self.tallies, &key, table.kernel.counts(service));
+            tally(&mut self.tallies, &key, &table.kernel, service);
+            self.tallies.entry(key).and_modify(|tally| tally.sum = None);
         }
     }
 
@@ -138,7 +143,8 @@ impl Metrics {
         }
         let all: Vec<_> = table.unfit().values().collect();
         let text = serde_json::to_string(&all).unwrap_or_default();
-        if let Err(error) = state::write(&state::directory().join("unfit.json"), &text) {
+        let written = state::write(&state::directory().join("unfit.json"), &text);
+        if let Err(error) = self.once(written) {
             warn(&format!("unfit.json in the state directory: {error}"));
         }
     }
@@ -168,7 +174,7 @@ impl Metrics {
     ///
     /// # Errors
     /// When it cannot be written, once.
-    pub fn write(&mut self, table: &Table) -> Result<(), std::io::Error> {
+    pub fn write(&mut self, table: &Table) -> Result<(), io::Error> {
         self.written = Some(Instant::now());
         let services = table.kernel.services();
         self.attached.set(attach::served(&self.pins).is_somebody().into());
@@ -176,10 +182,13 @@ impl Metrics {
         self.endpoints.set(services.values().map(|service| service.backends.len() as i64).sum());
         self.incomplete.set(table.incomplete() as i64);
         self.count(table);
-        match self.file.write() {
-            Err(error) if !std::mem::replace(&mut self.complained, true) => Err(error),
-            _ => Ok(()),
-        }
+        let written = self.file.write();
+        self.once(written)
+    }
+
+    /// The error, if it is the first one of a state directory that cannot be written.
+    fn once(&mut self, written: Result<(), io::Error>) -> Result<(), io::Error> {
+        written.or_else(|error| if mem::replace(&mut self.complained, true) { Ok(()) } else { Err(error) })
     }
 
     /// What was counted of each service that anybody used.
@@ -203,17 +212,18 @@ impl Metrics {
 
     fn tally(&mut self, table: &Table) {
         for (key, service) in table.kernel.services() {
-            tally(&mut self.tallies, key, table.kernel.counts(service));
+            tally(&mut self.tallies, key, &table.kernel, service);
         }
     }
 }
 
 /// Of a service that nobody has used there is none.
-fn tally(tallies: &mut BTreeMap<ServiceName, Tally>, key: &ServiceName, counts: (u64, BTreeMap<SocketAddr, u64>)) {
-    if let Some(tally) = tallies.get_mut(key) {
-        tally.note(counts);
-    } else if counts.0 > 0 || !counts.1.is_empty() {
-        tallies.entry(key.clone()).or_default().note(counts);
+fn tally(tallies: &mut BTreeMap<ServiceName, Tally>, key: &ServiceName, kernel: &Kernel, service: &Installed) {
+    let sum = kernel.sum(service);
+    match tallies.get_mut(key) {
+        Some(tally) if tally.sum != Some(sum) => tally.note(kernel.counts(service)),
+        None if sum > 0 => tallies.entry(key.clone()).or_default().note(kernel.counts(service)),
+        _ => {}
     }
 }
 

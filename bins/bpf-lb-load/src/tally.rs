@@ -13,6 +13,8 @@ pub struct Tally {
     backends: BTreeMap<SocketAddr, u64>,
     /// The refusals at that time.
     own: u64,
+    /// All of it together, unless the backends may be others by now.
+    pub sum: Option<u64>,
 }
 
 impl Tally {
@@ -21,6 +23,7 @@ impl Tally {
         let before = |address| self.backends.get(address).copied().unwrap_or_default();
         self.connections += backends.iter().map(|(address, now)| now.saturating_sub(before(address))).sum::<u64>();
         self.refused += refused.saturating_sub(self.own);
+        self.sum = Some(refused + backends.values().sum::<u64>());
         (self.own, self.backends) = (refused, backends);
     }
 }

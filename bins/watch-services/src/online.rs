@@ -11,6 +11,7 @@ use cluster_api::{
     kube::{Api, Client},
     list, status,
 };
+use common::memory;
 use futures_util::{StreamExt, stream::BoxStream};
 use service_table::{Change, Line};
 use tokio::{
@@ -209,7 +210,9 @@ impl Follower {
         }
         self.begun = true;
         self.cluster.warn_without_node();
-        print(&[Line { change: Change::Table(self.cluster.table()), triggered: None }])
+        print(&[Line { change: Change::Table(self.cluster.table()), triggered: None }])?;
+        memory::trim();
+        Ok(())
     }
 }
 
