@@ -49,6 +49,16 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
     | .spec.template.spec.containers[0].env[] | select(.name | startswith("KUBERNETES")).value' $'10.6.0.10\n6443'
 }
 
+@test "sizes of the maps are given to the agent as it gives them to the loader, and without any nothing is" {
+  local flags='.[] | select(.kind == "DaemonSet") | .spec.template.spec.containers[0].env[] | select(.name == "UNDERPASS_LOAD_FLAGS").value'
+  assert_json "$(objects --set maps.backends=1048576,maps.clients=70000)" "$flags" '--max-backends 1048576 --max-clients 70000'
+  assert_json "$(objects)" "$flags" ''
+  expect 1 chart --set maps.backends=0
+  assert_contains "$stderr" backends
+  expect 1 chart --set maps.pods=5
+  assert_contains "$stderr" pods
+}
+
 @test "for the host path alone no right on Services is asked for, and no eBPF" {
   local found
   found=$(objects --set paths=host)

@@ -87,6 +87,92 @@ PY
   assert_equal "$(<"$BATS_TEST_TMPDIR/client")" known
 }
 
+@test "maps grow while sockets are open: these are known and counted, flows keep their backends, and what found no room finds it" {
+  local least='"lbAlgorithm": "least-connections"' table stats sizes
+  local -a four
+  lab_lb node1 unload
+  lab_reload node1 --max-services 4 --max-backends 6
+  four=("$(lb_service web "{\"clusterIps\": [\"10.96.0.1\", \"fd02::1\"], $least, \"backends\": $(lb_backends 127.0.0.2 fd01::2)}")"
+    "$(lb_service dns "{\"protocol\": \"UDP\", \"clusterIps\": [\"10.96.0.1\"], $least, \"backends\": $(lb_backends 127.0.0.2 127.0.0.3)}")"
+    "$(lb_service wide "{\"clusterIps\": [\"10.96.0.2\"], \"backends\": $(lb_backends 127.0.0.2 127.0.0.3 127.0.0.4)}")")
+  expect 1 lb_services "${four[@]}"
+  assert_contains "$stderr" 'test/wide: no room for a backend; load with a larger --max-backends'
+  table=$(lab_lb node1 show)
+  mkfifo "$BATS_TEST_TMPDIR/ready" "$BATS_TEST_TMPDIR/go"
+  lab_sockets node1/pod "$BATS_TEST_TMPDIR" >"$BATS_TEST_TMPDIR/client" 2>&1 3>&- <<'PY' &
+serve("127.0.0.2", "127.0.0.3", "fd01::2")
+held = [connect(SOCK_STREAM, address) for address in ("10.96.0.1", "fd02::1")] + [connect(SOCK_DGRAM, "10.96.0.1")]
+senders = [new(SOCK_DGRAM, AF_INET) for _ in range(8)]
+before = [ask(sender, "10.96.0.1") for sender in senders]
+for step in range(2):
+    open(sys.argv[1] + "/ready", "w").close()
+    open(sys.argv[1] + "/go").read()
+    equal([connected.getpeername()[0] for connected in held], ["10.96.0.1", "fd02::1", "10.96.0.1"])
+    equal([ask(sender, "10.96.0.1") for sender in senders], before)
+print("known")
+PY
+  local client=$!
+  : <"$BATS_TEST_TMPDIR/ready"
+  local counts='[.[] | [.name, .backends[].connections, ([.backends[].open] | add)]]'
+  stats=$(lb_stat "$counts")
+  # More backends alone, then more of both.
+  for sizes in '--max-backends 64' '--max-backends 200 --max-services 100'; do
+    # shellcheck disable=SC2086 # a list
+    lab_reload node1 $sizes
+    assert_equal "$(lab_lb node1 show)" "$table"
+    assert_equal "$(lb_stat "$counts")" "$stats"
+    : >"$BATS_TEST_TMPDIR/go"
+    [ "$sizes" != '--max-backends 64' ] || : <"$BATS_TEST_TMPDIR/ready"
+  done
+  wait "$client"
+  assert_equal "$(<"$BATS_TEST_TMPDIR/client")" known
+  assert_equal "$(lb_stat '[.[].backends[].open] | add')" 0
+  lb_services "${four[@]}"
+  assert_json "$(lab_lb node1 show)" '[.services[].backends | length]' '[2,2,3]'
+  lab_sockets node1/pod <<'PY'
+serve("127.0.0.2", "127.0.0.3", "127.0.0.4", "fd01::2")
+equal({reach(SOCK_STREAM, "10.96.0.2") for _ in range(60)}, {"127.0.0.2", "127.0.0.3", "127.0.0.4"})
+equal((reach(SOCK_STREAM, "fd02::1"), reach(SOCK_STREAM, "10.96.0.1")), ("fd01::2", "127.0.0.2"))
+PY
+  assert_equal "$(lab_in node1 ls /sys/fs/bpf/underpass)" $'links\nmaps'
+}
+
+@test "maps grow while clients connect without pause, and none of them fails" {
+  local size
+  lab_lb node1 unload
+  lab_reload node1 --max-services 8 --max-backends 8
+  lb_services "$(lb_service web "{\"clusterIps\": [\"10.96.0.1\"], \"backends\": $(lb_backends 127.0.0.2)}")" \
+    "$(lb_service dns "{\"protocol\": \"UDP\", \"clusterIps\": [\"10.96.0.1\"], \"backends\": $(lb_backends 127.0.0.2)}")"
+  lab_sockets node1/pod "$BATS_TEST_TMPDIR" >"$BATS_TEST_TMPDIR/clients" 2>&1 3>&- <<'PY' &
+serve("127.0.0.2")
+count, sender = 0, new(SOCK_DGRAM, AF_INET)
+while not os.path.exists(sys.argv[1] + "/grown"):
+    for kind in SOCK_STREAM, SOCK_DGRAM:
+        connected = connect(kind, "10.96.0.1")
+        equal((connected.getpeername(), answer(connected)), (("10.96.0.1", 80), "127.0.0.2"))
+        connected.close()
+    equal(ask(sender, "10.96.0.1"), ("127.0.0.2", ("10.96.0.1", 80)))
+    count += 1
+print(count)
+PY
+  local client=$!
+  for size in 16 32 64 128 256 512 1024 2048; do lab_reload node1 --max-services $size --max-backends $size; done
+  : >"$BATS_TEST_TMPDIR/grown"
+  wait "$client"
+  # Not one connection is left out of the counts: two a turn, and the one flow.
+  assert_equal "$(lb_stat '[.[].backends[].connections] | add')" "$((2 * $(<"$BATS_TEST_TMPDIR/clients") + 1))"
+}
+
+@test "a size that is not to be had is named, and what is there stays" {
+  local table
+  table=$(lab_lb node1 show)
+  expect 0 lab_reload node1 --max-services 1 --max-backends 1 --max-sockets 1 --max-clients 1
+  assert_equal "$(grep -oE -- '--max-[a-z]+ is [0-9]+, and 1 only after unload' <<<"$stderr" | sed 's/ is.*//')" \
+    $'--max-services\n--max-backends\n--max-sockets\n--max-clients'
+  assert_equal "$(lab_lb node1 show)" "$table"
+  lb_reaches
+}
+
 @test "unload detaches everything and leaves no pin" {
   lab_lb node1 unload
   lb_no_pins

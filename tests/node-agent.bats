@@ -38,7 +38,8 @@ objects() {
 agent_start() {
   # shellcheck disable=SC2086 # a list
   lab_spawn agent node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" UNDERPASS_CGROUP="$(<"$LAB/host/node1/cgroup")" \
-    "$LAB_REPO/scripts/node-agent" ${PARTS-} --kubeconfig "$LAB/kubernetes/${1:-admin}.conf" --node node1
+    UNDERPASS_LOAD_FLAGS="${LOAD_FLAGS-}" "$LAB_REPO/scripts/node-agent" ${PARTS-} --kubeconfig "$LAB/kubernetes/${1:-admin}.conf" \
+    --node node1
 }
 
 # agent FLAG: asks the agent on node1.
@@ -118,6 +119,43 @@ not_asked() { ! asked "$@" >/dev/null 2>&1; }
     lab_until 10 another $tool "$before"
   done
   lab_until 10 asked plain
+}
+
+@test "a part of the agent that is killed is started again, with all of its tools" {
+  local name before
+  for name in cidrs services scope metrics; do
+    before=$(part $name)
+    lab_in node1 kill -KILL "$before"
+    lab_until 10 another_part $name "$before" || fail "$name is not started again"
+  done
+  for tool in watch-services bpf-lb-load end-sockets scope-pods keep-pods sync-cidrs-kube serve-metrics; do
+    lab_until 10 pids $tool >/dev/null || fail "$tool does not run"
+  done
+  lab_until 10 asked plain
+}
+
+# part NAME: the shell of that part.
+part() {
+  lab_in node1 pgrep -f -- "node-agent --part $1 "
+}
+
+another_part() {
+  local now
+  now=$(part "$1") && [ "$now" != "$2" ]
+}
+
+@test "larger maps that the agent is told of take the place of those that there are, and Services stay in the kernel" {
+  local table
+  lab_stop agent
+  table=$(lab_lb node1 show)
+  LOAD_FLAGS='--max-backends 262144' agent_start
+  lab_until 20 agent --ready
+  asked plain
+  assert_equal "$(lab_lb node1 show)" "$table"
+  lab_stop agent
+  expect 0 lab_lb node1 load --max-backends 1
+  assert_contains "$stderr" '--max-backends is 262144, and 1 only after unload'
+  asked plain
 }
 
 # pids TOOL: of the agent on node1.

@@ -224,13 +224,16 @@ fn load_programs(pins: Pins, load: Load) -> Result<()> {
     });
     let Load { cgroup, node_netns, object, sizes, protect_node_ports: protect, .. } = load;
     let request = Request { pins, cgroup, participation, node_netns, protect, sizes, object };
-    let Loaded { missing, reserved } = load::load(&request)?;
+    let Loaded { missing, kept, reserved } = load::load(&request)?;
     if !reserved.is_empty() {
         let sysctl = "net.ipv4.ip_local_reserved_ports of the node's network namespace";
         message("info", &format!("added {reserved} to {sysctl}; unload takes it away"));
     }
     for missing in missing {
         message("warn", &format!("this kernel lacks {missing}"));
+    }
+    for kept in kept {
+        message("warn", &kept);
     }
     Ok(())
 }

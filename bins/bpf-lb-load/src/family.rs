@@ -179,9 +179,13 @@ const CELLS_PER_BUCKET: u32 = CELLS as u32;
 impl<A: Family> Tables<A> {
     /// Opens the maps that are pinned in `folder`.
     pub fn open(folder: &Path) -> Result<Self, MapsError> {
+        Self::open_each(folder, folder)
+    }
+
+    fn open_each(frontends: &Path, slots: &Path) -> Result<Self, MapsError> {
         let name = |stem: &str| format!("{stem}{}", A::SUFFIX);
-        let cells: Mapped<Cell<A>> = mapped(folder, &name("frontends"))?;
-        let slots: Mapped<Slot<A>> = mapped(folder, &name("slots"))?;
+        let cells: Mapped<Cell<A>> = mapped(frontends, &name("frontends"))?;
+        let slots: Mapped<Slot<A>> = mapped(slots, &name("slots"))?;
         Ok(Self {
             taken: vec![false; cells.capacity() as usize],
             retired_cells: Limbo::default(),
@@ -190,6 +194,20 @@ impl<A: Family> Tables<A> {
             slots,
             moved: Limbo::default(),
         })
+    }
+
+    /// Gives the empty map of frontends in `new` those of the one in `old`. Says whether there was room for all.
+    pub fn rehash(old: &Path, new: &Path) -> Result<bool, MapsError> {
+        let (mut from, mut to) = (Self::open(old)?, Self::open_each(new, old)?);
+        let mut is_whole = true;
+        for (frontend, _, entry) in from.read() {
+            let cell = to.allocate_cell(&frontend);
+            is_whole &= cell.map(|cell| to.insert(&frontend, cell, entry)).is_some();
+        }
+        for (address, _) in from.doors() {
+            is_whole &= to.insert_door(SocketAddr::new(address, u16::MAX)).is_some();
+        }
+        Ok(is_whole)
     }
 
     /// All frontends with their cells, and marks those and the slots that they lead to as taken.

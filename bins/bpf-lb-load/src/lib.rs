@@ -9,6 +9,7 @@ pub mod family;
 pub mod follow;
 pub mod gone;
 pub mod grace;
+pub mod grow;
 pub mod kernel;
 pub mod layout;
 pub mod load;

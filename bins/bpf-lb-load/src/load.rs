@@ -17,6 +17,7 @@ use bpf_lb_abi::{Config, LAYOUT, Participation};
 
 use crate::{
     attach::{self, Served},
+    grow::Grown,
     layout,
     maps::{mapped, pinned_data},
     netns,
@@ -50,21 +51,24 @@ const MAPS: [&str; 18] = [
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bpf-lb"));
 
-/// How much the maps hold. Taken when they are made, and kept from then on.
+/// How much the maps hold. Without a number, as before; those for services and backends grow and do not shrink, the others
+/// stay as they were made.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct Sizes {
-    /// How many service addresses of each family
-    #[arg(long, default_value_t = 32_768, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
-    pub max_services: u32,
-    /// How many backends, of all services together
-    #[arg(long, default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(1..=1 << 26))]
-    pub max_backends: u32,
-    /// How many translated sockets of each family are remembered in the fast way; rounded up to a power of two
-    #[arg(long, default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
-    pub max_sockets: u32,
-    /// How many pairs of a pod and a service with session affinity are remembered
-    #[arg(long, default_value_t = 61_440, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
-    pub max_clients: u32,
+    /// How many service addresses of each family; as before by default, and 32768 at first
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub max_services: Option<u32>,
+    /// How many backends, of all services together; as before by default, and 131072 at first
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1 << 26))]
+    pub max_backends: Option<u32>,
+    /// How many translated sockets of each family are remembered in the fast way, rounded up to a power of two; kept from the
+    /// first load on, and 65536 by default
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub max_sockets: Option<u32>,
+    /// How many pairs of a pod and a service with session affinity are remembered; kept from the first load on, and 61440 by
+    /// default
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub max_clients: Option<u32>,
 }
 
 /// What `load` is asked for.
@@ -91,6 +95,8 @@ pub struct Request {
 pub struct Loaded {
     /// The features that the kernel lacks.
     pub missing: Vec<String>,
+    /// Sizes that are not as they were asked for.
+    pub kept: Vec<String>,
     /// The ports that were reserved, as the sysctl has them.
     pub reserved: String,
 }
@@ -125,8 +131,6 @@ pub fn load(request: &Request) -> Result<Loaded> {
 
 fn load_and_attach(request: &Request, cgroup: Option<&File>, fresh: bool) -> Result<Loaded> {
     let pins = &request.pins;
-    // Nobody sees maps that are not whole.
-    let folder = if fresh { pins.new_maps() } else { pins.maps() };
     let mut missing = Vec::new();
     let set_retval = probe::has_set_retval()?;
     if !set_retval {
@@ -140,10 +144,15 @@ fn load_and_attach(request: &Request, cgroup: Option<&File>, fresh: bool) -> Res
                 .into(),
         );
     }
+    let (entries, kept) = sizes(request, fresh)?;
+    let grown = if fresh { Grown::none(pins.clone()) } else { Grown::begin(pins.clone(), &entries)? };
     if fresh {
         pins.begin()?;
     }
-    let mut object = open_object(request, &folder, fresh, set_retval, multipath)?;
+    // Nobody sees maps that are not whole.
+    let folder = if fresh { pins.new_maps() } else { pins.maps() };
+    let mut object = open_object(request, &folder, &entries, &grown, set_retval, multipath)?;
+    grown.fill()?;
     configure(request, &folder, fresh)?;
     if fresh {
         pins.publish()?;
@@ -151,42 +160,91 @@ fn load_and_attach(request: &Request, cgroup: Option<&File>, fresh: bool) -> Res
     let reserved = reserve::reserve(request.node_netns.as_deref(), &pins.maps(), request.protect.as_ref())
         .context("net.ipv4.ip_local_reserved_ports in the node's network namespace")?;
     let wanted = |hook: &&Hook| request.protect.is_some() || !hook.protects;
+    let mut loaded = Vec::new();
     for hook in HOOKS.iter().filter(wanted) {
-        if let Err(error) = install(&mut object, hook, cgroup, pins) {
-            if hook.required {
-                return Err(error);
-            }
-            missing.push(format!("{} (Linux {}): {}: {error:#}", hook.program, hook.since, hook.without));
+        match load_program(&mut object, hook) {
+            Ok(()) => loaded.push(hook),
+            Err(error) if hook.required => return Err(error),
+            Err(error) => missing.push(lacks(hook, &error)),
         }
     }
+    for hook in loaded {
+        match install(&mut object, hook, cgroup, pins) {
+            Err(error) if hook.required => return Err(error),
+            Err(error) => missing.push(lacks(hook, &error)),
+            Ok(()) => {}
+        }
+    }
+    grown.publish()?;
     for obsolete in
         pins.links().iter().filter(|link| HOOKS.iter().filter(wanted).all(|hook| hook.program != link.as_str()))
     {
         std::fs::remove_file(pins.link(obsolete)).with_context(|| format!("unpin {obsolete}"))?;
     }
-    Ok(Loaded { missing, reserved })
+    Ok(Loaded { missing, kept, reserved })
 }
 
-fn open_object(request: &Request, folder: &Path, fresh: bool, set_retval: bool, multipath: bool) -> Result<Ebpf> {
+fn lacks(hook: &Hook, error: &anyhow::Error) -> String {
+    format!("{} (Linux {}): {}: {error:#}", hook.program, hook.since, hook.without)
+}
+
+/// How many entries maps have, by name.
+type Entries = Vec<(&'static str, u32)>;
+
+/// How many entries each map of a size of its own is to have, and which sizes that were asked for are not to be had.
+fn sizes(request: &Request, fresh: bool) -> Result<(Entries, Vec<String>)> {
+    let folder = request.pins.maps();
+    let found = |map| if fresh { Ok(0) } else { capacity(&folder, map) };
+    let mut kept = Vec::new();
+    let mut keep = |option: &str, asked: Option<u32>, has: u32| {
+        if let Some(asked) = asked.filter(|asked| *asked != has) {
+            kept.push(format!("{option} is {has}, and {asked} only after unload"));
+        }
+        has
+    };
     let Sizes { max_services, max_backends, max_sockets, max_clients } = request.sizes;
-    let sockets = if fresh { max_sockets.next_power_of_two() } else { capacity(folder, "peers4")? };
-    let buckets = if fresh { max_services.next_power_of_two() } else { capacity(folder, "frontends4")? };
+    let mut at_least = |option, asked: Option<u32>, has, first| match (fresh, asked) {
+        (true, asked) => asked.unwrap_or(first),
+        (false, Some(asked)) if asked > has => asked,
+        (false, asked) => keep(option, asked, has),
+    };
+    let services = at_least("--max-services", max_services, found("names")?, 32_768);
+    let backends = at_least("--max-backends", max_backends, found("backends")?, 131_072);
+    let sockets = max_sockets.map(u32::next_power_of_two);
+    let (sockets, clients) = if fresh {
+        (sockets.unwrap_or(65_536), max_clients.unwrap_or(61_440))
+    } else {
+        (keep("--max-sockets", sockets, found("peers4")?), keep("--max-clients", max_clients, found("affinity")?))
+    };
+    let buckets = services.next_power_of_two().max(found("frontends4")?).max(found("frontends6")?);
     // Half of the slots are for the run that takes the place of another; each run has one that is about the run.
-    let slots = max_backends.saturating_add(max_services).saturating_mul(2);
-    let sizes = [
-        ("frontends4", buckets),
-        ("frontends6", buckets),
-        ("names", max_services),
+    let slots = backends.saturating_add(services).saturating_mul(2);
+    let entries = [
+        ("names", services),
+        ("backends", backends),
         ("slots4", slots),
         ("slots6", slots),
-        ("backends", max_backends),
+        ("frontends4", buckets),
+        ("frontends6", buckets),
         ("owners4", sockets),
         ("owners6", sockets),
         ("peers4", sockets),
         ("peers6", sockets),
-        ("affinity", max_clients),
+        ("affinity", clients),
     ];
-    let (peer_mask, frontend_mask) = (sockets - 1, buckets - 1);
+    Ok((entries.into(), kept))
+}
+
+fn open_object(
+    request: &Request,
+    folder: &Path,
+    entries: &[(&'static str, u32)],
+    grown: &Grown,
+    set_retval: bool,
+    multipath: bool,
+) -> Result<Ebpf> {
+    let of = |name| entries.iter().find(|(map, _)| *map == name).map_or(0, |(_, entries)| *entries);
+    let (peer_mask, frontend_mask) = (of("peers4") - 1, of("frontends4") - 1);
     let (retval, multipath) = (u32::from(set_retval), u32::from(multipath));
     let globals = [
         ("PEER_MASK", &peer_mask),
@@ -197,8 +255,11 @@ fn open_object(request: &Request, folder: &Path, fresh: bool, set_retval: bool, 
     let mut loader = loader(folder, &globals);
     let protected = request.protect.as_ref().map_or([0, 0], |ports| [*ports.start(), *ports.end()]);
     loader.override_global("PROTECTED", &protected, true);
-    for (map, size) in sizes {
-        loader.map_max_entries(map, size);
+    for (map, entries) in entries {
+        loader.map_max_entries(map, *entries);
+    }
+    for (map, path) in grown.paths() {
+        loader.map_pin_path(map, path);
     }
     let object = match &request.object {
         Some(path) => Cow::Owned(std::fs::read(path).with_context(|| path.display().to_string())?),
@@ -241,7 +302,11 @@ pub fn open_tracer(folder: &Path, ring: u32, others: bool, get_retval: bool) -> 
     loader.load(OBJECT).context("open the maps; this takes CAP_BPF and CAP_NET_ADMIN")
 }
 
-fn capacity(folder: &Path, map: &str) -> Result<u32> {
+/// How many entries a map has.
+///
+/// # Errors
+/// When it is not there.
+pub fn capacity(folder: &Path, map: &str) -> Result<u32> {
     let info = pinned_data(folder, map)?.info().with_context(|| map.to_owned())?;
     Ok(info.max_entries())
 }
@@ -267,6 +332,17 @@ fn open_cgroup(path: &Path) -> Result<File> {
     File::open(path).with_context(|| format!("cgroup {}", path.display()))
 }
 
+fn load_program(object: &mut Ebpf, hook: &Hook) -> Result<()> {
+    let program = object.program_mut(hook.program).with_context(|| format!("no program {}", hook.program))?;
+    match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        _ => bail!("{} is of another kind than it should be", hook.program),
+    }
+    // The error's text has the verifier's log.
+    .with_context(|| format!("load {}", hook.program))
+}
+
 /// Attaches a program: in the place of the one that is there, or to another cgroup, and then that one goes.
 fn install(object: &mut Ebpf, hook: &Hook, cgroup: Option<&File>, pins: &Pins) -> Result<()> {
     let program = object.program_mut(hook.program).with_context(|| format!("no program {}", hook.program))?;
@@ -278,17 +354,13 @@ fn install(object: &mut Ebpf, hook: &Hook, cgroup: Option<&File>, pins: &Pins) -
         None if !pin.exists() => return Err(anyhow!("{} is not attached anywhere; name the cgroup", hook.program)),
         _ => None,
     };
-    // The error's text has the verifier's log.
-    let what = || format!("load {}", hook.program);
     match program {
         Program::CgroupSockAddr(program) => {
-            program.load().with_context(what)?;
             let Some(cgroup) = elsewhere else { return replace(&pin, program.fd()?.as_fd()) };
             let link = program.attach(cgroup, CgroupAttachMode::Single).with_context(|| attach(hook))?;
             pin_link(program.take_link(link)?.try_into()?, &pin)
         }
         Program::CgroupSock(program) => {
-            program.load().with_context(what)?;
             let Some(cgroup) = elsewhere else { return replace(&pin, program.fd()?.as_fd()) };
             let link = program.attach(cgroup, CgroupAttachMode::Single).with_context(|| attach(hook))?;
             pin_link(program.take_link(link)?.try_into()?, &pin)

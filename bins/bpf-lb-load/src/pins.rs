@@ -74,6 +74,21 @@ impl Pins {
         create(&self.new_maps())
     }
 
+    /// Makes the folder of new maps beside those that are there.
+    pub fn begin_beside(&self) -> Result<()> {
+        remove(&self.new_maps())?;
+        create(&self.new_maps())
+    }
+
+    /// Lets these new maps take the place of those that are there, one after the other.
+    pub fn replace<'a>(&self, maps: impl IntoIterator<Item = &'a str>) -> Result<()> {
+        for map in maps {
+            let (from, to) = (self.new_maps().join(map), self.maps().join(map));
+            fs::rename(&from, &to).with_context(|| to.display().to_string())?;
+        }
+        remove(&self.new_maps())
+    }
+
     /// Lets the new maps be seen, all at once.
     pub fn publish(&self) -> Result<()> {
         fs::rename(self.new_maps(), self.maps()).with_context(|| self.maps().display().to_string())

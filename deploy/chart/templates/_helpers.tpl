@@ -12,3 +12,6 @@
 {{- define "underpass.pull" -}}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 {{- end }}
+{{- define "underpass.maps" -}}
+{{- range $map, $size := .Values.maps }}{{ with $size }} --max-{{ $map }} {{ int64 . }}{{ end }}{{ end }}
+{{- end }}
