@@ -1,7 +1,8 @@
 """Whom a client reaches: `reach.py serve PORT...` answers on every address of its host with the address and port that it was
 reached on; `reach.py ask TRIES SECONDS` reads lines such as `tcp 10.6.0.1:80` and prints for each, as JSON, whose answers it
-got in so many tries, "refused", or "silent"."""
+got in so many tries, "refused", another error such as "EHOSTUNREACH", or "silent"."""
 
+import errno
 import json
 import selectors
 import socket
@@ -68,8 +69,10 @@ def once(kind, address, port, seconds):
             return client.recv(64).decode()
         except ConnectionRefusedError:
             return "refused"
-        except OSError:
+        except TimeoutError:
             return "silent"
+        except OSError as error:
+            return errno.errorcode[error.errno]
 
 
 def ask(tries, seconds):
@@ -79,7 +82,8 @@ def ask(tries, seconds):
         address, port = to.rsplit(":", 1)
         where = SOCK_STREAM if protocol == "tcp" else SOCK_DGRAM, address.strip("[]"), int(port)
         answers = {once(*where, seconds)}
-        if answers <= {"refused", "silent"}:
+        # An answer is an address with a port.
+        if not any(":" in answer for answer in answers):
             found[line.strip()] = answers.pop()
             continue
         # One that gets no answer where others did is a failure: it shows.
