@@ -19,7 +19,8 @@ use aya::{
     programs::{links::PinnedLink, loaded_programs},
     sys::{Stats, enable_stats},
 };
-use service_table::{Algorithm, Backend, Change, Protocol, Service, ServiceTable, SessionAffinity};
+use ipnet::IpNet;
+use service_table::{Algorithm, Backend, Change, Protocol, Refuse, Service, ServiceTable, SessionAffinity};
 
 use bpf_lb_load::{apply, kernel::Kernel, pins::Pins, print};
 use clap::{Args, Parser, ValueEnum};
@@ -58,6 +59,12 @@ struct Table {
     /// TCP alone; else each service has TCP and UDP
     #[arg(long)]
     tcp_only: bool,
+    /// CIDRs in which a port that no service has is refused
+    #[arg(long)]
+    refuse: Vec<IpNet>,
+    /// The first service's, on an address of this node's that nobody asks
+    #[arg(long)]
+    node_port: Option<u16>,
 }
 
 #[derive(Args)]
@@ -114,6 +121,8 @@ enum Case {
     UdpSame,
     /// The same to one address that is no Service
     UdpMiss,
+    /// The same to a port that no Service has, which is refused
+    UdpRefused,
     /// The same through IPv4-mapped addresses
     UdpMapped,
     /// socket, connect, close
@@ -242,6 +251,7 @@ impl Table {
             protocol,
             port: SERVICE_PORT,
             cluster_ips: vec![cluster_ip(index).into(), cluster_ip(index).to_ipv6_compatible().into()],
+            node_port: self.node_port.filter(|_| index == 0),
             session_affinity: self.affinity.then_some(SessionAffinity { timeout_seconds: 10_800 }),
             lb_algorithm: if self.least_connections { Algorithm::LeastConnections } else { Algorithm::Random },
             backends: self.backends(index),
@@ -249,7 +259,12 @@ impl Table {
         };
         let protocols = if self.tcp_only { &[Protocol::Tcp][..] } else { &[Protocol::Tcp, Protocol::Udp] };
         let all = |index| protocols.iter().map(move |protocol| service(index, *protocol));
-        ServiceTable { services: (0..self.services).flat_map(all).collect(), ..ServiceTable::default() }
+        ServiceTable {
+            node_addresses: self.node_port.map(|_| Ipv4Addr::new(127, 3, 0, 1).into()).into_iter().collect(),
+            refuse: Refuse(self.refuse.clone()),
+            services: (0..self.services).flat_map(all).collect(),
+            ..ServiceTable::default()
+        }
     }
 
     fn backends(&self, service: u32) -> Vec<Backend> {
@@ -408,7 +423,7 @@ enum Address {
 
 impl Address {
     fn new(case: Case, address: Ipv4Addr) -> Self {
-        let port = SERVICE_PORT.to_be();
+        let port = if matches!(case, Case::UdpRefused) { SERVICE_PORT + 1 } else { SERVICE_PORT }.to_be();
         let six = |address: std::net::Ipv6Addr| {
             // SAFETY: a socket address is plain data.
             let mut name: libc::sockaddr_in6 = unsafe { std::mem::zeroed() };
@@ -462,7 +477,7 @@ impl Client {
         }
         let socket = match case {
             Case::UdpMapped => open(libc::AF_INET6, libc::SOCK_DGRAM)?,
-            Case::UdpSame | Case::UdpMiss | Case::UdpEcho => open(libc::AF_INET, libc::SOCK_DGRAM)?,
+            Case::UdpSame | Case::UdpMiss | Case::UdpRefused | Case::UdpEcho => open(libc::AF_INET, libc::SOCK_DGRAM)?,
             Case::Peer => open(libc::AF_INET, libc::SOCK_STREAM)?,
             Case::Tcp | Case::Tcp6 | Case::UdpNew | Case::UdpFirst => -1,
         };
@@ -493,6 +508,11 @@ impl Client {
             Case::Tcp => connect_and_reset(libc::AF_INET, &address)?,
             Case::Tcp6 => connect_and_reset(libc::AF_INET6, &address)?,
             Case::UdpSame | Case::UdpMiss | Case::UdpMapped => connect(self.socket, &address)?,
+            Case::UdpRefused => {
+                let refused =
+                    connect(self.socket, &address).is_err_and(|error| error.raw_os_error() == Some(libc::ECONNREFUSED));
+                ensure!(refused, "it is not refused");
+            }
             Case::UdpNew => {
                 let socket = open(libc::AF_INET, libc::SOCK_DGRAM)?;
                 connect(socket, &address)?;

@@ -168,8 +168,10 @@ impl Cluster {
         match Service::of(object) {
             Ok(service) => {
                 self.note(title("Service", &name), Problem::of(object, service.problems.clone()));
-                self.services.entry(name.clone()).or_default().service = Some(service);
-                self.cluster_ips_changed = true;
+                let known = &mut self.services.entry(name.clone()).or_default().service;
+                let before = known.as_ref().map_or(&[][..], |before| &before.cluster_ips);
+                self.cluster_ips_changed |= before != service.cluster_ips;
+                *known = Some(service);
                 self.touch(name, None);
             }
             Err(_) => self.service_gone(&name),
@@ -180,8 +182,7 @@ impl Cluster {
     pub fn service_gone(&mut self, name: &Name) {
         self.note(title("Service", name), None);
         if let Some(known) = self.services.get_mut(name) {
-            known.service = None;
-            self.cluster_ips_changed = true;
+            self.cluster_ips_changed |= known.service.take().is_some();
             self.touch(name.clone(), None);
         }
     }
