@@ -96,6 +96,59 @@ equal({ask(sender, "127.9.9.2", 30080) for _ in range(20)}, {("127.0.0.3", ("127
   assert_json "$(lab_lb node1 stats)" '[.[] | select(.name == "tcp").backends["127.0.0.5:8080"].connections > 0]' '[true]'
 }
 
+@test "an unconnected socket keeps its backend on another node while all of that node's terminate, and leaves it by its own node's port" {
+  # backends FIRST SECOND THIRD: those on node2, each with its scope.
+  backends() {
+    jq -nc '[{address: "127.0.0.2", port: 8080, local: true}] + ($ARGS.positional | map(split("/") | {address: .[0], port: 8080, node: "node2"}
+      + if .[1] then {scope: .[1]} else {} end))' --args "$@"
+  }
+  # shellcheck disable=SC2016 # a variable of jq
+  local change='{protocol: "UDP", externalTrafficPolicy: "Local", backends: $backends}' given counted
+  local counts='[.[].backends["127.0.0.3:8080", "127.0.0.4:8080"].connections]'
+  put() { lb_nodes "$(lb_node_port udp "$(jq -nc --argjson backends "$(backends "$@")" "$change")")"; }
+  mkfifo "$BATS_TEST_TMPDIR/ready" "$BATS_TEST_TMPDIR/go"
+  put 127.0.0.3 127.0.0.4 127.0.0.5
+  lab_sockets node1/pod "$BATS_TEST_TMPDIR" >"$BATS_TEST_TMPDIR/client" 2>&1 3>&- <<<"$clients"'
+def step():
+    open(sys.argv[1] + "/ready", "w").close()
+    open(sys.argv[1] + "/go").read()
+
+def sender_to(address, backend):
+    while True:
+        sender = new(SOCK_DGRAM, AF_INET)
+        if ask(sender, address, 30080)[0] == backend:
+            return sender
+
+def asked(sender, address):
+    return {ask(sender, address, 30080)[0] for _ in range(20)}
+
+other, own = sender_to("127.9.9.2", "127.0.0.3"), sender_to("127.9.9.9", "127.0.0.3")
+step()
+equal(asked(other, "127.9.9.2"), {"127.0.0.3"}, "ready before, and terminates")
+equal(asked(own, "127.9.9.9"), {"127.0.0.2"}, "by the own node only what is ready")
+late = [sender_to("127.9.9.2", backend) for backend in ("127.0.0.3", "127.0.0.4", "127.0.0.5")]
+equal([asked(sender, "127.9.9.2") for sender in late], [{"127.0.0.3"}, {"127.0.0.4"}, {"127.0.0.5"}])
+step()
+equal(asked(other, "127.9.9.2"), {"127.0.0.3"}, "another one is gone")
+equal(asked(late[2], "127.9.9.2") < {"127.0.0.3", "127.0.0.4"}, True, "its own is gone")
+step()
+equal(asked(other, "127.9.9.2"), {"127.0.0.3"}, "it is ready again")
+print("kept")
+' &
+  local client=$!
+  for given in '127.0.0.3/node 127.0.0.4/node 127.0.0.5/node' '127.0.0.3/node 127.0.0.4/node' '127.0.0.3 127.0.0.4'; do
+    timeout 20 cat "$BATS_TEST_TMPDIR/ready" || fail "$(<"$BATS_TEST_TMPDIR/client")"
+    counted=$(lb_stat "$counts")
+    # shellcheck disable=SC2086 # a list
+    put $given
+    # What begins to terminate takes what it counted by this node's port with it; else nothing is lost, nor counted twice.
+    [[ $given == *127.0.0.5* ]] || assert_equal "$(lb_stat "$counts")" "$counted"
+    : >"$BATS_TEST_TMPDIR/go"
+  done
+  wait "$client"
+  assert_equal "$(<"$BATS_TEST_TMPDIR/client")" kept
+}
+
 @test "with affinity each node's port keeps a client to a backend of that node" {
   lb_nodes "$(lb_node_port tcp '{"externalTrafficPolicy": "Local", "sessionAffinity": {},
     "backends": [{"address": "127.0.0.2", "port": 8080, "local": true}, {"address": "127.0.0.3", "port": 8080, "node": "node2"},

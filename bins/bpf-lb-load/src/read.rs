@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use bpf_lb_abi::{Backend, Entry, NO_SERVICE, NO_SLOT};
+use bpf_lb_abi::{Backend, Entry, NO_SERVICE, NO_SLOT, OTHER_NODE};
 use service_table::ServiceName;
 
 use crate::{
@@ -112,8 +112,11 @@ impl Kernel {
                 for run in runs {
                     for (id, slot) in self.places(*set, *run) {
                         let places = members.entry(id).or_insert([NO_SLOT; 2]);
+                        let place = &mut places[set.scope as usize];
                         if set.node == 0 {
-                            places[set.scope as usize] = slot;
+                            *place = slot;
+                        } else if *place == NO_SLOT {
+                            *place = slot | OTHER_NODE;
                         }
                     }
                 }

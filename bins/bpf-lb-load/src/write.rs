@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
 };
 
-use bpf_lb_abi::{Backend, Endpoint, Entry, NO_SLOT, Scope, Word};
+use bpf_lb_abi::{Backend, Endpoint, Entry, NO_SLOT, OTHER_NODE, Scope, Word};
 use service_table::{Protocol, ServiceName};
 
 use crate::{
@@ -62,6 +62,7 @@ impl Kernel {
         }
         let runs: BTreeMap<_, _> =
             draft.kept_runs.iter().chain(&draft.new_runs).map(|(set, run)| (*set, *run)).collect();
+        self.place_others(&spec, &runs);
         for frontend in spec.frontends.keys() {
             self.lead(key, frontend, entry(&spec, frontend, &runs), draft.new_cells.get(frontend).copied());
         }
@@ -97,13 +98,29 @@ impl Kernel {
             };
             let slot = run.slot(index);
             let before = if set.node == 0 {
-                Some(place.load()).filter(|slot| *slot != NO_SLOT)
+                Some(place.load()).filter(|slot| slot & OTHER_NODE == 0)
             } else {
                 before.get(&backend.id).copied()
             };
             tables!(self, set.v6, tables => tables.write_slot(slot, *address, spec.protocol, *backend, before));
             if set.node == 0 {
                 place.store(slot);
+            }
+        }
+    }
+
+    /// Says of the backends that are only in another node's set that they are there.
+    fn place_others(&self, spec: &Spec, runs: &BTreeMap<SetKey, Run>) {
+        for (set, run) in runs.iter().filter(|(set, _)| set.node != 0) {
+            let all = spec.sets.get(&SetKey { node: 0, ..*set });
+            for ((id, slot), address) in
+                self.places(*set, *run).zip(spec.sets.get(set).into_iter().flat_map(BTreeMap::keys))
+            {
+                if all.is_none_or(|all| !all.contains_key(address))
+                    && let Some(place) = self.backends.get(id)
+                {
+                    place.slots[set.scope as usize].store(slot | OTHER_NODE);
+                }
             }
         }
     }
@@ -146,8 +163,7 @@ impl Kernel {
             for (address, backend) in old.backends.iter().filter(|(_, backend)| !replaced.contains(backend)) {
                 let sets =
                     || new.spec.sets.iter().filter(|(_, members)| members.contains_key(address)).map(|(set, _)| set);
-                let stays = [Scope::Internal, Scope::External]
-                    .map(|scope| sets().any(|set| set.node == 0 && set.scope == scope));
+                let stays = [Scope::Internal, Scope::External].map(|scope| sets().any(|set| set.scope == scope));
                 self.leave(*backend, stays);
                 if sets().next().is_none() {
                     new.backends.remove(address);

@@ -299,6 +299,8 @@ pub struct Slot<A: Address> {
 
 /// In [`Backend::slots`]: the backend is in no such set.
 pub const NO_SLOT: u32 = u32::MAX;
+/// In [`Backend::slots`], beside the slot: the backend is in another node's set alone. No map has so many slots.
+pub const OTHER_NODE: u32 = 1 << 31;
 
 /// A backend of one service, in `backends`.
 #[derive(Debug)]

@@ -4,8 +4,8 @@ use core::marker::PhantomData;
 
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, generated::bpf_ktime_get_coarse_ns};
 use bpf_lb_abi::{
-    Affinity, Backend, Client, Config, Endpoint, Entry, NO_SLOT, PROBES, Participation, Prefix, REFUSE, Scope, Slot,
-    TCP, Translation, UDP, Word, any_port, node_port, node_port_bit,
+    Affinity, Backend, Client, Config, Endpoint, Entry, NO_SLOT, OTHER_NODE, PROBES, Participation, Prefix, REFUSE,
+    Scope, Slot, TCP, Translation, UDP, Word, any_port, node_port, node_port_bit,
 };
 
 use crate::{
@@ -254,7 +254,9 @@ impl<A: Tables> Frontend<A> {
         // The address may have moved to another service. In this run, the backend is one of this one's; elsewhere it is when
         // the run is being replaced.
         slot.wrapping_sub(self.entry.base() + 1) < self.entry.count()
-            || self.run().is_some_and(|run| run.backend == backend.service.load())
+            || self.run().is_some_and(|run| {
+                run.backend == backend.service.load() && (slot & OTHER_NODE == 0 || run.endpoint.port != 0)
+            })
     }
 
     /// Another backend than those that `is_taken` says, if the few that are looked at are not all taken.
