@@ -100,6 +100,25 @@ not_asked() { ! asked "$@" >/dev/null 2>&1; }
   lab_until 5 not_asked other
 }
 
+@test "a pod that has ended has no say on whoever has its address now" {
+  lab_kubectl patch pod other --subresource status --type merge --patch '{"status": {"phase": "Succeeded"}}' >/dev/null
+  lab_until 5 asked other
+}
+
+@test "an agent that starts while the API server is away leaves pods as their annotations said" {
+  pod no '"underpass.io/socket-path": "false"'
+  lab_until 5 not_asked no
+  lab_stop agent
+  expect 124 lab_in node1 timeout 2 "$(lab_libexec)/scope-pods" --node node1 --kubeconfig /dev/stdin <<<'{"apiVersion": "v1",
+    "kind": "Config", "current-context": "away", "contexts": [{"name": "away", "context": {"cluster": "away"}}],
+    "clusters": [{"name": "away", "cluster": {"server": "http://127.0.0.1:9"}}]}'
+  assert_contains "$stderr" 'what was known stands'
+  not_asked no
+  agent_start
+  pod no '"underpass.io/socket-path": "true"'
+  lab_until 10 asked no
+}
+
 @test "the cluster's setting leaves all out but those who say otherwise, and takes effect in pods that run" {
   lab_kubectl patch configmap underpass -n kube-system --type merge \
     --patch '{"data": {"settings": "podCIDRType: none\nsocketPath: false\n"}}' >/dev/null

@@ -75,6 +75,14 @@ async fn follow(kubeconfig: Option<&Path>, context: Option<&str>, node: &str, pi
     let selection = Selection::of::<Object>().fields(&format!("spec.nodeName={node}"));
     let mut events = Box::pin(cluster_api::follow(&client, selection, cut_down));
     let mut pods: BTreeMap<Name, Pod> = BTreeMap::new();
+    // Until the pods are known, the kernel's list stands.
+    while let Some(event) = events.next().await {
+        let is_all = matches!(event, Event::Listed);
+        take(&mut pods, event);
+        if is_all {
+            break;
+        }
+    }
     let (mut said, mut seen, mut full) = (String::new(), None, Instant::now());
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -123,9 +131,11 @@ fn cut_down(object: Object) -> Pod {
     let annotation = object.metadata.annotations.as_ref().and_then(|annotations| annotations.get(ANNOTATION));
     let annotation = annotation.and_then(|text| text.parse().ok());
     let on_host = object.spec.is_some_and(|spec| spec.host_network == Some(true));
-    let addresses = object.status.and_then(|status| status.pod_ips).unwrap_or_default();
-    let addresses = addresses.into_iter().filter_map(|address| address.ip.parse().ok());
-    Pod { annotation, addresses: if on_host { vec![] } else { addresses.collect() } }
+    let status = object.status.unwrap_or_default();
+    // Its addresses may be another's then.
+    let has_ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+    let addresses = status.pod_ips.into_iter().flatten().filter_map(|address| address.ip.parse().ok());
+    Pod { annotation, addresses: if on_host || has_ended { vec![] } else { addresses.collect() } }
 }
 
 /// Notes what the API says; whether it is of interest.

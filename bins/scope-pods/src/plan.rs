@@ -23,7 +23,7 @@ pub struct Attachment {
 pub struct Pod {
     /// What its annotation says.
     pub annotation: Option<bool>,
-    /// Its addresses, none for a pod in the node's network namespace: it is the node's then.
+    /// Its addresses, none for a pod in the node's network namespace, which is the node's, and for one that has ended.
     pub addresses: Vec<IpAddr>,
 }
 
