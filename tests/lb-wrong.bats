@@ -85,6 +85,17 @@ lb_who() {
   assert_json "$(lab_lb node1 show)" '.services[0].backends[0].address' 127.0.0.5
 }
 
+@test "a service that found no room is set by the line that makes room" {
+  many() { jq -nc --arg net "$1" --argjson count "$2" '[range($count) | {address: "\($net).\(.)", port: 8080}]'; }
+  expect 0 lab_lb node1 follow <<<"{\"set\": $(lb_service a "{\"clusterIps\": [\"10.96.0.2\"], \"backends\": $(many 10.9.1 40)}")}
+{\"set\": $(lb_service big "{\"clusterIps\": [\"10.96.0.4\"], \"backends\": $(many 10.9.2 100)}")}
+{\"set\": $(lb_service b "{\"clusterIps\": [\"10.96.0.3\"], \"backends\": $(many 10.9.3 30)}")}
+{\"set\": $(lb_service a "{\"clusterIps\": [\"10.96.0.2\"], \"backends\": $(many 10.9.1 20)}")}"
+  assert_json "$(jq -s . <<<"$output")" '[.[] | [.set, .refused[]?.service]]' '[[1],[0,"test/big"],[0,"test/b"],[2]]'
+  assert_json "$(lab_lb node1 show)" '[.services[] | [.name, (.backends | length)]]' '[["a",20],["b",30],["keep",1]]'
+  assert_json "$(lab_in node1 cat /run/underpass/unfit.json)" '[.[].service]' '["test/big"]'
+}
+
 @test "a service that found no room is still wanted when the nodes change, not as it was before" {
   local big few node_port nodes
   big=$(jq -nc '[range(100) | {address: "10.9.0.\(.)", port: 8080, node: "node2"}]')

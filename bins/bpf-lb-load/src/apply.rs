@@ -113,6 +113,8 @@ pub struct Table {
     lost: BTreeMap<ServiceName, Spec>,
     /// Services that are not as they were to be, by name.
     unfit: BTreeMap<String, Refused>,
+    /// Those of them that found no room, as they were to be, and what of them drains.
+    waiting: BTreeMap<ServiceName, (Spec, Option<Endpoints>)>,
     draining: Drains,
     /// Services of which each node's node port leads to its own backends.
     per_node: BTreeMap<ServiceName, Service>,
@@ -135,6 +137,7 @@ impl Table {
             kernel,
             lost: BTreeMap::new(),
             unfit: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             draining: BTreeMap::new(),
             per_node,
             orphans: HashMap::new(),
@@ -180,6 +183,7 @@ impl Table {
         let numbers = self.kernel.numbers_of(&table.nodes);
         let (mut specs, draining) = wanted(&self.kernel, &numbers, &self.draining, table, &mut summary)?;
         self.unfit.clear();
+        self.waiting.clear();
         (summary.conflicts, self.lost) = claims::settle(&mut specs);
         let before = self.holdings(self.names());
         self.draining = draining;
@@ -228,10 +232,42 @@ impl Table {
         // There may be room now.
         for (key, spec, _) in failed {
             if let Some((key, spec, error)) = self.try_set(key, spec, summary)? {
-                summary.refused.push(Refused::of_spec(&key, &spec, error));
+                let whole = self.lost.get(&key).unwrap_or(&spec).clone();
+                self.wait(key, whole, error, summary);
             }
         }
         Ok(())
+    }
+
+    /// Notes a service that finds no room.
+    fn wait(&mut self, key: ServiceName, spec: Spec, error: String, summary: &mut Summary) {
+        summary.refused.push(Refused::of_spec(&key, &spec, error));
+        let drains = self.draining.get(&key).cloned();
+        self.waiting.insert(key, (spec, drains));
+    }
+
+    /// Sets those that found no room, as far as there is some now.
+    fn retry(&mut self, summary: &mut Summary) -> Result<(), MapsError> {
+        self.kernel.settle()?;
+        for (key, (spec, drains)) in std::mem::take(&mut self.waiting) {
+            if self.kernel.has_room(&key, &spec) {
+                self.set_spec(key, spec, drains, summary)?;
+            } else {
+                self.waiting.insert(key, (spec, drains));
+            }
+        }
+        Ok(())
+    }
+
+    /// How much of what there may be no room for is taken, while anything waits for it.
+    fn taken(&self) -> [usize; 3] {
+        if self.waiting.is_empty() {
+            return [0; 3];
+        }
+        let services = self.kernel.services().values();
+        services.fold([0; 3], |[services, frontends, backends], service| {
+            [services + 1, frontends + service.spec.frontends.len(), backends + service.backends.len()]
+        })
     }
 
     fn refuse(&mut self, Refuse(cidrs): &Refuse) {
@@ -272,12 +308,16 @@ impl Table {
     /// As [`Table::apply`].
     pub fn change(&mut self, change: &Change) -> Result<Summary, ApplyError> {
         let mut summary = Summary::default();
+        let before = self.taken();
         match change {
             Change::Set(service) => self.set(service, &mut summary)?,
             Change::Nodes(nodes) => self.move_nodes(nodes, &mut summary)?,
             Change::Refuse(cidrs) => self.refuse(cidrs),
             Change::Remove(name) => self.remove(name, &mut summary)?,
             Change::Table(table) => return self.apply(table),
+        }
+        if self.taken().iter().zip(before).any(|(now, before)| *now < before) {
+            self.retry(&mut summary)?;
         }
         self.close(&summary);
         Ok(summary)
@@ -287,13 +327,23 @@ impl Table {
         let key = service.key();
         self.per_node.remove(&key);
         self.per_node.extend(is_per_node(service).then(|| (key.clone(), service.clone())));
-        let wanted = match Spec::new(service, self.kernel.node_numbers()) {
-            Ok(spec) => spec,
+        match Spec::new(service, self.kernel.node_numbers()) {
+            Ok(spec) => self.set_spec(key, spec, drains(service), summary),
             Err(unfit) => {
+                self.waiting.remove(&key);
                 summary.refused.push(Refused::new(service, unfit.to_string()));
-                return Ok(());
+                Ok(())
             }
-        };
+        }
+    }
+
+    fn set_spec(
+        &mut self,
+        key: ServiceName,
+        wanted: Spec,
+        drains: Option<Endpoints>,
+        summary: &mut Summary,
+    ) -> Result<(), MapsError> {
         let owners = wanted.frontends.keys().filter_map(|frontend| self.kernel.owner(frontend));
         let before = self.holdings([&key].into_iter().chain(owners).cloned());
         let had = self.frontends(&key);
@@ -304,8 +354,10 @@ impl Table {
         self.hand_over(&key, freed, summary)?;
         if let Some((key, _, error)) = self.try_set(key.clone(), spec, summary)? {
             summary.refused.push(Refused::of_spec(&key, &wanted, error));
+            self.waiting.insert(key, (wanted, drains));
             return Ok(());
         }
+        self.waiting.remove(&key);
         let name = key.to_string();
         self.unfit.remove(&name);
         summary.refused.retain(|refused| refused.service != name);
@@ -316,7 +368,7 @@ impl Table {
             self.lost.insert(key.clone(), wanted);
         }
         self.draining.remove(&key);
-        self.draining.extend(drains(service).map(|endpoints| (key.clone(), endpoints)));
+        self.draining.extend(drains.map(|endpoints| (key.clone(), endpoints)));
         self.tell(before, summary);
         self.adopt(&key, summary);
         Ok(())
@@ -367,6 +419,7 @@ impl Table {
         let before = self.holdings([key.clone()]);
         self.lost.remove(key);
         self.unfit.remove(&key.to_string());
+        self.waiting.remove(key);
         self.hand_over(key, self.frontends(key), summary)?;
         self.draining.remove(key);
         self.per_node.remove(key);
@@ -429,9 +482,9 @@ impl Table {
             };
             let mut spec = whole.clone();
             spec.frontends.retain(|claimed, _| *claimed == frontend || installed.spec.frontends.contains_key(claimed));
-            let is_whole = spec.frontends.len() == whole.frontends.len();
-            if let Some((key, spec, error)) = self.try_set(heir.clone(), spec, summary)? {
-                summary.refused.push(Refused::of_spec(&key, &spec, error));
+            let (whole, is_whole) = (whole.clone(), spec.frontends.len() == whole.frontends.len());
+            if let Some((key, _, error)) = self.try_set(heir.clone(), spec, summary)? {
+                self.wait(key, whole, error, summary);
             } else if is_whole {
                 self.lost.remove(&heir);
             }

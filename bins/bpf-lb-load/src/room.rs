@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use bpf_lb_abi::Backend;
+use service_table::ServiceName;
 use thiserror::Error;
 
 use crate::{
@@ -61,6 +62,14 @@ impl Kernel {
             draft = self.draft(spec, old);
         }
         draft
+    }
+
+    /// Whether there is room for a service as things are.
+    pub(crate) fn has_room(&mut self, key: &ServiceName, spec: &Spec) -> bool {
+        let old = self.services.remove(key);
+        let draft = self.draft(spec, old.as_ref());
+        self.services.extend(old.map(|old| (key.clone(), old)));
+        draft.map(|draft| self.give_back(draft)).is_ok()
     }
 
     /// Finds room for all that is new, or for nothing.
