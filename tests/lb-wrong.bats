@@ -126,6 +126,10 @@ $nodes"
   expect 0 lab_lb node1 follow <<<"{\"set\": $thief}
 {\"set\": $(lb_service keep '{"clusterIps": ["10.96.0.1"]}')}"
   assert_json "$(tail -n 1 <<<"$output")" '[.conflicts[].service]' '["test/a-thief"]'
+  # Once in the log, and where its owner is told of it.
+  assert_json "$(jq -sc '[.[] | select(.msg | startswith("test/a-thief")) | .msg]' <<<"$stderr")" . \
+    '["test/a-thief: 10.96.0.1:80/TCP belongs to test/keep; all others are as they are to be"]'
+  assert_json "$(lab_in node1 cat /run/underpass/unfit.json)" . '[{"service":"test/a-thief","error":"10.96.0.1:80/TCP belongs to test/keep"}]'
   assert_equal "$(lb_who 10.96.0.1)" '["keep"]'
 }
 
@@ -170,6 +174,31 @@ PY
     printf '{"remove": {"namespace": "test", "name": "old"}}\n' && sleep 0.2
   done; } | lab_lb node1 follow >/dev/null
   wait "$client" || fail "$(<"$BATS_TEST_TMPDIR/client")"
+}
+
+@test "a port takes the addresses of another of its Service over without a gap, and nothing is said of it" {
+  port() { lb_service web "{\"portName\": \"$1\", \"clusterIps\": [\"10.96.0.5\"], \"backends\": $(lb_backends 127.0.0.2)}"; }
+  lab_sockets node1/pod >"$BATS_TEST_TMPDIR/client" 2>&1 <<'PY' &
+serve("127.0.0.2")
+while errno_of(reach, SOCK_STREAM, "10.96.0.5"):
+    pass
+print("reached", flush=True)
+end = time.monotonic() + 3
+while time.monotonic() < end:
+    equal(reach(SOCK_STREAM, "10.96.0.5"), "127.0.0.2")
+PY
+  local client=$! before=z after=a now
+  printf '{"set": %s}\n' "$(port $before)" | lab_lb node1 follow >/dev/null
+  lab_until 10 grep -q reached "$BATS_TEST_TMPDIR/client"
+  { for _ in {1..200}; do
+    printf '{"set": %s}\n{"remove": {"namespace": "test", "name": "web", "portName": "%s"}}\n' "$(port $after)" $before
+    now=$after after=$before before=$now
+  done; } >"$BATS_TEST_TMPDIR/lines"
+  expect 0 lab_lb node1 follow <"$BATS_TEST_TMPDIR/lines"
+  wait "$client" || fail "$(<"$BATS_TEST_TMPDIR/client")"
+  assert_json "$(jq -s . <<<"$output")" '[(map(.set) | add), (map(.conflicts[]?) | length)]' '[200,0]'
+  assert_equal "$stderr" ''
+  assert_json "$(lab_lb node1 show)" '[.services[] | [.name, .portName]]' '[["keep",null],["web","z"]]'
 }
 
 @test "names are read back as they were written, whatever is in them" {

@@ -400,12 +400,15 @@ impl Table {
         for frontend in spec.frontends.keys() {
             let Some(owner) = self.kernel.owner(frontend).filter(|owner| *owner != key) else { continue };
             let Some(other) = self.kernel.services().get(owner) else { continue };
-            if Claim::of(owner, &other.spec, frontend) < Claim::of(key, spec, frontend) {
+            // A port that takes the place of another of its Service comes before that one goes.
+            let whole = self.lost.get(owner).unwrap_or(&other.spec);
+            if claims::is_of_same(owner, key) {
+                losers.insert(owner.clone(), whole.clone());
+            } else if Claim::of(owner, &other.spec, frontend) < Claim::of(key, spec, frontend) {
                 conflicts.push(Conflict::new(frontend, key, owner));
                 lost.push(*frontend);
             } else {
                 conflicts.push(Conflict::new(frontend, owner, key));
-                let whole = self.lost.get(owner).unwrap_or(&other.spec);
                 losers.insert(owner.clone(), whole.clone());
             }
         }
@@ -492,14 +495,20 @@ impl Table {
         Ok(())
     }
 
-    /// How many services are not as they were to be, or lack something that another one has.
-    pub fn incomplete(&self) -> usize {
-        self.lost.len() + self.unfit.len()
+    /// The services that could not be set, or lack what another one has, by name.
+    pub fn unfit(&self) -> BTreeMap<String, Refused> {
+        let lacking = self.lost.iter().filter_map(|(key, spec)| Some((key.to_string(), self.lacking(key, spec)?)));
+        lacking.chain(self.unfit.clone()).collect()
     }
 
-    /// The services that could not be set, by name.
-    pub const fn unfit(&self) -> &BTreeMap<String, Refused> {
-        &self.unfit
+    /// Nothing if no other Service has any of it.
+    fn lacking(&self, key: &ServiceName, spec: &Spec) -> Option<Refused> {
+        let belongs = |frontend| {
+            let owner = self.kernel.owner(frontend).filter(|owner| !claims::is_of_same(owner, key))?;
+            Some(format!("{frontend} belongs to {owner}"))
+        };
+        let error: Vec<_> = spec.frontends.keys().filter_map(belongs).collect();
+        (!error.is_empty()).then(|| Refused::of_spec(key, spec, error.join("; ")))
     }
 
     fn names(&self) -> Vec<ServiceName> {

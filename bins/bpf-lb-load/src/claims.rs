@@ -28,6 +28,11 @@ impl<'a> Claim<'a> {
     }
 }
 
+/// Whether these are ports of one Service.
+pub fn is_of_same(one: &ServiceName, other: &ServiceName) -> bool {
+    (&one.namespace, &one.name) == (&other.namespace, &other.name)
+}
+
 /// A claim that came second.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

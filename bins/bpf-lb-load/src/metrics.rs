@@ -42,7 +42,7 @@ pub struct Metrics {
     connections: Family<Labels, Counter>,
     refused: Family<Labels, Counter>,
     tallies: BTreeMap<ServiceName, Tally>,
-    /// Services that could not be set, as it was said of them; nothing before the first line.
+    /// Services that are not as they were to be, as it was said of them; nothing before the first line.
     unfit: Option<BTreeMap<String, Refused>>,
     neighbours: Neighbours,
     written: Option<Instant>,
@@ -129,20 +129,22 @@ impl Metrics {
         }
     }
 
-    /// Says of each service that could not be set why, unless it was said; and all that there are in a file of the state
+    /// Says of each service that is not as it was to be why, unless it was said; and all that there are in a file of the state
     /// directory, for who can tell its owner.
     pub fn unfit(&mut self, table: &Table, warn: fn(&str)) {
-        if self.unfit.as_ref() == Some(table.unfit()) {
+        let unfit = table.unfit();
+        if self.unfit.as_ref() == Some(&unfit) {
             return;
         }
-        let before = self.unfit.replace(table.unfit().clone()).unwrap_or_default();
-        for (service, refused) in table.unfit() {
+        let before = self.unfit.take().unwrap_or_default();
+        for (service, refused) in &unfit {
             if before.get(service).is_none_or(|said| said.error != refused.error) {
                 warn(&format!("{service}: {}; all others are as they are to be", refused.error));
             }
         }
-        let all: Vec<_> = table.unfit().values().collect();
+        let all: Vec<_> = unfit.values().collect();
         let text = serde_json::to_string(&all).unwrap_or_default();
+        self.unfit = Some(unfit);
         let written = state::write(&state::directory().join("unfit.json"), &text);
         if let Err(error) = self.once(written) {
             warn(&format!("unfit.json in the state directory: {error}"));
@@ -180,7 +182,7 @@ impl Metrics {
         self.attached.set(attach::served(&self.pins).is_somebody().into());
         self.services.set(services.len() as i64);
         self.endpoints.set(services.values().map(|service| service.backends.len() as i64).sum());
-        self.incomplete.set(table.incomplete() as i64);
+        self.incomplete.set(table.unfit().len() as i64);
         self.count(table);
         let written = self.file.write();
         self.once(written)

@@ -1,7 +1,7 @@
 //! What is known of the cluster, and which parts of the service table follow from what has changed.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     fmt,
     hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
     mem,
@@ -403,20 +403,20 @@ impl Cluster {
         let before = mem::take(&mut known.said);
         known.say(&services);
         let line = |change| Line { change, triggered: triggered.map(|time| time.to_string()) };
-        // What is to be gone comes first: it may have an address that another port is to have.
-        let ports: BTreeSet<&str> = services.iter().map(|service| service.port_name.as_str()).collect();
-        for (port, _) in before.iter().filter(|(port, _)| !ports.contains(&**port)) {
+        // What is to be gone comes last: another port may take its address over, and that is to have no gap.
+        for (service, said) in services.into_iter().zip(&known.said) {
+            if !before.contains(said) {
+                lines.push(line(Change::Set(Box::new(service))));
+            }
+        }
+        let is_gone = |port: &str| known.said.iter().all(|(said, _)| **said != *port);
+        for (port, _) in before.iter().filter(|(port, _)| is_gone(port)) {
             let gone = table::ServiceName {
                 namespace: name.namespace.clone(),
                 name: name.name.clone(),
                 port_name: port.to_string(),
             };
             lines.push(line(Change::Remove(gone)));
-        }
-        for (service, said) in services.into_iter().zip(&known.said) {
-            if !before.contains(said) {
-                lines.push(line(Change::Set(Box::new(service))));
-            }
         }
         if known.service.is_none() && known.slices.is_empty() {
             self.services.remove(name);

@@ -394,10 +394,10 @@ fn ports_that_are_renamed_and_families_and_types_that_change() {
     let mut cluster = cluster([service(&json!({})), slice("web-1", &["10.0.0.1"])]);
     cluster.table();
     let renamed = json!({"ports": [{"name": "http", "port": 80}]});
-    assert_eq!(tell(&mut cluster, service(&renamed)), ["remove default/web", "set default/web:http [10.96.0.1] "]);
+    assert_eq!(tell(&mut cluster, service(&renamed)), ["set default/web:http [10.96.0.1] ", "remove default/web"]);
     let dual = json!({"clusterIPs": ["10.96.0.1", "fd00::1"], "ipFamilies": ["IPv4", "IPv6"]});
     let lines = tell(&mut cluster, service(&dual));
-    assert_eq!(lines, ["remove default/web:http", "set default/web [10.96.0.1, fd00::1] 10.0.0.1:8080"]);
+    assert_eq!(lines, ["set default/web [10.96.0.1, fd00::1] 10.0.0.1:8080", "remove default/web:http"]);
     assert_eq!(tell(&mut cluster, service(&json!({}))), ["set default/web [10.96.0.1] 10.0.0.1:8080"]);
     assert_eq!(
         tell(&mut cluster, service(&json!({"clusterIP": "None", "clusterIPs": ["None"]}))),

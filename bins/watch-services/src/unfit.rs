@@ -1,4 +1,4 @@
-//! Services that the kernel has no room for, as `bpf-lb-load follow` says in the state directory.
+//! Services that the kernel has no room for, or whose address another one has, as `bpf-lb-load follow` says in the state directory.
 
 use std::{collections::BTreeMap, fs};
 
