@@ -206,6 +206,25 @@ PY
   es_ends_well client || fail "$(<"$LAB/log/agent")"
 }
 
+@test "connections to a Service's port that gets another name stay" {
+  es_set port "$ES_ALL"
+  es_client client <<'PY'
+hold("127.0.0.2", "fd01::2")
+while errno_of(connect, SOCK_STREAM, "10.96.0.1"):
+    time.sleep(.01)
+before = [connect(SOCK_STREAM, "10.96.0.1"), connect(SOCK_STREAM, "fd02::1", 80, AF_INET6)]
+ready()
+while errno_of(connect, SOCK_STREAM, "10.96.0.9"):
+    time.sleep(.01)
+time.sleep(.5)
+equal([error_of(one) for one in before + [connect(SOCK_STREAM, "10.96.0.1")]], [None] * 3)
+PY
+  # As watch-services says it: the new one first. A Service after it says when both were done.
+  printf '{"set": %s}\n{"remove": {"namespace": "test", "name": "port"}}\n' "$(lb_service port "$(jq -c '.portName = "http"' <<<"$ES_ALL")")" >&5
+  es_set after "$(jq -c '.clusterIps = ["10.96.0.9"]' <<<"$ES_ALL")"
+  es_ends_well client || fail "$(<"$LAB/log/agent")"
+}
+
 @test "a Multipath TCP socket whose server speaks plain TCP is told as well; one by another Service stays" {
   local one='{"clusterIps": ["10.96.0.1"], "backends": [{"address": "127.0.0.2", "port": 8080}]}'
   es_set one "$one"
