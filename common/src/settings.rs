@@ -604,6 +604,19 @@ translated in the sockets. What the sockets do not translate, as in a pod with `
 gateway. Where that has to go through the node all the same, set `serviceCIDR` and `overlayPodCIDR`: what is set there, or in
 `hijackCIDR`, counts also with `none`.
 ";
+    const ROOM: &str = "
+## How much the socket path holds
+
+Values of the chart (`helm upgrade --reuse-values --set maps.backends=262144`); without Helm, the variable `UNDERPASS_LOAD_FLAGS` of the node
+agent has them as flags of `bpf-lb-load load`. A Service that finds no room stays as it was, and an Event `NotServed` on it names the flag.
+
+| Value | Flag | Default | Holds | Changed while the maps are in use |
+| --- | --- | --- | --- | --- |
+| maps.services | `--max-services` | 32768 | service addresses of each family, with their ports | grows when the agent starts: Services and sockets stay translated; a smaller number is not taken |
+| maps.backends | `--max-backends` | 131072 | backends of all Services together | as above |
+| maps.sockets | `--max-sockets` | 65536 | translated sockets of each family in the fast way; more work as well, and slower | only after `node-agent --uninstall` on the node; until then the agent's log says so |
+| maps.clients | `--max-clients` | 61440 | pairs of a pod and a Service with session affinity; more push out the oldest | as above |
+";
     const ERRORS: &str = "
 ## Errors
 
@@ -634,7 +647,7 @@ is allowed, of every setting that is wrong. DEL and GC go on with the default in
             )
         };
         let rows: String = SETTINGS.iter().map(row).collect();
-        format!("{INTRODUCTION}{rows}{CLUSTER}{ADDRESSES}{ERRORS}")
+        format!("{INTRODUCTION}{rows}{CLUSTER}{ROOM}{ADDRESSES}{ERRORS}")
     }
 
     #[test]
