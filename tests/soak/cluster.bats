@@ -16,6 +16,8 @@ setup_file() {
   lab_kubectl apply --filename - < <(pod both '"k8s.v1.cni.cncf.io/networks": "underlay"' node1) >/dev/null
   deployment web underlay
   lab_kubectl wait pod --for condition=Ready underlay-node1 underlay-node2 overlay-node1 overlay-node2 both --timeout 60s
+  # A test may be the only one that runs, and asks at once.
+  rolled_out web
 }
 
 # pod NAME ANNOTATIONS [NODE]: one that sleeps, as JSON.
