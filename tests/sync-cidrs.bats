@@ -433,18 +433,15 @@ of_pods() {
 age_grows() { [ "$(metric cidrs_age_seconds)" -ge 2 ]; }
 
 @test "the watch survives a resource version that has expired" {
-  local pid
   service_cidr before 10.79.0.0/16
   follow
   within 5 '.cidrs.service | index("10.79.0.0/16")'
-  read -r pid <"$LAB/pid/follow"
-  kill -STOP "$pid"
+  lab_pause follow
   lab_kubectl delete servicecidr before --timeout 10s >/dev/null
   service_cidr later 10.80.0.0/16
   lab_compact
   restart_api
-  # nsenter, its parent, has stopped itself too.
-  kill -CONT "$pid" "$(ps -o ppid= -p "$pid" | tr -d ' ')"
+  lab_resume follow
   within 20 '.cidrs.service | index("10.80.0.0/16") and (index("10.79.0.0/16") | not)'
   lab_until 20 has_metric cidrs_in_contact 1
 }

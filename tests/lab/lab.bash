@@ -100,10 +100,12 @@ lab_watch() {
 
 # lab_down: ends every process of the lab and removes its directory. Safe to call twice, and without a lab.
 lab_down() {
-  local root cgroup
+  local root cgroup file
   [ -d "${LAB-}" ] || return 0
   read -r root <"$LAB/root" || root=
   if [ -n "$root" ]; then
+    # Whoever is paused does not see its program's end, for which the kernel waits.
+    for file in "$LAB"/pid/*; do lab_resume "${file##*/}" 2>/dev/null || :; done
     kill -KILL "$root" 2>/dev/null || true
     while [ -d "/proc/$root" ]; do sleep 0.02; done
   fi
@@ -177,6 +179,21 @@ lab_stop() {
   kill -"${2:-TERM}" "$pid" 2>/dev/null || true
   lab_until 5 test ! -d "/proc/$pid" || kill -KILL "$pid" 2>/dev/null || true
   rm "$LAB/pid/$1"
+}
+
+# lab_pause NAME...: stops what lab_spawn started, until lab_resume. nsenter, which runs it, then stops itself.
+lab_pause() {
+  local name
+  for name; do kill -STOP "$(<"$LAB/pid/$name")"; done
+}
+
+# lab_resume NAME...
+lab_resume() {
+  local name pid
+  for name; do
+    read -r pid <"$LAB/pid/$name"
+    kill -CONT "$pid" "$(ps -o ppid= -p "$pid" | tr -d ' ')"
+  done
 }
 
 # lab_until SECONDS COMMAND...: repeats a command until it succeeds.

@@ -31,14 +31,11 @@ add_each_nth() {
 # a_second_after COMMAND -- LOOK...: runs a command on the node, and prints what LOOK shows a second later. What is not right by
 # then does not become so while it is looked at: the agent is stopped.
 a_second_after() {
-  local pid
-  read -r pid <"$LAB/pid/agent"
   lab_in node1 sh -c "$1" >/dev/null
   sleep 1
-  kill -STOP "$pid"
+  lab_pause agent
   "${@:3}"
-  # nsenter, which runs it, has stopped itself with it.
-  kill -CONT "$pid" "$(ps -o ppid= -p "$pid")"
+  lab_resume agent
 }
 
 @test "what all 250 pods have on the node, a whole table, its rules, the node's nftables table, is put right within a second" {
