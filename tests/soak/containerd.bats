@@ -1,43 +1,26 @@
 # Under a real container runtime: containerd with its CRI plugin and runc, which crictl drives as a kubelet would.
-#
-# It runs in a node of the lab: what it keeps is in the node's /run, its processes are the lab's, and a cgroup of the lab
-# is all that it knows of cgroups. LAB_CONTAINERD is a directory with another containerd than the distribution's.
+# LAB_CONTAINERD is a directory with another containerd than the distribution's.
 
 load ../helpers
 load ../lb
+load runtime
 
 setup_file() {
   suite_needs_lab || return 0
   [ -z "${LAB_CONTAINERD-}" ] || export PATH=$LAB_CONTAINERD:$PATH
-  local program
-  for program in containerd containerd-shim-runc-v2 ctr runc busybox; do
-    command -v $program >/dev/null || suite_skips "no $program: run scripts/setup --containerd" || return 0
-  done
+  runtime_needs containerd containerd containerd-shim-runc-v2 ctr runc busybox || return 0
   CRICTL=$("$LAB_REPO/tests/tools/build" --where crictl) ||
     suite_skips 'crictl is not built: run scripts/setup --containerd (needs Go)' || return 0
   export CRICTL
-  lab_up 2
-  lab_pod node2 server underlay46
-  lab_serve node2/server 8080
-  lab_service web 80:8080 node2/server
+  runtime_lab
   runtime
   printf '# %s\n' "$(containerd --version)" "$(runc --version | head -n 1)" >&3
 }
 
-# The next test finds no sandbox and no balancer, whatever became of this one's.
-teardown() {
-  [ -z "${SUITE_SKIP-}" ] || return 0
-  local pod
-  for pod in $(cri pods --quiet); do remove "$pod" || :; done
-  lab_lb node1 unload 2>/dev/null || :
-}
+teardown() { cri_clean; }
 
-# runtime: containerd on node1, with an image for sandboxes and containers, and our plugin as a node has it.
+# runtime: containerd on node1, with an image for sandboxes and containers.
 runtime() {
-  # shellcheck disable=SC2016 # expanded by the inner shell
-  lab_in node1 sh -c 'mkdir -p /run/cni/bin /run/runc /var/lib/cni && cd /run/cni/bin && ln -s /usr/lib/cni/* . &&
-    ln -sf "$0"/* . && ln -s "$1/coordinator" . && ln -s "$2" underpass.d' \
-    "${LAB_CNI_PLUGINS:-/usr/lib/cni}" "$LAB_REPO/scripts" "$(lab_libexec)"
   network net .
   network refused '.plugins[1].mode = "sideways"'
   network silent '.plugins[1] += {detectGateway: true, detectOptions: {retries: 30, interval: "100ms"}} |
@@ -56,66 +39,27 @@ root = "/run/containerd-root"
     refused = {runtime_type = "io.containerd.runc.v2", cni_conf_dir = "/run/cni/refused"}
     silent = {runtime_type = "io.containerd.runc.v2", cni_conf_dir = "/run/cni/silent"}
 EOF
-  runc_without_limits | lab_in node1 install -m 755 /dev/stdin /run/runc/runc
-  lab_cgroup runtime >"$LAB/host/node1/runtime"
-  in_cgroup lab_in node1 unshare --cgroup mount -t cgroup2 cgroup2 /sys/fs/cgroup
+  without runc .linux.resources
   lab_in node1 mkdir /sys/fs/cgroup/containerd /sys/fs/cgroup/k8s.io
-  printf 'runtime-endpoint: unix:///run/containerd/containerd.sock\ntimeout: 30\n' | lab_in node1 tee /etc/crictl.yaml >/dev/null
+  cri_at /run/containerd/containerd.sock
   start
-  image | lab_in node1 ctr --namespace k8s.io images import - >/dev/null
+  runtime_image | lab_in node1 ctr --namespace k8s.io images import - >/dev/null
   lab_until 10 cri inspecti --quiet localhost/lab:1 >/dev/null
-}
-
-# runc, but for limits: a machine with cgroup v1 beside v2 has no controllers for v2.
-runc_without_limits() {
-  printf '#!/bin/sh\nrunc=%s\n' "$(command -v runc)"
-  cat <<'EOF'
-before=
-for now; do
-  [ "$before" != --bundle ] || { jq 'del(.linux.resources)' "$now/config.json" >"$now/new" && mv "$now/new" "$now/config.json"; }
-  before=$now
-done
-exec "$runc" "$@"
-EOF
 }
 
 # network NAME FILTER: the lab's chain, changed by a jq filter, as the network of the runtime handler NAME.
 # shellcheck disable=SC2016 # expanded by the inner shell
 network() {
   lab_network_json "$1" 46 "$(lab_coordinator_json 46)" eth0 1 0 | jq "$2" |
-    lab_in node1 sh -c 'mkdir "/run/cni/$0" && cat >"/run/cni/$0/net.conflist"' "$1"
-}
-
-# in_cgroup COMMAND...: in the lab's cgroup; a cgroup namespace that is made there has it as its root.
-in_cgroup() {
-  (printf '%s\n' "$BASHPID" >"$(<"$LAB/host/node1/runtime")/cgroup.procs" && "$@")
+    lab_in node1 sh -c 'mkdir -p "/run/cni/$0" && cat >"/run/cni/$0/net.conflist"' "$1"
 }
 
 # start: starts containerd, and again after lab_stop containerd KILL.
 start() {
-  in_cgroup lab_spawn containerd node1 env --unset=UNDERPASS_LIBEXEC PATH="/run/runc:$PATH" unshare --cgroup \
+  in_cgroup lab_spawn containerd node1 env --unset=UNDERPASS_LIBEXEC PATH="/run/bin:$PATH" unshare --cgroup \
     sh -c 'printf "0\n" >/sys/fs/cgroup/containerd/cgroup.procs && exec containerd --config /run/containerd.toml'
   lab_until 20 ready || lab_fail "containerd: $(tail -n 5 "$LAB/log/containerd")"
 }
-
-ready() { [ "$(cri info 2>/dev/null | jq '[.status.conditions[].status] | all')" = true ]; }
-
-# An image with a static program to sleep, and links for who mounts the machine's /usr, as a tar archive.
-image() {
-  local directory=$BATS_FILE_TMPDIR/image
-  mkdir -p "$directory/root/usr" "$directory/root/tmp"
-  cp "$(command -v busybox)" "$directory/root"
-  ln -s usr/bin usr/lib usr/lib64 "$directory/root"
-  tar -C "$directory/root" -cf "$directory/layer.tar" .
-  jq -n --arg layer "$(sha256sum <"$directory/layer.tar")" --arg machine "$(go env GOARCH)" '{
-    architecture: $machine, os: "linux", config: {Entrypoint: ["/busybox", "sleep", "86400"]},
-    rootfs: {type: "layers", diff_ids: ["sha256:\($layer[:64])"]}
-  }' >"$directory/config.json"
-  jq -n '[{Config: "config.json", RepoTags: ["localhost/lab:1"], Layers: ["layer.tar"]}]' >"$directory/manifest.json"
-  tar -C "$directory" -c manifest.json config.json layer.tar
-}
-
-cri() { lab_in node1 "$CRICTL/crictl" "$@"; }
 
 # sandbox NAME [HANDLER]: a pod sandbox; prints its id.
 sandbox() {
@@ -138,16 +82,6 @@ begin() {
 
 has_rule() { [ -n "$(lab_in node1 ip rule show pref 85)" ]; }
 
-# container SANDBOX NAME: a container in the sandbox NAME; prints its id.
-container() {
-  local id
-  jq -n --arg source "$LAB_SOURCE" '{
-    metadata: {name: "container"}, image: {image: "localhost/lab:1"}, linux: {},
-    mounts: ["/usr", $source | {host_path: ., container_path: ., readonly: true}]
-  }' | lab_in node1 tee "/run/$2.container.json" >/dev/null
-  id=$(cri create "$1" "/run/$2.container.json" "/run/$2.json") && cri start "$id" >/dev/null && printf '%s\n' "$id"
-}
-
 # inside SANDBOX: its network namespace, for lab_in.
 inside() {
   cri inspectp "$1" | jq -r '.info.runtimeSpec.linux.namespaces[] | select(.type == "network").path | "node1/\(split("/")[-1])"'
@@ -156,18 +90,6 @@ inside() {
 # address SANDBOX 4|6: as the runtime knows it.
 address() {
   cri inspectp "$1" | jq -r --arg family "$2" '.status.network | if $family == "4" then .ip else .additionalIps[0].ip end'
-}
-
-remove() {
-  cri stopp "$1" >/dev/null && cri rmp "$1" >/dev/null
-}
-
-# node_state: all that a sandbox could leave there: network, pods, namespaces, addresses in use, cached results, cgroups.
-node_state() {
-  lab_snapshot node1
-  cri pods --quiet
-  lab_in node1 find /run/netns /var/lib/cni -type f ! -name 'last_reserved_ip.*' ! -name lock
-  lab_in node1 find /sys/fs/cgroup -type d
 }
 
 # assert_served SANDBOX, assert_container_served CONTAINER 4_SEEN 6_SEEN: the Service answers over TCP and UDP, IPv4 and IPv6.
