@@ -19,7 +19,7 @@ setup_file() {
   lab_service outer 80:8080 node2/outer
   lab_service inner 80:8080 node2/inner
   lab_service dns 53:53 node2
-  lab_objects_json <"$LAB/services.json" | lab_kubectl apply --server-side --filename - >/dev/null
+  lab_objects_write
   lab_cgroup node1 >"$LAB/host/node1/cgroup"
   lab_spawn agent node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" UNDERPASS_CGROUP="$(<"$LAB/host/node1/cgroup")" \
     "$LAB_REPO/scripts/node-agent" --kubeconfig "$LAB/kubernetes/admin.conf" --node node1

@@ -15,7 +15,7 @@ setup_file() {
   LAB_HOLD=1 lab_service full 80:8080 --node-port 30080 --local node2/backend
   LAB_HOLD=1 lab_service near 80:8080 node2/backend
   LAB_HOLD=1 lab_service empty 80:8080 --node-port 30081
-  lab_objects_json <"$LAB/services.json" | lab_kubectl apply --server-side --filename - >/dev/null
+  lab_objects_write
   lab_kubectl patch service near --patch '{"spec": {"internalTrafficPolicy": "Local"}}' >/dev/null
   lab_pod node1 pod underlay46
   lab_balancer node1

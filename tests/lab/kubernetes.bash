@@ -157,12 +157,17 @@ lab_proxy_healthy() {
   lab_in "$1" bash -c 'exec 9<>/dev/tcp/127.0.0.1/10256; printf "GET /healthz HTTP/1.0\r\n\r\n" >&9; grep -q "^HTTP.* 200" <&9' 2>/dev/null
 }
 
+# lab_objects_write: writes $LAB/services.json to the API. On the server's side: kubectl's own patch takes two ports of one number, TCP and
+# UDP, for one.
+lab_objects_write() {
+  lab_objects_json <"$LAB/services.json" | lab_kubectl apply --server-side --force-conflicts --filename - >/dev/null
+}
+
 # Writes $LAB/services.json to the API, and waits until every kube-proxy has it.
 lab_objects_apply() {
   local node
   [ -e "$LAB/services.json" ] || return 0
-  # On the server's side: kubectl's own patch takes two ports of one number, TCP and UDP, for one.
-  lab_objects_json <"$LAB/services.json" | lab_kubectl apply --server-side --force-conflicts --filename - >/dev/null
+  lab_objects_write
   for node in $(lab_nodes); do
     lab_until 20 lab_proxied "$node" || lab_fail "kube-proxy on $node did not follow: $(tail -n 5 "$LAB/log/kube-proxy-$node")"
   done

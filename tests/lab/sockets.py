@@ -135,3 +135,11 @@ def errno_of(call, *arguments, **options):
 def equal(actual, expected, what=""):
     if actual != expected:
         sys.exit(f"{what}\nexpected: {expected}\nactual:   {actual}")
+
+
+def all_reach(sender, address, backend, port=80):
+    """A new connection of each kind to address reaches backend, and so does a datagram of sender's; all by the address asked."""
+    for kind in SOCK_STREAM, SOCK_DGRAM:
+        with connect(kind, address, port) as connected:
+            equal((connected.getpeername()[:2], answer(connected)), ((address, port), backend))
+    equal(ask(sender, address, port), (backend, (address, port)))
