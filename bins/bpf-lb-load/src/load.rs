@@ -162,18 +162,12 @@ fn load_and_attach(request: &Request, cgroup: Option<&File>, fresh: bool) -> Res
     let wanted = |hook: &&Hook| request.protect.is_some() || !hook.protects;
     let mut loaded = Vec::new();
     for hook in HOOKS.iter().filter(wanted) {
-        match load_program(&mut object, hook) {
-            Ok(()) => loaded.push(hook),
-            Err(error) if hook.required => return Err(error),
-            Err(error) => missing.push(lacks(hook, &error)),
+        if worked(hook, load_program(&mut object, hook), &mut missing)? {
+            loaded.push(hook);
         }
     }
     for hook in loaded {
-        match install(&mut object, hook, cgroup, pins) {
-            Err(error) if hook.required => return Err(error),
-            Err(error) => missing.push(lacks(hook, &error)),
-            Ok(()) => {}
-        }
+        worked(hook, install(&mut object, hook, cgroup, pins), &mut missing)?;
     }
     grown.publish()?;
     for obsolete in
@@ -184,8 +178,16 @@ fn load_and_attach(request: &Request, cgroup: Option<&File>, fresh: bool) -> Res
     Ok(Loaded { missing, kept, reserved })
 }
 
-fn lacks(hook: &Hook, error: &anyhow::Error) -> String {
-    format!("{} (Linux {}): {}: {error:#}", hook.program, hook.since, hook.without)
+/// Whether it was done; what need not be is noted as missing.
+fn worked(hook: &Hook, done: Result<()>, missing: &mut Vec<String>) -> Result<bool> {
+    match done {
+        Err(error) if hook.required => Err(error),
+        Err(error) => {
+            missing.push(format!("{} (Linux {}): {}: {error:#}", hook.program, hook.since, hook.without));
+            Ok(false)
+        }
+        Ok(()) => Ok(true),
+    }
 }
 
 /// How many entries maps have, by name.

@@ -182,7 +182,7 @@ impl Metrics {
         self.attached.set(attach::served(&self.pins).is_somebody().into());
         self.services.set(services.len() as i64);
         self.endpoints.set(services.values().map(|service| service.backends.len() as i64).sum());
-        self.incomplete.set(table.unfit().len() as i64);
+        self.incomplete.set(self.unfit.as_ref().map_or(0, BTreeMap::len) as i64);
         self.count(table);
         let written = self.file.write();
         self.once(written)
