@@ -86,6 +86,14 @@ false|--masquerade-all=0
 EOF
 }
 
+@test "what two processes say of a kube-proxy is said once, as while it is about to start another program" {
+  proxy --masquerade-all=0
+  lab_spawn about-to-start node1 bash -c 'exec -a kube-proxy bash -c "read -rt 60 <> <(:)" - --masquerade-all=0'
+  lab_until 5 grep -q ^kube-proxy "/proc/$(<"$LAB/pid/about-to-start")/cmdline"
+  says masquerade false
+  lab_stop about-to-start
+}
+
 @test "check-node says which rule gets ahead of ours, and which does not" {
   local rule
   rules() {

@@ -7,7 +7,7 @@ mod processes;
 mod proxy;
 mod rules;
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{collections::BTreeSet, fs, path::PathBuf, process::ExitCode};
 
 use clap::{Arg, ArgAction};
 use common::{
@@ -161,7 +161,7 @@ fn state_directory() -> Check {
 
 /// Without masquerade, a backend in the pod's own subnet answers the pod directly, from an address that the pod has never
 /// talked to, and the pod resets the connection.
-fn masquerade(proxies: &[Masquerade], subnets: &[IpNet]) -> Vec<Check> {
+fn masquerade(proxies: &BTreeSet<Masquerade>, subnets: &[IpNet]) -> Vec<Check> {
     if proxies.is_empty() {
         return vec![Check {
             name: "kube-proxy",
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_family_without_a_cluster_cidr_is_not_masqueraded() {
-        let v4 = [Masquerade::AllBut(vec!["10.233.0.0/18".parse().unwrap()])];
+        let v4 = BTreeSet::from([Masquerade::AllBut(vec!["10.233.0.0/18".parse().unwrap()])]);
         let ok = |subnet: &str| masquerade(&v4, &[subnet.parse().unwrap()])[0].ok;
         assert_eq!([ok("10.6.0.0/16"), ok("fd00:6::/64")], [true, false]);
     }

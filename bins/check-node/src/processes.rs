@@ -1,11 +1,12 @@
 //! The processes of the caller's network namespace.
 
-use std::{fs, os::unix::fs::MetadataExt, path::Path};
+use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt, path::Path};
 
 use crate::proxy::{Masquerade, of_process};
 
-/// What the kube-proxies do that run here, by their command lines and configuration files.
-pub fn proxies() -> Vec<Masquerade> {
+/// What the kube-proxies do that run here, by their command lines and configuration files. What several do is said once:
+/// a program that a kube-proxy is about to start has its command line until execve(2).
+pub fn proxies() -> BTreeSet<Masquerade> {
     let own = namespace(Path::new("/proc/thread-self"));
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());
     let here = processes.filter(|process| own.is_some() && namespace(process) == own);
