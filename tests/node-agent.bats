@@ -13,7 +13,7 @@ setup_file() {
   lab_network_config node1 out 46 '{"mode": "auto", "socketPath": false}'
   lab_pod node2 backend plain46
   lab_serve node2/backend 8080
-  objects
+  objects web 10.233.64.20
   agent_start
   lab_until 20 agent --ready
 }
@@ -23,13 +23,13 @@ teardown() {
   [ -e "$LAB/pid/agent" ] || agent_start
 }
 
-# A Service with one endpoint, which no rule of the node translates: who reaches it does so by the socket path.
+# objects NAME ADDRESS: a Service with one endpoint, which no rule of the node translates: who reaches it does so by the socket path.
 objects() {
-  jq -n --arg address "$(lab_address node2/backend 4)" '{apiVersion: "v1", kind: "List", items: [
-    {apiVersion: "v1", kind: "Service", metadata: {name: "web", namespace: "default"},
-      spec: {clusterIP: "10.233.64.20", ports: [{port: 80}]}},
+  jq -n --arg address "$(lab_address node2/backend 4)" --arg name "$1" --arg ip "$2" '{apiVersion: "v1", kind: "List", items: [
+    {apiVersion: "v1", kind: "Service", metadata: {name: $name, namespace: "default"},
+      spec: {clusterIP: $ip, ports: [{port: 80}]}},
     {apiVersion: "discovery.k8s.io/v1", kind: "EndpointSlice", addressType: "IPv4",
-      metadata: {name: "web", namespace: "default", labels: {"kubernetes.io/service-name": "web"}},
+      metadata: {name: $name, namespace: "default", labels: {"kubernetes.io/service-name": $name}},
       endpoints: [{addresses: [$address], conditions: {ready: true}}], ports: [{port: 8080}]}]}' |
     lab_kubectl apply --filename - >/dev/null
 }
@@ -176,6 +176,32 @@ another_part() {
   assert_contains "$stderr" '--max-backends is 262144, and 1 only after unload'
   asked plain
 }
+
+@test "with a full state directory Services and settings are followed and pods are cared for, and what cannot be written is said once" {
+  lab_stop agent
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_in node1 sh -c 'cp -a /run/underpass /run/copy && mount -t tmpfs -o size=256k none /run/underpass &&
+    cp -a /run/copy/. /run/underpass && rm -r /run/copy && ! cat /dev/zero 2>/dev/null >/run/underpass/zeros'
+  agent_start
+  objects full 10.233.64.22
+  lab_until 20 asked plain 10.233.64.22
+  lab_kubectl patch configmap underpass -n kube-system --type merge --patch '{"data": {"settings": "podCIDRType: cluster\n"}}' >/dev/null
+  lab_until 10 has_route plain
+  lab_in node1/plain ip route del 10.233.64.0/18
+  lab_until 10 has_route plain
+  assert_equal "$(grep -c 'cannot write .*/watch-services.prom: No space left' "$LAB/log/agent")" 1
+  assert_equal "$(grep -c 'cannot write .*/cluster.json: No space left' "$LAB/log/agent")" 1
+  assert_equal "$(grep -c 'starting again' "$LAB/log/agent")" 0
+
+  lab_in node1 rm /run/underpass/zeros
+  lab_until 10 lab_in node1 grep -q '10.233.64.0/18' /run/underpass/cluster.json
+  for name in watch-services sync-cidrs keep-pods; do lab_until 10 lab_in node1 test -s "/run/underpass/$name.prom"; done
+  lab_kubectl patch configmap underpass -n kube-system --type merge --patch '{"data": {"settings": "podCIDRType: none\n"}}' >/dev/null
+  lab_stop agent
+  lab_in node1 umount /run/underpass
+}
+
+has_route() { lab_in "node1/$1" ip route show 10.233.64.0/18 | grep -q .; }
 
 # pids TOOL: of the agent on node1.
 pids() {

@@ -11,10 +11,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use common::{
-    failure::{Code, Context, Failure},
-    state::{self, Saved},
-};
+use common::state::{self, Saved};
 use serde_json::Value;
 
 use crate::{
@@ -86,17 +83,14 @@ pub struct Keeper {
 
 impl Keeper {
     /// Keeps them until the news end.
-    ///
-    /// # Errors
-    /// When the state directory cannot be written.
-    pub fn keep(&mut self, news: &Receiver<News>) -> Result<(), Failure> {
+    pub fn keep(&mut self, news: &Receiver<News>) {
         loop {
             self.rescan();
             let wait = self.next_look().min(RESCAN);
             let mut heard: Vec<News> = match news.recv_timeout(wait) {
                 Ok(first) => vec![first],
                 Err(RecvTimeoutError::Timeout) => vec![],
-                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                Err(RecvTimeoutError::Disconnected) => return,
             };
             if !heard.is_empty() {
                 thread::sleep(SETTLE);
@@ -105,7 +99,7 @@ impl Keeper {
             let (mut changed, begin) = (false, Instant::now());
             for news in heard {
                 match news {
-                    News::End => return Ok(()),
+                    News::End => return,
                     News::Notices(notices) => self.hear(&notices),
                     News::Cluster(cluster) => {
                         self.cluster = cluster;
@@ -123,7 +117,7 @@ impl Keeper {
             if changed {
                 self.report.say(begin.elapsed(), self.attachments.values());
             }
-            self.report.write(self.attachments.values()).context(Code::Io, "cannot write the state directory")?;
+            self.report.write(self.attachments.values());
         }
     }
 

@@ -45,13 +45,8 @@ fn main() -> ExitCode {
         }
     }
     thread::spawn(move || read(&sender));
-    match Keeper::default().keep(&news) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            log::error!("{failure}");
-            ExitCode::FAILURE
-        }
-    }
+    Keeper::default().keep(&news);
+    ExitCode::SUCCESS
 }
 
 /// Passes on what the kernel says, until nobody listens any more.

@@ -1,6 +1,6 @@
 //! What there is to say: log lines and metrics.
 
-use std::{io, sync::atomic::AtomicU64, time::Duration};
+use std::{sync::atomic::AtomicU64, time::Duration};
 
 use common::{
     harness::Change,
@@ -105,15 +105,14 @@ impl Report {
     }
 
     /// Writes the metrics, if they are not as they were.
-    ///
-    /// # Errors
-    /// When the state directory cannot be written.
-    pub fn write<'a>(&mut self, attachments: impl Iterator<Item = &'a Attachment> + Clone) -> io::Result<()> {
+    pub fn write<'a>(&mut self, attachments: impl Iterator<Item = &'a Attachment> + Clone) {
         for (state, which) in STATES {
             let count = i64::try_from(count(attachments.clone(), which)).unwrap_or(i64::MAX);
             self.attachments.get_or_create(&vec![("state", state.to_owned())]).set(count);
         }
-        self.metrics.write()
+        if let Err(error) = self.metrics.write() {
+            log::error!("{error}");
+        }
     }
 }
 

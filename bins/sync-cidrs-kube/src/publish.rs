@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::Context;
@@ -24,6 +24,8 @@ pub struct Publisher {
     file: PathBuf,
     pending: PathBuf,
     last: Option<Value>,
+    /// Why the state directory could not be written.
+    unwritten: Option<String>,
     metrics: Metrics,
     known: Gauge,
     changes: Counter,
@@ -40,6 +42,7 @@ impl Publisher {
             file: file.unwrap_or_else(|| state.join("cluster.json")),
             pending: state.join(state::PENDING),
             last: None,
+            unwritten: None,
             metrics: Metrics::new("sync-cidrs"),
             known: Gauge::default(),
             changes: Counter::default(),
@@ -79,13 +82,19 @@ impl Publisher {
         Ok(())
     }
 
-    /// Publishes what the cluster says, if it is news.
+    /// Publishes what the cluster says, if it is news. Where the file cannot be written it is tried again; running pods follow
+    /// all the same.
     ///
     /// # Errors
-    /// When the file cannot be written, or nobody reads standard output.
+    /// When nobody reads standard output.
     pub fn publish(&mut self, cluster: &Cluster) -> anyhow::Result<()> {
         let document = cluster.document();
-        if self.last.as_ref() == Some(&document) && self.file.exists() {
+        let is_said = self.last.as_ref() == Some(&document);
+        if !is_said || self.unwritten.is_some() || !self.file.exists() {
+            let file = self.file.clone();
+            self.write(&file, &format!("{document}\n"));
+        }
+        if is_said {
             return Ok(());
         }
         let before = self.last.as_ref().map(|last| &last["problems"]);
@@ -96,35 +105,41 @@ impl Publisher {
             }
         }
         log::info!("Services: {}, pods: {}", document["cidrs"]["service"], document["cidrs"]["pod"]);
-        state::write(&self.file, &format!("{document}\n"))
-            .with_context(|| format!("cannot write {}", self.file.display()))?;
         self.changes.inc();
         print(&document)?;
         self.last = Some(document);
         Ok(())
     }
 
+    /// Writes a file, and says once why it cannot be.
+    fn write(&mut self, path: &Path, text: &str) {
+        let error = state::write(path, text).err().map(|error| format!("cannot write {}: {error}", path.display()));
+        if let Some(error) = error.as_ref().filter(|_| self.unwritten != error) {
+            log::error!("{error}");
+        }
+        self.unwritten = error;
+    }
+
     /// Writes the metrics, and while there is no file, why.
-    ///
-    /// # Errors
-    /// When the state directory cannot be written.
-    pub fn report(&mut self, health: &mut Health<Kind>) -> anyhow::Result<()> {
+    pub fn report(&mut self, health: &mut Health<Kind>) {
         health.refresh();
         self.measure();
-        self.metrics.write()?;
+        if let Err(error) = self.metrics.write() {
+            log::error!("{error}");
+        }
         let pending = if self.last.is_some() { String::new() } else { health.pending() };
         if pending.is_empty() {
             let _ = fs::remove_file(&self.pending);
         } else if fs::read_to_string(&self.pending).ok().as_deref() != Some(&pending) {
-            state::write(&self.pending, &pending).context("cannot write the state directory")?;
+            let file = self.pending.clone();
+            self.write(&file, &pending);
         }
-        Ok(())
     }
 
     fn measure(&self) {
         let none = Value::Null;
         let last = self.last.as_ref().unwrap_or(&none);
-        self.known.set(i64::from(!last.is_null()));
+        self.known.set(i64::from(!last.is_null() && self.file.exists()));
         replace(&self.problems, "problem", last["problems"].as_array().into_iter().flatten().filter_map(Value::as_str));
         for of in ["service", "pod"] {
             let count = last["cidrs"][of].as_array().map_or(0, Vec::len);

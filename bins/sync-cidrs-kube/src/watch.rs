@@ -43,7 +43,7 @@ struct Follower {
 /// Follows the cluster until SIGTERM or SIGINT. Each change goes to the publisher, and for the status's keeper to `latest`.
 ///
 /// # Errors
-/// When nobody reads standard output any more, or the state directory cannot be written.
+/// When nobody reads standard output any more.
 pub async fn follow(
     client: Client,
     options: Options,
@@ -82,7 +82,7 @@ pub async fn follow(
                 changed
             });
         }
-        publisher.report(&mut follower.health)?;
+        publisher.report(&mut follower.health);
     }
 }
 

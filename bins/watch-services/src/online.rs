@@ -121,7 +121,7 @@ struct Follower {
 /// Follows the cluster until SIGTERM or SIGINT: prints the whole table once all of it is known, then a line for each change.
 ///
 /// # Errors
-/// When nobody reads standard output any more, or the state directory cannot be written.
+/// When nobody reads standard output any more.
 pub async fn watch(client: Client, cluster: Cluster) -> anyhow::Result<()> {
     let mut report = Report::new();
     let mut health = report.health();
@@ -145,7 +145,7 @@ pub async fn watch(client: Client, cluster: Cluster) -> anyhow::Result<()> {
             Some(event) = nodes.next() => follower.node(event),
             () = follower.batch.due() => follower.print()?,
             _ = tick.tick() => {
-                follower.report.write(&follower.cluster, &mut follower.health)?;
+                follower.report.write(&follower.cluster, &mut follower.health);
                 events.tell(follower.cluster.problems(), &unfit::problems());
             }
             _ = terminate.recv() => return Ok(()),

@@ -56,10 +56,7 @@ impl Report {
     }
 
     /// Writes the metrics as they are now.
-    ///
-    /// # Errors
-    /// When the state directory cannot be written.
-    pub fn write(&mut self, cluster: &Cluster, health: &mut Health<Watch>) -> anyhow::Result<()> {
+    pub fn write(&mut self, cluster: &Cluster, health: &mut Health<Watch>) {
         health.refresh();
         let counts = cluster.counts();
         for (gauge, count) in
@@ -69,6 +66,8 @@ impl Report {
         }
         let problem = |(object, problem)| format!("{object}: {problem}");
         replace(&self.problems, "problem", cluster.problems().iter().map(problem));
-        Ok(self.metrics.write()?)
+        if let Err(error) = self.metrics.write() {
+            log::error!("{error}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Metrics of a tool that goes on running, in Prometheus' text format, in a file of the state directory: whoever serves
 //! them needs no way to the tool, and what the tool has counted outlives it.
 
-use std::{io, path::PathBuf};
+use std::{io, mem, path::PathBuf};
 
 use common::state;
 pub use prometheus_client;
@@ -27,27 +27,32 @@ pub struct Metrics {
     pub registry: Registry,
     path: PathBuf,
     written: String,
+    failed: bool,
 }
 
 impl Metrics {
     /// The metrics of a tool, for the file `TOOL.prom` in the state directory.
     pub fn new(tool: &str) -> Self {
         let path = state::directory().join(format!("{tool}.prom"));
-        Self { registry: Registry::with_prefix("underpass"), path, written: String::new() }
+        Self { registry: Registry::with_prefix("underpass"), path, written: String::new(), failed: false }
     }
 
     /// Writes the file, if it is not as it was. A reader sees the old content or the new.
     ///
     /// # Errors
-    /// When the state directory cannot be written.
+    /// When the state directory cannot be written: said once, until it can be again. No reason to stop what is measured.
     pub fn write(&mut self) -> io::Result<()> {
         let mut text = String::new();
         prometheus_text::encode(&mut text, &self.registry).map_err(io::Error::other)?;
-        if text != self.written {
-            state::write(&self.path, &text).map_err(|error| {
-                io::Error::new(error.kind(), format!("cannot write {}: {error}", self.path.display()))
-            })?;
-            self.written = text;
+        if text == self.written {
+            return Ok(());
+        }
+        match state::write(&self.path, &text) {
+            Ok(()) => (self.written, self.failed) = (text, false),
+            Err(error) if !mem::replace(&mut self.failed, true) => {
+                return Err(io::Error::new(error.kind(), format!("cannot write {}: {error}", self.path.display())));
+            }
+            Err(_) => {}
         }
         Ok(())
     }
