@@ -223,6 +223,34 @@ another() {
   expect 22 lab_in node1 curl -fsS -X POST http://localhost:10266/metrics
 }
 
+# serve COMMAND...: serve-metrics on node1, started by that command, with metrics of its own.
+serve() {
+  lab_spawn serve node1 env UNDERPASS_STATE=/run/served "$@" "$(lab_libexec)/serve-metrics" --listen '[::]:10299'
+}
+
+served() { lab_in node1 curl -fsS "http://$1:10299/livez" >/dev/null 2>&1; }
+
+@test "both families are served whatever bindv6only says, and IPv4 on a node that has no IPv6" {
+  lab_in node1 sysctl -qw net.ipv6.bindv6only=1
+  serve env
+  lab_until 5 served '[::1]'
+  served 127.0.0.1
+  lab_stop serve
+  lab_in node1 sysctl -qw net.ipv6.bindv6only=0
+  # socket(AF_INET6, ...) fails as with ipv6.disable=1 on the kernel's command line.
+  serve python3 -c '
+import ctypes, os, struct, sys
+number = {"x86_64": 41, "aarch64": 198}[os.uname().machine]
+steps = [(0x20, 0, 0, 0), (0x15, 0, 3, number), (0x20, 0, 0, 16), (0x15, 0, 1, 10), (0x06, 0, 0, 0x50061), (0x06, 0, 0, 0x7fff0000)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+program = struct.pack("HxxxxxxP", len(steps), ctypes.addressof(code))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program) == 0, os.strerror(ctypes.get_errno())
+os.execvp(sys.argv[1], sys.argv[1:])'
+  lab_until 5 served 127.0.0.1
+  lab_stop serve
+}
+
 @test "the agent works in BusyBox' shell, with its own commands" {
   command -v busybox >/dev/null || skip 'no busybox: run scripts/setup'
   lab_stop agent

@@ -3,7 +3,13 @@
 mod health;
 mod page;
 
-use std::{net::SocketAddr, path::Path, process::ExitCode, time::SystemTime};
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+    process::ExitCode,
+    time::SystemTime,
+};
 
 use anyhow::Context;
 use clap::{Arg, ArgAction, Command, value_parser};
@@ -22,6 +28,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
+use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
 
 use crate::health::Health;
@@ -71,7 +78,7 @@ fn cli() -> Command {
 }
 
 async fn serve(listen: SocketAddr, health: Health) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+    let listener = listener(listen).with_context(|| format!("cannot listen on {listen}"))?;
     loop {
         let (stream, _) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -92,6 +99,25 @@ async fn serve(listen: SocketAddr, health: Health) -> anyhow::Result<()> {
             let _ = tokio::time::timeout(PATIENCE, connection).await;
         });
     }
+}
+
+/// An unspecified IPv6 address is both families, as for kube-proxy: whatever `net.ipv6.bindv6only` says, and on a node that has
+/// no IPv6 at all.
+fn listener(listen: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match Socket::new(Domain::for_address(listen), Type::STREAM, None) {
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) && listen.ip() == Ipv6Addr::UNSPECIFIED => {
+            return listener((Ipv4Addr::UNSPECIFIED, listen.port()).into());
+        }
+        socket => socket?,
+    };
+    if listen.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&listen.into())?;
+    socket.listen(128)?;
+    TcpListener::from_std(socket.into())
 }
 
 fn answer(request: &Request<Incoming>, health: &Health) -> Result<Response<Full<Bytes>>, http::Error> {
