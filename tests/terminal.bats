@@ -115,7 +115,7 @@ hijack   192.0.2.0/24"
   assert_json "$output" .hijack '["192.0.2.0/24"]'
 }
 
-@test "what is neither a cidrs section nor what kubectl prints is refused, and what is wrong is named" {
+@test "what is neither a cidrs section nor what kubectl prints, as nothing at all, is refused, and what is wrong is named" {
   local words wrong
   while IFS='|' read -r words wrong; do
     run --separate-stderr lab_in node1 "$(tool sync-cidrs)" --from - --cni-directory /none <<<"$wrong"
@@ -128,5 +128,6 @@ expected what kubectl get --output json prints|[]
 expected what kubectl get --output json prints|"10.96.0.0/12"
 an object has no kind|{"kind": "List", "items": [{"metadata": {"name": "a"}}]}
 an object has no kind|{"kind": "List", "items": []} {"service": ["10.96.0.0/12"]}
+- is empty, and no cluster is|
 EOF
 }

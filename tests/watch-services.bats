@@ -109,6 +109,13 @@ restart_api() {
   assert_same "$online" "$output"
 }
 
+@test "of nothing, as a kubectl that failed prints it, no table is made that would take all Services away" {
+  expect 1 "$(lab_libexec)/watch-services" --node node1 --from - </dev/null
+  assert_json "$output" .error.msg 'cannot read -: it is empty, and no cluster is: whoever was to print its objects failed'
+  expect 1 lab_lb node1 apply <<<"$output"
+  expect 0 "$(lab_libexec)/watch-services" --node node1 --from - <<<'{"kind": "List", "items": []}'
+}
+
 @test "objects that are created, changed and deleted show up in the kernel" {
   web
   create "$(slice web-2 web 10.0.0.2 10.0.0.3)"

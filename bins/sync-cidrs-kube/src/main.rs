@@ -136,6 +136,11 @@ fn from(path: &Path, flags: &ArgMatches) -> anyhow::Result<Option<Value>> {
         .into_iter()
         .collect::<Result<_, _>>()
         .with_context(|| format!("{} is not JSON", path.display()))?;
+    anyhow::ensure!(
+        !documents.is_empty(),
+        "{} is empty, and no cluster is: whoever was to print its objects failed",
+        path.display()
+    );
     if let [only] = documents.as_slice()
         && only["kind"].is_null()
     {

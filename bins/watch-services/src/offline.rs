@@ -19,10 +19,14 @@ use crate::{
 /// The objects of one or more documents: a List, or an object by itself. Of an object that is there twice, the newer counts.
 ///
 /// # Errors
-/// When it is not JSON, or something else than objects.
+/// When it is empty, not JSON, or something else than objects.
 pub fn read(input: impl Read) -> anyhow::Result<Vec<Value>> {
     let mut newest: BTreeMap<[String; 3], Value> = BTreeMap::new();
-    for document in serde_json::Deserializer::from_reader(input).into_iter::<Value>() {
+    let mut documents = serde_json::Deserializer::from_reader(input).into_iter::<Value>().peekable();
+    if documents.peek().is_none() {
+        bail!("it is empty, and no cluster is: whoever was to print its objects failed");
+    }
+    for document in documents {
         let mut document = document.context("not JSON")?;
         let objects = match document.get_mut("items").map(Value::take) {
             Some(Value::Array(items)) => items,
