@@ -81,6 +81,25 @@ PY
   assert_json "$(jq -s . "$LAB/log/agent")" '[.[].ended[].ended] | add' 36
 }
 
+@test "who searches never has the maps mapped as a whole" {
+  es_set tcp "$ES_ALL"
+  es_client client <<'PY'
+hold("127.0.0.2")
+while errno_of(connect, SOCK_STREAM, "10.96.0.1"):
+    time.sleep(.01)
+one = connect(SOCK_STREAM, "10.96.0.1")
+ready()
+equal(told([one]), ["ECONNABORTED"])
+PY
+  es_set tcp "$ES_OTHERS"
+  es_ends_well client
+  # In KiB. The maps of the table and of sockets are 38 MiB.
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  expect 0 lab_in node1 sh -c 'sed -n "s/^VmHWM:[^0-9]*\([0-9]*\) kB/\1/p" "/proc/$(pgrep -nx end-sockets)/status"'
+  # shellcheck disable=SC2154 # set by expect
+  [ "$output" -lt 10240 ] || fail "$output KiB"
+}
+
 @test "sockets that asked for a node port, on this node's address or on another node's, end with their backend" {
   printf '{"nodes": {"nodeAddresses": ["127.9.9.9"], "nodes": [{"name": "node2", "addresses": ["127.9.9.2"]}]}}\n' >&5
   local service='{"clusterIps": ["10.96.0.1"], "nodePort": 30080, "externalTrafficPolicy": "Local", "backends": [

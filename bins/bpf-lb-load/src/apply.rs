@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    io,
     net::{IpAddr, SocketAddr},
 };
 
@@ -147,9 +148,15 @@ impl Table {
 
     /// Also tells, with the first whole table, of backends that went while nobody wrote to the maps, as far as any socket is
     /// still translated to one.
-    pub fn tells_of_old(mut self, peers: &Peers) -> Self {
-        self.unseen = peers.all().map(|(_, flow)| flow).collect();
-        self
+    ///
+    /// # Errors
+    /// See [`Peers::each`].
+    pub fn tells_of_old(mut self, peers: &Peers) -> io::Result<Self> {
+        peers.each(|_, flow| {
+            self.unseen.insert(flow);
+            Ok(())
+        })?;
+        Ok(self)
     }
 
     fn old(&mut self) -> Vec<Gone> {

@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::Range,
     path::Path,
 };
 
@@ -101,7 +102,7 @@ pub fn canonical<A: Family>(endpoint: &Endpoint<A>) -> SocketAddr {
 }
 
 /// The key by which the programs find a frontend. Nothing if it is of the other family.
-fn key<A: Family>(frontend: &Frontend) -> Option<Endpoint<A>> {
+pub fn key<A: Family>(frontend: &Frontend) -> Option<Endpoint<A>> {
     let endpoint = endpoint(frontend.address, frontend.protocol)?;
     Some(frontend.node.map_or(endpoint, |node| node_port(node, &endpoint)))
 }
@@ -176,6 +177,15 @@ pub struct Tables<A: Family> {
 
 const CELLS_PER_BUCKET: u32 = CELLS as u32;
 
+/// The cells of the buckets in which a key can be, of so many cells, in the order in which programs look into them.
+pub fn buckets<A: Family>(key: &Endpoint<A>, cells: u32) -> impl Iterator<Item = Range<u32>> {
+    let (hash, buckets) = (key.hash(), cells / CELLS_PER_BUCKET);
+    (0..PROBES).map(move |probe| {
+        let bucket = hash.wrapping_add(probe) & (buckets - 1);
+        bucket * CELLS_PER_BUCKET..(bucket + 1) * CELLS_PER_BUCKET
+    })
+}
+
 impl<A: Family> Tables<A> {
     /// Opens the maps that are pinned in `folder`.
     pub fn open(folder: &Path) -> Result<Self, MapsError> {
@@ -246,16 +256,6 @@ impl<A: Family> Tables<A> {
         Some(cell)
     }
 
-    /// Where a frontend leads, found as the programs find it.
-    pub fn find(&self, frontend: &Frontend) -> Option<Entry> {
-        let wanted = key::<A>(frontend)?;
-        let buckets = self.cells.capacity() / CELLS_PER_BUCKET;
-        let bucket = |probe| (wanted.hash().wrapping_add(probe) & (buckets - 1)) * CELLS_PER_BUCKET;
-        let cells = (0..PROBES).flat_map(|probe| bucket(probe)..bucket(probe) + CELLS_PER_BUCKET);
-        let found = cells.into_iter().filter_map(|cell| self.cells.get(cell)).filter(|cell| cell.key == wanted);
-        found.map(|cell| Entry(cell.entry.load())).find(|entry| entry.is_present())
-    }
-
     /// What a run's first slot says, and how many connections it refused.
     pub fn about(&self, run: Run) -> Option<(About, u64)> {
         let slot = self.slots.get(run.base)?;
@@ -284,13 +284,8 @@ impl<A: Family> Tables<A> {
     }
 
     fn allocate(&mut self, key: &Endpoint<A>) -> Option<u32> {
-        let hash = key.hash();
-        let buckets = self.cells.capacity() / CELLS_PER_BUCKET;
-        let cells = (0..PROBES).flat_map(|probe| {
-            let bucket = (hash.wrapping_add(probe)) & (buckets - 1);
-            bucket * CELLS_PER_BUCKET..(bucket + 1) * CELLS_PER_BUCKET
-        });
-        let cell = cells.into_iter().find(|cell| self.taken.get(*cell as usize) == Some(&false))?;
+        let mut cells = buckets(key, self.cells.capacity()).flatten();
+        let cell = cells.find(|cell| self.taken.get(*cell as usize) == Some(&false))?;
         self.set_taken(cell, true);
         Some(cell)
     }

@@ -13,6 +13,7 @@ pub mod grow;
 pub mod kernel;
 pub mod layout;
 pub mod load;
+pub mod lookup;
 pub mod maps;
 pub mod metrics;
 pub mod name;

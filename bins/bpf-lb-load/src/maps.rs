@@ -5,7 +5,7 @@ use std::{io, path::Path};
 use aya::maps::{Map, MapData, MapError};
 use thiserror::Error;
 
-use crate::sys::Mapped;
+use crate::sys::{Mapped, Values};
 
 /// The folder of the maps inside the pin directory.
 pub const FOLDER: &str = "maps";
@@ -40,7 +40,12 @@ pub fn pinned(folder: &Path, name: &str) -> Result<Map, MapsError> {
     Map::from_map_data(pinned_data(folder, name)?).map_err(|source| MapsError::new(name, source))
 }
 
-/// The values of an array, shared with the programs.
+/// The values of an array, of which nothing is mapped yet.
+pub fn values<T>(folder: &Path, name: &str) -> Result<Values<T>, MapsError> {
+    Values::new(pinned_data(folder, name)?).map_err(|error| MapsError::io(name, error))
+}
+
+/// All of them, shared with the programs.
 pub fn mapped<T>(folder: &Path, name: &str) -> Result<Mapped<T>, MapsError> {
-    Mapped::new(&pinned_data(folder, name)?).map_err(|error| MapsError::io(name, error))
+    values(folder, name)?.all().map_err(|error| MapsError::io(name, error))
 }

@@ -35,12 +35,10 @@ impl Addresses {
         asked: &Frontend,
         is_per_node: impl FnOnce(&Frontend) -> Option<bool>,
     ) -> Option<Frontend> {
-        let Frontend { address, protocol, .. } = asked;
-        let number = self.0.get(&mapped_words(address.ip()), 0).ok()?.number;
-        let on_node = |number| Frontend::on_node(number, address.is_ipv6(), address.port(), *protocol);
-        let own = on_node(0);
+        let number = self.0.get(&mapped_words(asked.address.ip()), 0).ok()?.number;
+        let own = asked.of_node(0);
         let is_own = !is_per_node(&own)? || number == 0;
-        Some(if is_own { own } else { on_node(number) })
+        Some(if is_own { own } else { asked.of_node(number) })
     }
 }
 

@@ -1,17 +1,18 @@
 //! What sockets were translated to, as the programs remember it: for those who care about the sockets of a backend that went.
 
-use std::{net::SocketAddr, path::Path};
+use std::{io, net::SocketAddr, path::Path};
 
 use bpf_lb_abi::{Config, Entry, Long, Name, Translation, UDP};
 use service_table::{Protocol, ServiceName};
 
 use crate::{
-    family::{Family, Run, Tables, canonical},
-    maps::{MapsError, mapped, pinned_data},
+    family::{Family, Run, canonical},
+    lookup::Lookup,
+    maps::{MapsError, mapped, pinned_data, values},
     name,
     node::Addresses,
     spec::Frontend,
-    sys::Mapped,
+    sys::{Mapped, Values},
 };
 
 /// A translation.
@@ -38,10 +39,10 @@ impl Flow {
 pub struct Peers {
     four: Places<u32>,
     six: Places<[u32; 4]>,
-    tables4: Tables<u32>,
-    tables6: Tables<[u32; 4]>,
+    lookup4: Lookup<u32>,
+    lookup6: Lookup<[u32; 4]>,
     nodes: Addresses,
-    names: Mapped<Name>,
+    names: Values<Name>,
     config: Mapped<Config>,
     /// The map of those sockets that found their place taken.
     pub overflow: aya::maps::MapData,
@@ -56,18 +57,22 @@ impl Peers {
         Ok(Self {
             four: Places::open(folder)?,
             six: Places::open(folder)?,
-            tables4: Tables::open(folder)?,
-            tables6: Tables::open(folder)?,
+            lookup4: Lookup::open(folder)?,
+            lookup6: Lookup::open(folder)?,
             nodes: Addresses::open(folder)?,
-            names: mapped(folder, "names")?,
+            names: values(folder, "names")?,
             config: mapped(folder, "config")?,
             overflow: pinned_data(folder, "overflow")?,
         })
     }
 
-    /// The sockets that have a place, by cookie, and the translation of each.
-    pub fn all(&self) -> impl Iterator<Item = (u64, Flow)> {
-        self.four.all().chain(self.six.all())
+    /// Shows the sockets that have a place, by cookie, and the translation of each.
+    ///
+    /// # Errors
+    /// When there is no memory to look at them, and what `see` says.
+    pub fn each(&self, mut see: impl FnMut(u64, Flow) -> io::Result<()>) -> io::Result<()> {
+        self.four.each(&mut see)?;
+        self.six.each(&mut see)
     }
 
     /// Whether some sockets have no place, and remember in their own storage.
@@ -75,57 +80,71 @@ impl Peers {
         self.config.get(0).is_some_and(|config| config.overflowed.load() != 0)
     }
 
-    /// Which service answers there now.
-    pub fn owner(&self, frontend: &Frontend) -> Option<ServiceName> {
-        let run = Run::of(self.find(frontend)?);
-        let about = if frontend.address.is_ipv6() { self.tables6.about(run) } else { self.tables4.about(run) };
-        let record = self.names.copy(about?.0.service)?;
-        name::decode(&record).map(|(key, _)| key)
-    }
-
-    /// Whether a new connection there may get that backend.
-    pub fn leads_to(&self, flow: &Flow) -> bool {
-        let Some(run) = self.find(&flow.service).map(Run::of) else { return false };
-        let is_it = |(backend, ..): (SocketAddr, _, _)| backend == flow.backend;
-        match flow.service.address {
-            SocketAddr::V4(_) => self.tables4.backends(run).any(is_it),
-            SocketAddr::V6(_) => self.tables6.backends(run).any(is_it),
-        }
+    /// Which service answers now where a socket asked, and whether a new connection there may get the socket's backend.
+    ///
+    /// # Errors
+    /// When there is no memory to look.
+    pub fn now(&self, flow: &Flow) -> io::Result<(Option<ServiceName>, bool)> {
+        let Some(run) = self.find(&flow.service)?.map(Run::of) else { return Ok((None, false)) };
+        let (service, leads_to) = match flow.service.address {
+            SocketAddr::V4(_) => self.lookup4.look_at(run, &flow.backend),
+            SocketAddr::V6(_) => self.lookup6.look_at(run, &flow.backend),
+        }?;
+        let Some(service) = service.filter(|service| *service < self.names.capacity()) else {
+            return Ok((None, leads_to));
+        };
+        let record = self.names.window(service..service + 1)?.copy(service);
+        Ok((record.as_ref().and_then(name::decode).map(|(key, _)| key), leads_to))
     }
 
     /// Where an address leads, found as the programs find it.
-    fn find(&self, frontend: &Frontend) -> Option<Entry> {
+    fn find(&self, frontend: &Frontend) -> io::Result<Option<Entry>> {
         let find = |frontend: &Frontend| match frontend.address {
-            SocketAddr::V4(_) => self.tables4.find(frontend),
-            SocketAddr::V6(_) => self.tables6.find(frontend),
+            SocketAddr::V4(_) => self.lookup4.find(frontend),
+            SocketAddr::V6(_) => self.lookup6.find(frontend),
         };
-        let on_node = || self.nodes.frontend(frontend, |own| find(own).map(Entry::is_per_node));
-        find(frontend).or_else(|| find(&on_node()?))
+        if let Some(entry) = find(frontend)? {
+            return Ok(Some(entry));
+        }
+        let own = find(&frontend.of_node(0))?;
+        let on_node = self.nodes.frontend(frontend, |_| own.map(Entry::is_per_node));
+        on_node.map_or(Ok(None), |on_node| find(&on_node))
     }
 }
 
 /// The first translation of each socket, in a family: see [`Translation`].
 struct Places<A> {
-    owners: Mapped<Long>,
-    translations: Mapped<Translation<A>>,
+    owners: Values<Long>,
+    translations: Values<Translation<A>>,
 }
+
+/// How many places are mapped at a time.
+const WINDOW: u32 = 4096;
 
 impl<A: Family> Places<A> {
     fn open(folder: &Path) -> Result<Self, MapsError> {
         let map = |name| format!("{name}{}", A::SUFFIX);
-        Ok(Self { owners: mapped(folder, &map("owners"))?, translations: mapped(folder, &map("peers"))? })
+        Ok(Self { owners: values(folder, &map("owners"))?, translations: values(folder, &map("peers"))? })
     }
 
-    fn all(&self) -> impl Iterator<Item = (u64, Flow)> {
-        (0..self.owners.capacity()).filter_map(|index| {
-            let owner = self.owners.get(index)?;
-            let cookie = owner.load();
-            if cookie == 0 {
-                return None;
+    fn each(&self, see: &mut impl FnMut(u64, Flow) -> io::Result<()>) -> io::Result<()> {
+        let places = self.owners.capacity();
+        for first in (0..places).step_by(WINDOW as usize) {
+            let window = first..places.min(first + WINDOW);
+            let (owners, translations) =
+                (self.owners.window(window.clone())?, self.translations.window(window.clone())?);
+            for index in window {
+                let Some(owner) = owners.get(index) else { continue };
+                let cookie = owner.load();
+                let Some(flow) = (cookie != 0).then(|| Flow::of(&translations.copy(index)?)).flatten() else {
+                    continue;
+                };
+                // Another socket may have got the place meanwhile.
+                if owner.load() == cookie {
+                    see(cookie, flow)?;
+                }
             }
-            let translation = self.translations.copy(index)?;
-            // Another socket may have got the place meanwhile.
-            (owner.load() == cookie).then(|| Flow::of(&translation).map(|flow| (cookie, flow)))?
-        })
+        }
+        Ok(())
     }
 }

@@ -44,6 +44,11 @@ impl Frontend {
         let any = if is_ipv6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
         Self { address: SocketAddr::new(any, port), protocol, node: Some(node) }
     }
+
+    /// The node port of the same number on the addresses of the node with that number.
+    pub const fn of_node(&self, node: u32) -> Self {
+        Self::on_node(node, self.address.is_ipv6(), self.address.port(), self.protocol)
+    }
 }
 
 /// Without the node.

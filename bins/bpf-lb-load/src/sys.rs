@@ -3,6 +3,8 @@
 
 use std::{
     io,
+    marker::PhantomData,
+    ops::Range,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     ptr::NonNull,
 };
@@ -10,16 +12,17 @@ use std::{
 use aya::maps::MapData;
 use bpf_lb_abi::Traced;
 
-/// The values of a memory-mapped array map, shared with the programs that use it.
+/// The values of a memory-mapped array map. The kernel counts all that is mapped to the process, whether it is read or not.
 #[derive(Debug)]
-pub struct Mapped<T> {
-    start: NonNull<T>,
+pub struct Values<T> {
+    map: MapData,
     len: u32,
+    of: PhantomData<fn() -> T>,
 }
 
-impl<T> Mapped<T> {
-    /// Maps the values of `map`, which must be an array of `T`, or of arrays of `T`, made with `BPF_F_MMAPABLE`.
-    pub fn new(map: &MapData) -> io::Result<Self> {
+impl<T> Values<T> {
+    /// Those of `map`, which must be an array of `T`, or of arrays of `T`, made with `BPF_F_MMAPABLE`.
+    pub fn new(map: MapData) -> io::Result<Self> {
         let info = map.info().map_err(io::Error::other)?;
         let value = info.value_size() as usize;
         // The kernel rounds the size of a value up to eight bytes.
@@ -28,25 +31,7 @@ impl<T> Mapped<T> {
         }
         let per_value = u32::try_from(value / size_of::<T>()).map_err(io::Error::other)?;
         let len = info.max_entries().saturating_mul(per_value);
-        // SAFETY: a new mapping, of no more than the map's own size.
-        let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                Self::bytes(len),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                map.fd().as_fd().as_raw_fd(),
-                0,
-            )
-        };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        NonNull::new(start.cast()).map(|start| Self { start, len }).ok_or_else(|| io::Error::other("mapped at 0"))
-    }
-
-    const fn bytes(len: u32) -> usize {
-        len as usize * size_of::<T>()
+        Ok(Self { map, len, of: PhantomData })
     }
 
     /// How many there are.
@@ -54,24 +39,80 @@ impl<T> Mapped<T> {
         self.len
     }
 
+    /// Maps all of them.
+    pub fn all(&self) -> io::Result<Mapped<T>> {
+        self.window(0..self.len)
+    }
+
+    /// Maps some of them.
+    pub fn window(&self, values: Range<u32>) -> io::Result<Mapped<T>> {
+        // The largest page that any machine has.
+        const PAGE: usize = 1 << 16;
+        if values.is_empty() || values.end > self.len {
+            return Err(io::Error::other(format!("values {values:?} of {}", self.len)));
+        }
+        let at = |index: u32| index as usize * size_of::<T>();
+        let offset = at(values.start) / PAGE * PAGE;
+        let bytes = at(values.end) - offset;
+        // SAFETY: a new mapping, of no more than the map's own size.
+        let mapping = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                self.map.fd().as_fd().as_raw_fd(),
+                libc::off_t::try_from(offset).map_err(io::Error::other)?,
+            )
+        };
+        if mapping == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let mapping: NonNull<u8> = NonNull::new(mapping.cast()).ok_or_else(|| io::Error::other("mapped at 0"))?;
+        // SAFETY: inside the mapping.
+        let start = unsafe { mapping.add(at(values.start) - offset) }.cast();
+        Ok(Mapped { mapping, bytes, start, values })
+    }
+}
+
+/// Values of an array map that are mapped, shared with the programs that use it.
+#[derive(Debug)]
+pub struct Mapped<T> {
+    mapping: NonNull<u8>,
+    bytes: usize,
+    start: NonNull<T>,
+    values: Range<u32>,
+}
+
+impl<T> Mapped<T> {
+    /// How many there are, with those before the first that is mapped.
+    pub const fn capacity(&self) -> u32 {
+        self.values.end
+    }
+
+    fn place(&self, index: u32) -> Option<NonNull<T>> {
+        // SAFETY: inside the mapping.
+        self.values.contains(&index).then(|| unsafe { self.start.add((index - self.values.start) as usize) })
+    }
+
     /// The one at `index`.
     pub fn get(&self, index: u32) -> Option<&T> {
         // SAFETY: inside the mapping. What changes while it is borrowed is made of atomic words.
-        (index < self.len).then(|| unsafe { self.start.add(index as usize).as_ref() })
+        self.place(index).map(|place| unsafe { place.as_ref() })
     }
 
     /// A copy of the one at `index`, byte by byte. While a program writes it, parts of it may be from before and others from
     /// after.
     pub fn copy(&self, index: u32) -> Option<T> {
         // SAFETY: inside the mapping, and any bytes are a value of the types that maps have.
-        (index < self.len).then(|| unsafe { self.start.add(index as usize).read_volatile() })
+        self.place(index).map(|place| unsafe { place.read_volatile() })
     }
 
     /// Writes a value that no program reads yet. Out of bounds it does nothing.
     pub fn put(&self, index: u32, value: T) {
-        if index < self.len {
+        if let Some(place) = self.place(index) {
             // SAFETY: inside the mapping, and nobody else reads or writes it.
-            unsafe { self.start.add(index as usize).write_volatile(value) }
+            unsafe { place.write_volatile(value) }
         }
     }
 }
@@ -81,8 +122,8 @@ unsafe impl<T: Sync> Sync for Mapped<T> {}
 
 impl<T> Drop for Mapped<T> {
     fn drop(&mut self) {
-        // SAFETY: maps what `new` mapped, and every reference to it is gone.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), Self::bytes(self.len)) };
+        // SAFETY: it was mapped for this alone, and every reference to it is gone.
+        unsafe { libc::munmap(self.mapping.as_ptr().cast(), self.bytes) };
     }
 }
 

@@ -1,7 +1,7 @@
 //! Finds the sockets that are to end in every network namespace of the node, and ends them.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, hash_map::Entry},
     fs::File,
     io,
     os::fd::{AsFd as _, BorrowedFd},
@@ -66,8 +66,13 @@ struct Search<'a> {
 /// # Errors
 /// When the maps cannot be read.
 pub fn end(peers: &Peers, wanted: &Wanted, unconnected: bool) -> Result<Outcome> {
-    let concerned = peers.all().filter(|(_, flow)| wanted.concerns(flow));
-    let known: HashMap<_, _> = concerned.filter(|(_, flow)| is_to_end(peers, wanted, flow).is_some()).collect();
+    let (mut known, mut verdicts) = (HashMap::new(), Verdicts::new(peers, wanted));
+    peers.each(|cookie, flow| {
+        if wanted.concerns(&flow) && verdicts.of(&flow)?.is_some() {
+            known.insert(cookie, flow);
+        }
+        Ok(())
+    })?;
     let storage = peers.has_overflowed();
     if known.is_empty() && !storage {
         return Ok(Outcome::default());
@@ -83,10 +88,29 @@ pub fn end(peers: &Peers, wanted: &Wanted, unconnected: bool) -> Result<Outcome>
     Ok(outcome)
 }
 
-/// The service by which a socket is one to end, if it is.
-fn is_to_end(peers: &Peers, wanted: &Wanted, flow: &Flow) -> Option<Option<String>> {
-    let owner = peers.owner(&flow.service).map(|owner| owner.to_string());
-    wanted.ends(flow, owner.clone(), peers.leads_to(flow)).then_some(owner)
+/// By which service a socket that was translated like that is one to end, if it is: each asked once, so of sockets that were
+/// there before.
+struct Verdicts<'a> {
+    peers: &'a Peers,
+    wanted: &'a Wanted,
+    given: HashMap<Flow, Option<Option<String>>>,
+}
+
+impl<'a> Verdicts<'a> {
+    fn new(peers: &'a Peers, wanted: &'a Wanted) -> Self {
+        Self { peers, wanted, given: HashMap::new() }
+    }
+
+    fn of(&mut self, flow: &Flow) -> io::Result<&Option<Option<String>>> {
+        Ok(match self.given.entry(*flow) {
+            Entry::Occupied(given) => given.into_mut(),
+            Entry::Vacant(place) => {
+                let (owner, leads_to) = self.peers.now(flow)?;
+                let owner = owner.map(|owner| owner.to_string());
+                place.insert(self.wanted.ends(flow, owner.clone(), leads_to).then_some(owner))
+            }
+        })
+    }
 }
 
 impl Search<'_> {
@@ -138,8 +162,10 @@ impl Search<'_> {
                 (Some(port), None) if !unconnected && !self.storage => Some(port),
                 _ => None,
             };
-            for found in diag.list(Query { protocol, multipath: false, port, unconnected, storage })? {
-                self.look_at(&mut diag, protocol, &found, &subflows)?;
+            let list = diag.list(Query { protocol, multipath: false, port, unconnected, storage })?;
+            let mut verdicts = Verdicts::new(self.peers, self.wanted);
+            for found in list {
+                self.look_at(&mut diag, protocol, &found, &subflows, &mut verdicts)?;
             }
         }
         Ok(())
@@ -166,6 +192,7 @@ impl Search<'_> {
         protocol: Protocol,
         found: &Found,
         subflows: &HashMap<u64, Flow>,
+        verdicts: &mut Verdicts<'_>,
     ) -> io::Result<()> {
         let known = self.known.get(&found.cookie).or_else(|| subflows.get(&found.cookie)).copied();
         let Some(flow) = known.or_else(|| kept(found, protocol)) else { return Ok(()) };
@@ -174,7 +201,7 @@ impl Search<'_> {
         if flow.service.protocol != protocol || !is_there || !self.wanted.concerns(&flow) {
             return Ok(());
         }
-        let Some(service) = is_to_end(self.peers, self.wanted, &flow) else { return Ok(()) };
+        let Some(service) = verdicts.of(&flow)?.clone() else { return Ok(()) };
         self.left.fetch_sub(usize::from(self.known.contains_key(&found.cookie)), Ordering::Relaxed);
         match diag.destroy(protocol, found) {
             Ok(()) => self.note(|outcome| outcome.ended.push(Ended { flow, service })),
