@@ -128,6 +128,33 @@ not_asked() { ! asked "$@" >/dev/null 2>&1; }
   lab_until 10 asked plain
 }
 
+@test "an agent that does not know the cluster's settings yet, or cannot read them, lets nobody in" {
+  lab_stop agent
+  expect 0 agent --uninstall
+  lab_kubectl patch configmap underpass -n kube-system --type merge \
+    --patch '{"data": {"settings": "podCIDRType: none\nsocketPath: false\n"}}' >/dev/null
+  # What is to find them out ends before it has.
+  mkdir "$BATS_TEST_TMPDIR/tools"
+  ln -s "$(lab_libexec)"/* "$BATS_TEST_TMPDIR/tools/"
+  ln -sf "$(command -v false)" "$BATS_TEST_TMPDIR/tools/sync-cidrs"
+  UNDERPASS_LIBEXEC=$BATS_TEST_TMPDIR/tools agent_start
+  lab_until 10 logged "the cluster's settings are not known yet"
+  lab_until 10 lab_lb_has web
+  sleep 1
+  not_asked plain
+  printf 'no JSON' | lab_in node1 tee /run/underpass/cluster.json >/dev/null
+  lab_until 10 logged "cannot read the cluster's settings"
+  not_asked plain
+  lab_stop agent
+  agent_start
+  lab_until 10 asked yes
+  not_asked plain
+  lab_kubectl patch configmap underpass -n kube-system --type merge --patch '{"data": {"settings": "podCIDRType: none\n"}}' >/dev/null
+  lab_until 10 asked plain
+}
+
+logged() { grep -qF "$1" "$LAB/log/agent"; }
+
 @test "each tool of the agent that is killed is started again, and meanwhile the data path stands" {
   local tool before
   for tool in watch-services bpf-lb-load end-sockets scope-pods keep-pods sync-cidrs-kube serve-metrics; do

@@ -11,8 +11,9 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use anyhow::{Context, anyhow};
 use bpf_lb_load::pins::Pins;
-use clap::{Arg, value_parser};
+use clap::{Arg, ArgAction, value_parser};
 use cluster_api::{Event, Name, Selection, k8s_openapi::api::core::v1::Pod as Object};
 use common::{
     document::{Command as Cni, PodDocument},
@@ -54,6 +55,12 @@ fn main() -> ExitCode {
                 .help("A context of the kubeconfig other than the current one"),
         )
         .arg(Arg::new("node").long("node").value_name("NAME").help("The node's name [default: $NODE_NAME]"))
+        .arg(
+            Arg::new("wait-for-settings")
+                .long("wait-for-settings")
+                .action(ArgAction::SetTrue)
+                .help("Let the kernel's list stand until sync-cidrs --watch has the cluster's settings"),
+        )
         .arg(path("pin-dir", "Where bpf-lb-load keeps its maps").default_value("/sys/fs/bpf/underpass"));
     let flags = harness::matches(cli);
     harness::init_log(ABOUT.name, &LogOptions::default(), "");
@@ -61,7 +68,8 @@ fn main() -> ExitCode {
     let kubeconfig = flags.get_one::<PathBuf>("kubeconfig").map(PathBuf::as_path);
     let context = flags.get_one::<String>("context").map(String::as_str);
     let pins = Pins::new(flags.get_one::<PathBuf>("pin-dir").map_or(Path::new(""), PathBuf::as_path));
-    match harness::block_on(follow(kubeconfig, context, &node, &pins))
+    let wait = flags.get_flag("wait-for-settings");
+    match harness::block_on(follow(kubeconfig, context, &node, &pins, wait))
         .map_err(anyhow::Error::from)
         .and_then(|result| result)
     {
@@ -70,7 +78,13 @@ fn main() -> ExitCode {
     }
 }
 
-async fn follow(kubeconfig: Option<&Path>, context: Option<&str>, node: &str, pins: &Pins) -> anyhow::Result<()> {
+async fn follow(
+    kubeconfig: Option<&Path>,
+    context: Option<&str>,
+    node: &str,
+    pins: &Pins,
+    wait: bool,
+) -> anyhow::Result<()> {
     let client = cluster_api::client(kubeconfig, context, false).await?;
     let selection = Selection::of::<Object>().fields(&format!("spec.nodeName={node}"));
     let mut events = Box::pin(cluster_api::follow(&client, selection, cut_down));
@@ -96,8 +110,11 @@ async fn follow(kubeconfig: Option<&Path>, context: Option<&str>, node: &str, pi
             continue;
         }
         (seen, full) = (now, Instant::now());
-        let default = takes_part(&Value::Null);
-        let (level, outcome) = match kernel::converge(pins, default, &exceptions(default, &attachments(), &pods)) {
+        let converged = settings().and_then(|settings| match settings {
+            None if wait => Err(anyhow!("the cluster's settings are not known yet: {STANDS}")),
+            settings => converge(pins, &settings.unwrap_or_default(), &pods),
+        });
+        let (level, outcome) = match converged {
             Ok((0, 0)) => (Level::Info, String::new()),
             Ok((added, removed)) => {
                 log::info!("{added} network namespaces are exceptions now, {removed} no longer");
@@ -154,19 +171,31 @@ fn take(pods: &mut BTreeMap<Name, Pod>, event: Event<Pod>) -> bool {
     false
 }
 
+const STANDS: &str = "who took part does so still, and nobody else";
+
+/// The cluster's settings, where they are known.
+fn settings() -> anyhow::Result<Option<Value>> {
+    let cluster = state::cluster().with_context(|| format!("cannot read the cluster's settings: {STANDS}"))?;
+    Ok((!cluster.is_null()).then(|| cluster["settings"].clone()))
+}
+
+fn converge(pins: &Pins, settings: &Value, pods: &BTreeMap<Name, Pod>) -> anyhow::Result<(usize, usize)> {
+    let default = takes_part(&Value::Null, settings);
+    kernel::converge(pins, default, &exceptions(default, &attachments(settings), pods))
+}
+
 /// The setting `socketPath` of a plugin configuration, where null has none of its own: then the cluster's.
-fn takes_part(config: &Value) -> bool {
-    let cluster = state::cluster().unwrap_or_default();
-    Settings::resolve(config, &cluster["settings"]).0.socket_path
+fn takes_part(config: &Value, cluster: &Value) -> bool {
+    Settings::resolve(config, cluster).0.socket_path
 }
 
 /// The attachments whose ADD our plugin has done.
-fn attachments() -> Vec<Attachment> {
+fn attachments(settings: &Value) -> Vec<Attachment> {
     let documents = state::list().into_iter().filter_map(|value| serde_json::from_value::<PodDocument>(value).ok());
     let added = documents.filter(|document| document.error.is_none() && document.request.command == Cni::Add);
     let attachment = |document: PodDocument| {
         let request = document.request;
-        let setting = takes_part(&request.config);
+        let setting = takes_part(&request.config, settings);
         let pod = request.pod().map(|(namespace, name)| Name { namespace: namespace.into(), name: name.into() });
         Some(Attachment { pod, netns: request.netns?, setting })
     };
