@@ -91,6 +91,17 @@ not_asked() { ! asked "$@" >/dev/null 2>&1; }
   lab_until 5 asked no
 }
 
+@test "an annotation that says neither true nor false is named once, and of no account" {
+  pod no '"underpass.io/socket-path": "False"'
+  lab_until 5 logged 'pod default/no: its annotation underpass.io/socket-path is \"False\", neither'
+  pod no '"underpass.io/socket-path": "False", "a": "b"'
+  pod no '"underpass.io/socket-path": "off"'
+  lab_until 5 logged 'socket-path is \"off\"'
+  assert_equal "$(grep -c 'socket-path is ..False' "$LAB/log/agent")" 1
+  asked no
+  pod no '"underpass.io/socket-path": "true"'
+}
+
 @test "a pod of another plugin is left out by its annotation too" {
   lab_pod node1 other plain46
   lab_until 5 asked other
@@ -112,7 +123,7 @@ not_asked() { ! asked "$@" >/dev/null 2>&1; }
   expect 124 lab_in node1 timeout 2 "$(lab_libexec)/scope-pods" --node node1 --kubeconfig /dev/stdin <<<'{"apiVersion": "v1",
     "kind": "Config", "current-context": "away", "contexts": [{"name": "away", "context": {"cluster": "away"}}],
     "clusters": [{"name": "away", "cluster": {"server": "http://127.0.0.1:9"}}]}'
-  assert_contains "$stderr" 'what was known stands'
+  assert_equal "$(grep -c 'what was known stands' <<<"$stderr")" 1
   not_asked no
   agent_start
   pod no '"underpass.io/socket-path": "true"'
@@ -285,9 +296,14 @@ os.execvp(sys.argv[1], sys.argv[1:])'
   local applet
   for applet in $(busybox --list); do ln -s "$(command -v busybox)" "$BATS_TEST_TMPDIR/bin/$applet"; done
   lab_spawn agent node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" UNDERPASS_CGROUP="$(<"$LAB/host/node1/cgroup")" \
-    PATH="$BATS_TEST_TMPDIR/bin" busybox sh "$LAB_REPO/scripts/node-agent" --kubeconfig "$LAB/kubernetes/admin.conf" --node node1
+    PATH="$BATS_TEST_TMPDIR/bin" busybox sh "$LAB_REPO/scripts/node-agent" --kubeconfig "$LAB/kubernetes/admin.conf"
   lab_until 20 agent --ready
   lab_until 10 another_answers
+  # It was told of no node: it is the one that the host is called.
+  pod no '"underpass.io/socket-path": "false"'
+  lab_until 5 not_asked no
+  pod no '"underpass.io/socket-path": "true"'
+  lab_until 5 asked no
   lab_stop agent
 }
 

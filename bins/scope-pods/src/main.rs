@@ -88,11 +88,11 @@ async fn follow(
     let client = cluster_api::client(kubeconfig, context, false).await?;
     let selection = Selection::of::<Object>().fields(&format!("spec.nodeName={node}"));
     let mut events = Box::pin(cluster_api::follow(&client, selection, cut_down));
-    let mut pods: BTreeMap<Name, Pod> = BTreeMap::new();
+    let mut known = Known::default();
     // Until the pods are known, the kernel's list stands.
     while let Some(event) = events.next().await {
         let is_all = matches!(event, Event::Listed);
-        take(&mut pods, event);
+        known.take(event);
         if is_all {
             break;
         }
@@ -102,7 +102,7 @@ async fn follow(
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let news = tokio::select! {
-            Some(event) = events.next() => take(&mut pods, event),
+            Some(event) = events.next() => known.take(event),
             _ = look.tick() => false,
         };
         let now = Some(stamps());
@@ -112,7 +112,7 @@ async fn follow(
         (seen, full) = (now, Instant::now());
         let converged = settings().and_then(|settings| match settings {
             None if wait => Err(anyhow!("the cluster's settings are not known yet: {STANDS}")),
-            settings => converge(pins, &settings.unwrap_or_default(), &pods),
+            settings => converge(pins, &settings.unwrap_or_default(), &known.pods),
         });
         let (level, outcome) = match converged {
             Ok((0, 0)) => (Level::Info, String::new()),
@@ -146,29 +146,57 @@ fn stamps() -> Stamps {
 /// Of a pod, what is of use here.
 fn cut_down(object: Object) -> Pod {
     let annotation = object.metadata.annotations.as_ref().and_then(|annotations| annotations.get(ANNOTATION));
-    let annotation = annotation.and_then(|text| text.parse().ok());
+    let says = annotation.and_then(|text| text.parse().ok());
+    let wrong = annotation.filter(|_| says.is_none()).cloned();
     let on_host = object.spec.is_some_and(|spec| spec.host_network == Some(true));
     let status = object.status.unwrap_or_default();
     // Its addresses may be another's then.
     let has_ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
     let addresses = status.pod_ips.into_iter().flatten().filter_map(|address| address.ip.parse().ok());
-    Pod { annotation, addresses: if on_host || has_ended { vec![] } else { addresses.collect() } }
+    Pod { annotation: says, wrong, addresses: if on_host || has_ended { vec![] } else { addresses.collect() } }
 }
 
-/// Notes what the API says; whether it is of interest.
-fn take(pods: &mut BTreeMap<Name, Pod>, event: Event<Pod>) -> bool {
-    match event {
-        Event::Applied(name, pod) if pod.annotation.is_some() => {
-            pods.insert(name, pod);
-            return true;
+/// What the API has said.
+#[derive(Default)]
+struct Known {
+    /// Those that say something of themselves.
+    pods: BTreeMap<Name, Pod>,
+    /// What went wrong last, until it is right again.
+    error: String,
+}
+
+impl Known {
+    /// Notes what the API says; whether it is of interest.
+    fn take(&mut self, event: Event<Pod>) -> bool {
+        match event {
+            Event::Applied(name, pod) if pod.annotation.is_some() || pod.wrong.is_some() => {
+                if let Some(wrong) =
+                    pod.wrong.as_ref().filter(|_| self.pods.get(&name).is_none_or(|p| p.wrong != pod.wrong))
+                {
+                    let Name { namespace, name } = &name;
+                    log::warn!(
+                        "pod {namespace}/{name}: its annotation {ANNOTATION} is {wrong:?}, neither \"true\" nor \"false\": it is of no account"
+                    );
+                }
+                self.pods.insert(name, pod);
+                return true;
+            }
+            // A pod without an opinion.
+            Event::Applied(name, _) | Event::Deleted(name) => return self.pods.remove(&name).is_some(),
+            Event::Failed(error) => {
+                if self.error != error {
+                    log::error!("{error}; what was known stands");
+                }
+                self.error = error;
+            }
+            Event::InContact => {
+                self.error.clear();
+                log::info!("in contact with the API server again");
+            }
+            Event::Listed | Event::Absent => {}
         }
-        // A pod without an opinion.
-        Event::Applied(name, _) | Event::Deleted(name) => return pods.remove(&name).is_some(),
-        Event::Failed(error) => log::error!("{error}; what was known stands"),
-        Event::InContact => log::info!("in contact with the API server again"),
-        Event::Listed | Event::Absent => {}
+        false
     }
-    false
 }
 
 const STANDS: &str = "who took part does so still, and nobody else";

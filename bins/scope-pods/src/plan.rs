@@ -23,6 +23,8 @@ pub struct Attachment {
 pub struct Pod {
     /// What its annotation says.
     pub annotation: Option<bool>,
+    /// Its annotation, if that says neither.
+    pub wrong: Option<String>,
     /// Its addresses, none for a pod in the node's network namespace, which is the node's, and for one that has ended.
     pub addresses: Vec<IpAddr>,
 }
@@ -86,7 +88,7 @@ mod tests {
     fn one_network_that_leaves_a_pod_out_is_enough_and_its_annotation_comes_first() {
         let attachments = [attachment("a", true), attachment("a", false)];
         assert_eq!(exceptions(true, &attachments, &BTreeMap::new()), [path("a")]);
-        let says = |annotation| BTreeMap::from([(name("a"), Pod { annotation, addresses: vec![] })]);
+        let says = |annotation| BTreeMap::from([(name("a"), Pod { annotation, ..Pod::default() })]);
         assert_eq!(exceptions(true, &attachments, &says(Some(true))), []);
         assert_eq!(exceptions(true, &[attachment("a", true)], &says(Some(false))), [path("a")]);
     }
@@ -94,7 +96,7 @@ mod tests {
     #[test]
     fn a_pod_of_another_plugin_is_found_by_its_addresses_and_one_on_the_host_network_is_the_nodes() {
         let addresses = vec!["10.233.1.2".parse().unwrap()];
-        let pod = |addresses: &Vec<IpAddr>| Pod { annotation: Some(false), addresses: addresses.clone() };
+        let pod = |addresses: &Vec<IpAddr>| Pod { annotation: Some(false), addresses: addresses.clone(), wrong: None };
         let pods = BTreeMap::from([(name("a"), pod(&addresses)), (name("host"), pod(&vec![]))]);
         assert_eq!(exceptions(true, &[], &pods), [Place::Addresses(addresses)]);
         assert_eq!(exceptions(true, &[attachment("a", true)], &pods), [path("a")]);
