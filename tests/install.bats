@@ -121,6 +121,37 @@ foreign() { assert_equal "$(lab_in node1 cat /opt/cni/bin/coordinator)" theirs; 
   assert_equal "$(lab_in node1 ls -A /opt/cni/bin)" coordinator
 }
 
+@test "while another vendor's coordinator gives way there is always one" {
+  local name
+  mkdir "$BATS_TEST_TMPDIR/watched"
+  for name in mv ln rm; do
+    # Whatever changes files looks first.
+    printf '#!/bin/sh\n[ -e /opt/cni/bin/coordinator ] || echo "none before %s $*" >>"%s"\nexec %s "$@"\n' $name "$BATS_TEST_TMPDIR/gaps" \
+      "$(command -v $name)" >"$BATS_TEST_TMPDIR/watched/$name"
+  done
+  chmod +x "$BATS_TEST_TMPDIR/watched"/*
+  lab_in node1 mkdir -p /opt/cni/bin
+  printf theirs | lab_in node1 tee /opt/cni/bin/coordinator >/dev/null
+  PATH=$BATS_TEST_TMPDIR/watched:$PATH expect 0 install_on_node1
+  PATH=$BATS_TEST_TMPDIR/watched:$PATH expect 0 install_on_node1 --rollback
+  [ ! -e "$BATS_TEST_TMPDIR/gaps" ] || fail "$(cat "$BATS_TEST_TMPDIR/gaps")"
+  foreign
+}
+
+@test "what somebody has written over is put right by the next installation" {
+  install_on_node1
+  local before
+  before=$(lab_in node1 sh -c 'cd /opt/cni/bin/underpass.d && sha256sum *')
+  # As another installer's cp does it, through the link.
+  printf theirs | lab_in node1 tee /opt/cni/bin/coordinator >/dev/null
+  lab_in node1 truncate -s 100 /opt/cni/bin/underpass.d/set-routes
+  expect 0 install_on_node1
+  assert_contains "$stderr" 'was not as it was put there, and is again'
+  assert_same "$before" "$(lab_in node1 sh -c 'cd /opt/cni/bin/underpass.d && sha256sum *')"
+  expect 0 install_on_node1
+  [[ $stderr != *'was not as it was'* ]] || fail "$stderr"
+}
+
 @test "what was put there by hand is the version before" {
   lab_in node1 mkdir -p /opt/cni/bin/underpass.d
   lab_in node1 find "$(lab_libexec)" -maxdepth 1 -type f -perm -u+x -exec cp -t /opt/cni/bin/underpass.d {} +
