@@ -78,6 +78,10 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
   done
 }
 
+@test "no pod goes to a node with another system than Linux" {
+  assert_json "$(objects --set status.enabled=true)" '[.[].spec.template.spec | select(.) | .nodeSelector["kubernetes.io/os"]]' '["linux","linux"]'
+}
+
 @test "AppArmor's profile for containers, which denies /sys/fs/bpf, is off in the words of the cluster's version" {
   # What the DaemonSet of these flags says, by the pod and by each container.
   said() {
