@@ -22,7 +22,7 @@ use nix::{
     sched::{CloneFlags, setns},
 };
 
-use crate::plan::Place;
+use crate::plan::{Place, paths};
 
 /// Where runtimes keep pods' network namespaces.
 const NAMESPACES: [&str; 2] = ["/run/netns", "/var/run/netns"];
@@ -34,7 +34,8 @@ const NAMESPACES: [&str; 2] = ["/run/netns", "/var/run/netns"];
 /// When no load balancer is loaded, or its maps cannot be written.
 pub fn converge(pins: &Pins, default: bool, places: &[Place]) -> Result<(usize, usize)> {
     layout::check(pins)?;
-    let wanted: BTreeSet<u64> = places.iter().filter_map(cookie).collect();
+    let paths = paths(places, namespaces, |path| addresses_in(path).unwrap_or_default());
+    let wanted: BTreeSet<u64> = paths.iter().filter_map(|path| netns::cookie(path).ok()).collect();
     let mut list: HashMap<_, u64, u32> = HashMap::try_from(pinned(&pins.maps(), "namespaces")?)?;
     let found: BTreeSet<u64> = list.keys().collect::<Result<_, _>>().context("map namespaces")?;
     // First those who come, then the meaning of the list, then those who go: nobody is left out who is not to be for longer
@@ -49,18 +50,6 @@ pub fn converge(pins: &Pins, default: bool, places: &[Place]) -> Result<(usize, 
         list.remove(cookie).context("map namespaces")?;
     }
     Ok((wanted.difference(&found).count(), found.difference(&wanted).count()))
-}
-
-fn cookie(place: &Place) -> Option<u64> {
-    match place {
-        Place::Path(path) => netns::cookie(path).ok(),
-        Place::Addresses(addresses) => {
-            let found = namespaces().into_iter().find(|path| {
-                addresses_in(path).is_ok_and(|there| addresses.iter().any(|address| there.contains(address)))
-            });
-            netns::cookie(&found?).ok()
-        }
-    }
 }
 
 fn namespaces() -> Vec<PathBuf> {

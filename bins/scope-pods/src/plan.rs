@@ -1,6 +1,10 @@
 //! Who takes part in the socket path.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use cluster_api::Name;
 
@@ -61,8 +65,31 @@ pub fn exceptions(default: bool, attachments: &[Attachment], pods: &BTreeMap<Nam
     of_ours.chain(of_others).collect()
 }
 
+/// The paths of these places. Whatever their number, each of the node's network namespaces is looked into once, and none if
+/// nobody is found by addresses.
+pub fn paths(
+    places: &[Place],
+    namespaces: impl Fn() -> Vec<PathBuf>,
+    addresses_in: impl Fn(&Path) -> Vec<IpAddr>,
+) -> Vec<PathBuf> {
+    let (mut paths, mut addresses) = (Vec::new(), HashSet::new());
+    for place in places {
+        match place {
+            Place::Path(path) => paths.push(path.clone()),
+            Place::Addresses(of_pod) => addresses.extend(of_pod.iter().copied()),
+        }
+    }
+    if !addresses.is_empty() {
+        let has_one = |path: &PathBuf| addresses_in(path).iter().any(|address| addresses.contains(address));
+        paths.extend(namespaces().into_iter().filter(has_one));
+    }
+    paths
+}
+
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     fn name(text: &str) -> Name {
@@ -91,6 +118,23 @@ mod tests {
         let says = |annotation| BTreeMap::from([(name("a"), Pod { annotation, ..Pod::default() })]);
         assert_eq!(exceptions(true, &attachments, &says(Some(true))), []);
         assert_eq!(exceptions(true, &[attachment("a", true)], &says(Some(false))), [path("a")]);
+    }
+
+    #[test]
+    fn each_namespace_is_looked_into_once_for_all_pods_and_none_where_nobody_is_looked_for() {
+        let namespaces = || (1..=9).map(|n| PathBuf::from(format!("/run/netns/{n}"))).collect();
+        let address = |n: &str| format!("10.233.1.{n}").parse::<IpAddr>().unwrap();
+        let looks = Cell::new(0);
+        let addresses_in = |path: &Path| {
+            looks.set(looks.get() + 1);
+            vec![address(path.file_name().unwrap().to_str().unwrap())]
+        };
+        let places = ["2", "9", "77"].map(|n| Place::Addresses(vec![address(n)]));
+        let found = paths(&places, namespaces, addresses_in);
+        assert_eq!(found, ["/run/netns/2", "/run/netns/9"].map(PathBuf::from));
+        assert_eq!(looks.replace(0), 9);
+        assert_eq!(paths(&[Place::Path("/a".into())], namespaces, addresses_in), [PathBuf::from("/a")]);
+        assert_eq!(looks.get(), 0);
     }
 
     #[test]
