@@ -6,21 +6,60 @@ load lb
 setup_file() {
   lb_suite || return 0
   lb_pod second
+  lab_in node1/pod ip -6 route add local fd00:9::/64 dev lo
 }
 
-@test "each of seven backends gets its share of 70,000 connections" {
-  lb_services "$(lb_service even "{\"protocol\": \"UDP\", \"clusterIps\": [\"10.96.0.1\"],
-    \"backends\": $(lb_backends 127.0.0.{2,3,4,5,6,7,8})}")"
-  lab_sockets node1/pod <<'PY'
-udp = new(SOCK_DGRAM, AF_INET)
-for _ in range(70_000):
-    udp.connect(("10.96.0.1", 80))
-PY
+# seven NAME PROTOCOL: a Service of that protocol with seven backends, IPv4 and IPv6.
+seven() {
+  lb_services "$(lb_service "$1" "{\"protocol\": \"$2\", \"clusterIps\": [\"10.96.0.1\", \"fd00:96::1\"],
+    \"backends\": $(lb_backends 127.0.0.{2,3,4,5,6,7,8} fd00:9::{2,3,4,5,6,7,8})}")"
+}
+
+# even COUNT: each family's seven backends had their share of so many connections.
+even() {
   # Chi square with six degrees of freedom: more than 38.3 happens once in a million runs.
   # shellcheck disable=SC2016 # a variable of jq
-  lb_stat '.[0].backends | [.[].connections] | (add / 7) as $mean
-    | {count: length, sum: add, even: ((map(. - $mean | . * .) | add / $mean) < 38.3)}' >"$BATS_TEST_TMPDIR/shares"
-  assert_equal "$(<"$BATS_TEST_TMPDIR/shares")" '{"count":7,"sum":70000,"even":true}'
+  lb_stat '.[0].backends | to_entries | group_by(.key | startswith("[")) | map([.[].value.connections] | (add / 7) as $mean
+    | {count: length, sum: add, even: ((map(. - $mean | . * .) | add / $mean) < 38.3)})' >"$BATS_TEST_TMPDIR/shares"
+  assert_json "$(<"$BATS_TEST_TMPDIR/shares")" "all(. == {count: 7, sum: $1, even: true})" true
+}
+
+@test "each of seven backends gets its share of 70,000 connections of one socket" {
+  seven one UDP
+  lab_sockets node1/pod <<'PY'
+for address in "10.96.0.1", "fd00:96::1":
+    udp = new(SOCK_DGRAM, address)
+    for _ in range(70_000):
+        udp.connect((address, 80))
+PY
+  even 70000
+}
+
+@test "each of seven backends gets its share of the connections of 21,000 sockets, whatever other sockets there are between" {
+  seven many UDP
+  lab_sockets node1/pod <<'PY'
+for address, none in ("10.96.0.1", "127.0.0.1"), ("fd00:96::1", "fd00:9::1"):
+    for between in 0, 1, 6:
+        for _ in range(7_000):
+            new(SOCK_DGRAM, address).connect((address, 80))
+            for _ in range(between):
+                new(SOCK_DGRAM, none).connect((none, 9))
+PY
+  even 21000
+}
+
+@test "a socket that asks again may get another backend: it gets away from one that does not answer" {
+  seven again TCP
+  lab_sockets node1/pod <<'PY'
+for address in "10.96.0.1", "fd00:96::1":
+    for protocol in 0, 262:  # TCP, Multipath TCP
+        tcp = socket.socket(family_of(address), SOCK_STREAM, protocol)
+        for _ in range(20):
+            equal(errno_of(tcp.connect, (address, 80)), "ECONNREFUSED", protocol)
+PY
+  # Of each family, that forty draws out of seven are of fewer than three never happens.
+  lb_stat '.[0].backends | to_entries | group_by(.key | startswith("[")) | map([.[].value.connections])' >"$BATS_TEST_TMPDIR/shares"
+  assert_json "$(<"$BATS_TEST_TMPDIR/shares")" 'map([add, (map(select(. > 0)) | length > 2)])' '[[40,true],[40,true]]'
 }
 
 # A service with affinity, TCP and UDP, and 50 backends.

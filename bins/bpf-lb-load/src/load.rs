@@ -3,6 +3,7 @@
 use std::{
     borrow::Cow,
     fs::File,
+    hash::{BuildHasher as _, Hasher as _, RandomState},
     ops::RangeInclusive,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
@@ -248,11 +249,14 @@ fn open_object(
     let of = |name| entries.iter().find(|(map, _)| *map == name).map_or(0, |(_, entries)| *entries);
     let (peer_mask, frontend_mask) = (of("peers4") - 1, of("frontends4") - 1);
     let (retval, multipath) = (u32::from(set_retval), u32::from(multipath));
+    // The standard library's own keys for a hash map are random.
+    let seed = RandomState::new().build_hasher().finish() as u32;
     let globals = [
         ("PEER_MASK", &peer_mask),
         ("FRONTEND_MASK", &frontend_mask),
         ("SET_RETVAL", &retval),
         ("MULTIPATH", &multipath),
+        ("SEED", &seed),
     ];
     let mut loader = loader(folder, &globals);
     let protected = request.protect.as_ref().map_or([0, 0], |ports| [*ports.start(), *ports.end()]);

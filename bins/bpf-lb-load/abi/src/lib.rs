@@ -153,6 +153,15 @@ const fn mix(word: u64) -> u64 {
     product ^ (product >> 32)
 }
 
+/// A number that looks like a random one, another for each word: the finalizer of SplitMix64 (Steele, Lea, Flood, "Fast
+/// splittable pseudorandom number generators", OOPSLA 2014).
+#[inline(always)]
+pub const fn scramble(word: u64) -> u64 {
+    let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ (word >> 31)
+}
+
 /// `IPPROTO_TCP`.
 pub const TCP: u16 = 6;
 /// `IPPROTO_UDP`.
@@ -520,6 +529,49 @@ const _: () = {
     assert!(size_of::<Config>() == 32 + 32 * REFUSE);
     assert!(size_of::<Name>() == NAME_LEN + 16);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::scramble;
+
+    /// How far the numbers of times that each of `N` was drawn are from what chance makes of them, in its standard deviations
+    /// (Pearson's chi-squared test).
+    fn deviation<const N: usize>(draws: u32, draw: impl Fn(u64) -> u32) -> f64 {
+        let mut counts = [0_u32; N];
+        for word in 0..u64::from(draws) {
+            counts[((u64::from(draw(word)) * N as u64) >> 32) as usize] += 1;
+        }
+        let expected = f64::from(draws) / N as f64;
+        let chi_squared: f64 = counts.iter().map(|count| (f64::from(*count) - expected).powi(2) / expected).sum();
+        let freedom = (N - 1) as f64;
+        (chi_squared - freedom).abs() / (2.0 * freedom).sqrt()
+    }
+
+    #[test]
+    fn numbers_of_sockets_that_follow_each_other_are_spread_as_chance_would() {
+        // All sockets, each second one, those of one CPU after those of another; on nodes of several seeds.
+        for step in [1, 2, 3, 10, 256, 4096] {
+            for seed in [0, 1, 0x8000_0000, 0xdead_beef] {
+                let number = |word| scramble((word * step) ^ (seed << 32));
+                for (half, of) in [("lower", 0), ("upper", 32)] {
+                    let draw = |word| (number(word) >> of) as u32;
+                    let deviations = [
+                        deviation::<2>(20_000, draw),
+                        deviation::<3>(20_000, draw),
+                        deviation::<10>(20_000, draw),
+                        deviation::<1000>(100_000, draw),
+                    ];
+                    assert!(deviations.iter().all(|it| *it < 5.0), "step {step}, seed {seed}, {half}: {deviations:?}");
+                }
+                // The second of two draws does not depend on the first, nor the next socket's on this one's.
+                let both = |word| number(word) as u32 >> 31 << 31 | (number(word) >> 33) as u32;
+                let next = |word| number(word) as u32 >> 31 << 31 | number(word + 1) as u32 >> 1;
+                let deviations = [deviation::<16>(20_000, both), deviation::<16>(20_000, next)];
+                assert!(deviations.iter().all(|it| *it < 5.0), "step {step}, seed {seed}: {deviations:?}");
+            }
+        }
+    }
+}
 
 #[cfg(feature = "user")]
 mod pod {

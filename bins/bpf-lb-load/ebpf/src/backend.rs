@@ -1,8 +1,8 @@
 //! From the address that a process asked for to the backend that it gets.
 
-use core::marker::PhantomData;
+use core::{hint::cold_path, marker::PhantomData};
 
-use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, generated::bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::{bpf_get_netns_cookie, generated::bpf_ktime_get_coarse_ns};
 use bpf_lb_abi::{
     Affinity, Backend, Client, Config, Endpoint, Entry, NO_SLOT, OTHER_NODE, PROBES, Participation, Prefix, REFUSE,
     Scope, Slot, TCP, Translation, UDP, Word, any_port, node_port, node_port_bit,
@@ -34,7 +34,10 @@ pub(crate) fn frontend<S: Sockaddr>(sockaddr: S, wanted: &Endpoint<S::Address>) 
     let entry = match find(wanted) {
         Some(entry) => entry,
         None if config.has_nodes.load() == 0 && config.refuse_count.load() == 0 => return None,
-        None => by_address(config, wanted)?,
+        None => {
+            cold_path();
+            by_address(config, wanted)?
+        }
     };
     takes_part(config, sockaddr).then_some(Frontend { entry, family: PhantomData })
 }
@@ -127,6 +130,7 @@ pub(crate) fn find<A: Tables>(wanted: &Endpoint<A>) -> Option<Entry> {
         if bucket.cells.iter().any(|cell| cell.key.port == 0) {
             return None;
         }
+        cold_path();
     }
     None
 }
@@ -137,6 +141,7 @@ fn takes_part<S: Sockaddr>(config: &Config, sockaddr: S) -> bool {
     if participation == Participation::All as u32 {
         return true;
     }
+    cold_path();
     let registered = NAMESPACES.get_ptr(netns(sockaddr)).is_some();
     registered == (participation == Participation::Only as u32)
 }
@@ -150,30 +155,33 @@ pub(crate) fn netns<S: Sockaddr>(sockaddr: S) -> u64 {
 impl<A: Tables> Frontend<A> {
     /// The backend for a new connection or flow, or nothing if the service has none.
     #[inline(always)]
-    pub(crate) fn choose<S: Sockaddr<Address = A>>(&self, sockaddr: S) -> Option<&'static Slot<A>> {
+    pub(crate) fn choose<S: Sockaddr<Address = A>>(&self, sockaddr: S, random: u64) -> Option<&'static Slot<A>> {
         if self.entry.count() == 0 {
+            cold_path();
             add(&self.run()?.connections, 1);
             return None;
         }
         if self.entry.has_affinity() {
-            return self.choose_for_client(sockaddr);
+            cold_path();
+            return self.choose_for_client(sockaddr, random);
         }
-        self.choose_anew()
+        self.choose_anew(random)
     }
 
     #[inline(always)]
-    fn choose_anew(&self) -> Option<&'static Slot<A>> {
+    fn choose_anew(&self, random: u64) -> Option<&'static Slot<A>> {
         let count = self.entry.count();
         if count == 1 {
             return self.slot(0);
         }
-        let first = below(count);
+        let first = below(count, random as u32);
         let slot = self.slot(first)?;
         if !self.entry.least_connections() {
             return Some(slot);
         }
+        cold_path();
         // Another one than the first: as many places after it as there are others.
-        let second = first + 1 + below(count - 1);
+        let second = first + 1 + below(count - 1, (random >> 32) as u32);
         let other = self.slot(if second < count { second } else { second - count })?;
         let (Some(one), Some(two)) = (BACKENDS.get(slot.backend), BACKENDS.get(other.backend)) else {
             return Some(slot);
@@ -200,7 +208,7 @@ impl<A: Tables> Frontend<A> {
 
     /// The backend that the client's network namespace used last, if that was not too long ago and it is still there.
     #[inline(always)]
-    fn choose_for_client<S: Sockaddr<Address = A>>(&self, sockaddr: S) -> Option<&'static Slot<A>> {
+    fn choose_for_client<S: Sockaddr<Address = A>>(&self, sockaddr: S, random: u64) -> Option<&'static Slot<A>> {
         let &Slot { backend: service, generation: timeout_seconds, ref endpoint, .. } = self.run()?;
         let client = Client { netns: netns(sockaddr), service, family: A::FAMILY as u16, node: endpoint.port };
         // SAFETY: takes no arguments.
@@ -218,7 +226,7 @@ impl<A: Tables> Frontend<A> {
                 return Some(slot);
             }
         }
-        let slot = self.choose_anew()?;
+        let slot = self.choose_anew(random)?;
         let value = Affinity { backend: slot.backend, generation: slot.generation, last_ns: now };
         // An LRU map makes room by itself; without an entry the next connection chooses anew.
         let _full = AFFINITY.insert(&client, &value, 0);
@@ -261,12 +269,12 @@ impl<A: Tables> Frontend<A> {
 
     /// Another backend than those that `is_taken` says, if the few that are looked at are not all taken.
     #[inline(always)]
-    pub(crate) fn another(&self, is_taken: impl Fn(&Slot<A>) -> bool) -> Option<&'static Slot<A>> {
+    pub(crate) fn another(&self, random: u64, is_taken: impl Fn(&Slot<A>) -> bool) -> Option<&'static Slot<A>> {
         let count = self.entry.count();
         if count < 2 || self.entry.has_affinity() {
             return None;
         }
-        let first = below(count);
+        let first = below(count, random as u32);
         for step in 0..LOOKED_AT {
             let index = first + step;
             if step >= count {
@@ -293,12 +301,11 @@ impl<A: Tables> Frontend<A> {
 
     /// What there is to remember of a connection to `slot`.
     #[inline(always)]
-    pub(crate) fn translate(&self, wanted: Endpoint<A>, slot: &Slot<A>) -> Translation<A> {
+    pub(crate) fn translate(&self, wanted: &Endpoint<A>, slot: &Slot<A>) -> Translation<A> {
         let counted = if self.entry.least_connections() { Translation::<A>::COUNTED } else { 0 };
         let id = slot.backend | counted;
-        let Endpoint { ref address, port, protocol } = slot.endpoint;
-        let backend = Endpoint { address: A::copy(address), port, protocol };
-        Translation { service: wanted, backend, id, generation: slot.generation }
+        let copy = |of: &Endpoint<A>| Endpoint { address: A::copy(&of.address), port: of.port, protocol: of.protocol };
+        Translation { service: copy(wanted), backend: copy(&slot.endpoint), id, generation: slot.generation }
     }
 }
 
@@ -308,6 +315,7 @@ pub(crate) fn uncount<A>(translation: &Translation<A>) {
     if translation.id & Translation::<A>::COUNTED == 0 {
         return;
     }
+    cold_path();
     set_id(translation, translation.id & !Translation::<A>::COUNTED);
     if let Some(backend) = BACKENDS.get(translation.id & Translation::<A>::ID)
         && backend.generation.load() == translation.generation
@@ -323,19 +331,9 @@ pub(crate) fn set_id<A>(translation: &Translation<A>, id: u32) {
     unsafe { (&raw const translation.id).cast_mut().write_volatile(id) }
 }
 
-/// A number below `count`, each as likely as any other: Lemire's multiplication (arXiv 1805.10941), which draws again
-/// in the few cases that would favour some.
+/// A number below `count`, from a random one: Lemire's multiplication (arXiv 1805.10941). It favours none by more than one in
+/// 2³² / `count`.
 #[inline(always)]
-fn below(count: u32) -> u32 {
-    let mut high = 0;
-    for _ in 0..4 {
-        // SAFETY: takes no arguments.
-        let product = u64::from(unsafe { bpf_get_prandom_u32() }) * u64::from(count);
-        let low = product as u32;
-        high = (product >> 32) as u32;
-        if low >= count || low >= count.wrapping_neg() % count {
-            break;
-        }
-    }
-    high
+fn below(count: u32, random: u32) -> u32 {
+    (u64::from(random) * u64::from(count) >> 32) as u32
 }

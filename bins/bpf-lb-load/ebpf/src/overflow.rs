@@ -1,6 +1,8 @@
 //! What does not fit into a socket's place in `peers`, in socket-local storage. Few sockets have any, so all of it is in
 //! functions that the programs call, and that are not made a part of each.
 
+use core::hint::cold_path;
+
 use aya_ebpf::{
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     helpers::generated::bpf_sk_storage_get,
@@ -37,7 +39,11 @@ macro_rules! each_flow {
 /// Whether any socket has ever had anything here.
 #[inline(always)]
 pub(crate) fn overflowed() -> bool {
-    CONFIG.get(0).is_some_and(|config| config.overflowed.load() != 0)
+    if CONFIG.get(0).is_some_and(|config| config.overflowed.load() != 0) {
+        cold_path();
+        return true;
+    }
+    false
 }
 
 #[inline(always)]

@@ -6,11 +6,13 @@
 //! A system call may fail after its hook, and none is told of connect(AF_UNSPEC). So what is remembered is never taken for
 //! what is: it counts where the address that the kernel knows is the backend's.
 
+use core::hint::cold_path;
+
 use aya_ebpf::{
     bindings::bpf_sock,
-    helpers::generated::{bpf_get_socket_cookie, bpf_skc_to_mptcp_sock},
+    helpers::generated::{bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_skc_to_mptcp_sock},
 };
-use bpf_lb_abi::{Endpoint, Long, TCP, Translation};
+use bpf_lb_abi::{Endpoint, Long, TCP, Translation, scramble};
 
 use crate::{
     atomic::set_if_zero,
@@ -27,6 +29,10 @@ static PEER_MASK: u32 = 1023;
 /// Whether the kernel lets the programs call `bpf_skc_to_mptcp_sock`. The loader sets it.
 #[unsafe(no_mangle)]
 static MULTIPATH: u32 = 1;
+
+/// So that not each node's sockets choose alike. The loader sets it.
+#[unsafe(no_mangle)]
+static SEED: u32 = 0;
 
 /// `TCP_ESTABLISHED`, the state of a connected socket of whatever protocol.
 const ESTABLISHED: u32 = 1;
@@ -78,22 +84,51 @@ impl<A: Tables> Socket<A> {
         unsafe { core::ptr::from_ref(self.place.translation).cast_mut().write(translation) }
     }
 
+    /// A random number, with which a backend is chosen. A new socket's comes from its cookie, which no other socket has, and which
+    /// is known: to ask the kernel for one takes as long as a third of all that connect() does here. A socket that asks again has
+    /// to get another number, or it might never get away from a backend that does not answer.
+    #[inline(always)]
+    pub(crate) fn random(&self, multipath: Option<*mut bpf_sock>) -> u64 {
+        let is_new = multipath.is_none() && self.place.owner.load() == 0;
+        // SAFETY: takes no arguments; and a static that the loader sets before the program is there, and that nobody writes after.
+        let (word, seed) = unsafe {
+            (if is_new { self.cookie } else { bpf_get_prandom_u32().into() }, (&raw const SEED).read_volatile())
+        };
+        scramble(word ^ u64::from(seed) << 32)
+    }
+
+    /// The socket that the process has, of which this is a subflow, if that is one of Multipath TCP. Subflows are the kernel's own
+    /// sockets, of whose end no hook is told.
+    #[inline(always)]
+    pub(crate) fn multipath(&self, protocol: u16) -> Option<*mut bpf_sock> {
+        // SAFETY: a static that the loader sets before the program is there, and that nobody writes after.
+        let is_known = unsafe { (&raw const MULTIPATH).read_volatile() } != 0;
+        if protocol != TCP || self.socket.is_null() || !is_known {
+            return None;
+        }
+        // SAFETY: the socket is valid while the program runs.
+        let found = unsafe { bpf_skc_to_mptcp_sock(self.socket.cast()) };
+        (!found.is_null()).then_some(found.cast())
+    }
+
     /// Remembers the translation of a connection, in place of the one before it. Says whether it could.
     #[inline(always)]
-    pub(crate) fn connect(&self, translation: Translation<A>) -> bool {
+    pub(crate) fn connect(&self, translation: impl Fn() -> Translation<A>, multipath: Option<*mut bpf_sock>) -> bool {
         self.leave_other_family();
-        if translation.service.protocol == TCP
-            && let Some(socket) = multipath(self.socket)
-        {
-            return overflow::connect(socket, self.cookie, &widen(&translation));
+        if let Some(socket) = multipath {
+            cold_path();
+            return overflow::connect(socket, self.cookie, &widen(&translation()));
         }
         if self.first().is_none_or(|first| !is_flow(first)) && self.claim() {
             if overflowed() {
-                overflow::disconnect(self.socket, &wide(&translation.service), &wide(&translation.backend), true);
+                let Translation { service, backend, .. } = translation();
+                overflow::disconnect(self.socket, &wide(&service), &wide(&backend), true);
             }
-            self.write(translation);
+            self.write(translation());
             return true;
         }
+        cold_path();
+        let translation = translation();
         self.name_first(&translation.service, &translation.backend);
         overflow::connect(self.socket, 0, &widen(&translation))
     }
@@ -110,9 +145,7 @@ impl<A: Tables> Socket<A> {
         }
         if overflowed() {
             overflow::disconnect(self.socket, &wide(wanted), &wide(wanted), false);
-            if wanted.protocol == TCP
-                && let Some(socket) = multipath(self.socket)
-            {
+            if let Some(socket) = self.multipath(wanted.protocol) {
                 overflow::leave(socket, self.cookie, &wide(wanted));
             }
         }
@@ -150,15 +183,26 @@ impl<A: Tables> Socket<A> {
 
     /// Remembers the translation of a flow beside the others, in place of one to the same service. Says whether it could.
     #[inline(always)]
-    pub(crate) fn send(&self, translation: Translation<A>) -> bool {
-        let translation = Translation { id: translation.id | Translation::<A>::FLOW, ..translation };
-        let replaces = self.first().is_none_or(|first| is_flow(first) && first.service == translation.service);
+    pub(crate) fn send(&self, wanted: &Endpoint<A>, translation: impl Fn() -> Translation<A>) -> bool {
+        let flow = || {
+            let translation = translation();
+            Translation { id: translation.id | Translation::<A>::FLOW, ..translation }
+        };
+        let replaces = self.first().is_none_or(|first| is_flow(first) && first.service == *wanted);
         if replaces && self.claim() {
-            self.write(translation);
-        } else if !overflow::send(self.socket, &widen(&translation)) {
-            return false;
+            self.write(flow());
+        } else {
+            cold_path();
+            let flow = flow();
+            if !overflow::send(self.socket, &widen(&flow)) {
+                return false;
+            }
+            self.name_first(&flow.service, &flow.backend);
         }
-        self.name(&translation.service, &translation.backend);
+        if overflowed() {
+            let flow = flow();
+            overflow::name(self.socket, &wide(&flow.service), &wide(&flow.backend));
+        }
         true
     }
 
@@ -232,9 +276,7 @@ impl<A: Tables> Socket<A> {
     /// The Service whose address was just replaced by `backend`, if any was.
     #[inline(always)]
     pub(crate) fn translated(&self, backend: &Endpoint<A>) -> Option<Endpoint<A>> {
-        if backend.protocol == TCP
-            && let Some(socket) = multipath(self.socket)
-        {
+        if let Some(socket) = self.multipath(backend.protocol) {
             return Some(narrow(&overflow::connection(socket, &wide(backend))?.service));
         }
         self.sender(backend)
@@ -267,19 +309,6 @@ pub(crate) fn forget(socket: *mut bpf_sock) {
     if overflowed() {
         overflow::forget(socket);
     }
-}
-
-/// The socket that a process has, of which `socket` is a subflow, if that is one of Multipath TCP. Subflows are the kernel's
-/// own sockets, of whose end no hook is told.
-#[inline(always)]
-fn multipath(socket: *mut bpf_sock) -> Option<*mut bpf_sock> {
-    // SAFETY: a static that the loader sets before the program is there, and that nobody writes after.
-    if socket.is_null() || unsafe { (&raw const MULTIPATH).read_volatile() } == 0 {
-        return None;
-    }
-    // SAFETY: the socket is valid while the program runs.
-    let found = unsafe { bpf_skc_to_mptcp_sock(socket.cast()) };
-    (!found.is_null()).then_some(found.cast())
 }
 
 #[inline(always)]

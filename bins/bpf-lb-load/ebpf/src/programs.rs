@@ -32,6 +32,7 @@ static SET_RETVAL: u32 = 1;
 
 #[inline(always)]
 fn fail(errno: i32) -> i32 {
+    core::hint::cold_path();
     // SAFETY: a static that the loader sets before the program is there, and that nobody writes after.
     if unsafe { (&raw const SET_RETVAL).read_volatile() } != 0 {
         // SAFETY: takes a number only.
@@ -56,13 +57,14 @@ fn connect<S: Sockaddr>(sockaddr: S) -> i32 {
         && let Some(flow) = socket.flow_to(&wanted)
         && frontend.still_leads_to(&flow)
     {
-        if socket.connect(Translation { id: flow.id & Translation::<S::Address>::ID, ..flow }) {
+        if socket.connect(|| Translation { id: flow.id & Translation::<S::Address>::ID, ..flow }, None) {
             sockaddr.rewrite(&flow.backend);
         }
         return ALLOW;
     }
-    let Some(slot) = frontend.choose(sockaddr) else { return fail(ECONNREFUSED) };
-    if socket.connect(frontend.translate(wanted, slot)) {
+    let multipath = socket.multipath(wanted.protocol);
+    let Some(slot) = frontend.choose(sockaddr, socket.random(multipath)) else { return fail(ECONNREFUSED) };
+    if socket.connect(|| frontend.translate(&wanted, slot), multipath) {
         frontend.count(slot);
         sockaddr.rewrite(&slot.endpoint);
     }
@@ -87,14 +89,15 @@ fn send<S: Sockaddr>(sockaddr: S) -> i32 {
         sockaddr.rewrite(&known.backend);
         return ALLOW;
     }
-    let Some(mut slot) = frontend.choose(sockaddr) else { return fail(ECONNREFUSED) };
+    let random = socket.random(None);
+    let Some(mut slot) = frontend.choose(sockaddr, random) else { return fail(ECONNREFUSED) };
     // Answers tell no name: of a backend that the socket asks by two, they are taken for those of the name asked last.
     if socket.asks(&slot.endpoint)
-        && let Some(other) = frontend.another(|slot| socket.asks(&slot.endpoint))
+        && let Some(other) = frontend.another(random, |slot| socket.asks(&slot.endpoint))
     {
         slot = other;
     }
-    if socket.send(frontend.translate(wanted, slot)) {
+    if socket.send(&wanted, || frontend.translate(&wanted, slot)) {
         frontend.count(slot);
         sockaddr.rewrite(&slot.endpoint);
     }

@@ -156,6 +156,7 @@ macro_rules! sockaddr_programs {
         }
 
         #[aya_ebpf::macros::cgroup_sock_addr($hook6)]
+        #[inline(always)]
         pub fn $six(context: aya_ebpf::programs::SockAddrContext) -> i32 {
             let sockaddr = $crate::sockaddr::Inet6(context.sock_addr);
             match sockaddr.mapped() {
