@@ -155,6 +155,73 @@ PY
   assert_equal "$(lb_stat '[.[].backends[].connections] | add')" "$((2 * $(<"$BATS_TEST_TMPDIR/clients") + 1))"
 }
 
+# lb_grows [STRACE OPTION...]: maps grow, under strace, which counts these system calls.
+lb_grows() {
+  lab_in node1 strace --quiet=all --trace=bpf,mkdir,rename,rmdir,unlink --output="$BATS_TEST_TMPDIR/calls" "$@" \
+    "$(lab_lb_program)" load --cgroup "$(<"$LAB/host/node1/cgroup")" --max-services 100 --max-backends 100
+}
+
+@test "a load that is killed at any point while maps grow harms nobody, and the next one goes on with it or forgets it" {
+  [ -n "$(command -v strace)" ] || skip 'no strace: run scripts/setup'
+  local point points client refused=0
+  local -a services
+  services=("$(lb_service web "{\"clusterIps\": [\"10.96.0.1\"], \"lbAlgorithm\": \"least-connections\", \"backends\": $(lb_backends 127.0.0.2 127.0.0.3)}")"
+    "$(lb_service dns "{\"protocol\": \"UDP\", \"clusterIps\": [\"10.96.0.1\"], \"lbAlgorithm\": \"least-connections\", \"backends\": $(lb_backends 127.0.0.2 127.0.0.3)}")")
+  lab_lb node1 unload
+  lab_reload node1 --max-services 8 --max-backends 8
+  expect 0 lb_grows
+  # Those calls that change something, each as name:number: it is killed at each.
+  points=$(awk -F '(' '{ n[$1]++ } $1 != "bpf" || /BPF_OBJ_PIN|BPF_LINK_UPDATE/ { print $1 ":" n[$1] }' "$BATS_TEST_TMPDIR/calls")
+  [ "$(wc -w <<<"$points")" -ge 24 ] || fail "$points"
+  for point in $points; do
+    lab_lb node1 unload
+    lab_reload node1 --max-services 8 --max-backends 8
+    lb_services "${services[@]}"
+    rm -f "$BATS_TEST_TMPDIR"/{ready,over}
+    lab_sockets node1/pod "$BATS_TEST_TMPDIR" >"$BATS_TEST_TMPDIR/client" 2>&1 3>&- <<'PY' &
+serve("127.0.0.2", "127.0.0.3", "127.0.0.4")
+held = [connect(kind, "10.96.0.1") for kind in (SOCK_STREAM, SOCK_DGRAM)]
+sender, count = new(SOCK_DGRAM, AF_INET), 0
+before = ask(sender, "10.96.0.1")
+open(sys.argv[1] + "/ready", "w").close()
+while not os.path.exists(sys.argv[1] + "/over"):
+    held += [connect(kind, "10.96.0.1") for kind in (SOCK_STREAM, SOCK_DGRAM)]
+    equal(ask(sender, "10.96.0.1"), before)
+    for one in held[2:-8]:
+        one.close()
+    del held[2:-8]
+    count += 1
+equal({one.getpeername() for one in held}, {("10.96.0.1", 80)})
+print(count)
+PY
+    client=$!
+    lab_until 10 test -e "$BATS_TEST_TMPDIR/ready" || fail "$(<"$BATS_TEST_TMPDIR/client")"
+    expect 137 lb_grows --inject="${point%:*}:signal=KILL:when=${point#*:}"
+    # Who writes the table is told if not all programs use the same maps.
+    run --separate-stderr lb_services "${services[@]}"
+    if [ "$status" != 0 ]; then
+      assert_contains "$stderr" 'run bpf-lb-load load again'
+      refused=$((refused + 1))
+    fi
+    expect 0 lab_reload node1
+    assert_equal "$(lab_in node1 ls /sys/fs/bpf/underpass)" $'links\nmaps'
+    expect 0 lab_in node1 ls /sys/fs/bpf/underpass/links
+    assert_equal "${#lines[@]}" 9
+    : >"$BATS_TEST_TMPDIR/over"
+    wait "$client"
+    # Two a turn, two that were there before, and the flow.
+    assert_equal "$(lb_stat '[.[].backends[].connections] | add')" "$((2 * $(<"$BATS_TEST_TMPDIR/client") + 3))"
+    assert_equal "$(lb_stat '[.[].backends[].open] | add')" 0
+    # What is written now, programs read.
+    lb_services "${services[@]//127.0.0.2/127.0.0.4}"
+    lab_sockets node1/pod <<'PY'
+serve("127.0.0.3", "127.0.0.4")
+equal({reach(kind, "10.96.0.1") for kind in (SOCK_STREAM, SOCK_DGRAM) for _ in range(30)}, {"127.0.0.3", "127.0.0.4"})
+PY
+  done
+  [ "$refused" -gt 10 ] || fail "refused $refused times"
+}
+
 @test "a size that is not to be had is named, and what is there stays" {
   local table
   table=$(lab_lb node1 show)

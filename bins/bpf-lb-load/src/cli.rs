@@ -170,7 +170,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         Command::Load(load) => load_programs(pins, load)?,
         Command::Apply { dry_run } => return apply_table(&pins, dry_run),
         Command::Follow => {
-            let _lock = pins.lock()?;
+            let _lock = pins.lock_table()?;
             let table = Table::new(Kernel::open(&pins)?)?.tells_of_old(&Peers::open(&pins.maps())?)?;
             follow::follow(table, Metrics::new(&pins), |text| message("warn", text))?;
         }
@@ -245,7 +245,7 @@ fn apply_table(pins: &Pins, dry_run: bool) -> Result<ExitCode> {
     if dry_run {
         return print_plan(&Kernel::open(pins)?, &table);
     }
-    let _lock = pins.lock()?;
+    let _lock = pins.lock_table()?;
     let mut installed = Table::new(Kernel::open(pins)?)?;
     let summary = installed.apply(&table)?;
     // The process ends soon: to give back every node of these trees would only take time.

@@ -1,5 +1,8 @@
 //! Maps that become larger, while sockets are open and Services are served: new ones beside the old, with the same at the same
 //! places, so that what sockets and programs remember of places stays true. They take the old ones' place with the programs.
+//!
+//! From the first program on that uses them they are kept until all of them have that place: a loader that finds them goes on where
+//! the one before was killed.
 
 use std::path::{Path, PathBuf};
 
@@ -21,7 +24,7 @@ struct Growing {
     map: &'static str,
     /// Gives the new one what the old one has, but for what is counted.
     fill: fn(&str, &Path, &Path) -> Result<()>,
-    /// Adds what was counted in the old one.
+    /// Takes over what was counted in the old one.
     count: fn(&str, &Path, &Path) -> Result<(), MapsError>,
 }
 
@@ -63,9 +66,18 @@ impl Grown {
         Ok(grown)
     }
 
-    /// Where they are made.
+    /// Those that a loader left which was killed, if programs may use them already.
+    pub fn left(pins: Pins) -> Option<Self> {
+        let next = pins.next_maps();
+        let maps = GROWING.iter().filter(|growing| next.join(growing.map).exists()).collect();
+        next.exists().then_some(Self { pins, maps })
+    }
+
+    /// Where they are: at first where nobody sees them.
     pub fn paths(&self) -> impl Iterator<Item = (&'static str, PathBuf)> {
-        self.maps.iter().map(|growing| (growing.map, self.pins.new_maps().join(growing.map)))
+        let next = self.pins.next_maps();
+        let folder = if next.exists() { next } else { self.pins.new_maps() };
+        self.maps.iter().map(move |growing| (growing.map, folder.join(growing.map)))
     }
 
     /// Gives them what the old ones have, for the programs that are to use them.
@@ -73,18 +85,24 @@ impl Grown {
         self.maps.iter().try_for_each(|growing| (growing.fill)(growing.map, &self.pins.maps(), &self.pins.new_maps()))
     }
 
+    /// From now on programs may use them.
+    pub fn begin_use(&self) -> Result<()> {
+        if self.pins.new_maps().exists() { self.pins.begin_next() } else { Ok(()) }
+    }
+
     /// Lets them take the place of the old ones, when the programs that use those have been replaced.
     pub fn publish(&self) -> Result<()> {
         if self.maps.is_empty() {
-            return Ok(());
+            return self.pins.end_next();
         }
         let mut grace = Grace::open(&self.pins.maps())?;
         grace.begin();
         grace.end()?;
         for growing in &self.maps {
-            (growing.count)(growing.map, &self.pins.maps(), &self.pins.new_maps())?;
+            (growing.count)(growing.map, &self.pins.maps(), &self.pins.next_maps())?;
+            self.pins.replace(growing.map)?;
         }
-        self.pins.replace(self.maps.iter().map(|growing| growing.map))
+        self.pins.end_next()
     }
 }
 
@@ -95,8 +113,8 @@ trait Counted: Sized {
         self
     }
 
-    /// Adds what was counted before.
-    fn add(&self, _before: &Self) {}
+    /// Takes over what was counted before.
+    fn take(&self, _before: &Self) {}
 }
 
 impl Counted for Name {}
@@ -106,8 +124,8 @@ impl Counted for Backend {
         Self { open: Word::new(0), ..self }
     }
 
-    fn add(&self, before: &Self) {
-        self.open.add(before.open.load());
+    fn take(&self, before: &Self) {
+        self.open.take(&before.open);
     }
 }
 
@@ -116,8 +134,8 @@ impl<A: Family> Counted for Slot<A> {
         Self { connections: Long::new(0), ..self }
     }
 
-    fn add(&self, before: &Self) {
-        self.connections.add(before.connections.load());
+    fn take(&self, before: &Self) {
+        self.connections.take(&before.connections);
     }
 }
 
@@ -135,7 +153,7 @@ fn count<T: Counted>(map: &str, old: &Path, new: &Path) -> Result<(), MapsError>
     let (old, new): (Mapped<T>, Mapped<T>) = (mapped(old, map)?, mapped(new, map)?);
     for index in 0..old.capacity() {
         if let (Some(before), Some(now)) = (old.get(index), new.get(index)) {
-            now.add(before);
+            now.take(before);
         }
     }
     Ok(())

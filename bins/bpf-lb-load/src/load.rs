@@ -54,7 +54,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bp
 
 /// How much the maps hold. Without a number, as before; those for services and backends grow and do not shrink, the others
 /// stay as they were made.
-#[derive(Clone, Copy, Debug, clap::Args)]
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub struct Sizes {
     /// How many service addresses of each family; as before by default, and 32768 at first
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
@@ -126,6 +126,8 @@ pub fn load(request: &Request) -> Result<Loaded> {
         // What went wrong first is what matters.
         let _also_failed = reserve::give_back(request.node_netns.as_deref(), &pins.maps());
         let _also_failed = pins.remove();
+    } else if result.is_err() {
+        let _also_failed = pins.forget_new();
     }
     result
 }
@@ -145,14 +147,21 @@ fn load_and_attach(request: &Request, cgroup: Option<&File>, fresh: bool) -> Res
                 .into(),
         );
     }
-    let (entries, kept) = sizes(request, fresh)?;
-    let grown = if fresh { Grown::none(pins.clone()) } else { Grown::begin(pins.clone(), &entries)? };
     if fresh {
         pins.begin()?;
+    } else {
+        pins.forget_new()?;
+        if let Some(left) = Grown::left(pins.clone()) {
+            let (entries, _) = sizes(pins, Sizes::default(), false)?;
+            let object = open_object(request, &pins.maps(), &entries, &left, set_retval, multipath)?;
+            take_over(request, object, cgroup, &left, &mut Vec::new())?;
+        }
     }
+    let (entries, kept) = sizes(pins, request.sizes, fresh)?;
+    let grown = if fresh { Grown::none(pins.clone()) } else { Grown::begin(pins.clone(), &entries)? };
     // Nobody sees maps that are not whole.
     let folder = if fresh { pins.new_maps() } else { pins.maps() };
-    let mut object = open_object(request, &folder, &entries, &grown, set_retval, multipath)?;
+    let object = open_object(request, &folder, &entries, &grown, set_retval, multipath)?;
     grown.fill()?;
     configure(request, &folder, fresh)?;
     if fresh {
@@ -160,15 +169,30 @@ fn load_and_attach(request: &Request, cgroup: Option<&File>, fresh: bool) -> Res
     }
     let reserved = reserve::reserve(request.node_netns.as_deref(), &pins.maps(), request.protect.as_ref())
         .context("net.ipv4.ip_local_reserved_ports in the node's network namespace")?;
+    take_over(request, object, cgroup, &grown, &mut missing)?;
+    Ok(Loaded { missing, kept, reserved })
+}
+
+/// Puts the programs of the object in the place of those that are attached, and then the maps that have grown in that of the
+/// old ones. What need not work, and does not, is noted as missing.
+fn take_over(
+    request: &Request,
+    mut object: Ebpf,
+    cgroup: Option<&File>,
+    grown: &Grown,
+    missing: &mut Vec<String>,
+) -> Result<()> {
+    let pins = &request.pins;
     let wanted = |hook: &&Hook| request.protect.is_some() || !hook.protects;
     let mut loaded = Vec::new();
     for hook in HOOKS.iter().filter(wanted) {
-        if worked(hook, load_program(&mut object, hook), &mut missing)? {
+        if worked(hook, load_program(&mut object, hook), missing)? {
             loaded.push(hook);
         }
     }
+    grown.begin_use()?;
     for hook in loaded {
-        worked(hook, install(&mut object, hook, cgroup, pins), &mut missing)?;
+        worked(hook, install(&mut object, hook, cgroup, pins), missing)?;
     }
     grown.publish()?;
     for obsolete in
@@ -176,7 +200,7 @@ fn load_and_attach(request: &Request, cgroup: Option<&File>, fresh: bool) -> Res
     {
         std::fs::remove_file(pins.link(obsolete)).with_context(|| format!("unpin {obsolete}"))?;
     }
-    Ok(Loaded { missing, kept, reserved })
+    Ok(())
 }
 
 /// Whether it was done; what need not be is noted as missing.
@@ -195,9 +219,12 @@ fn worked(hook: &Hook, done: Result<()>, missing: &mut Vec<String>) -> Result<bo
 type Entries = Vec<(&'static str, u32)>;
 
 /// How many entries each map of a size of its own is to have, and which sizes that were asked for are not to be had.
-fn sizes(request: &Request, fresh: bool) -> Result<(Entries, Vec<String>)> {
-    let folder = request.pins.maps();
-    let found = |map| if fresh { Ok(0) } else { capacity(&folder, map) };
+fn sizes(pins: &Pins, asked: Sizes, fresh: bool) -> Result<(Entries, Vec<String>)> {
+    let found = |map| match pins.next_maps() {
+        _ if fresh => Ok(0),
+        next if next.join(map).exists() => capacity(&next, map),
+        _ => capacity(&pins.maps(), map),
+    };
     let mut kept = Vec::new();
     let mut keep = |option: &str, asked: Option<u32>, has: u32| {
         if let Some(asked) = asked.filter(|asked| *asked != has) {
@@ -205,7 +232,7 @@ fn sizes(request: &Request, fresh: bool) -> Result<(Entries, Vec<String>)> {
         }
         has
     };
-    let Sizes { max_services, max_backends, max_sockets, max_clients } = request.sizes;
+    let Sizes { max_services, max_backends, max_sockets, max_clients } = asked;
     let mut at_least = |option, asked: Option<u32>, has, first| match (fresh, asked) {
         (true, asked) => asked.unwrap_or(first),
         (false, Some(asked)) if asked > has => asked,

@@ -16,6 +16,8 @@ use crate::maps;
 const LINKS: &str = "links";
 /// The folder of maps that are not whole yet.
 const NEW: &str = "new";
+/// The folder of maps that are whole, and that programs use from now on in place of those that they had.
+const NEXT: &str = "next";
 
 /// A directory on a BPF file system that belongs to one load balancer.
 #[derive(Clone, Debug)]
@@ -35,6 +37,11 @@ impl Pins {
     /// Where maps are made, unseen until [`Pins::publish`].
     pub fn new_maps(&self) -> PathBuf {
         self.0.join(NEW)
+    }
+
+    /// Where maps are that take the place of others, from [`Pins::begin_next`] on.
+    pub fn next_maps(&self) -> PathBuf {
+        self.0.join(NEXT)
     }
 
     /// Where the link of that program is.
@@ -80,13 +87,25 @@ impl Pins {
         create(&self.new_maps())
     }
 
-    /// Lets these new maps take the place of those that are there, one after the other.
-    pub fn replace<'a>(&self, maps: impl IntoIterator<Item = &'a str>) -> Result<()> {
-        for map in maps {
-            let (from, to) = (self.new_maps().join(map), self.maps().join(map));
-            fs::rename(&from, &to).with_context(|| to.display().to_string())?;
-        }
+    /// Takes away new maps that are not whole.
+    pub fn forget_new(&self) -> Result<()> {
         remove(&self.new_maps())
+    }
+
+    /// The new maps are whole, and from now on programs may use them.
+    pub fn begin_next(&self) -> Result<()> {
+        fs::rename(self.new_maps(), self.next_maps()).with_context(|| self.next_maps().display().to_string())
+    }
+
+    /// Lets that map take the place of the one that is there.
+    pub fn replace(&self, map: &str) -> Result<()> {
+        let (from, to) = (self.next_maps().join(map), self.maps().join(map));
+        fs::rename(&from, &to).with_context(|| to.display().to_string())
+    }
+
+    /// All of them have.
+    pub fn end_next(&self) -> Result<()> {
+        remove(&self.next_maps())
     }
 
     /// Lets the new maps be seen, all at once.
@@ -96,7 +115,8 @@ impl Pins {
 
     /// Removes links, then maps, then the directory. What is not there is no error.
     pub fn remove(&self) -> Result<()> {
-        [self.0.join(LINKS), self.maps(), self.new_maps(), self.0.clone()].iter().try_for_each(|folder| remove(folder))
+        let folders = [self.0.join(LINKS), self.maps(), self.new_maps(), self.next_maps(), self.0.clone()];
+        folders.iter().try_for_each(|folder| remove(folder))
     }
 
     /// Keeps other writers out for as long as the file is open.
@@ -107,6 +127,17 @@ impl Pins {
             Err(TryLockError::WouldBlock) => bail!("another loader is writing to {}", self.0.display()),
             Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", self.0.display())),
         }
+    }
+
+    /// As [`Pins::lock`], for who writes the table: all programs have to use the same maps.
+    pub fn lock_table(&self) -> Result<File> {
+        let lock = self.lock()?;
+        ensure!(
+            !self.next_maps().exists(),
+            "a load ended while the maps in {} grew; run bpf-lb-load load again, which goes on with it",
+            self.0.display()
+        );
+        Ok(lock)
     }
 
     /// What to say when none is.

@@ -55,6 +55,12 @@ macro_rules! word {
                 self.0.fetch_add(value, core::sync::atomic::Ordering::Relaxed);
             }
 
+            /// Adds what was counted in another word, where it is no more then. Nobody adds to that one.
+            pub fn take(&self, other: &Self) {
+                self.add(other.load());
+                other.store(0);
+            }
+
             /// Writes the word, after all that came before.
             pub fn store(&self, value: $inner) {
                 self.0.store(value, core::sync::atomic::Ordering::Release)
