@@ -150,6 +150,7 @@ not_asked() { ! asked "$@" >/dev/null 2>&1; }
   ln -sf "$(command -v false)" "$BATS_TEST_TMPDIR/tools/sync-cidrs"
   UNDERPASS_LIBEXEC=$BATS_TEST_TMPDIR/tools agent_start
   lab_until 10 logged "the cluster's settings are not known yet"
+  assert_equal "$(grep 'not known yet' "$LAB/log/agent" | jq -r .level | sort -u)" info
   lab_until 10 lab_lb_has web
   sleep 1
   not_asked plain

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use bpf_lb_load::pins::Pins;
 use clap::{Arg, ArgAction, value_parser};
 use cluster_api::{Event, Name, Selection, k8s_openapi::api::core::v1::Pod as Object};
@@ -110,19 +110,20 @@ async fn follow(
             continue;
         }
         (seen, full) = (now, Instant::now());
-        let converged = settings().and_then(|settings| match settings {
-            None if wait => Err(anyhow!("the cluster's settings are not known yet: {STANDS}")),
-            settings => converge(pins, &settings.unwrap_or_default(), &known.pods),
-        });
-        let (level, outcome) = match converged {
-            Ok((0, 0)) => (Level::Info, String::new()),
-            Ok((added, removed)) => {
-                log::info!("{added} network namespaces are exceptions now, {removed} no longer");
-                (Level::Info, String::new())
+        let (level, outcome) = match settings() {
+            Ok(None) if wait => (Level::Info, format!("the cluster's settings are not known yet: {STANDS}")),
+            settings => {
+                match settings.and_then(|settings| converge(pins, &settings.unwrap_or_default(), &known.pods)) {
+                    Ok((0, 0)) => (Level::Info, String::new()),
+                    Ok((added, removed)) => {
+                        log::info!("{added} network namespaces are exceptions now, {removed} no longer");
+                        (Level::Info, String::new())
+                    }
+                    // It may come.
+                    Err(_) if !pins.is_loaded() => (Level::Info, pins.not_loaded()),
+                    Err(error) => (Level::Error, format!("{error:#}")),
+                }
             }
-            // It may come.
-            Err(_) if !pins.is_loaded() => (Level::Info, pins.not_loaded()),
-            Err(error) => (Level::Error, format!("{error:#}")),
         };
         // Said once, not with each look.
         if !outcome.is_empty() && outcome != said {
