@@ -242,6 +242,17 @@ another_part() {
 
 has_route() { lab_in "node1/$1" ip route show 10.233.64.0/18 | grep -q .; }
 
+@test "what somebody takes away of the socket path is loaded again" {
+  lab_until 10 asked plain
+  lab_in node1 rm -r /sys/fs/bpf/underpass
+  not_asked plain
+  lab_until 15 asked plain
+  lab_in node1 rm /sys/fs/bpf/underpass/links/connect4
+  not_asked plain
+  lab_until 15 asked plain
+  logged 'somebody took away what was loaded'
+}
+
 # pids TOOL: of the agent on node1.
 pids() {
   lab_in node1 pgrep -x "$1"

@@ -50,13 +50,15 @@ impl Answer {
 /// Makes the changes that standard input has until it ends.
 ///
 /// # Errors
-/// When nobody reads the answers any more, when the input cannot be read, or when the maps cannot be written.
+/// When nobody reads the answers any more, when the input cannot be read, when the maps cannot be written, or when somebody
+/// takes away what is loaded: who starts this again loads it before.
 pub fn follow(mut table: Table, mut metrics: Metrics, warn: fn(&str)) -> Result<()> {
     let lines = read()?;
     for line in 1.. {
         // Whoever waits for an answer does not wait for this.
         let text = loop {
             if metrics.due().is_zero() {
+                metrics.served()?;
                 metrics.others(warn);
                 metrics.write(&table).unwrap_or_else(|error| warn(&error.to_string()));
             }

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use anyhow::ensure;
 use common::{balancers::REMEDY, state};
 use metrics_file::{
     Labels, Metrics as File,
@@ -167,6 +168,17 @@ impl Metrics {
         self.errors.inc();
     }
 
+    /// Looks whether anybody is served.
+    ///
+    /// # Errors
+    /// When somebody was, and nobody is any more.
+    pub fn served(&self) -> anyhow::Result<()> {
+        let served = attach::served(&self.pins);
+        let before = self.attached.set(served.is_somebody().into());
+        ensure!(before == 0 || served.is_somebody(), "somebody took away what was loaded: {served}");
+        Ok(())
+    }
+
     /// When the file is next to be written.
     pub fn due(&self) -> Duration {
         self.written.map_or(Duration::ZERO, |written| PAUSE.saturating_sub(written.elapsed()))
@@ -179,7 +191,6 @@ impl Metrics {
     pub fn write(&mut self, table: &Table) -> Result<(), io::Error> {
         self.written = Some(Instant::now());
         let services = table.kernel.services();
-        self.attached.set(attach::served(&self.pins).is_somebody().into());
         self.services.set(services.len() as i64);
         self.endpoints.set(services.values().map(|service| service.backends.len() as i64).sum());
         self.incomplete.set(self.unfit.as_ref().map_or(0, BTreeMap::len) as i64);
