@@ -1,7 +1,8 @@
 //! Makes the maps equal to a table, with as few changes as there are differences.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    cell::LazyCell,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     io,
     net::{IpAddr, SocketAddr},
 };
@@ -16,7 +17,7 @@ use crate::{
     claims::{self, Claim, Conflict},
     diff::{self, Difference},
     gone::{self, Endpoints, Gone, State, Why},
-    kernel::Kernel,
+    kernel::{Installed, Kernel},
     maps::MapsError,
     peers::{Flow, Peers},
     room::UpdateError,
@@ -192,14 +193,15 @@ impl Table {
         self.unfit.clear();
         self.waiting.clear();
         (summary.conflicts, self.lost) = claims::settle(&mut specs);
-        let before = self.holdings(self.names());
+        let before = self.holdings(self.changed(&specs, &draining));
         self.draining = draining;
         let per_node = table.services.iter().filter(|service| is_per_node(service));
         self.per_node = per_node.map(|service| (service.key(), service.clone())).collect();
         self.write(table, specs, &mut summary)?;
         self.tell(before, &mut summary);
-        for key in self.names() {
-            self.adopt(&key, &mut summary);
+        if !self.orphans.is_empty() {
+            let names: Vec<_> = self.kernel.services().keys().cloned().collect();
+            names.iter().for_each(|key| self.adopt(key, &mut summary));
         }
         self.close(&summary);
         for gone in self.old() {
@@ -216,7 +218,8 @@ impl Table {
         specs: BTreeMap<ServiceName, Spec>,
         summary: &mut Summary,
     ) -> Result<(), MapsError> {
-        let claimed: BTreeSet<_> = specs.values().flat_map(|spec| spec.frontends.keys().copied()).collect();
+        let claimed =
+            LazyCell::new(|| -> HashSet<_> { specs.values().flat_map(|spec| spec.frontends.keys()).collect() });
         let gone = self.kernel.services().iter().filter(|(key, _)| !specs.contains_key(*key));
         let moves = |spec: &Spec| spec.frontends.keys().any(|frontend| claimed.contains(frontend));
         let gone = gone.map(|(key, old)| (key.clone(), moves(&old.spec)));
@@ -518,8 +521,13 @@ impl Table {
         (!error.is_empty()).then(|| Refused::of_spec(key, spec, error.join("; ")))
     }
 
-    fn names(&self) -> Vec<ServiceName> {
-        self.kernel.services().keys().cloned().collect()
+    /// The services that are there and are to be otherwise.
+    fn changed(&self, specs: &BTreeMap<ServiceName, Spec>, draining: &Drains) -> Vec<ServiceName> {
+        let is_same = |key: &ServiceName, installed: &Installed| {
+            specs.get(key) == Some(&installed.spec) && draining.get(key) == self.draining.get(key)
+        };
+        let changed = self.kernel.services().iter().filter(|(key, installed)| !is_same(key, installed));
+        changed.map(|(key, _)| key.clone()).collect()
     }
 
     fn frontends(&self, key: &ServiceName) -> Vec<Frontend> {

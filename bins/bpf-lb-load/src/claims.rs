@@ -66,9 +66,10 @@ pub fn settle(specs: &mut BTreeMap<ServiceName, Spec>) -> (Vec<Conflict>, BTreeM
         let owner = |frontend: &Frontend| best.get(frontend).map(|claim| claim.service).filter(|owner| *owner != key);
         spec.frontends.keys().filter_map(|frontend| Some((*frontend, owner(frontend)?.clone()))).collect()
     };
-    let losers: Vec<_> = specs.iter().map(|(key, spec)| (key.clone(), lost(key, spec))).collect();
+    let losers = specs.iter().map(|(key, spec)| (key, lost(key, spec))).filter(|(_, lost)| !lost.is_empty());
+    let losers: Vec<_> = losers.map(|(key, lost)| (key.clone(), lost)).collect();
     let (mut conflicts, mut whole) = (Vec::new(), BTreeMap::new());
-    for (key, lost) in losers.into_iter().filter(|(_, lost)| !lost.is_empty()) {
+    for (key, lost) in losers {
         let Some(spec) = specs.get_mut(&key) else { continue };
         whole.insert(key.clone(), spec.clone());
         for (frontend, owner) in lost {
