@@ -163,6 +163,26 @@ for _ in range(30):
 '
 }
 
+@test "with affinity a client of another node's port keeps its backend while all of that node's terminate" {
+  local scope backends
+  for scope in '{}' '{"scope": "node"}' '{"scope": "node"}' '{}'; do
+    backends=$(jq -nc --argjson scope "$scope" '[{address: "127.0.0.2", port: 8080, local: true}]
+      + ([3, 4, 5] | map({address: "127.0.0.\(.)", port: 8080, node: "node2"} + $scope))')
+    lb_nodes "$(lb_node_port tcp "{\"externalTrafficPolicy\": \"Local\", \"sessionAffinity\": {}, \"backends\": $backends}")"
+    lab_sockets node1/pod "$BATS_TEST_TMPDIR/kept" "$scope" <<<"$clients"'
+kept = reach(SOCK_STREAM, "127.9.9.2", 30080)
+leads(SOCK_STREAM, "127.9.9.2", {kept})
+if sys.argv[2] != "{}":
+    leads(SOCK_STREAM, "127.9.9.9", {"127.0.0.2"})
+with open(sys.argv[1], "a+", encoding="utf-8") as file:
+    file.seek(0)
+    equal(file.read() or kept, kept)
+    file.truncate(0)
+    file.write(kept)
+'
+  done
+}
+
 @test "a node port of a Service of one family answers in that family alone" {
   lb_nodes "$(lb_node_port four '{"clusterIps": ["10.96.0.1"]}')"
   lab_sockets node1/pod <<<"$clients"'

@@ -219,7 +219,7 @@ impl<A: Tables> Frontend<A> {
             let Affinity { backend, generation, last_ns } = unsafe { known.read_volatile() };
             let timeout = u64::from(timeout_seconds) * 1_000_000_000;
             if now.saturating_sub(last_ns) <= timeout
-                && let Some(slot) = self.current(backend, generation, service)
+                && let Some(slot) = self.current(backend, generation, service, endpoint.port)
             {
                 // SAFETY: as above.
                 unsafe { (&raw mut (*known).last_ns).write_volatile(now) };
@@ -233,14 +233,15 @@ impl<A: Tables> Frontend<A> {
         Some(slot)
     }
 
-    /// Where a remembered backend is now, if it still is one of this frontend's.
+    /// Where a remembered backend is now, if it still is one of this frontend's; `node` is that of its clients.
     #[inline(always)]
-    fn current(&self, backend: u32, generation: u32, service: u32) -> Option<&'static Slot<A>> {
+    fn current(&self, backend: u32, generation: u32, service: u32, node: u16) -> Option<&'static Slot<A>> {
         let known = BACKENDS.get(backend)?;
         if known.generation.load() != generation || known.service.load() != service {
             return None;
         }
-        let slot = A::slots().get(self.slot_of(known))?;
+        let slot = self.slot_of(known);
+        let slot = A::slots().get(if node != 0 { slot & !OTHER_NODE } else { slot })?;
         (slot.backend == backend).then_some(slot)
     }
 
