@@ -92,23 +92,30 @@ fn has_cluster_ip<A: Tables>(wanted: &Endpoint<A>) -> bool {
 /// Whether the address is in one of the Service CIDRs.
 #[inline(always)]
 fn is_in_cidr<A: Tables>(config: &Config, wanted: &Endpoint<A>) -> bool {
-    let [first, second, third, fourth, fifth, sixth, seventh, eighth] = &config.refuse;
-    const { assert!(REFUSE == 8) };
     let address = wanted.address.to_ipv6();
-    let is_in = |prefix: &Prefix| {
-        let fits = |word: usize| address[word] & prefix.mask[word].load() == prefix.address[word].load();
-        fits(3) && fits(2) && fits(1) && fits(0)
-    };
+    is_in(&config.refuse[0], &address) || config.refuse_count.load() > 1 && is_in_further(config, &address)
+}
+
+/// Called, since few clusters have more than one.
+#[inline(never)]
+fn is_in_further(config: &Config, address: &[u32; 4]) -> bool {
+    let [_, second, third, fourth, fifth, sixth, seventh, eighth] = &config.refuse;
+    const { assert!(REFUSE == 8) };
     // One after the other, since the verifier lets only programs with CAP_PERFMON add to a pointer what it knows.
     let count = config.refuse_count.load();
-    is_in(first)
-        || count > 1 && is_in(second)
-        || count > 2 && is_in(third)
-        || count > 3 && is_in(fourth)
-        || count > 4 && is_in(fifth)
-        || count > 5 && is_in(sixth)
-        || count > 6 && is_in(seventh)
-        || count > 7 && is_in(eighth)
+    is_in(second, address)
+        || count > 2 && is_in(third, address)
+        || count > 3 && is_in(fourth, address)
+        || count > 4 && is_in(fifth, address)
+        || count > 5 && is_in(sixth, address)
+        || count > 6 && is_in(seventh, address)
+        || count > 7 && is_in(eighth, address)
+}
+
+#[inline(always)]
+fn is_in(prefix: &Prefix, address: &[u32; 4]) -> bool {
+    let fits = |word: usize| address[word] & prefix.mask[word].load() == prefix.address[word].load();
+    fits(3) && fits(2) && fits(1) && fits(0)
 }
 
 #[inline(always)]
@@ -313,10 +320,13 @@ impl<A: Tables> Frontend<A> {
 /// Takes a socket that is closed, or goes elsewhere, off its backend's count, if it is on it.
 #[inline(always)]
 pub(crate) fn uncount<A>(translation: &Translation<A>) {
-    if translation.id & Translation::<A>::COUNTED == 0 {
-        return;
+    if translation.id & Translation::<A>::COUNTED != 0 {
+        uncount_counted(translation);
     }
-    cold_path();
+}
+
+#[inline(never)]
+fn uncount_counted<A>(translation: &Translation<A>) {
     set_id(translation, translation.id & !Translation::<A>::COUNTED);
     if let Some(backend) = BACKENDS.get(translation.id & Translation::<A>::ID)
         && backend.generation.load() == translation.generation

@@ -122,7 +122,7 @@ fn find_backend(
 
 /// Remembers the connection, in place of the one before it. Says whether it could. For the socket of which a subflow with
 /// the cookie `subflow` is connected: only that one changes anything from then on, the others follow it.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn connect(socket: *mut bpf_sock, subflow: u64, translation: &Translation<Wide>) -> bool {
     let Some(overflow) = storage(socket, true) else { return false };
     if overflow.subflow != subflow && overflow.subflow != 0 {
@@ -137,7 +137,7 @@ pub(crate) fn connect(socket: *mut bpf_sock, subflow: u64, translation: &Transla
 
 /// The socket's connection goes by what is in its place in `peers` from now on, or to what is no Service: then `service` is
 /// the same as `backend`, and it is not `replaced`.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn disconnect(socket: *mut bpf_sock, service: &Endpoint<Wide>, backend: &Endpoint<Wide>, replaced: bool) {
     if let Some(overflow) = storage(socket, false) {
         end(overflow, backend, replaced);
@@ -146,7 +146,7 @@ pub(crate) fn disconnect(socket: *mut bpf_sock, service: &Endpoint<Wide>, backen
 }
 
 /// As [`disconnect`], for a socket of Multipath TCP.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn leave(socket: *mut bpf_sock, subflow: u64, backend: &Endpoint<Wide>) {
     if let Some(overflow) = storage(socket, false)
         && overflow.subflow == subflow
@@ -166,7 +166,7 @@ fn end(overflow: &mut Overflow, backend: &Endpoint<Wide>, replaced: bool) {
 }
 
 /// Remembers a flow, in place of one to the same Service. Says whether it could.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn send(socket: *mut bpf_sock, translation: &Translation<Wide>) -> bool {
     storage(socket, true).is_some_and(|overflow| add(overflow, translation))
 }
@@ -184,7 +184,7 @@ fn add(overflow: *mut Overflow, translation: &Translation<Wide>) -> bool {
 }
 
 /// What is sent to `backend` is from now on sent to it by the name `service`.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn name(socket: *mut bpf_sock, service: &Endpoint<Wide>, backend: &Endpoint<Wide>) {
     if let Some(overflow) = storage(socket, false) {
         rename(overflow, service, backend);
