@@ -240,6 +240,12 @@ EOF
   lab_until 5 no_leaks
 }
 
+@test "a lab in which no program was started goes with a strict shell as well" {
+  export LAB_PREFIX=underpass-strict-$$
+  expect 0 bash -euo pipefail -c "source '$LAB_SOURCE/lab.bash' && trap lab_down EXIT && lab_up 1 && lab_cgroup bare"
+  assert_equal "$(lab_leaks)" ''
+}
+
 no_leaks() {
   [ -z "$(lab_leaks)" ]
 }

@@ -191,7 +191,7 @@ lab_pause() {
 lab_resume() {
   local name pid
   for name; do
-    read -r pid <"$LAB/pid/$name"
+    read -r pid <"$LAB/pid/$name" || return
     kill -CONT "$pid" "$(ps -o ppid= -p "$pid" | tr -d ' ')"
   done
 }
