@@ -42,6 +42,18 @@ es_client() {
   lab_until 20 test -e "$BATS_TEST_TMPDIR/$1.ready" || fail "$(<"$BATS_TEST_TMPDIR/$1.out")"
 }
 
+# es_one_told KIND SECONDS: a client with one connection, which is told within that time.
+es_one_told() {
+  es_client client <<PY
+hold("127.0.0.2")
+while errno_of(connect, $1, "10.96.0.1"):
+    time.sleep(.01)
+one = connect($1, "10.96.0.1")
+ready()
+equal(told([one], $2), ["ECONNABORTED"])
+PY
+}
+
 # es_ends_well NAME...: the programs end, and none of them has anything to complain of.
 es_ends_well() {
   local name
@@ -83,14 +95,7 @@ PY
 
 @test "who searches never has the maps mapped as a whole" {
   es_set tcp "$ES_ALL"
-  es_client client <<'PY'
-hold("127.0.0.2")
-while errno_of(connect, SOCK_STREAM, "10.96.0.1"):
-    time.sleep(.01)
-one = connect(SOCK_STREAM, "10.96.0.1")
-ready()
-equal(told([one]), ["ECONNABORTED"])
-PY
+  es_one_told SOCK_STREAM 5
   es_set tcp "$ES_OTHERS"
   es_ends_well client
   # In KiB. The maps of the table and of sockets are 38 MiB.
@@ -269,14 +274,7 @@ PY
 
 @test "sockets of a backend that went while no writer ran are ended with the first table" {
   es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
-  es_client client <<'PY'
-hold("127.0.0.2")
-while errno_of(connect, SOCK_DGRAM, "10.96.0.1"):
-    time.sleep(.01)
-udp = connect(SOCK_DGRAM, "10.96.0.1")
-ready()
-equal(told([udp], 10), ["ECONNABORTED"])
-PY
+  es_one_told SOCK_DGRAM 10
   exec 5>&-
   lab_stop agent 2>/dev/null || true
   # The kernel's table changes, and nobody is there to read what follow says.
