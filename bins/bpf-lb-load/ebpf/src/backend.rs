@@ -162,7 +162,11 @@ pub(crate) fn netns<S: Sockaddr>(sockaddr: S) -> u64 {
 impl<A: Tables> Frontend<A> {
     /// The backend for a new connection or flow, or nothing if the service has none.
     #[inline(always)]
-    pub(crate) fn choose<S: Sockaddr<Address = A>>(&self, sockaddr: S, random: u64) -> Option<&'static Slot<A>> {
+    pub(crate) fn choose<S: Sockaddr<Address = A>>(
+        &self,
+        sockaddr: S,
+        random: impl Fn() -> u64,
+    ) -> Option<&'static Slot<A>> {
         if self.entry.count() == 0 {
             cold_path();
             add(&self.run()?.connections, 1);
@@ -176,11 +180,12 @@ impl<A: Tables> Frontend<A> {
     }
 
     #[inline(always)]
-    fn choose_anew(&self, random: u64) -> Option<&'static Slot<A>> {
+    fn choose_anew(&self, random: impl Fn() -> u64) -> Option<&'static Slot<A>> {
         let count = self.entry.count();
         if count == 1 {
             return self.slot(0);
         }
+        let random = random();
         let first = below(count, random as u32);
         let slot = self.slot(first)?;
         if !self.entry.least_connections() {
@@ -215,7 +220,11 @@ impl<A: Tables> Frontend<A> {
 
     /// The backend that the client's network namespace used last, if that was not too long ago and it is still there.
     #[inline(always)]
-    fn choose_for_client<S: Sockaddr<Address = A>>(&self, sockaddr: S, random: u64) -> Option<&'static Slot<A>> {
+    fn choose_for_client<S: Sockaddr<Address = A>>(
+        &self,
+        sockaddr: S,
+        random: impl Fn() -> u64,
+    ) -> Option<&'static Slot<A>> {
         let &Slot { backend: service, generation: timeout_seconds, ref endpoint, .. } = self.run()?;
         let client = Client { netns: netns(sockaddr), service, family: A::FAMILY as u16, node: endpoint.port };
         // SAFETY: takes no arguments.
@@ -277,12 +286,16 @@ impl<A: Tables> Frontend<A> {
 
     /// Another backend than those that `is_taken` says, if the few that are looked at are not all taken.
     #[inline(always)]
-    pub(crate) fn another(&self, random: u64, is_taken: impl Fn(&Slot<A>) -> bool) -> Option<&'static Slot<A>> {
+    pub(crate) fn another(
+        &self,
+        random: impl Fn() -> u64,
+        is_taken: impl Fn(&Slot<A>) -> bool,
+    ) -> Option<&'static Slot<A>> {
         let count = self.entry.count();
         if count < 2 || self.entry.has_affinity() {
             return None;
         }
-        let first = below(count, random as u32);
+        let first = below(count, random() as u32);
         for step in 0..LOOKED_AT {
             let index = first + step;
             if step >= count {

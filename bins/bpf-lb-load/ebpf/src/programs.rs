@@ -63,7 +63,7 @@ fn connect<S: Sockaddr>(sockaddr: S) -> i32 {
         return ALLOW;
     }
     let multipath = socket.multipath(wanted.protocol);
-    let Some(slot) = frontend.choose(sockaddr, socket.random(multipath)) else { return fail(ECONNREFUSED) };
+    let Some(slot) = frontend.choose(sockaddr, || socket.random(multipath)) else { return fail(ECONNREFUSED) };
     if socket.connect(|| frontend.translate(&wanted, slot), multipath) {
         frontend.count(slot);
         sockaddr.rewrite(&slot.endpoint);
@@ -89,7 +89,7 @@ fn send<S: Sockaddr>(sockaddr: S) -> i32 {
         sockaddr.rewrite(&known.backend);
         return ALLOW;
     }
-    let random = socket.random(None);
+    let random = || socket.random(None);
     let Some(mut slot) = frontend.choose(sockaddr, random) else { return fail(ECONNREFUSED) };
     // Answers tell no name: of a backend that the socket asks by two, they are taken for those of the name asked last.
     if socket.asks(&slot.endpoint)
