@@ -68,7 +68,7 @@ lb_same() {
   run --separate-stderr lab_in node1 python3 -B "$LAB_SOURCE/same/same.py" "$(lab_lb_program)" \
     "$(<"$LAB/host/node1/cgroup")" "$LAB_REPO/tests/fixtures/same" "$@"
   lab_lb node1 unload
-  printf '# seeds %s and on: %s\n' "$1" "${lines[-1]-}" >&3
+  printf '# seeds %s and on: %s\n' "$1" "${output##*$'\n'}" >&3
   [ "$status" -eq 0 ] || fail "$output" "$stderr"
   # What differs once is looked at again, since a packet may come late; with many of these, nothing would be shown.
   assert_json "${lines[-1]}" '[.late < .played / 20, .failed]' '[true,0]'

@@ -73,15 +73,18 @@ class Caller:
             self.translator.reset()
 
     def outcome(self, index, call):
-        try:
-            result = self.call(index, call)
-        except OSError as error:
-            result = errno.errorcode.get(error.errno, str(error))
-        except KeyError:
-            return "no such socket"
+        result = self.result(index, call)
         if call[0] not in ("socket", "getpeername", "getsockname", "dup"):
             self.world.settle()
         return result
+
+    def result(self, index, call):
+        try:
+            return self.call(index, call)
+        except OSError as error:
+            return errno.errorcode.get(error.errno, str(error))
+        except KeyError:
+            return "no such socket"
 
     def call(self, index, call):
         verb, *arguments = call
@@ -110,12 +113,12 @@ class Caller:
         self.slots[slot] = made
 
     def fork(self, index, call):
-        """Another process with the same sockets makes the call."""
+        """Another process with the same sockets makes the call. It leaves the backends alone, which are this one's."""
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
             try:
-                os.write(writer, json.dumps(self.outcome(index, call)).encode())
+                os.write(writer, json.dumps(self.result(index, call)).encode())
             finally:
                 os._exit(0)
         os.close(writer)
