@@ -290,7 +290,7 @@ lb_shows() { [ "$(lab_lb node1 "${@:2}" show | jq -c '[.services[] | select(.nam
 
 lb_incomplete() { [ "$(lab_in node1 sed -n 's/^underpass_lb_incomplete_services //p' /run/small/bpf-lb-load.prom)" = "$1" ]; }
 
-@test "that nothing can be written to the state directory is said once, however often the Services without room change" {
+@test "that nothing can be written to the state directory is said once of each file, however often the Services without room change" {
   {
     lb_wide 100
     lb_wide 100 | jq -c '.set.name = "other"'
@@ -298,7 +298,32 @@ lb_incomplete() { [ "$(lab_in node1 sed -n 's/^underpass_lb_incomplete_services 
   } >"$BATS_TEST_TMPDIR/changes"
   expect 0 lab_in node1 env UNDERPASS_STATE=/proc/nowhere "$(lab_lb_program)" follow <"$BATS_TEST_TMPDIR/changes"
   assert_equal "$(grep -c 'no room' <<<"$stderr")" 2
-  assert_equal "$(grep -c '/proc/nowhere\|state directory' <<<"$stderr")" 1
+  assert_equal "$(grep -o 'cannot write /proc/nowhere/[a-z.-]*' <<<"$stderr" | sort)" \
+    $'cannot write /proc/nowhere/bpf-lb-load.prom\ncannot write /proc/nowhere/unfit.json'
+}
+
+@test "what a full state directory did not take of the tools of Services is written as soon as there is room, without a change" {
+  local pipe=$BATS_TEST_TMPDIR/pipe file
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_in node1 sh -c 'mkdir -p /run/full && mount -t tmpfs -o size=64k none /run/full && ! cat /dev/zero 2>/dev/null >/run/full/zeros'
+  mkfifo "$pipe"
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_spawn full node1 env UNDERPASS_STATE=/run/full sh -c '"$0" follow <"$2" | "$1"' "$(lab_lb_program)" \
+    "$(lab_libexec)/end-sockets" "$pipe"
+  exec 6>"$pipe"
+  lb_wide 100000 >&6
+  for file in bpf-lb-load.prom unfit.json end-sockets.prom; do
+    lab_until 10 grep -q "cannot write /run/full/$file: No space left" "$LAB/log/full" || fail "$file: $(cat "$LAB/log/full")"
+  done
+  lab_in node1 rm /run/full/zeros
+  for file in bpf-lb-load.prom unfit.json end-sockets.prom; do
+    lab_until 10 lab_in node1 test -s "/run/full/$file" || fail "$file is not there"
+  done
+  assert_json "$(lab_in node1 cat /run/full/unfit.json)" '[.[].service]' '["test/wide"]'
+  assert_equal "$(grep -c 'cannot write' "$LAB/log/full")" 3
+  exec 6>&-
+  lab_stop full
+  lab_in node1 umount /run/full
 }
 
 @test "a Service of 100,000 endpoints is served, and where there is no room it is named once in the log and counted until it fits; others are served" {

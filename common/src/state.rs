@@ -4,6 +4,7 @@ use std::{
     env,
     fs::{self, DirEntry, File, Metadata, OpenOptions},
     io::{self, Write},
+    mem,
     os::{
         fd::{AsFd, BorrowedFd, RawFd},
         unix::fs::MetadataExt,
@@ -90,6 +91,54 @@ pub fn write(path: &Path, content: &str) -> io::Result<()> {
     let new = beside(path, UNFINISHED);
     File::create(&new)?.write_all(content.as_bytes())?;
     fs::rename(&new, path)
+}
+
+/// A file of the state directory whose content changes. What could not be written is written when it can be.
+#[derive(Debug)]
+pub struct Kept {
+    path: PathBuf,
+    content: Option<String>,
+    written: bool,
+    failed: bool,
+}
+
+impl Kept {
+    /// The file at `path`, of which nothing is known.
+    pub const fn new(path: PathBuf) -> Self {
+        Self { path, content: None, written: false, failed: false }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes the file, if it is not as it was left. A reader sees the old content or the new.
+    ///
+    /// # Errors
+    /// When it cannot be written: said once, until it can be again. To be tried again with [`Kept::keep`].
+    pub fn write(&mut self, content: String) -> io::Result<()> {
+        let content = Some(content);
+        self.written &= self.content == content;
+        self.content = content;
+        self.keep()
+    }
+
+    /// Writes what could not be written, or what somebody has removed since.
+    ///
+    /// # Errors
+    /// As [`Kept::write`].
+    pub fn keep(&mut self) -> io::Result<()> {
+        let Some(content) = self.content.as_ref().filter(|_| !self.written || !self.path.exists()) else {
+            return Ok(());
+        };
+        let result = write(&self.path, content);
+        self.written = result.is_ok();
+        let is_said = mem::replace(&mut self.failed, !self.written);
+        let error =
+            |error: io::Error| io::Error::new(error.kind(), format!("cannot write {}: {error}", self.path.display()));
+        if is_said { Ok(()) } else { result.map_err(error) }
+    }
 }
 
 /// What a file's name ends with until it is written whole.

@@ -60,7 +60,7 @@ pub fn follow(mut table: Table, mut metrics: Metrics, warn: fn(&str)) -> Result<
             if metrics.due().is_zero() {
                 metrics.served()?;
                 metrics.others(warn);
-                metrics.write(&table).unwrap_or_else(|error| warn(&error.to_string()));
+                metrics.write(&table, warn);
             }
             match lines.recv_timeout(metrics.due()) {
                 Err(RecvTimeoutError::Timeout) => {}

@@ -2,13 +2,15 @@
 
 use std::{
     collections::BTreeMap,
-    io, mem,
     sync::atomic::Ordering,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::ensure;
-use common::{balancers::REMEDY, state};
+use common::{
+    balancers::REMEDY,
+    state::{self, Kept},
+};
 use metrics_file::{
     Labels, Metrics as File,
     prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -45,9 +47,10 @@ pub struct Metrics {
     tallies: BTreeMap<ServiceName, Tally>,
     /// Services that are not as they were to be, as it was said of them; nothing before the first line.
     unfit: Option<BTreeMap<String, Refused>>,
+    /// The file that has them.
+    unfit_file: Kept,
     neighbours: Neighbours,
     written: Option<Instant>,
-    complained: bool,
 }
 
 impl Metrics {
@@ -69,9 +72,9 @@ impl Metrics {
             refused: Family::default(),
             tallies: BTreeMap::new(),
             unfit: None,
+            unfit_file: Kept::new(state::directory().join("unfit.json")),
             neighbours: Neighbours::default(),
             written: None,
-            complained: false,
         };
         metrics.register();
         metrics
@@ -146,10 +149,7 @@ impl Metrics {
         let all: Vec<_> = unfit.values().collect();
         let text = serde_json::to_string(&all).unwrap_or_default();
         self.unfit = Some(unfit);
-        let written = state::write(&state::directory().join("unfit.json"), &text);
-        if let Err(error) = self.once(written) {
-            warn(&format!("unfit.json in the state directory: {error}"));
-        }
+        self.unfit_file.write(text).unwrap_or_else(|error| warn(&error.to_string()));
     }
 
     /// Says who else translates Services, when that changes.
@@ -184,24 +184,18 @@ impl Metrics {
         self.written.map_or(Duration::ZERO, |written| PAUSE.saturating_sub(written.elapsed()))
     }
 
-    /// Writes the file.
-    ///
-    /// # Errors
-    /// When it cannot be written, once.
-    pub fn write(&mut self, table: &Table) -> Result<(), io::Error> {
+    /// Writes the file, and the one of services that are not as they were to be where it could not be written before. Says once what
+    /// cannot be.
+    pub fn write(&mut self, table: &Table, warn: fn(&str)) {
         self.written = Some(Instant::now());
         let services = table.kernel.services();
         self.services.set(services.len() as i64);
         self.endpoints.set(services.values().map(|service| service.backends.len() as i64).sum());
         self.incomplete.set(self.unfit.as_ref().map_or(0, BTreeMap::len) as i64);
         self.count(table);
-        let written = self.file.write();
-        self.once(written)
-    }
-
-    /// The error, if it is the first one of a state directory that cannot be written.
-    fn once(&mut self, written: Result<(), io::Error>) -> Result<(), io::Error> {
-        written.or_else(|error| if mem::replace(&mut self.complained, true) { Ok(()) } else { Err(error) })
+        for written in [self.file.write(), self.unfit_file.keep()] {
+            written.unwrap_or_else(|error| warn(&error.to_string()));
+        }
     }
 
     /// What was counted of each service that anybody used.

@@ -5,7 +5,7 @@ use std::{
     io::{self, BufRead as _, IsTerminal as _, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::mpsc::{self, Receiver},
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread,
     time::{Duration, Instant},
 };
@@ -49,6 +49,8 @@ pub struct Cli {
 
 /// What comes so soon after a search is one search, since each looks through all translated sockets.
 const PAUSE: Duration = Duration::from_millis(100);
+/// The metrics are written so often, if they could not be before.
+const TICK: Duration = Duration::from_secs(2);
 
 /// The part of a line that matters here.
 #[derive(Deserialize)]
@@ -106,8 +108,10 @@ fn work(cli: &Cli) -> Result<()> {
     );
     metrics.registry.register("sockets_errors", "Searches for sockets that failed", counts.errors.clone());
     metrics.registry.register("sockets_endable", "Whether the kernel can end sockets", counts.able.clone());
-    write(&mut metrics);
-    for gone in batches(read()?) {
+    let lines = read()?;
+    loop {
+        write(&mut metrics);
+        let Some(gone) = batch(&lines) else { return Ok(()) };
         let wanted = Wanted::new(&gone, rules);
         if wanted.is_empty() || counts.able.get() == 0 {
             continue;
@@ -121,10 +125,8 @@ fn work(cli: &Cli) -> Result<()> {
                 message("error", &format!("{error:#}"));
             }
         }
-        write(&mut metrics);
         thread::sleep(PAUSE);
     }
-    Ok(())
 }
 
 fn maps(pin_dir: &Path) -> Result<Peers> {
@@ -162,12 +164,16 @@ fn read() -> Result<Receiver<Vec<Gone>>> {
     Ok(receiver)
 }
 
-fn batches(lines: Receiver<Vec<Gone>>) -> impl Iterator<Item = Vec<Gone>> {
-    std::iter::from_fn(move || {
-        let mut batch = lines.recv().ok()?;
-        batch.extend(lines.try_iter().flatten());
-        Some(batch)
-    })
+/// Those that come together, none if none comes for a while, nothing when there are no more.
+fn batch(lines: &Receiver<Vec<Gone>>) -> Option<Vec<Gone>> {
+    match lines.recv_timeout(TICK) {
+        Ok(mut batch) => {
+            batch.extend(lines.try_iter().flatten());
+            Some(batch)
+        }
+        Err(RecvTimeoutError::Timeout) => Some(vec![]),
+        Err(RecvTimeoutError::Disconnected) => None,
+    }
 }
 
 fn tell(outcome: &Outcome, counts: &Counts, begun: Instant) -> Result<()> {

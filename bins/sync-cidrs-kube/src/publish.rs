@@ -3,12 +3,12 @@
 use std::{
     fs,
     io::{self, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use anyhow::Context;
 use cluster_api::Health;
-use common::state;
+use common::state::{self, Kept};
 use metrics_file::{
     Labelled, MOST_SERIES, Metrics,
     prometheus_client::metrics::{counter::Counter, gauge::Gauge},
@@ -21,11 +21,9 @@ use crate::{derive::Cluster, kind::Kind};
 /// Keeps the file, prints the lines and counts.
 #[derive(Debug)]
 pub struct Publisher {
-    file: PathBuf,
-    pending: PathBuf,
+    file: Kept,
+    pending: Kept,
     last: Option<Value>,
-    /// Why the state directory could not be written.
-    unwritten: Option<String>,
     metrics: Metrics,
     known: Gauge,
     changes: Counter,
@@ -39,10 +37,9 @@ impl Publisher {
     pub fn new(file: Option<PathBuf>) -> Self {
         let state = state::directory();
         let publisher = Self {
-            file: file.unwrap_or_else(|| state.join("cluster.json")),
-            pending: state.join(state::PENDING),
+            file: Kept::new(file.unwrap_or_else(|| state.join("cluster.json"))),
+            pending: Kept::new(state.join(state::PENDING)),
             last: None,
-            unwritten: None,
             metrics: Metrics::new("sync-cidrs"),
             known: Gauge::default(),
             changes: Counter::default(),
@@ -74,7 +71,7 @@ impl Publisher {
     /// # Errors
     /// When nobody reads standard output.
     pub fn begin(&mut self) -> anyhow::Result<()> {
-        let left = fs::read(&self.file).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        let left = fs::read(self.file.path()).ok().and_then(|text| serde_json::from_slice(&text).ok());
         if let Some(left) = left {
             print(&left)?;
             self.last = Some(left);
@@ -89,12 +86,8 @@ impl Publisher {
     /// When nobody reads standard output.
     pub fn publish(&mut self, cluster: &Cluster) -> anyhow::Result<()> {
         let document = cluster.document();
-        let is_said = self.last.as_ref() == Some(&document);
-        if !is_said || self.unwritten.is_some() || !self.file.exists() {
-            let file = self.file.clone();
-            self.write(&file, &format!("{document}\n"));
-        }
-        if is_said {
+        say(self.file.write(format!("{document}\n")));
+        if self.last.as_ref() == Some(&document) {
             return Ok(());
         }
         let before = self.last.as_ref().map(|last| &last["problems"]);
@@ -111,35 +104,23 @@ impl Publisher {
         Ok(())
     }
 
-    /// Writes a file, and says once why it cannot be.
-    fn write(&mut self, path: &Path, text: &str) {
-        let error = state::write(path, text).err().map(|error| format!("cannot write {}: {error}", path.display()));
-        if let Some(error) = error.as_ref().filter(|_| self.unwritten != error) {
-            log::error!("{error}");
-        }
-        self.unwritten = error;
-    }
-
     /// Writes the metrics, and while there is no file, why.
     pub fn report(&mut self, health: &mut Health<Kind>) {
         health.refresh();
         self.measure();
-        if let Err(error) = self.metrics.write() {
-            log::error!("{error}");
-        }
+        say(self.metrics.write());
         let pending = if self.last.is_some() { String::new() } else { health.pending() };
         if pending.is_empty() {
-            let _ = fs::remove_file(&self.pending);
-        } else if fs::read_to_string(&self.pending).ok().as_deref() != Some(&pending) {
-            let file = self.pending.clone();
-            self.write(&file, &pending);
+            let _ = fs::remove_file(self.pending.path());
+        } else {
+            say(self.pending.write(pending));
         }
     }
 
     fn measure(&self) {
         let none = Value::Null;
         let last = self.last.as_ref().unwrap_or(&none);
-        self.known.set(i64::from(!last.is_null() && self.file.exists()));
+        self.known.set(i64::from(!last.is_null() && self.file.path().exists()));
         replace(&self.problems, "problem", last["problems"].as_array().into_iter().flatten().filter_map(Value::as_str));
         for of in ["service", "pod"] {
             let count = last["cidrs"][of].as_array().map_or(0, Vec::len);
@@ -153,6 +134,12 @@ impl Publisher {
         for labels in sources.take(MOST_SERIES) {
             self.sources.get_or_create(&labels).set(1);
         }
+    }
+}
+
+fn say(written: io::Result<()>) {
+    if let Err(error) = written {
+        log::error!("{error}");
     }
 }
 

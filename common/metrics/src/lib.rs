@@ -1,9 +1,9 @@
 //! Metrics of a tool that goes on running, in Prometheus' text format, in a file of the state directory: whoever serves
 //! them needs no way to the tool, and what the tool has counted outlives it.
 
-use std::{io, mem, path::PathBuf};
+use std::io;
 
-use common::state;
+use common::state::{self, Kept};
 pub use prometheus_client;
 use prometheus_client::{
     encoding::prometheus_text,
@@ -25,16 +25,14 @@ pub type Labelled = Family<Labels, Gauge>;
 pub struct Metrics {
     /// What is measured: register here, without the prefix.
     pub registry: Registry,
-    path: PathBuf,
-    written: String,
-    failed: bool,
+    file: Kept,
 }
 
 impl Metrics {
     /// The metrics of a tool, for the file `TOOL.prom` in the state directory.
     pub fn new(tool: &str) -> Self {
-        let path = state::directory().join(format!("{tool}.prom"));
-        Self { registry: Registry::with_prefix("underpass"), path, written: String::new(), failed: false }
+        let file = Kept::new(state::directory().join(format!("{tool}.prom")));
+        Self { registry: Registry::with_prefix("underpass"), file }
     }
 
     /// Writes the file, if it is not as it was. A reader sees the old content or the new.
@@ -44,17 +42,7 @@ impl Metrics {
     pub fn write(&mut self) -> io::Result<()> {
         let mut text = String::new();
         prometheus_text::encode(&mut text, &self.registry).map_err(io::Error::other)?;
-        if text == self.written {
-            return Ok(());
-        }
-        match state::write(&self.path, &text) {
-            Ok(()) => (self.written, self.failed) = (text, false),
-            Err(error) if !mem::replace(&mut self.failed, true) => {
-                return Err(io::Error::new(error.kind(), format!("cannot write {}: {error}", self.path.display())));
-            }
-            Err(_) => {}
-        }
-        Ok(())
+        self.file.write(text)
     }
 }
 
