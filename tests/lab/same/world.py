@@ -37,6 +37,8 @@ class Namespace:
         check(LIBC.unshare(CLONE_NEWNET))
         self.fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         self.run("ip link set lo up")
+        # No link asks for a neighbour with an address that may be another's: for two seconds nothing would be answered over IPv6.
+        self.set(ipv6__conf__default__accept_dad=0)
 
     @property
     def path(self):
