@@ -139,11 +139,11 @@ fn load_and_attach(request: &Request, cgroup: Option<&File>, fresh: bool) -> Res
     if !set_retval {
         missing.push("bpf_set_retval (Linux 5.18): a Service without backends gives EPERM, not ECONNREFUSED".into());
     }
-    let multipath = probe::has_multipath()?;
-    if !multipath {
+    let kernel_sockets = probe::has_kernel_sockets()?;
+    if !kernel_sockets {
         missing.push(
             "bpf_skc_to_mptcp_sock (Linux 5.19, CAP_PERFMON): getpeername of a Multipath TCP socket shows the backend, which \
-             counts as open for ever"
+             counts as open for ever; a socket for IPv6 alone gets ECONNREFUSED for an IPv4-mapped Service without backends"
                 .into(),
         );
     }
@@ -153,7 +153,7 @@ fn load_and_attach(request: &Request, cgroup: Option<&File>, fresh: bool) -> Res
         pins.forget_new()?;
         if let Some(left) = Grown::left(pins.clone()) {
             let (entries, _) = sizes(pins, Sizes::default(), false)?;
-            let object = open_object(request, &pins.maps(), &entries, &left, set_retval, multipath)?;
+            let object = open_object(request, &pins.maps(), &entries, &left, set_retval, kernel_sockets)?;
             take_over(request, object, cgroup, &left, &mut Vec::new())?;
         }
     }
@@ -161,7 +161,7 @@ fn load_and_attach(request: &Request, cgroup: Option<&File>, fresh: bool) -> Res
     let grown = if fresh { Grown::none(pins.clone()) } else { Grown::begin(pins.clone(), &entries)? };
     // Nobody sees maps that are not whole.
     let folder = if fresh { pins.new_maps() } else { pins.maps() };
-    let object = open_object(request, &folder, &entries, &grown, set_retval, multipath)?;
+    let object = open_object(request, &folder, &entries, &grown, set_retval, kernel_sockets)?;
     grown.fill()?;
     configure(request, &folder, fresh)?;
     if fresh {
@@ -271,18 +271,18 @@ fn open_object(
     entries: &[(&'static str, u32)],
     grown: &Grown,
     set_retval: bool,
-    multipath: bool,
+    kernel_sockets: bool,
 ) -> Result<Ebpf> {
     let of = |name| entries.iter().find(|(map, _)| *map == name).map_or(0, |(_, entries)| *entries);
     let (peer_mask, frontend_mask) = (of("peers4") - 1, of("frontends4") - 1);
-    let (retval, multipath) = (u32::from(set_retval), u32::from(multipath));
+    let (retval, kernel_sockets) = (u32::from(set_retval), u32::from(kernel_sockets));
     // The standard library's own keys for a hash map are random.
     let seed = RandomState::new().build_hasher().finish() as u32;
     let globals = [
         ("PEER_MASK", &peer_mask),
         ("FRONTEND_MASK", &frontend_mask),
         ("SET_RETVAL", &retval),
-        ("MULTIPATH", &multipath),
+        ("KERNEL_SOCKETS", &kernel_sockets),
         ("SEED", &seed),
     ];
     let mut loader = loader(folder, &globals);
@@ -321,12 +321,12 @@ fn loader<'a>(folder: &Path, globals: &[(&'a str, &'a u32)]) -> EbpfLoader<'a> {
 /// When the maps or the object cannot be opened.
 pub fn open_tracer(folder: &Path, ring: u32, others: bool, get_retval: bool) -> Result<Ebpf> {
     let (peer_mask, frontend_mask) = (capacity(folder, "peers4")? - 1, capacity(folder, "frontends4")? - 1);
-    let multipath = u32::from(probe::has_multipath()?);
+    let kernel_sockets = u32::from(probe::has_kernel_sockets()?);
     let (retval, others) = (u32::from(get_retval), u32::from(others));
     let globals = [
         ("PEER_MASK", &peer_mask),
         ("FRONTEND_MASK", &frontend_mask),
-        ("MULTIPATH", &multipath),
+        ("KERNEL_SOCKETS", &kernel_sockets),
         ("GET_RETVAL", &retval),
         ("TRACE_OTHERS", &others),
     ];

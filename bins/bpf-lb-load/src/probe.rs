@@ -55,8 +55,8 @@ pub fn has_get_retval() -> Result<bool> {
     is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_get_retval).context("look for bpf_get_retval")
 }
 
-/// Whether programs can find the socket of which another one is a subflow.
-pub fn has_multipath() -> Result<bool> {
+/// Whether programs can find the socket of which another one is a subflow, and read what the kernel knows of a socket.
+pub fn has_kernel_sockets() -> Result<bool> {
     is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_skc_to_mptcp_sock)
         .context("look for bpf_skc_to_mptcp_sock")
 }

@@ -136,11 +136,11 @@ pub(crate) fn connect(socket: *mut bpf_sock, subflow: u64, translation: &Transla
 }
 
 /// The socket's connection goes by what is in its place in `peers` from now on, or to what is no Service: then `service` is
-/// the same as `backend`, and it is not `replaced`.
+/// the same as `backend`.
 #[inline(never)]
-pub(crate) fn disconnect(socket: *mut bpf_sock, service: &Endpoint<Wide>, backend: &Endpoint<Wide>, replaced: bool) {
+pub(crate) fn disconnect(socket: *mut bpf_sock, service: &Endpoint<Wide>, backend: &Endpoint<Wide>) {
     if let Some(overflow) = storage(socket, false) {
-        end(overflow, backend, replaced);
+        end(overflow, backend);
         rename(overflow, service, backend);
     }
 }
@@ -151,14 +151,14 @@ pub(crate) fn leave(socket: *mut bpf_sock, subflow: u64, backend: &Endpoint<Wide
     if let Some(overflow) = storage(socket, false)
         && overflow.subflow == subflow
     {
-        end(overflow, backend, false);
+        end(overflow, backend);
     }
 }
 
 #[inline(always)]
-fn end(overflow: &mut Overflow, backend: &Endpoint<Wide>, replaced: bool) {
+fn end(overflow: &mut Overflow, backend: &Endpoint<Wide>) {
     uncount(&overflow.connection);
-    if replaced || overflow.connection.backend == *backend {
+    if overflow.connection.backend == *backend {
         // Word by word: to write all of it would be a call of `memset`.
         overflow.connection.service.port = 0;
         overflow.connection.backend.port = 0;

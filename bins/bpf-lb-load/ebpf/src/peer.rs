@@ -10,9 +10,11 @@ use core::hint::cold_path;
 
 use aya_ebpf::{
     bindings::bpf_sock,
-    helpers::generated::{bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_skc_to_mptcp_sock},
+    helpers::generated::{
+        bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_skc_to_mptcp_sock, bpf_skc_to_tcp6_sock, bpf_skc_to_udp6_sock,
+    },
 };
-use bpf_lb_abi::{Endpoint, Long, TCP, Translation, scramble};
+use bpf_lb_abi::{Address, Endpoint, Long, TCP, Translation, scramble};
 
 use crate::{
     atomic::set_if_zero,
@@ -26,9 +28,9 @@ use crate::{
 #[unsafe(no_mangle)]
 static PEER_MASK: u32 = 1023;
 
-/// Whether the kernel lets the programs call `bpf_skc_to_mptcp_sock`. The loader sets it.
+/// Whether the kernel lets the programs call `bpf_skc_to_mptcp_sock`, and read its own sockets. The loader sets it.
 #[unsafe(no_mangle)]
-static MULTIPATH: u32 = 1;
+static KERNEL_SOCKETS: u32 = 1;
 
 /// So that not each node's sockets choose alike. The loader sets it.
 #[unsafe(no_mangle)]
@@ -36,6 +38,9 @@ static SEED: u32 = 0;
 
 /// `TCP_ESTABLISHED`, the state of a connected socket of whatever protocol.
 const ESTABLISHED: u32 = 1;
+
+/// The byte and the bit of `skc_ipv6only` in the kernel's `struct sock_common` (include/net/sock.h), with which its sockets begin.
+const V6ONLY: (usize, u8) = (19, 1 << 5);
 
 /// What the low bits of a socket's cookie name.
 struct Place<A: Tables> {
@@ -101,9 +106,7 @@ impl<A: Tables> Socket<A> {
     /// sockets, of whose end no hook is told.
     #[inline(always)]
     pub(crate) fn multipath(&self, protocol: u16) -> Option<*mut bpf_sock> {
-        // SAFETY: a static that the loader sets before the program is there, and that nobody writes after.
-        let is_known = unsafe { (&raw const MULTIPATH).read_volatile() } != 0;
-        if protocol != TCP || self.socket.is_null() || !is_known {
+        if protocol != TCP || self.socket.is_null() || !knows_kernel_sockets() {
             return None;
         }
         // SAFETY: the socket is valid while the program runs.
@@ -111,7 +114,13 @@ impl<A: Tables> Socket<A> {
         (!found.is_null()).then_some(found.cast())
     }
 
-    /// Remembers the translation of a connection, in place of the one before it. Says whether it could.
+    /// Whether the kernel refuses an IPv4-mapped address, since the socket is for IPv6 alone. For where few get: it takes long.
+    #[inline(always)]
+    pub(crate) fn is_v6only(&self, protocol: u16) -> bool {
+        A::FAMILY == <u32 as Address>::FAMILY && self.dual && is_v6only(self.socket, protocol)
+    }
+
+    /// Remembers the translation of a connection, in place of the one before it. Says whether it could, and had to.
     #[inline(always)]
     pub(crate) fn connect(&self, translation: impl Fn() -> Translation<A>, multipath: Option<*mut bpf_sock>) -> bool {
         self.leave_other_family();
@@ -122,13 +131,16 @@ impl<A: Tables> Socket<A> {
         if self.first().is_none_or(|first| !is_flow(first)) && self.claim() {
             if overflowed() {
                 let Translation { service, backend, .. } = translation();
-                overflow::disconnect(self.socket, &wide(&service), &wide(&backend), true);
+                overflow::disconnect(self.socket, &wide(&service), &wide(&backend));
             }
             self.write(translation());
             return true;
         }
         cold_path();
         let translation = translation();
+        if self.is_v6only(translation.service.protocol) {
+            return false;
+        }
         self.name_first(&translation.service, &translation.backend);
         overflow::connect(self.socket, 0, &widen(&translation))
     }
@@ -144,7 +156,7 @@ impl<A: Tables> Socket<A> {
             None => {}
         }
         if overflowed() {
-            overflow::disconnect(self.socket, &wide(wanted), &wide(wanted), false);
+            overflow::disconnect(self.socket, &wide(wanted), &wide(wanted));
             if let Some(socket) = self.multipath(wanted.protocol) {
                 overflow::leave(socket, self.cookie, &wide(wanted));
             }
@@ -301,13 +313,36 @@ pub(crate) fn forget(socket: *mut bpf_sock) {
     if let Some(place) = place::<u32>(cookie) {
         release(cookie, &place);
     }
-    if family == <[u32; 4] as bpf_lb_abi::Address>::FAMILY
+    if family == <[u32; 4] as Address>::FAMILY
         && let Some(place) = place::<[u32; 4]>(cookie)
     {
         release(cookie, &place);
     }
     if overflowed() {
         overflow::forget(socket);
+    }
+}
+
+#[inline(always)]
+fn knows_kernel_sockets() -> bool {
+    // SAFETY: a static that the loader sets before the program is there, and that nobody writes after.
+    unsafe { (&raw const KERNEL_SOCKETS).read_volatile() != 0 }
+}
+
+#[inline(never)]
+fn is_v6only(socket: *mut bpf_sock, protocol: u16) -> bool {
+    if socket.is_null() || !knows_kernel_sockets() {
+        return false;
+    }
+    let (byte, bit) = V6ONLY;
+    // SAFETY: the socket is valid while the program runs.
+    unsafe {
+        let found: *const u8 = if protocol == TCP {
+            bpf_skc_to_tcp6_sock(socket.cast()).cast()
+        } else {
+            bpf_skc_to_udp6_sock(socket.cast()).cast()
+        };
+        !found.is_null() && found.add(byte).read_volatile() & bit != 0
     }
 }
 

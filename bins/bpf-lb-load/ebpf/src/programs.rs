@@ -63,7 +63,9 @@ fn connect<S: Sockaddr>(sockaddr: S) -> i32 {
         return ALLOW;
     }
     let multipath = socket.multipath(wanted.protocol);
-    let Some(slot) = frontend.choose(sockaddr, || socket.random(multipath)) else { return fail(ECONNREFUSED) };
+    let Some(slot) = frontend.choose(sockaddr, || socket.random(multipath)) else {
+        return if socket.is_v6only(wanted.protocol) { ALLOW } else { fail(ECONNREFUSED) };
+    };
     if socket.connect(|| frontend.translate(&wanted, slot), multipath) {
         frontend.count(slot);
         sockaddr.rewrite(&slot.endpoint);
