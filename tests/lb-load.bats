@@ -257,6 +257,35 @@ PY
   assert_equal "$(grep '"error"' <<<"$output" | grep -v 'load first')" ''
 }
 
+@test "who looks while unload takes the maps away sees whole ones, or none" {
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  expect 0 lab_in node1 timeout 60 sh -c 'for _ in 1 2 3 4 5 6 7 8 9 10; do
+      "$0" load --cgroup "$1" 2>/dev/null
+      "$0" unload &
+      while kill -0 $! 2>/dev/null; do "$0" show 2>&1 >/dev/null || :; done
+      wait $!
+    done' "$(lab_lb_program)" "$(<"$LAB/host/node1/cgroup")"
+  assert_equal "$(grep '"error"' <<<"$output" | grep -v 'load first')" ''
+  expect 1 lab_lb node1 register /proc/self/ns/net
+  assert_contains "$stderr" 'load first'
+}
+
+@test "an unload that is killed at any point leaves what the next load takes the place of" {
+  [ -n "$(command -v strace)" ] || skip 'no strace: run scripts/setup'
+  local points point
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  expect 0 lab_in node1 strace --quiet=all --trace=rename,rmdir,unlink --output="$BATS_TEST_TMPDIR/calls" "$(lab_lb_program)" unload
+  points=$(awk -F '(' '{ print $1 ":" ++n[$1] }' "$BATS_TEST_TMPDIR/calls")
+  [ "$(wc -w <<<"$points")" -ge 27 ] || fail "$points"
+  for point in $points; do
+    expect 0 lab_reload node1
+    expect 137 lab_in node1 strace --quiet=all --trace="${point%:*}" --inject="${point%:*}:signal=KILL:when=${point#*:}" --output=/dev/null \
+      "$(lab_lb_program)" unload
+    expect 0 lab_reload node1 || fail "killed at $point"
+    lb_services "$(lb_service web "{\"clusterIps\": [\"10.96.0.1\"], \"backends\": $(lb_backends 127.0.0.2)}")"
+  done
+}
+
 @test "pins are for root only" {
   expect 0 lab_in node1 sh -c 'stat --format %a /sys/fs/bpf/underpass /sys/fs/bpf/underpass/*; find /sys/fs/bpf/underpass -type f -perm /077'
   assert_equal "$output" $'700\n700\n700'

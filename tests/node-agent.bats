@@ -253,6 +253,28 @@ has_route() { lab_in "node1/$1" ip route show 10.233.64.0/18 | grep -q .; }
   logged 'somebody took away what was loaded'
 }
 
+@test "scope-pods that looks in the very moment in which maps come finds none yet, and has no error to tell of" {
+  [ -n "$(command -v strace)" ] || skip 'no strace: run scripts/setup'
+  local round
+  lab_stop agent
+  expect 0 agent --uninstall
+  printf '{"settings": {}}' | lab_in node1 tee /run/underpass/cluster.json >/dev/null
+  # What it asks the kernel for it hears late: what is there by then was not when it asked.
+  lab_spawn looks node1 strace --follow-forks --quiet=all --trace=bpf --inject=bpf:delay_exit=200000 --output=/dev/null \
+    "$(lab_libexec)/scope-pods" --node node1 --kubeconfig "$LAB/kubernetes/admin.conf"
+  for round in 1 2 3 4 5 6; do
+    lab_until 10 looked 'load first' "$round"
+    lab_lb node1 load --cgroup "$(<"$LAB/host/node1/cgroup")" --scope only
+    lab_until 20 looked 'are exceptions now' "$round"
+    lab_lb node1 unload
+  done
+  lab_stop looks
+  assert_equal "$(grep '"error"' "$LAB/log/looks")" ''
+}
+
+# looked WORDS COUNT: whether it has said that so many times.
+looked() { [ "$(grep -cF "$1" "$LAB/log/looks")" -ge "$2" ]; }
+
 # pids TOOL: of the agent on node1.
 pids() {
   lab_in node1 pgrep -x "$1"

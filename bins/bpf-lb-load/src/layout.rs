@@ -3,12 +3,18 @@
 use anyhow::{Result, ensure};
 use bpf_lb_abi::{Config, LAYOUT};
 
-use crate::{maps::mapped, pins::Pins, sys::Mapped};
+use crate::{maps::mapped, pins::Pins};
 
 /// Refuses maps that another version made in another form.
+///
+/// # Errors
+/// Also when there are none, of which [`crate::maps::are_missing`] can tell.
 pub fn check(pins: &Pins) -> Result<()> {
-    let config: Result<Mapped<Config>, _> = mapped(&pins.maps(), "config");
-    let found = config.as_ref().ok().and_then(|config| config.get(0)).map(|config| config.layout.load());
+    let found = match mapped::<Config>(&pins.maps(), "config") {
+        Ok(config) => config.get(0).map(|config| config.layout.load()),
+        Err(error) if error.is_of_another_form() => None,
+        Err(error) => return Err(pins.explain(error)),
+    };
     ensure!(
         found == Some(LAYOUT),
         "the pinned maps have layout {}, this bpf-lb-load knows {LAYOUT}: run unload, load and apply; connections that are \

@@ -28,6 +28,29 @@ impl MapsError {
     pub fn io(map: &str, error: io::Error) -> Self {
         Self::new(map, MapError::IoError(error))
     }
+
+    /// Whether there is no such map.
+    pub fn is_missing(&self) -> bool {
+        self.kind() == Some(io::ErrorKind::NotFound)
+    }
+
+    /// Whether the map's values are not those that were asked for.
+    pub fn is_of_another_form(&self) -> bool {
+        self.kind() == Some(io::ErrorKind::InvalidData)
+    }
+
+    fn kind(&self) -> Option<io::ErrorKind> {
+        match &self.source {
+            MapError::SyscallError(error) => Some(error.io_error.kind()),
+            MapError::IoError(error) => Some(error.kind()),
+            _ => None,
+        }
+    }
+}
+
+/// Whether that went wrong since a map is not there: nothing is loaded, or not yet, or no longer.
+pub fn are_missing(error: &anyhow::Error) -> bool {
+    error.downcast_ref().is_some_and(MapsError::is_missing)
 }
 
 /// The map of that name, pinned in `folder`.

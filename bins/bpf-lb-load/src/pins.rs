@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use crate::maps;
+use crate::maps::{self, MapsError};
 
 /// The folder of the links inside the pin directory.
 const LINKS: &str = "links";
@@ -113,10 +113,15 @@ impl Pins {
         fs::rename(self.new_maps(), self.maps()).with_context(|| self.maps().display().to_string())
     }
 
-    /// Removes links, then maps, then the directory. What is not there is no error.
+    /// Removes links, then maps, which nobody sees any more all at once, then the directory. What is not there is no error.
     pub fn remove(&self) -> Result<()> {
-        let folders = [self.0.join(LINKS), self.maps(), self.new_maps(), self.next_maps(), self.0.clone()];
-        folders.iter().try_for_each(|folder| remove(folder))
+        remove(&self.0.join(LINKS))?;
+        self.forget_new()?;
+        match fs::rename(self.maps(), self.new_maps()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).context("unpin the maps")?,
+            _ => {}
+        }
+        [self.new_maps(), self.next_maps(), self.0.clone()].iter().try_for_each(|folder| remove(folder))
     }
 
     /// Keeps other writers out for as long as the file is open.
@@ -138,6 +143,13 @@ impl Pins {
             self.0.display()
         );
         Ok(lock)
+    }
+
+    /// The error, and what it means that a map is not there.
+    pub fn explain(&self, error: MapsError) -> anyhow::Error {
+        let is_missing = error.is_missing();
+        let error = anyhow::Error::new(error);
+        if is_missing { error.context(self.not_loaded()) } else { error }
     }
 
     /// What to say when none is.

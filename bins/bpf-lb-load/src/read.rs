@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use bpf_lb_abi::{Backend, Entry, NO_SERVICE, NO_SLOT, OTHER_NODE};
 use service_table::ServiceName;
 
@@ -26,10 +26,10 @@ impl Kernel {
     /// Opens the maps of a load balancer, if they are of this version, and reads them. Before any change, see
     /// [`Kernel::recover`].
     pub fn open(pins: &Pins) -> Result<Self> {
-        ensure!(pins.is_loaded(), pins.not_loaded());
         layout::check(pins)?;
         let folder = pins.maps();
-        Self::read(&folder).with_context(|| format!("read the maps in {}", folder.display()))
+        let read = Self::read(&folder).map_err(|error| pins.explain(error));
+        read.with_context(|| format!("read the maps in {}", folder.display()))
     }
 
     fn read(folder: &Path) -> Result<Self, MapsError> {

@@ -27,7 +27,8 @@ impl<T> Values<T> {
         let value = info.value_size() as usize;
         // The kernel rounds the size of a value up to eight bytes.
         if !value.is_multiple_of(size_of::<T>()) || !value.is_multiple_of(8) {
-            return Err(io::Error::other(format!("values of {value} bytes, not {}", size_of::<T>())));
+            let form = format!("values of {value} bytes, not {}", size_of::<T>());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, form));
         }
         let per_value = u32::try_from(value / size_of::<T>()).map_err(io::Error::other)?;
         let len = info.max_entries().saturating_mul(per_value);

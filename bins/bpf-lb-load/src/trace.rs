@@ -276,7 +276,6 @@ fn time(since_1970: Duration) -> String {
 /// # Errors
 /// When no load balancer is loaded or attached, now or at some later moment, and when nobody reads what is printed.
 pub fn trace(pins: &Pins, asked: &Args, say: fn(&str, &str)) -> Result<()> {
-    ensure!(pins.is_loaded(), pins.not_loaded());
     layout::check(pins)?;
     let served = attach::served(pins);
     let Served::Cgroup(cgroup) = served else { bail!("{served}") };

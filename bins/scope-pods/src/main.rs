@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::Context;
-use bpf_lb_load::pins::Pins;
+use bpf_lb_load::{maps::are_missing, pins::Pins};
 use clap::{Arg, ArgAction, value_parser};
 use cluster_api::{Event, Name, Selection, k8s_openapi::api::core::v1::Pod as Object};
 use common::{
@@ -120,7 +120,7 @@ async fn follow(
                         (Level::Info, String::new())
                     }
                     // It may come.
-                    Err(_) if !pins.is_loaded() => (Level::Info, pins.not_loaded()),
+                    Err(error) if are_missing(&error) => (Level::Info, pins.not_loaded()),
                     Err(error) => (Level::Error, format!("{error:#}")),
                 }
             }
