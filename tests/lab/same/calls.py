@@ -197,9 +197,9 @@ class Caller:
 
     @staticmethod
     def errors(_index, made, _slot):
-        """What is in the error queue, but for the addresses."""
+        """What is in the error queue, but for the addresses; of TCP that is a header, with numbers of its own."""
         data, control, flags, _ = made.recvmsg(64, 256, socket.MSG_DONTWAIT | socket.MSG_ERRQUEUE)
-        return [data.decode(), flags, [[level, kind, list(struct.unpack("=IBBB", value[:7]))] for level, kind, value in control]]
+        return [len(data) if made.type == SOCK_STREAM else data.decode(), flags, [[level, kind, list(struct.unpack("=IBBB", value[:7]))] for level, kind, value in control]]
 
     @staticmethod
     def error(_index, made, _slot):

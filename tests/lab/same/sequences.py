@@ -48,9 +48,11 @@ def call(draw, kinds, family, destination):
 class Socket:
     """What the calls have made of a socket, as far as it matters for what is left out."""
 
-    def __init__(self, kind):
-        self.kind, self.peer, self.asked = kind, None, {}
-        self.waiting = self.bound = False
+    def __init__(self, kind, family):
+        self.kind, self.family, self.asked = kind, family, {}
+        # Whom it may be connected to: more than one if the kernel may have refused the last.
+        self.peers = set()
+        self.waiting = self.bound = self.shut = False
         self.refused = None
 
 
@@ -62,7 +64,7 @@ def normal(sequence):
             result += leave_moved(sockets, table, each)
             result.append(each)
         elif each[0] == "socket":
-            sockets[each[1]] = Socket(each[2])
+            sockets[each[1]] = Socket(*each[2:4])
             result.append(each)
         else:
             inner = each[1] if each[0] == "fork" else each
@@ -94,7 +96,7 @@ def allowed(sockets, table, call):
         return None
     if made.kind not in ("udp", "lite"):
         return None if is_marked_by_refusal(made, table, call) else []
-    if call[0] == "disconnect" and made.peer and made.peer[0][1] == "6":
+    if call[0] == "disconnect" and any(name[1] == "6" for name, _ in made.peers):
         # Linux does not forget the last peer's IPv6 address, and hears that one only.
         return None
     before = []
@@ -103,7 +105,7 @@ def allowed(sockets, table, call):
         if backend[0] is None:
             # Refused at once here, and by an answer there.
             return None
-        if call[0] != "connect" and made.peer and made.peer[1] == backend and made.peer[0] != name:
+        if call[0] != "connect" and any(peer[1] == backend and peer[0] != name for peer in made.peers):
             return None
         if made.waiting and (call[0] == "connect" or made.asked.get(backend, name) != name):
             before = [["drain", call[1]]]
@@ -114,12 +116,19 @@ def allowed(sockets, table, call):
 
 
 def is_marked_by_refusal(made, table, call):
-    """Whether it can be seen that no packet has left a TCP socket whose call was refused: it has no address of its own."""
+    """Whether it can be seen that no packet has left a TCP socket whose call was refused: it is as it was, without an address."""
     if call[0] == "getsockname":
         return made.refused is not None
     families = {name[1] for name, _ in (target(table, destination) for destination in destinations(call))}
     refused = any(target(table, destination)[1][0] is None for destination in destinations(call))
-    return refused and made.bound or made.refused is not None and families - {made.refused} != set()
+    return refused and (made.bound or made.shut) or made.refused is not None and families - {made.refused} != set()
+
+
+def is_connected(made, destination):
+    """Whether the kernel is sure to connect it: neither its own address nor the other one's family stands against that."""
+    name, form = destination.split("/")
+    families = {form, *(name[1] for name, _ in made.peers)}
+    return families == {made.family} and not made.bound and name != "nowhere"
 
 
 def follow(sockets, table, call):
@@ -135,10 +144,13 @@ def follow(sockets, table, call):
             if backend[0] is None:
                 made.refused = name[1]
             if call[0] == "connect":
-                made.peer = name, backend
+                if is_connected(made, destination):
+                    made.peers.clear()
+                made.peers.add((name, backend))
         if call[0] == "disconnect":
-            made.peer = None
+            made.peers.clear()
         made.bound |= call[0] == "bind"
+        made.shut |= call[0] == "shutdown"
         made.waiting |= call[0] in ("send", "sendto", "sendmmsg")
         made.waiting &= call[0] != "drain"
 
@@ -152,7 +164,7 @@ def leave_moved(sockets, table, change):
     for slot, made in list(sockets.items()):
         if made.kind != "udp":
             continue
-        if made.peer and made.peer[0][0] in moved:
+        if any(name[0] in moved for name, _ in made.peers):
             result.append(["close", slot])
             del sockets[slot]
         elif made.waiting:
