@@ -249,26 +249,24 @@ impl Lock<'_> {
         }
     }
 
-    /// Waits for the lock, in an open file of its own. It is released when the file is dropped.
+    /// Waits for the lock, in an open file of its own.
     ///
     /// # Errors
     /// When the state directory cannot be written.
-    pub fn acquire(self) -> io::Result<File> {
-        fs::create_dir_all(directory())?;
-        let file = OpenOptions::new().create(true).append(true).open(directory().join("lock"))?;
+    pub fn acquire(self) -> io::Result<Locked> {
+        let file = open_lock()?;
         self.acquire_on(file.as_fd())?;
-        Ok(file)
+        Ok(self.held(file))
     }
 
     /// Takes the lock if nobody has it; `None` if somebody does.
     ///
     /// # Errors
     /// When the state directory cannot be written.
-    pub fn try_acquire(self) -> io::Result<Option<File>> {
-        fs::create_dir_all(directory())?;
-        let file = OpenOptions::new().create(true).append(true).open(directory().join("lock"))?;
-        match fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&self.range())) {
-            Ok(_) => Ok(Some(file)),
+    pub fn try_acquire(self) -> io::Result<Option<Locked>> {
+        let file = open_lock()?;
+        match fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&self.range(libc::F_WRLCK))) {
+            Ok(_) => Ok(Some(self.held(file))),
             Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -286,17 +284,58 @@ impl Lock<'_> {
     }
 
     fn acquire_on(self, file: BorrowedFd<'_>) -> io::Result<()> {
-        fcntl(file, FcntlArg::F_OFD_SETLKW(&self.range()))?;
+        fcntl(file, FcntlArg::F_OFD_SETLKW(&self.range(libc::F_WRLCK)))?;
         Ok(())
     }
 
-    fn range(self) -> libc::flock {
-        libc::flock {
-            l_type: libc::F_WRLCK as i16,
-            l_whence: libc::SEEK_SET as i16,
-            l_start: self.byte(),
-            l_len: 1,
-            l_pid: 0,
-        }
+    fn held(self, file: File) -> Locked {
+        Locked { file, unlock: self.range(libc::F_UNLCK) }
+    }
+
+    fn range(self, kind: i32) -> libc::flock {
+        libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: self.byte(), l_len: 1, l_pid: 0 }
+    }
+}
+
+/// A lock that this process has until it drops this.
+#[derive(Debug)]
+pub struct Locked {
+    file: File,
+    unlock: libc::flock,
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // A child that has inherited the file would keep the lock for as long as it lives.
+        let _ = fcntl(self.file.as_fd(), FcntlArg::F_OFD_SETLK(&self.unlock));
+    }
+}
+
+fn open_lock() -> io::Result<File> {
+    fs::create_dir_all(directory())?;
+    OpenOptions::new().create(true).append(true).open(directory().join("lock"))
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn a_child_that_inherited_the_file_does_not_keep_the_lock() {
+        let memory = File::from(memfd_create(c"lock", MFdFlags::empty()).unwrap());
+        let open = || OpenOptions::new().append(true).open(format!("/proc/self/fd/{}", memory.as_raw_fd())).unwrap();
+        let is_free = || fcntl(open(), FcntlArg::F_OFD_SETLK(&Lock::Node.range(libc::F_WRLCK))).is_ok();
+        let file = open();
+        Lock::Node.acquire_on(file.as_fd()).unwrap();
+        let inherited = file.try_clone().unwrap();
+        let locked = Lock::Node.held(file);
+        assert!(!is_free());
+        drop(locked);
+        assert!(is_free());
+        drop(inherited);
     }
 }

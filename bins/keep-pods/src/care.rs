@@ -2,7 +2,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    fs::File,
     io,
     time::{Duration, Instant},
 };
@@ -89,7 +88,7 @@ pub fn container(job: Job, cluster: &Value) -> Done {
     let Job { container, attachments } = job;
     let all = |outcome: &Outcome| attachments.iter().map(|(saved, _)| (saved.clone(), outcome.clone())).collect();
     let done = |outcomes, whereabouts| Done { container: container.clone(), outcomes, whereabouts };
-    let _lock: File = match Lock::Container(&container).try_acquire() {
+    let _lock = match Lock::Container(&container).try_acquire() {
         Ok(Some(lock)) => lock,
         Ok(None) => return done(all(&Outcome::Locked), None),
         Err(error) => {
