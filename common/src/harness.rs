@@ -9,13 +9,16 @@ use std::{
 };
 
 use clap::{Arg, ArgAction, ArgMatches, Command as Cli, Parser};
+use nix::{libc, unistd::close};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
+use tokio::runtime::{Builder, Runtime};
 
 use crate::{
     document::{Command, PodDocument, merge},
     failure::{Code, Context, Failure},
     kernel::{self, Kernel},
+    netlink::Netlink,
     object::{Netns, Operation, Placed},
     plan::{Found, plan},
     settings::LogOptions,
@@ -124,7 +127,42 @@ fn plan_for_people(operations: &[Operation]) -> String {
 /// Runs a tool that changes the kernel.
 pub fn run<T: Tool>() -> ExitCode {
     let output = Output::asked(&matches(cli(T::ABOUT)));
-    filter(T::ABOUT, |document| block_on(work::<T>(document, output))?)
+    with_kernel(T::ABOUT, async |document, node| work::<T>(document, output, node).await)
+}
+
+/// Runs a tool that reads the kernel, beginning with the node's, and completes the document.
+pub fn run_observer(
+    about: About,
+    work: impl AsyncFnOnce(&mut PodDocument, Netlink) -> Result<(), Failure>,
+) -> ExitCode {
+    let output = Output::asked(&matches(cli(about)));
+    with_kernel(about, async |document, node| {
+        work(document, node).await?;
+        Ok(output.of(&[], None))
+    })
+}
+
+fn with_kernel(
+    about: About,
+    work: impl AsyncFnOnce(&mut PodDocument, Netlink) -> Result<Option<String>, Failure>,
+) -> ExitCode {
+    // Before the document is there, since until then the tools before this one are at work.
+    let ready = runtime().and_then(|runtime| {
+        let node = runtime.block_on(async { node() })?;
+        Ok((runtime, node))
+    });
+    filter(about, |document| {
+        let (runtime, node) = ready?;
+        runtime.block_on(work(document, node))
+    })
+}
+
+/// A socket in the node's network namespace, which is the calling thread's.
+///
+/// # Errors
+/// When the kernel gives none. Must be called within a tokio runtime.
+pub fn node() -> Result<Netlink, Failure> {
+    Netlink::open().context(Code::Io, "cannot open a netlink socket on the node")
 }
 
 /// Runs a tool that only reads and completes the document.
@@ -173,11 +211,14 @@ pub fn parse<T: Parser>() -> T {
 /// # Errors
 /// When the kernel gives no epoll descriptor.
 pub fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map(|runtime| runtime.block_on(future)).map_err(|error| Failure::new(Code::Io, error))
+    Ok(runtime()?.block_on(future))
 }
 
-async fn work<T: Tool>(document: &mut PodDocument, output: Output) -> Result<Option<String>, Failure> {
+fn runtime() -> Result<Runtime, Failure> {
+    Builder::new_current_thread().enable_all().build().map_err(|error| Failure::new(Code::Io, error))
+}
+
+async fn work<T: Tool>(document: &mut PodDocument, output: Output, node: Netlink) -> Result<Option<String>, Failure> {
     if matches!(document.request.command, Command::Status | Command::Version) {
         return Ok(None);
     }
@@ -185,7 +226,7 @@ async fn work<T: Tool>(document: &mut PodDocument, output: Output) -> Result<Opt
         (true, Output::Document) => Some(Lock::Node.acquire().context(Code::Io, "cannot lock the node's state")?),
         _ => None,
     };
-    let kernel = Kernel::open(&document.request)?;
+    let kernel = Kernel::open(node, &document.request)?;
     let operations = planned::<T>(document, &kernel, &[]).await?;
     match output.of(&operations, document.request.netns.as_deref()) {
         Some(text) => Ok(Some(text)),
@@ -407,12 +448,13 @@ pub fn answer(value: &Value, people: impl FnOnce() -> String, code: ExitCode) ->
     if io::stdout().is_terminal() { print(&people(), code) } else { print(&value.to_string(), code) }
 }
 
-/// Prints the one thing that goes to standard output.
+/// Prints the one thing that goes to standard output, and closes it.
 pub fn print(text: &str, code: ExitCode) -> ExitCode {
     let mut stdout = io::stdout().lock();
     let written =
         stdout.write_all(text.as_bytes()).and_then(|()| stdout.write_all(b"\n")).and_then(|()| stdout.flush());
-    match written {
+    // The next tool waits for the end of this, and a process that ends closes it only after it has given back its memory.
+    match written.and_then(|()| Ok(close(libc::STDOUT_FILENO)?)) {
         Ok(()) => code,
         Err(error) => {
             log::error!("cannot write to standard output: {error}");

@@ -32,12 +32,11 @@ pub struct Pod {
 }
 
 impl Kernel {
-    /// Opens the sockets that a request needs.
+    /// Opens what a request needs beside the node's rtnetlink.
     ///
     /// # Errors
     /// When `CNI_NETNS` is not a pod's namespace, except in a teardown, where the pod is then taken for gone.
-    pub fn open(request: &Request) -> Result<Self, Failure> {
-        let node = Netlink::open().context(Code::Io, "cannot open a netlink socket on the node")?;
+    pub fn open(node: Netlink, request: &Request) -> Result<Self, Failure> {
         let pod = match (&request.netns, request.command.tears_down()) {
             (None, _) => None,
             (Some(path), true) => NetnsFile::open(path).ok().and_then(|netns| Pod::new(netns).ok()),

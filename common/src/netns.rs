@@ -8,13 +8,15 @@ use std::{
         unix::fs::MetadataExt,
     },
     path::Path,
-    thread,
 };
 
 use nix::{
     sched::{CloneFlags, setns},
     sys::statfs::{NSFS_MAGIC, fstatfs},
 };
+
+/// The calling thread's network namespace.
+const OWN: &str = "/proc/thread-self/ns/net";
 
 /// An open network namespace other than the caller's.
 #[derive(Debug)]
@@ -52,28 +54,26 @@ impl NetnsFile {
         if !is_namespace {
             return Err(NetnsError::NotNamespace(name()));
         }
-        let own = std::fs::metadata("/proc/thread-self/ns/net")
-            .map_err(|source| NetnsError::Open { path: "/proc/thread-self/ns/net".to_owned(), source })?;
+        let own = std::fs::metadata(OWN).map_err(|source| NetnsError::Open { path: OWN.to_owned(), source })?;
         if (own.dev(), own.ino()) == (metadata.dev(), metadata.ino()) {
             return Err(NetnsError::Own(name()));
         }
         Ok(Self(file))
     }
 
-    /// Runs `work` on a thread of its own that is in the namespace and ends there, so that no other thread ever is.
+    /// Runs `work` in the namespace, and comes back from there. Only the calling thread goes.
     ///
     /// # Errors
-    /// What `setns(2)` says, or the thread's panic.
-    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
-        thread::scope(|scope| {
-            scope
-                .spawn(|| {
-                    setns(&self.0, CloneFlags::CLONE_NEWNET)?;
-                    Ok(work())
-                })
-                .join()
-                .map_err(|_| io::Error::other("a thread in the pod's network namespace panicked"))?
-        })
+    /// What `setns(2)` says.
+    ///
+    /// # Panics
+    /// When there is no way back: what comes after must not be done to the pod in place of the node.
+    pub fn run<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
+        let home = File::open(OWN)?;
+        setns(&self.0, CloneFlags::CLONE_NEWNET)?;
+        let done = work();
+        setns(&home, CloneFlags::CLONE_NEWNET).expect("the way back into the thread's own network namespace");
+        Ok(done)
     }
 
     /// The descriptor's number, for `IFLA_NET_NS_FD`.

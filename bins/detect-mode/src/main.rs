@@ -15,10 +15,10 @@ const ABOUT: About = About {
 };
 
 fn main() -> ExitCode {
-    harness::run_filter(ABOUT, |document, _| {
+    harness::run_observer(ABOUT, async |document, node| {
         if !detect_mode::concerns(document.request.command) {
             return Ok(());
         }
-        harness::block_on(async { detect_mode::detect(document, &Kernel::open(&document.request)?).await })?
+        detect_mode::detect(document, &Kernel::open(node, &document.request)?).await
     })
 }

@@ -108,7 +108,7 @@ pub fn container(job: Job, cluster: &Value) -> Done {
     let Some(first) = open.first() else { return done(outcomes, None) };
     let mut whereabouts = Whereabouts::default();
     let work = async {
-        let kernel = Kernel::open(&first.document.request)?;
+        let kernel = Kernel::open(harness::node()?, &first.document.request)?;
         // From here on the kernel tells what happens in the pod.
         let nsid =
             kernel.node.nsid(&kernel.pod()?.netns).await.context(Code::Io, "cannot number the pod's namespace")?;
