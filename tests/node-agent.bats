@@ -37,7 +37,7 @@ objects() {
 # agent_start [USER]: with the parts that are in PARTS, all by default.
 agent_start() {
   # shellcheck disable=SC2086 # a list
-  lab_spawn agent node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" UNDERPASS_CGROUP="$(<"$LAB/host/node1/cgroup")" \
+  lab_spawn agent node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" UNDERPASS_CGROUP="${CGROUP:-$(<"$LAB/host/node1/cgroup")}" \
     UNDERPASS_LOAD_FLAGS="${LOAD_FLAGS-}" "$LAB_REPO/scripts/node-agent" ${PARTS-} --kubeconfig "$LAB/kubernetes/${1:-admin}.conf" \
     --node node1
 }
@@ -260,12 +260,12 @@ has_route() { lab_in "node1/$1" ip route show 10.233.64.0/18 | grep -q .; }
   expect 0 agent --uninstall
   printf '{"settings": {}}' | lab_in node1 tee /run/underpass/cluster.json >/dev/null
   # What it asks the kernel for it hears late: what is there by then was not when it asked.
-  lab_spawn looks node1 strace --follow-forks --quiet=all --trace=bpf --inject=bpf:delay_exit=200000 --output=/dev/null \
+  lab_spawn looks node1 strace --follow-forks --quiet=all --trace=bpf --inject=bpf:delay_exit=700000 --output=/dev/null \
     "$(lab_libexec)/scope-pods" --node node1 --kubeconfig "$LAB/kubernetes/admin.conf"
-  for round in 1 2 3 4 5 6; do
+  for round in 1 2 3 4; do
     lab_until 10 looked 'load first' "$round"
     lab_lb node1 load --cgroup "$(<"$LAB/host/node1/cgroup")" --scope only
-    lab_until 20 looked 'are exceptions now' "$round"
+    lab_until 30 looked 'are exceptions now' "$round"
     lab_lb node1 unload
   done
   lab_stop looks
@@ -283,6 +283,44 @@ pids() {
 another() {
   local now
   now=$(pids "$1") && [ "$now" != "$2" ]
+}
+
+@test "a socket path that cannot be loaded is tried again less and less often, its reason is said once, and metric and readiness tell of it" {
+  lab_stop agent
+  expect 0 agent --uninstall
+  lab_in node1 rm -rf /run/cgroup
+  CGROUP=/run/cgroup agent_start
+  lab_until 20 logged 'services: starting again in 2 s'
+  # Another reason is said as well.
+  lab_in node1 mkdir /run/cgroup
+  lab_until 20 logged 'services: starting again in 8 s'
+  assert_equal "$(grep -c 'cgroup /run/cgroup: No such file' "$LAB/log/agent")" 1
+  assert_equal "$(grep -c 'is it one of cgroup v2?' "$LAB/log/agent")" 1
+  expect 1 agent --ready
+  assert_equal "$output" 'node-agent: the socket path does not work yet'
+  lab_in node1 curl -fsS http://localhost:10266/metrics | grep -qx 'underpass_lb_attached 0'
+  # Whoever starts again an agent that is not well leaves this one alone: the rest of it works.
+  lab_in node1 touch --date '10 minutes ago' /run/underpass/watch-services.prom
+  lab_until 30 lab_in node1 curl -fsS http://localhost:10266/livez
+  lab_in node1 grep -qx 'underpass_cidrs_known 1' /run/underpass/sync-cidrs.prom
+  lab_in node1 rmdir /run/cgroup
+  lab_in node1 ln -s "$(<"$LAB/host/node1/cgroup")" /run/cgroup
+  lab_until 60 agent --ready
+  lab_in node1 curl -fsS http://localhost:10266/metrics | grep -qx 'underpass_lb_attached 1'
+  lab_stop agent
+}
+
+@test "what an agent says to --ready of its parts is written as soon as it can be" {
+  lab_stop agent
+  lab_in node1 sh -c 'cd /run/underpass && rm -f node-agent.parts && mkdir node-agent.parts'
+  PARTS=metrics agent_start
+  lab_until 10 logged 'cannot write /run/underpass/node-agent.parts'
+  expect 1 agent --ready
+  assert_equal "$output" 'node-agent: no agent was started'
+  lab_in node1 rmdir /run/underpass/node-agent.parts
+  lab_until 20 agent --ready
+  assert_equal "$(grep -c 'cannot write' "$LAB/log/agent")" 1
+  lab_stop agent
 }
 
 @test "metrics of all parts and the health of those that follow are served over HTTP" {

@@ -41,6 +41,8 @@ const ABOUT: About = About {
 const LOOK: Duration = Duration::from_millis(100);
 /// Everything is looked at again after this, whether there is news or not: the kernel's list may have been lost.
 const FULL_LOOK: Duration = Duration::from_secs(5);
+/// The same where it did not go well.
+const RETRY: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let path = |name: &'static str, help: &'static str| {
@@ -105,8 +107,9 @@ async fn follow(
             Some(event) = events.next() => known.take(event),
             _ = look.tick() => false,
         };
-        let now = Some(stamps());
-        if !news && now == seen && said.is_empty() && full.elapsed() < FULL_LOOK {
+        let now = Some((stamps(), pins.is_loaded()));
+        let pause = if said.is_empty() { FULL_LOOK } else { RETRY };
+        if !news && now == seen && full.elapsed() < pause {
             continue;
         }
         (seen, full) = (now, Instant::now());
