@@ -389,8 +389,8 @@ impl Veth {
     fn creation(&self, pod: &Path) -> Vec<String> {
         let Self { name, mac, peer, peer_mac, mtu, .. } = self;
         vec![format!(
-            "ip link add {name} mtu {mtu} address {mac} type veth \
-             peer name {peer} mtu {mtu} address {peer_mac} netns {}",
+            "ip link add {name} mtu {mtu} address {mac} numtxqueues 1 numrxqueues 1 type veth \
+             peer name {peer} mtu {mtu} address {peer_mac} numtxqueues 1 numrxqueues 1 netns {}",
             pod.display()
         )]
     }

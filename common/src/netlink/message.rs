@@ -43,6 +43,9 @@ pub(super) fn veth_message(veth: &Veth, pod: &NetnsFile) -> LinkMessage {
             LinkAttribute::IfName(name.to_owned()),
             LinkAttribute::Address(mac.0.to_vec()),
             LinkAttribute::Mtu(veth.mtu),
+            // As many as are used. If nobody says so the kernel makes one for each CPU, and waits until none uses the others.
+            LinkAttribute::NumTxQueues(1),
+            LinkAttribute::NumRxQueues(1),
         ];
         message
     };
