@@ -134,7 +134,7 @@ foreign() { assert_equal "$(lab_in node1 cat /opt/cni/bin/coordinator)" theirs; 
   printf theirs | lab_in node1 tee /opt/cni/bin/coordinator >/dev/null
   PATH=$BATS_TEST_TMPDIR/watched:$PATH expect 0 install_on_node1
   PATH=$BATS_TEST_TMPDIR/watched:$PATH expect 0 install_on_node1 --rollback
-  [ ! -e "$BATS_TEST_TMPDIR/gaps" ] || fail "$(cat "$BATS_TEST_TMPDIR/gaps")"
+  no_gaps
   foreign
 }
 
@@ -152,10 +152,16 @@ foreign() { assert_equal "$(lab_in node1 cat /opt/cni/bin/coordinator)" theirs; 
   [[ $stderr != *'was not as it was'* ]] || fail "$stderr"
 }
 
-@test "what was put there by hand is the version before" {
+# by_hand: the plugin and its tools as a person puts them there.
+by_hand() {
   lab_in node1 mkdir -p /opt/cni/bin/underpass.d
-  lab_in node1 find "$(lab_libexec)" -maxdepth 1 -type f -perm -u+x -exec cp -t /opt/cni/bin/underpass.d {} +
+  # shellcheck disable=SC2046 # a list
+  lab_in node1 cp -t /opt/cni/bin/underpass.d $(sed -n "s|^TOOLS='\(.*\)'|\1|p" "$LAB_REPO/scripts/install" | xargs printf "$(lab_libexec)/%s ")
   lab_in node1 cp "$LAB_REPO/scripts/coordinator" /opt/cni/bin
+}
+
+@test "what was put there by hand is the version before" {
+  by_hand
   install_on_node1
   expect 0 install_on_node1 --rollback
   assert_equal "$(lab_in node1 readlink /opt/cni/bin/underpass.d)" .underpass/by-hand
@@ -164,6 +170,48 @@ foreign() { assert_equal "$(lab_in node1 cat /opt/cni/bin/coordinator)" theirs; 
   assert_answer node1/hand "$(lab_cluster_ip web 4)" 80 server ''
   expect 0 installed DEL hand < <(lab_chained node1 hand underlay46)
 }
+
+@test "while a plugin that was put there by hand gives way each call finds a plugin with its tools, also where the installer is killed" {
+  local name points point done=$BATS_TEST_TMPDIR/done
+  mkdir "$BATS_TEST_TMPDIR/watched"
+  program "$BATS_TEST_TMPDIR/call" <<END
+printf {} | env -u UNDERPASS_LIBEXEC CNI_COMMAND=VERSION /opt/cni/bin/coordinator >/dev/null || printf 'none %s\n' "\$*" >>"$BATS_TEST_TMPDIR/gaps"
+END
+  for name in mv ln rm cp chmod sleep; do
+    # Whatever changes files calls first, and is the last if it has the number KILLED.
+    program "$BATS_TEST_TMPDIR/watched/$name" <<END
+"$BATS_TEST_TMPDIR/call" "before $name \$*"
+printf '%s\n' "$name \$*" >>"$done"
+[ "\$(wc -l <"$done")" != "\${KILLED-}" ] || { kill -KILL "\$PPID"; exit; }
+exec $(command -v $name) "\$@"
+END
+  done
+  by_hand
+  PATH=$BATS_TEST_TMPDIR/watched:$PATH expect 0 install_on_node1
+  no_gaps
+  points=$(grep -nE '^sleep|(bridge|by-hand|previous|underpass.d|bin/coordinator)(.new)?$' "$done" | cut -d: -f1)
+  [ "$(wc -w <<<"$points")" -ge 8 ] || fail "$points" "$(cat "$done")"
+  for point in $points; do
+    lab_in node1 rm -r /opt/cni
+    by_hand
+    : >"$done"
+    KILLED=$point PATH=$BATS_TEST_TMPDIR/watched:$PATH expect 137 install_on_node1
+    lab_in node1 "$BATS_TEST_TMPDIR/call" "when killed at $point"
+    PATH=$BATS_TEST_TMPDIR/watched:$PATH expect 0 install_on_node1
+    PATH=$BATS_TEST_TMPDIR/watched:$PATH expect 0 install_on_node1 --rollback
+    assert_equal "$(lab_in node1 readlink /opt/cni/bin/underpass.d)" .underpass/by-hand
+    assert_same "$(lab_in node1 cat /opt/cni/bin/coordinator)" "$(<"$LAB_REPO/scripts/coordinator")"
+  done
+  no_gaps
+}
+
+# program PATH <TEXT: a shell's program.
+program() {
+  { printf '#!/bin/sh\n' && cat; } >"$1"
+  chmod +x "$1"
+}
+
+no_gaps() { [ ! -e "$BATS_TEST_TMPDIR/gaps" ] || fail "$(cat "$BATS_TEST_TMPDIR/gaps")"; }
 
 @test "where /etc cannot be written, it is said, and the plugin is installed" {
   # shellcheck disable=SC2016 # expanded by the inner shell
@@ -223,6 +271,23 @@ bare() {
   assert_equal "$(lab_in node1 ip rule show pref 85)" ''
   expect 0 install_on_node1 --root /opt/bare --uninstall
   assert_equal "$(lab_in node1 ls -A /opt/bare/opt/cni/bin)" ''
+}
+
+@test "on a node without /bin/sh, too, a plugin that was put there by hand gives way to one that has its tools" {
+  command -v busybox >/dev/null || skip 'no busybox: run scripts/setup'
+  expect 0 install_on_node1 --root /opt/bare
+  lab_in node1 sh -c 'cd /opt/bare/opt/cni/bin && cp -rL underpass.d plain && rm underpass.d coordinator &&
+    mv plain underpass.d && cp underpass.d/coordinator . && rm -r .underpass'
+  mkdir "$BATS_TEST_TMPDIR/bin"
+  # shellcheck disable=SC2016 # expanded by that shell
+  program "$BATS_TEST_TMPDIR/bin/sleep" <<<'kill -KILL "$PPID"'
+  PATH=$BATS_TEST_TMPDIR/bin:$PATH expect 137 install_on_node1 --root /opt/bare
+  lab_in node1 mv /opt/bare/opt/cni/bin/underpass.d /opt/bare/away
+  lab_pod node1 bridged plain46
+  expect 0 bare ADD bridged < <(lab_chained node1 bridged underlay46)
+  lab_in node1 mv /opt/bare/away /opt/bare/opt/cni/bin/underpass.d
+  expect 0 install_on_node1 --root /opt/bare
+  expect 0 bare DEL bridged < <(lab_chained node1 bridged underlay46)
 }
 
 @test "installed from the image as the chart does it, which sees no /bin/sh of the node's, the plugin has its shell too" {
