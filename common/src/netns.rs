@@ -8,6 +8,7 @@ use std::{
         unix::fs::MetadataExt,
     },
     path::Path,
+    process,
 };
 
 use nix::{
@@ -61,18 +62,20 @@ impl NetnsFile {
         Ok(Self(file))
     }
 
-    /// Runs `work` in the namespace, and comes back from there. Only the calling thread goes.
+    /// Runs `work` in the namespace, and comes back from there; the process ends where there is no way back. Only the
+    /// calling thread goes.
     ///
     /// # Errors
     /// What `setns(2)` says.
-    ///
-    /// # Panics
-    /// When there is no way back: what comes after must not be done to the pod in place of the node.
     pub fn run<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
         let home = File::open(OWN)?;
         setns(&self.0, CloneFlags::CLONE_NEWNET)?;
         let done = work();
-        setns(&home, CloneFlags::CLONE_NEWNET).expect("the way back into the thread's own network namespace");
+        if let Err(error) = setns(&home, CloneFlags::CLONE_NEWNET) {
+            // What comes after must not be done to the pod in place of the node.
+            log::error!("no way back into the thread's own network namespace: {error}");
+            process::abort();
+        }
         Ok(done)
     }
 
