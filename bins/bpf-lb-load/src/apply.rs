@@ -17,12 +17,13 @@ use crate::{
     claims::{self, Claim, Conflict},
     diff::{self, Difference},
     gone::{self, Endpoints, Gone, State, Why},
-    kernel::{Installed, Kernel},
+    kernel::Kernel,
     maps::MapsError,
     peers::{Flow, Peers},
     room::UpdateError,
     show,
     spec::{Frontend, Spec},
+    write::NotSet,
 };
 
 /// Why nothing was done, or not all.
@@ -105,6 +106,18 @@ struct Holding {
     protocol: service_table::Protocol,
     endpoints: Endpoints,
     frontends: Vec<Frontend>,
+}
+
+/// What a table says that is not there already.
+#[derive(Default)]
+struct News {
+    /// The services that are to be otherwise, or new, by name.
+    specs: Vec<(ServiceName, Spec)>,
+    /// Services that are there and not in the table.
+    gone: Vec<ServiceName>,
+    /// Services that are there, of which anything is to be otherwise, also what drains.
+    changed: Vec<ServiceName>,
+    unchanged: usize,
 }
 
 /// The table in the kernel, and what of it the kernel does not keep.
@@ -193,11 +206,13 @@ impl Table {
         self.unfit.clear();
         self.waiting.clear();
         (summary.conflicts, self.lost) = claims::settle(&mut specs);
-        let before = self.holdings(self.changed(&specs, &draining));
+        let news = self.news(specs, &draining);
+        let before = self.holdings(news.gone.iter().chain(&news.changed).cloned());
+        summary.unchanged += news.unchanged;
         self.draining = draining;
         let per_node = table.services.iter().filter(|service| is_per_node(service));
         self.per_node = per_node.map(|service| (service.key(), service.clone())).collect();
-        self.write(table, specs, &mut summary)?;
+        self.write(table, news, &mut summary)?;
         self.tell(before, &mut summary);
         if !self.orphans.is_empty() {
             let names: Vec<_> = self.kernel.services().keys().cloned().collect();
@@ -212,19 +227,13 @@ impl Table {
         Ok(summary)
     }
 
-    fn write(
-        &mut self,
-        table: &ServiceTable,
-        specs: BTreeMap<ServiceName, Spec>,
-        summary: &mut Summary,
-    ) -> Result<(), MapsError> {
+    fn write(&mut self, table: &ServiceTable, news: News, summary: &mut Summary) -> Result<(), MapsError> {
+        let News { specs, gone, .. } = news;
         let claimed =
-            LazyCell::new(|| -> HashSet<_> { specs.values().flat_map(|spec| spec.frontends.keys()).collect() });
-        let gone = self.kernel.services().iter().filter(|(key, _)| !specs.contains_key(*key));
-        let moves = |spec: &Spec| spec.frontends.keys().any(|frontend| claimed.contains(frontend));
-        let gone = gone.map(|(key, old)| (key.clone(), moves(&old.spec)));
+            LazyCell::new(|| -> HashSet<_> { specs.iter().flat_map(|(_, spec)| spec.frontends.keys()).collect() });
+        let moves = |key: &ServiceName| self.frontends(key).iter().any(|frontend| claimed.contains(frontend));
         // An address that moves to another service is to have no gap. All else that goes makes room first.
-        let (last, first): (Vec<_>, Vec<_>) = gone.partition(|(_, moves)| *moves);
+        let (last, first): (Vec<_>, Vec<_>) = gone.into_iter().partition(moves);
         let nodes = table.all_nodes();
         self.kernel.prepare_nodes(&nodes)?;
         self.refuse(&table.refuse);
@@ -292,8 +301,8 @@ impl Table {
         self.kernel.write_doors(self.unfit.values().flat_map(|unfit| &unfit.cluster_ips).copied().collect());
     }
 
-    fn remove_all(&mut self, gone: Vec<(ServiceName, bool)>) -> usize {
-        gone.iter().filter(|(key, _)| self.kernel.remove(key)).count()
+    fn remove_all(&mut self, gone: Vec<ServiceName>) -> usize {
+        gone.iter().filter(|key| self.kernel.remove(key)).count()
     }
 
     /// Sets a service, and gives it back with a reason if there is no room for it.
@@ -303,11 +312,14 @@ impl Table {
         spec: Spec,
         summary: &mut Summary,
     ) -> Result<Option<(ServiceName, Spec, String)>, MapsError> {
-        match self.kernel.set(&key, &spec) {
+        match self.kernel.set(key, spec) {
             Ok(true) => summary.set += 1,
             Ok(false) => summary.unchanged += 1,
-            Err(UpdateError::Maps(error)) => return Err(error),
-            Err(error) => return Ok(Some((key, spec, error.to_string()))),
+            Err(NotSet { why: UpdateError::Maps(error), .. }) => return Err(error),
+            Err(NotSet { service, why }) => {
+                let (key, spec) = *service;
+                return Ok(Some((key, spec, why.to_string())));
+            }
         }
         Ok(None)
     }
@@ -521,13 +533,27 @@ impl Table {
         (!error.is_empty()).then(|| Refused::of_spec(key, spec, error.join("; ")))
     }
 
-    /// The services that are there and are to be otherwise.
-    fn changed(&self, specs: &BTreeMap<ServiceName, Spec>, draining: &Drains) -> Vec<ServiceName> {
-        let is_same = |key: &ServiceName, installed: &Installed| {
-            specs.get(key) == Some(&installed.spec) && draining.get(key) == self.draining.get(key)
-        };
-        let changed = self.kernel.services().iter().filter(|(key, installed)| !is_same(key, installed));
-        changed.map(|(key, _)| key.clone()).collect()
+    /// What is new in a table, found in one walk over both, since both are sorted.
+    fn news(&self, specs: BTreeMap<ServiceName, Spec>, draining: &Drains) -> News {
+        let mut news = News::default();
+        let mut installed = self.kernel.services().iter().peekable();
+        for (key, spec) in specs {
+            while let Some((gone, _)) = installed.next_if(|(other, _)| **other < key) {
+                news.gone.push(gone.clone());
+            }
+            let old = installed.next_if(|(other, _)| **other == key);
+            let is_same = old.is_some_and(|(_, old)| old.is(&spec));
+            if old.is_some() && !(is_same && draining.get(&key) == self.draining.get(&key)) {
+                news.changed.push(key.clone());
+            }
+            if is_same {
+                news.unchanged += 1;
+            } else {
+                news.specs.push((key, spec));
+            }
+        }
+        news.gone.extend(installed.map(|(gone, _)| gone.clone()));
+        news
     }
 
     fn frontends(&self, key: &ServiceName) -> Vec<Frontend> {
@@ -538,7 +564,8 @@ impl Table {
     fn endpoints(&self, key: &ServiceName) -> (service_table::Protocol, Endpoints) {
         let mut endpoints = self.draining.get(key).cloned().unwrap_or_default();
         let Some(installed) = self.kernel.services().get(key) else { return (Default::default(), endpoints) };
-        endpoints.extend(installed.backends.keys().map(|backend: &SocketAddr| (*backend, State::Ready)));
+        let mut ready = installed.backends.keys().map(|backend| (*backend, State::Ready)).collect();
+        endpoints.append(&mut ready);
         (installed.spec.protocol, endpoints)
     }
 }
@@ -551,26 +578,26 @@ fn wanted(
     table: &ServiceTable,
     summary: &mut Summary,
 ) -> Result<(BTreeMap<ServiceName, Spec>, Drains), ApplyError> {
-    let (mut specs, mut draining) = (BTreeMap::new(), BTreeMap::new());
+    let (mut specs, mut draining) = (Vec::new(), BTreeMap::new());
     for service in &table.services {
         let key = service.key();
-        if specs.contains_key(&key) {
-            return Err(ApplyError::Twice(key));
-        }
-        let installed = kernel.services().get(&key);
         match Spec::new(service, nodes) {
             Ok(spec) => {
-                specs.insert(key.clone(), spec);
-                draining.extend(drains(service).map(|endpoints| (key, endpoints)));
+                draining.extend(drains(service).map(|endpoints| (key.clone(), endpoints)));
+                specs.push((key, spec));
             }
             Err(unfit) => {
                 summary.refused.push(Refused::new(service, unfit.to_string()));
-                specs.extend(installed.map(|installed| (key.clone(), installed.spec.clone())));
-                draining.extend(drained.get(&key).map(|endpoints| (key, endpoints.clone())));
+                draining.extend(drained.get(&key).map(|endpoints| (key.clone(), endpoints.clone())));
+                specs.extend(kernel.services().get(&key).map(|installed| (key, installed.spec.clone())));
             }
         }
     }
-    Ok((specs, draining))
+    specs.sort_by(|(one, _), (other, _)| one.cmp(other));
+    match specs.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        Some(pair) => Err(ApplyError::Twice(pair[0].0.clone())),
+        None => Ok((specs.into_iter().collect(), draining)),
+    }
 }
 
 /// What applying `table` would change, and what could not be.

@@ -1,6 +1,6 @@
 //! Who has an address that several services claim. Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use bpf_lb_abi::Entry;
 use schemars::JsonSchema;
@@ -55,7 +55,7 @@ impl Conflict {
 /// Takes away from each service the frontends that another one has the better claim to. Returns what was taken, and the
 /// services as they were that lost any.
 pub fn settle(specs: &mut BTreeMap<ServiceName, Spec>) -> (Vec<Conflict>, BTreeMap<ServiceName, Spec>) {
-    let mut best: HashMap<Frontend, Claim<'_>> = HashMap::new();
+    let mut best: foldhash::HashMap<Frontend, Claim<'_>> = foldhash::HashMap::default();
     for (key, spec) in &*specs {
         for frontend in spec.frontends.keys() {
             let Some(claim) = Claim::of(key, spec, frontend) else { continue };

@@ -43,6 +43,11 @@ impl Installed {
     pub(crate) const fn new(id: u32, spec: Spec) -> Self {
         Self { spec, id, runs: BTreeMap::new(), backends: BTreeMap::new(), torn: false, doubles: Vec::new() }
     }
+
+    /// Whether all of it is just so.
+    pub fn is(&self, spec: &Spec) -> bool {
+        self.spec == *spec && !self.torn
+    }
 }
 
 /// Who has a frontend, and where its cell is.
@@ -73,7 +78,7 @@ pub struct Kernel {
     pub(crate) name_space: Space,
     pub(crate) backend_space: Space,
     pub(crate) services: BTreeMap<ServiceName, Installed>,
-    pub(crate) owners: HashMap<Frontend, Owned>,
+    pub(crate) owners: foldhash::HashMap<Frontend, Owned>,
     /// The cells of addresses that are known by themselves, whatever the port.
     pub(crate) doors: HashMap<IpAddr, u32>,
     /// Of these addresses some ports have found no room: they are none that no service has.

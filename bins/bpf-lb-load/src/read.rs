@@ -45,7 +45,7 @@ impl Kernel {
             name_space: Space::new(0, []),
             backend_space: Space::new(0, []),
             services: BTreeMap::new(),
-            owners: HashMap::new(),
+            owners: foldhash::HashMap::default(),
             doors: HashMap::new(),
             spared: HashSet::new(),
             frontends_changed: false,

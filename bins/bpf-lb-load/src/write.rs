@@ -16,44 +16,55 @@ use crate::{
     spec::{Frontend, SetKey, Spec},
 };
 
+/// A service that could not be set.
+pub struct NotSet {
+    /// As it was to be.
+    pub service: Box<(ServiceName, Spec)>,
+    /// Why it is not.
+    pub why: UpdateError,
+}
+
 impl Kernel {
     /// Makes the service `key` be like `spec`. Says whether there was anything to do.
     ///
     /// Frontends that belong to another service are taken from it.
-    pub fn set(&mut self, key: &ServiceName, spec: &Spec) -> Result<bool, UpdateError> {
-        if self.services.get(key).is_some_and(|old| old.spec == *spec && !old.torn) {
+    pub fn set(&mut self, key: ServiceName, spec: Spec) -> Result<bool, NotSet> {
+        if self.services.get(&key).is_some_and(|old| old.is(&spec)) {
             return Ok(false);
         }
-        self.tidy()?;
-        let old = self.services.remove(key);
-        match self.find_room(spec, old.as_ref()) {
+        if let Err(error) = self.tidy() {
+            return Err(NotSet { service: Box::new((key, spec)), why: error.into() });
+        }
+        let old = self.services.remove(&key);
+        match self.find_room(&spec, old.as_ref()) {
             Ok(draft) => {
-                self.write(key, spec.clone(), old, draft);
+                self.write(key, spec, old, draft);
                 Ok(true)
             }
-            Err(error) => {
+            Err(why) => {
                 self.services.extend(old.map(|old| (key.clone(), old)));
-                Err(error)
+                Err(NotSet { service: Box::new((key, spec)), why })
             }
         }
     }
 
     /// Writes what nobody reads yet, then lets the frontends lead there, then takes the old away.
-    fn write(&mut self, key: &ServiceName, spec: Spec, old: Option<Installed>, draft: Draft) {
-        if old.as_ref().is_none_or(|old| name::encode(key, &old.spec) != name::encode(key, &spec)) {
-            self.names.put(draft.id, name::encode(key, &spec));
+    fn write(&mut self, key: ServiceName, spec: Spec, old: Option<Installed>, mut draft: Draft) {
+        let name = name::encode(&key, &spec);
+        if old.as_ref().is_none_or(|old| name::encode(&key, &old.spec) != name) {
+            self.names.put(draft.id, name);
         }
         let mut backends = old.as_ref().map(|old| old.backends.clone()).unwrap_or_default();
         let others = draft.new_backends.keys().chain(draft.returning.keys());
         let replaced: Vec<_> = others.filter_map(|address| backends.remove(address)).collect();
         for (address, backend) in &draft.new_backends {
             self.backends.put(backend.id, new_backend(*backend, draft.id, *address, spec.protocol));
-            backends.insert(*address, *backend);
         }
-        for (address, backend) in &draft.returning {
+        for address in draft.returning.keys() {
             self.lingering.remove(&(draft.id, *address));
-            backends.insert(*address, *backend);
         }
+        backends.append(&mut draft.new_backends);
+        backends.append(&mut draft.returning);
         let affinity_seconds = spec.affinity_seconds.unwrap_or_default();
         for (set, run) in &draft.new_runs {
             let before = old.as_ref().and_then(|old| old.runs.get(set)?.first()).copied();
@@ -64,13 +75,13 @@ impl Kernel {
             draft.kept_runs.iter().chain(&draft.new_runs).map(|(set, run)| (*set, *run)).collect();
         self.place_others(&spec, &runs);
         for frontend in spec.frontends.keys() {
-            self.lead(key, frontend, entry(&spec, frontend, &runs), draft.new_cells.get(frontend).copied());
+            self.lead(&key, frontend, entry(&spec, frontend, &runs), draft.new_cells.get(frontend).copied());
         }
         let runs = runs.into_iter().map(|(set, run)| (set, vec![run])).collect();
         let node_port = (old.as_ref().and_then(|old| old.spec.node_port), spec.node_port);
         let mut new = Installed { runs, backends, ..Installed::new(draft.id, spec) };
-        self.clear(key, old, &mut new, &replaced);
-        self.services.insert(key.clone(), new);
+        self.clear(&key, old, &mut new, &replaced);
+        self.services.insert(key, new);
         if node_port.0 != node_port.1 {
             self.write_node_ports();
         }
