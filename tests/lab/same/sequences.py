@@ -116,12 +116,15 @@ def allowed(sockets, table, call):
 
 
 def is_marked_by_refusal(made, table, call):
-    """Whether it can be seen that no packet has left a TCP socket whose call was refused: it is as it was, without an address."""
+    """Whether it can be seen that no packet has left a TCP socket whose call was refused: it is as it was, without an address.
+    One that got an address in the other family before is answered by nobody, there."""
     if call[0] == "getsockname":
         return made.refused is not None
     families = {name[1] for name, _ in (target(table, destination) for destination in destinations(call))}
     refused = any(target(table, destination)[1][0] is None for destination in destinations(call))
-    return refused and (made.bound or made.shut) or made.refused is not None and families - {made.refused} != set()
+    before = {family for _, family in made.asked}
+    return refused and (made.bound or made.shut or before - families != set()) \
+        or made.refused is not None and families - {made.refused} != set()
 
 
 def is_connected(made, destination):
@@ -150,7 +153,7 @@ def follow(sockets, table, call):
         if call[0] == "disconnect":
             made.peers.clear()
         made.bound |= call[0] == "bind"
-        made.shut |= call[0] == "shutdown"
+        made.shut |= call[0] in ("shutdown", "disconnect")
         made.waiting |= call[0] in ("send", "sendto", "sendmmsg")
         made.waiting &= call[0] != "drain"
 

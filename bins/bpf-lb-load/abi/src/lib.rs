@@ -28,7 +28,7 @@ pub use trace::{Call, Traced, Verdict};
 pub use word::{Long, Word};
 
 /// Raised whenever a type or the meaning of a field changes: maps with another number are not touched.
-pub const LAYOUT: u32 = 6;
+pub const LAYOUT: u32 = 7;
 
 /// An address family: `u32` is IPv4, `[u32; 4]` is IPv6, both in network byte order.
 pub trait Address: Copy + Eq {
@@ -376,6 +376,8 @@ pub const FLOWS: usize = 16;
 pub struct Overflow {
     /// The connection's, if the socket's place in `peers4` or `peers6` is another socket's.
     pub connection: Translation<[u32; 4]>,
+    /// That of the connection before it in the other family: the kernel may have refused the last one.
+    pub before: Translation<[u32; 4]>,
     /// Those of an unconnected socket.
     pub flows: [Translation<[u32; 4]>; FLOWS],
     /// Of a Multipath TCP socket, the cookie of the subflow that was connected by `connection`.
@@ -523,7 +525,7 @@ const _: () = {
     assert!(size_of::<Slot<u32>>() == 24 && size_of::<Slot<[u32; 4]>>() == 40);
     assert!(size_of::<Backend>() == 40);
     assert!(size_of::<Translation<u32>>() == 24 && size_of::<Translation<[u32; 4]>>() == 48);
-    assert!(size_of::<Overflow>() == 48 * (1 + FLOWS) + 8 && FLOWS.is_power_of_two());
+    assert!(size_of::<Overflow>() == 48 * (2 + FLOWS) + 8 && FLOWS.is_power_of_two());
     assert!(size_of::<Node>() == 4 + NODE_NAME_LEN);
     assert!(size_of::<Client>() == 16 && size_of::<Affinity>() == 16);
     assert!(size_of::<Config>() == 32 + 32 * REFUSE);

@@ -7,7 +7,7 @@ use aya_ebpf::{
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     helpers::generated::bpf_sk_storage_get,
 };
-use bpf_lb_abi::{Endpoint, FLOWS, Overflow, Translation};
+use bpf_lb_abi::{Endpoint, FLOWS, MAPPED_PREFIX, Overflow, Translation};
 
 use crate::{
     backend::{set_id, uncount},
@@ -73,8 +73,7 @@ pub(crate) fn to(socket: *mut bpf_sock, service: &Endpoint<Wide>, flows: bool) -
 /// The connection to `backend`.
 #[inline(always)]
 pub(crate) fn connection(socket: *mut bpf_sock, backend: &Endpoint<Wide>) -> Option<&'static Translation<Wide>> {
-    let connection = &storage(socket, false)?.connection;
-    (connection.backend == *backend).then_some(connection)
+    find_connection(storage(socket, false)?, backend)
 }
 
 /// A translation to `backend`, or only the one for which it `answers`.
@@ -86,11 +85,27 @@ pub(crate) fn by(socket: *mut bpf_sock, backend: &Endpoint<Wide>, answers: bool)
 // One function for each end, since the verifier lets no program without CAP_PERFMON choose between two pointers.
 
 #[inline(never)]
+fn find_connection(overflow: *mut Overflow, backend: &Endpoint<Wide>) -> Option<&'static Translation<Wide>> {
+    // SAFETY: see `storage`.
+    let (connection, before) = unsafe { (&(*overflow).connection, &(*overflow).before) };
+    if connection.backend == *backend {
+        return Some(connection);
+    }
+    if before.backend == *backend {
+        return Some(before);
+    }
+    None
+}
+
+#[inline(never)]
 fn find_service(overflow: *mut Overflow, service: &Endpoint<Wide>, flows: bool) -> Option<&'static Translation<Wide>> {
     // SAFETY: see `storage`.
-    let connection = unsafe { &(*overflow).connection };
+    let (connection, before) = unsafe { (&(*overflow).connection, &(*overflow).before) };
     if !flows && connection.service == *service {
         return Some(connection);
+    }
+    if !flows && before.service == *service {
+        return Some(before);
     }
     each_flow!(overflow, flow => {
         if flow.service == *service {
@@ -108,9 +123,12 @@ fn find_backend(
 ) -> Option<&'static Translation<Wide>> {
     let hidden = if answers { HIDDEN } else { 0 };
     // SAFETY: see `storage`.
-    let connection = unsafe { &(*overflow).connection };
+    let (connection, before) = unsafe { (&(*overflow).connection, &(*overflow).before) };
     if connection.backend == *backend && connection.id & hidden == 0 {
         return Some(connection);
+    }
+    if before.backend == *backend && before.id & hidden == 0 {
+        return Some(before);
     }
     each_flow!(overflow, flow => {
         if flow.backend == *backend && flow.id & hidden == 0 {
@@ -120,8 +138,9 @@ fn find_backend(
     None
 }
 
-/// Remembers the connection, in place of the one before it. Says whether it could. For the socket of which a subflow with
-/// the cookie `subflow` is connected: only that one changes anything from then on, the others follow it.
+/// Remembers the connection, in place of the one before it in the same family: the kernel may refuse the other one to a
+/// socket that is connected. Says whether it could. For the socket of which a subflow with the cookie `subflow` is connected:
+/// only that one changes anything from then on, the others follow it.
 #[inline(never)]
 pub(crate) fn connect(socket: *mut bpf_sock, subflow: u64, translation: &Translation<Wide>) -> bool {
     let Some(overflow) = storage(socket, true) else { return false };
@@ -131,6 +150,9 @@ pub(crate) fn connect(socket: *mut bpf_sock, subflow: u64, translation: &Transla
     overflow.subflow = subflow;
     rename(overflow, &translation.service, &translation.backend);
     uncount(&overflow.connection);
+    if is_ipv4(&overflow.connection) != is_ipv4(translation) {
+        overflow.before = overflow.connection;
+    }
     overflow.connection = *translation;
     true
 }
@@ -156,12 +178,24 @@ pub(crate) fn leave(socket: *mut bpf_sock, subflow: u64, backend: &Endpoint<Wide
 }
 
 #[inline(always)]
+fn is_ipv4(translation: &Translation<Wide>) -> bool {
+    let [first, second, third, _] = translation.backend.address;
+    third == MAPPED_PREFIX && first == 0 && second == 0
+}
+
+#[inline(always)]
 fn end(overflow: &mut Overflow, backend: &Endpoint<Wide>) {
     uncount(&overflow.connection);
-    if overflow.connection.backend == *backend {
+    erase(&mut overflow.connection, backend);
+    erase(&mut overflow.before, backend);
+}
+
+#[inline(always)]
+fn erase(connection: &mut Translation<Wide>, backend: &Endpoint<Wide>) {
+    if connection.backend == *backend {
         // Word by word: to write all of it would be a call of `memset`.
-        overflow.connection.service.port = 0;
-        overflow.connection.backend.port = 0;
+        connection.service.port = 0;
+        connection.backend.port = 0;
     }
 }
 
@@ -194,7 +228,9 @@ pub(crate) fn name(socket: *mut bpf_sock, service: &Endpoint<Wide>, backend: &En
 #[inline(never)]
 fn rename(overflow: *mut Overflow, service: &Endpoint<Wide>, backend: &Endpoint<Wide>) {
     // SAFETY: see `storage`.
-    hide(unsafe { &(*overflow).connection }, service, backend);
+    let (connection, before) = unsafe { (&(*overflow).connection, &(*overflow).before) };
+    hide(connection, service, backend);
+    hide(before, service, backend);
     each_flow!(overflow, flow => { hide(flow, service, backend); });
 }
 

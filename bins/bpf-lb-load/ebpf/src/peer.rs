@@ -120,7 +120,7 @@ impl<A: Tables> Socket<A> {
         A::FAMILY == <u32 as Address>::FAMILY && self.dual && is_v6only(self.socket, protocol)
     }
 
-    /// Remembers the translation of a connection, in place of the one before it. Says whether it could, and had to.
+    /// Remembers the translation of a connection, in place of the one before it. Says whether it could.
     #[inline(always)]
     pub(crate) fn connect(&self, translation: impl Fn() -> Translation<A>, multipath: Option<*mut bpf_sock>) -> bool {
         self.leave_other_family();
@@ -138,9 +138,6 @@ impl<A: Tables> Socket<A> {
         }
         cold_path();
         let translation = translation();
-        if self.is_v6only(translation.service.protocol) {
-            return false;
-        }
         self.name_first(&translation.service, &translation.backend);
         overflow::connect(self.socket, 0, &widen(&translation))
     }
