@@ -42,6 +42,18 @@ pub(crate) fn frontend<S: Sockaddr>(sockaddr: S, wanted: &Endpoint<S::Address>) 
     takes_part(config, sockaddr).then_some(Frontend { entry, family: PhantomData })
 }
 
+/// The same, called: for programs that few connections run.
+#[inline(always)]
+pub(crate) fn frontend_called<S: Sockaddr>(sockaddr: S, wanted: &Endpoint<S::Address>) -> Option<Frontend<S::Address>> {
+    let entry = entry(sockaddr, wanted);
+    entry.is_present().then_some(Frontend { entry, family: PhantomData })
+}
+
+#[inline(never)]
+fn entry<S: Sockaddr>(sockaddr: S, wanted: &Endpoint<S::Address>) -> Entry {
+    frontend(sockaddr, wanted).map_or(Entry::NONE, |frontend| frontend.entry)
+}
+
 /// What is asked by an address alone: a node port, or a port that no Service has on a Service's address.
 #[inline(always)]
 fn by_address<A: Tables>(config: &'static Config, wanted: &Endpoint<A>) -> Option<Entry> {
@@ -84,9 +96,15 @@ fn on_node<A: Tables>(wanted: &Endpoint<A>) -> Entry {
 }
 
 /// Whether the address is some Service's.
-#[inline(never)]
+#[inline(always)]
 fn has_cluster_ip<A: Tables>(wanted: &Endpoint<A>) -> bool {
-    find(&any_port(A::copy(&wanted.address))).is_some()
+    is_frontend(&any_port(A::copy(&wanted.address)))
+}
+
+/// Whether some Service has just that address and port.
+#[inline(never)]
+pub(crate) fn is_frontend<A: Tables>(wanted: &Endpoint<A>) -> bool {
+    find(wanted).is_some()
 }
 
 /// Whether the address is in one of the Service CIDRs.
@@ -119,7 +137,7 @@ fn is_in(prefix: &Prefix, address: &[u32; 4]) -> bool {
 }
 
 #[inline(always)]
-pub(crate) fn find<A: Tables>(wanted: &Endpoint<A>) -> Option<Entry> {
+fn find<A: Tables>(wanted: &Endpoint<A>) -> Option<Entry> {
     // SAFETY: a static that the loader sets before the program is there, and that nobody writes after.
     let mask = unsafe { (&raw const FRONTEND_MASK).read_volatile() };
     let hash = wanted.hash();

@@ -14,7 +14,7 @@ use bpf_lb_abi::{Call, Endpoint, Long, NO_SERVICE, Traced, Verdict};
 
 use crate::{
     atomic::add,
-    backend::{find, frontend, netns},
+    backend::{frontend_called, is_frontend, netns},
     peer::{Socket, wide},
     sockaddr::{Sockaddr, sockaddr_programs},
 };
@@ -54,15 +54,15 @@ fn trace<S: Sockaddr>(sockaddr: S, call: Call) -> i32 {
     let errno = errno();
     let asked = Socket::of(sockaddr).and_then(|socket| socket.translated(&got));
     if let Some(asked) = asked {
-        let service = frontend(sockaddr, &asked).and_then(|frontend| frontend.service().0);
+        let service = frontend_called(sockaddr, &asked).and_then(|frontend| frontend.service().0);
         tell(sockaddr, call, Verdict::Translated, errno, service, &wide(&asked), &wide(&got));
         return ALLOW;
     }
-    let (verdict, service) = match frontend(sockaddr, &got).map(|frontend| frontend.service()) {
+    let (verdict, service) = match frontend_called(sockaddr, &got).map(|frontend| frontend.service()) {
         Some((Some(service), has_backends)) if errno == 0 && has_backends => (Verdict::NoRoom, Some(service)),
         Some((Some(service), _)) => (Verdict::NoBackends, Some(service)),
         Some((None, _)) => (Verdict::NoSuchPort, None),
-        None if find(&got).is_some() => (Verdict::TakesNoPart, None),
+        None if is_frontend(&got) => (Verdict::TakesNoPart, None),
         // SAFETY: as in `errno`.
         None if unsafe { (&raw const TRACE_OTHERS).read_volatile() } != 0 => (Verdict::NoService, None),
         None => return ALLOW,
