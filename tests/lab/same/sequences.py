@@ -52,8 +52,9 @@ class Socket:
         self.kind, self.family, self.asked = kind, family, {}
         # Whom it may be connected to: more than one if the kernel may have refused the last.
         self.peers = set()
-        self.waiting = self.bound = self.shut = False
+        self.waiting = False
         self.refused = None
+        self.called = set()
 
 
 def normal(sequence):
@@ -95,7 +96,9 @@ def allowed(sockets, table, call):
     if made is None:
         return None
     if made.kind not in ("udp", "lite"):
-        return None if is_marked_by_refusal(made, table, call) else []
+        # The kernel's worker tells of the end of a Multipath TCP connection when it gets to it.
+        is_late = made.kind == "mptcp" and "shutdown" in made.called
+        return None if is_late or is_marked_by_refusal(made, table, call) else []
     if call[0] == "disconnect" and any(name[1] == "6" for name, _ in made.peers):
         # Linux does not forget the last peer's IPv6 address, and hears that one only.
         return None
@@ -123,7 +126,7 @@ def is_marked_by_refusal(made, table, call):
     families = {name[1] for name, _ in (target(table, destination) for destination in destinations(call))}
     refused = any(target(table, destination)[1][0] is None for destination in destinations(call))
     before = {family for _, family in made.asked}
-    return refused and (made.bound or made.shut or before - families != set()) \
+    return refused and (not made.called.isdisjoint(("bind", "shutdown", "disconnect")) or before - families != set()) \
         or made.refused is not None and families - {made.refused} != set()
 
 
@@ -131,7 +134,7 @@ def is_connected(made, destination):
     """Whether the kernel is sure to connect it: neither its own address nor the other one's family stands against that."""
     name, form = destination.split("/")
     families = {form, *(name[1] for name, _ in made.peers)}
-    return families == {made.family} and not made.bound and name != "nowhere"
+    return families == {made.family} and "bind" not in made.called and name != "nowhere"
 
 
 def follow(sockets, table, call):
@@ -152,8 +155,7 @@ def follow(sockets, table, call):
                 made.peers.add((name, backend))
         if call[0] == "disconnect":
             made.peers.clear()
-        made.bound |= call[0] == "bind"
-        made.shut |= call[0] in ("shutdown", "disconnect")
+        made.called.add(call[0])
         made.waiting |= call[0] in ("send", "sendto", "sendmmsg")
         made.waiting &= call[0] != "drain"
 
