@@ -197,6 +197,10 @@ END
     : >"$done"
     KILLED=$point PATH=$BATS_TEST_TMPDIR/watched:$PATH expect 137 install_on_node1
     lab_in node1 "$BATS_TEST_TMPDIR/call" "when killed at $point"
+    if lab_in node1 test -L /opt/cni/bin/.underpass/previous; then
+      PATH=$BATS_TEST_TMPDIR/watched:$PATH expect 0 install_on_node1 --rollback
+      assert_equal "$(lab_in node1 readlink /opt/cni/bin/underpass.d)" .underpass/by-hand
+    fi
     PATH=$BATS_TEST_TMPDIR/watched:$PATH expect 0 install_on_node1
     PATH=$BATS_TEST_TMPDIR/watched:$PATH expect 0 install_on_node1 --rollback
     assert_equal "$(lab_in node1 readlink /opt/cni/bin/underpass.d)" .underpass/by-hand
