@@ -275,9 +275,9 @@ has_route() { lab_in "node1/$1" ip route show 10.233.64.0/18 | grep -q .; }
 # looked WORDS COUNT: whether it has said that so many times.
 looked() { [ "$(grep -cF "$1" "$LAB/log/looks")" -ge "$2" ]; }
 
-# pids TOOL: of the agent on node1.
+# pids TOOL: of the agent on node1, without what has ended and is not waited for.
 pids() {
-  lab_in node1 pgrep -x "$1"
+  lab_in node1 pgrep --runstates D,R,S -x "$1"
 }
 
 another() {
@@ -307,6 +307,28 @@ another() {
   lab_in node1 ln -s "$(<"$LAB/host/node1/cgroup")" /run/cgroup
   lab_until 60 agent --ready
   lab_in node1 curl -fsS http://localhost:10266/metrics | grep -qx 'underpass_lb_attached 1'
+  lab_stop agent
+}
+
+@test "an agent whose tool ends after a while ends nobody who has got the number of a process that is gone" {
+  local first last before others
+  lab_stop agent
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  first=$(lab_in node1 sh -c 'echo $$')
+  PARTS=metrics agent_start
+  lab_until 10 pids serve-metrics
+  sleep 5
+  before=$(pids serve-metrics)
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  last=$(lab_in node1 sh -c 'echo $$')
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  others=$(lab_in node1 sh -c 'for pid in $(seq "$0" "$1"); do
+      [ -e "/proc/$pid" ] || { echo $((pid - 1)) >/proc/sys/kernel/ns_last_pid; sleep 30 >/dev/null & echo $!; }
+    done' "$first" "$last")
+  [ "$(wc -w <<<"$others")" -ge 5 ] || fail "$others, from $first to $last"
+  lab_in node1 kill "$before"
+  lab_until 10 another serve-metrics "$before"
+  assert_equal "$(lab_in node1 pgrep -fxc 'sleep 30')" "$(wc -w <<<"$others")"
   lab_stop agent
 }
 

@@ -140,7 +140,7 @@ impl Kernel {
     ///
     /// # Errors
     /// Its own, and that the namespace is gone.
-    pub fn within<T: Send>(&self, netns: Netns, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    pub fn within<T>(&self, netns: Netns, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         match netns {
             Netns::Node => work(),
             Netns::Pod => self.sandbox()?.netns.run(work)?,
