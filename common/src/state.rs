@@ -318,9 +318,9 @@ fn open_lock() -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
-    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use std::os::fd::AsRawFd as _;
 
-    use std::os::fd::AsRawFd;
+    use nix::sys::memfd::{MFdFlags, memfd_create};
 
     use super::*;
 

@@ -516,6 +516,12 @@ pub const fn mapped(address: u32) -> [u32; 4] {
     [0, 0, MAPPED_PREFIX, address]
 }
 
+/// Whether an address is IPv4-mapped.
+#[inline(always)]
+pub const fn is_mapped(&[first, second, third, _]: &[u32; 4]) -> bool {
+    third == MAPPED_PREFIX && first == 0 && second == 0
+}
+
 /// The third word of an IPv4-mapped address.
 pub const MAPPED_PREFIX: u32 = 0xffff_u32.to_be();
 

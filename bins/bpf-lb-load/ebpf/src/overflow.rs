@@ -7,7 +7,7 @@ use aya_ebpf::{
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     helpers::generated::bpf_sk_storage_get,
 };
-use bpf_lb_abi::{Endpoint, FLOWS, MAPPED_PREFIX, Overflow, Translation};
+use bpf_lb_abi::{Endpoint, FLOWS, Overflow, Translation, is_mapped};
 
 use crate::{
     backend::{set_id, uncount},
@@ -150,7 +150,7 @@ pub(crate) fn connect(socket: *mut bpf_sock, subflow: u64, translation: &Transla
     overflow.subflow = subflow;
     rename(overflow, &translation.service, &translation.backend);
     uncount(&overflow.connection);
-    if is_ipv4(&overflow.connection) != is_ipv4(translation) {
+    if is_mapped(&overflow.connection.backend.address) != is_mapped(&translation.backend.address) {
         overflow.before = overflow.connection;
     }
     overflow.connection = *translation;
@@ -175,12 +175,6 @@ pub(crate) fn leave(socket: *mut bpf_sock, subflow: u64, backend: &Endpoint<Wide
     {
         end(overflow, backend);
     }
-}
-
-#[inline(always)]
-fn is_ipv4(translation: &Translation<Wide>) -> bool {
-    let [first, second, third, _] = translation.backend.address;
-    third == MAPPED_PREFIX && first == 0 && second == 0
 }
 
 #[inline(always)]

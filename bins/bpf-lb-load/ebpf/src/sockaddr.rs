@@ -1,7 +1,7 @@
 //! The address that a hook is about, and its place in the context.
 
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
-use bpf_lb_abi::{Address, Endpoint, MAPPED_PREFIX};
+use bpf_lb_abi::{Address, Endpoint, is_mapped};
 
 use crate::maps::Tables;
 
@@ -93,8 +93,7 @@ impl Inet6 {
     /// The same address as an IPv4 one, if it is IPv4-mapped.
     #[inline(always)]
     pub(crate) fn mapped(self) -> Option<Mapped> {
-        let [first, second, third, _] = self.address();
-        (third == MAPPED_PREFIX && first == 0 && second == 0).then_some(Mapped(self.0))
+        is_mapped(&self.address()).then_some(Mapped(self.0))
     }
 }
 
