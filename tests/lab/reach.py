@@ -1,12 +1,13 @@
 """Whom a client reaches: `reach.py serve PORT...` answers on every address of its host with the address and port that it was
-reached on; `reach.py ask TRIES SECONDS` reads lines such as `tcp 10.6.0.1:80` and prints for each, as JSON, whose answers it
-got in so many tries, "refused", another error such as "EHOSTUNREACH", or "silent"."""
+reached on; `reach.py ask TRIES SECONDS [AT_ONCE]` reads lines such as `tcp 10.6.0.1:80` and prints for each, as JSON, whose
+answers it got in so many tries, "refused", another error such as "EHOSTUNREACH", or "silent"."""
 
 import errno
 import json
 import selectors
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from socket import AF_INET, AF_INET6, IPPROTO_IP, IPPROTO_IPV6, SOCK_DGRAM, SOCK_STREAM
 
 IP_PKTINFO = 8  # <linux/in.h>
@@ -75,24 +76,26 @@ def once(kind, address, port, seconds):
             return errno.errorcode[error.errno]
 
 
-def ask(tries, seconds):
-    found = {}
-    for line in sys.stdin:
-        protocol, to = line.split()
-        address, port = to.rsplit(":", 1)
-        where = SOCK_STREAM if protocol == "tcp" else SOCK_DGRAM, address.strip("[]"), int(port)
-        answers = {once(*where, seconds)}
-        # An answer is an address with a port.
-        if not any(":" in answer for answer in answers):
-            found[line.strip()] = answers.pop()
-            continue
-        # One that gets no answer where others did is a failure: it shows.
-        answers |= {once(*where, 3) for _ in range(tries - 1)}
-        found[line.strip()] = sorted(answers)
-    print(json.dumps(found))
+def answers(line, tries, seconds):
+    protocol, to = line.split()
+    address, port = to.rsplit(":", 1)
+    where = SOCK_STREAM if protocol == "tcp" else SOCK_DGRAM, address.strip("[]"), int(port)
+    first = once(*where, seconds)
+    # An answer is an address with a port.
+    if ":" not in first:
+        return first
+    # One that gets no answer where others did is a failure: it shows.
+    return sorted({first} | {once(*where, 3) for _ in range(tries - 1)})
+
+
+def ask(tries, seconds, at_once=1):
+    lines = sys.stdin.read().splitlines()
+    with ThreadPoolExecutor(at_once) as threads:
+        found = threads.map(lambda line: answers(line, tries, seconds), lines)
+        print(json.dumps(dict(zip(lines, found))))
 
 
 if sys.argv[1] == "serve":
     serve([int(port) for port in sys.argv[2:]])
 else:
-    ask(int(sys.argv[2]), float(sys.argv[3]))
+    ask(int(sys.argv[2]), float(sys.argv[3]), *map(int, sys.argv[4:]))
