@@ -299,6 +299,7 @@ PY
   expect 0 lab_in node1 setpriv --bounding-set -all,+bpf,+net_admin --inh-caps -all,+bpf,+net_admin sh -c '
     grep -q "CapEff:.0*8000001000$" /proc/self/status || { grep CapEff /proc/self/status; exit 3; }
     "$0" load --cgroup "$1" && printf "{\"services\": []}\n" | "$0" apply && "$0" show' "$program" "$cgroup"
+  assert_contains "$stderr" 'lacks bpf_rdonly_cast'
   lb_services "$(lb_service web "{\"clusterIps\": [\"10.96.0.1\"], \"backends\": $(lb_backends 127.0.0.2)}")" \
     "$(lb_service dns "{\"protocol\": \"UDP\", \"clusterIps\": [\"10.96.0.1\"], \"backends\": $(lb_backends 127.0.0.2)}")"
   lb_reaches

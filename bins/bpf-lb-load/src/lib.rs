@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod attach;
+pub mod btf;
 pub mod claims;
 pub mod cli;
 pub mod diff;

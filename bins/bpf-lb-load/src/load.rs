@@ -18,6 +18,7 @@ use bpf_lb_abi::{Config, LAYOUT, Participation};
 
 use crate::{
     attach::{self, Served},
+    btf::Sockets,
     grow::Grown,
     layout,
     maps::{mapped, pinned_data},
@@ -135,25 +136,14 @@ pub fn load(request: &Request) -> Result<Loaded> {
 fn load_and_attach(request: &Request, cgroup: Option<&File>, fresh: bool) -> Result<Loaded> {
     let pins = &request.pins;
     let mut missing = Vec::new();
-    let set_retval = probe::has_set_retval()?;
-    if !set_retval {
-        missing.push("bpf_set_retval (Linux 5.18): a Service without backends gives EPERM, not ECONNREFUSED".into());
-    }
-    let kernel_sockets = probe::has_kernel_sockets()?;
-    if !kernel_sockets {
-        missing.push(
-            "bpf_skc_to_mptcp_sock (Linux 5.19, CAP_PERFMON): getpeername of a Multipath TCP socket shows the backend, which \
-             counts as open for ever; a socket for IPv6 alone gets ECONNREFUSED for an IPv4-mapped Service without backends"
-                .into(),
-        );
-    }
+    let abilities = Abilities::of_kernel(&mut missing)?;
     if fresh {
         pins.begin()?;
     } else {
         pins.forget_new()?;
         if let Some(left) = Grown::left(pins.clone()) {
             let (entries, _) = sizes(pins, Sizes::default(), false)?;
-            let object = open_object(request, &pins.maps(), &entries, &left, set_retval, kernel_sockets)?;
+            let object = open_object(request, &pins.maps(), &entries, &left, &abilities)?;
             take_over(request, object, cgroup, &left, &mut Vec::new())?;
         }
     }
@@ -161,7 +151,7 @@ fn load_and_attach(request: &Request, cgroup: Option<&File>, fresh: bool) -> Res
     let grown = if fresh { Grown::none(pins.clone()) } else { Grown::begin(pins.clone(), &entries)? };
     // Nobody sees maps that are not whole.
     let folder = if fresh { pins.new_maps() } else { pins.maps() };
-    let object = open_object(request, &folder, &entries, &grown, set_retval, kernel_sockets)?;
+    let object = open_object(request, &folder, &entries, &grown, &abilities)?;
     grown.fill()?;
     configure(request, &folder, fresh)?;
     if fresh {
@@ -212,6 +202,38 @@ fn worked(hook: &Hook, done: Result<()>, missing: &mut Vec<String>) -> Result<bo
             Ok(false)
         }
         Ok(()) => Ok(true),
+    }
+}
+
+/// What the kernel lets the programs do.
+struct Abilities {
+    set_retval: bool,
+    kernel_sockets: bool,
+    sockets: Option<Sockets>,
+}
+
+impl Abilities {
+    /// What it does not is noted as missing.
+    fn of_kernel(missing: &mut Vec<String>) -> Result<Self> {
+        let set_retval = probe::has_set_retval()?;
+        if !set_retval {
+            missing
+                .push("bpf_set_retval (Linux 5.18): a Service without backends gives EPERM, not ECONNREFUSED".into());
+        }
+        let kernel_sockets = probe::has_kernel_sockets()?;
+        if !kernel_sockets {
+            missing.push(
+                "bpf_skc_to_mptcp_sock (Linux 5.19, CAP_PERFMON): getpeername of a Multipath TCP socket shows the backend, \
+                 which counts as open for ever; a socket for IPv6 alone gets ECONNREFUSED for an IPv4-mapped Service without \
+                 backends"
+                    .into(),
+            );
+        }
+        let sockets = Sockets::find();
+        if let Err(error) = &sockets {
+            missing.push(format!("bpf_rdonly_cast (Linux 6.2, CAP_PERFMON): the programs take longer: {error:#}"));
+        }
+        Ok(Self { set_retval, kernel_sockets, sockets: sockets.ok() })
     }
 }
 
@@ -270,12 +292,11 @@ fn open_object(
     folder: &Path,
     entries: &[(&'static str, u32)],
     grown: &Grown,
-    set_retval: bool,
-    kernel_sockets: bool,
+    abilities: &Abilities,
 ) -> Result<Ebpf> {
     let of = |name| entries.iter().find(|(map, _)| *map == name).map_or(0, |(_, entries)| *entries);
     let (peer_mask, frontend_mask) = (of("peers4") - 1, of("frontends4") - 1);
-    let (retval, kernel_sockets) = (u32::from(set_retval), u32::from(kernel_sockets));
+    let (retval, kernel_sockets) = (u32::from(abilities.set_retval), u32::from(abilities.kernel_sockets));
     // The standard library's own keys for a hash map are random.
     let seed = RandomState::new().build_hasher().finish() as u32;
     let globals = [
@@ -294,10 +315,14 @@ fn open_object(
     for (map, path) in grown.paths() {
         loader.map_pin_path(map, path);
     }
-    let object = match &request.object {
+    let mut object = match &request.object {
         Some(path) => Cow::Owned(std::fs::read(path).with_context(|| path.display().to_string())?),
         None => Cow::Borrowed(OBJECT),
     };
+    if let Some(sockets) = &abilities.sockets {
+        sockets.put(object.to_mut());
+        loader.override_global("SOCK_TYPES", &sockets.types, true);
+    }
     loader.load(&object).context("make the maps; this takes CAP_BPF and CAP_NET_ADMIN, and Linux 5.12")
 }
 

@@ -12,6 +12,8 @@ use std::{
 use aya::maps::MapData;
 use bpf_lb_abi::Traced;
 
+use crate::btf::Instruction;
+
 /// The values of a memory-mapped array map. The kernel counts all that is mapped to the process, whether it is read or not.
 #[derive(Debug)]
 pub struct Values<T> {
@@ -151,6 +153,43 @@ pub fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Res
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// The kind of a program, and where it is attached: `BPF_PROG_TYPE_CGROUP_SOCK_ADDR` on `BPF_CGROUP_INET4_CONNECT`.
+pub const CONNECT: (u32, u32) = (18, 10);
+/// `BPF_PROG_TYPE_CGROUP_SOCK` on `BPF_CGROUP_INET_SOCK_RELEASE`.
+pub const SOCK_RELEASE: (u32, u32) = (9, 34);
+
+/// Whether the kernel takes such a program.
+pub fn verify((prog_type, expected_attach_type): (u32, u32), program: &[Instruction]) -> io::Result<()> {
+    const BPF_PROG_LOAD: libc::c_long = 5;
+
+    /// The part of the kernel's `union bpf_attr` that `BPF_PROG_LOAD` reads.
+    #[repr(C)]
+    #[derive(Default)]
+    struct ProgramLoad {
+        prog_type: u32,
+        insn_cnt: u32,
+        insns: u64,
+        license: u64,
+        log: [u32; 4],
+        kern_version: u32,
+        prog_flags: u32,
+        prog_name: [u8; 16],
+        prog_ifindex: u32,
+        expected_attach_type: u32,
+    }
+    let attr = ProgramLoad {
+        prog_type,
+        insn_cnt: u32::try_from(program.len()).unwrap_or(u32::MAX),
+        insns: program.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        expected_attach_type,
+        ..ProgramLoad::default()
+    };
+    // SAFETY: the kernel reads as much of the attribute as its size says, and what it points to outlives the call.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attr, size_of::<ProgramLoad>()) };
+    opened(fd).map(drop)
+}
+
 /// The number of the cgroup that a link is attached to, 0 if that was removed. Needs Linux 5.8.
 pub fn link_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
     const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
@@ -200,6 +239,11 @@ pub fn open_pinned(path: &std::path::Path) -> io::Result<OwnedFd> {
     let attr = ObjectGet { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
     // SAFETY: as above, and the path outlives the call.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const attr, size_of::<ObjectGet>()) };
+    opened(fd)
+}
+
+/// The file that a system call returned, or its error.
+fn opened(fd: libc::c_long) -> io::Result<OwnedFd> {
     let fd = i32::try_from(fd).unwrap_or(-1);
     if fd < 0 {
         return Err(io::Error::last_os_error());

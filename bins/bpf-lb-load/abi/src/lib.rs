@@ -21,9 +21,11 @@
 
 #![no_std]
 
+mod sock;
 mod trace;
 mod word;
 
+pub use sock::{RDONLY_CAST, SockTypes};
 pub use trace::{Call, Traced, Verdict};
 pub use word::{Long, Word};
 
@@ -587,7 +589,7 @@ mod pod {
 
     use aya::Pod;
 
-    use super::{Affinity, Client, Node};
+    use super::{Affinity, Client, Node, SockTypes};
 
     // SAFETY: `repr(C)`, `Copy`, valid for any bytes, and without padding by the assertions above.
     unsafe impl Pod for Client {}
@@ -595,4 +597,6 @@ mod pod {
     unsafe impl Pod for Affinity {}
     // SAFETY: as above.
     unsafe impl Pod for Node {}
+    // SAFETY: as above.
+    unsafe impl Pod for SockTypes {}
 }

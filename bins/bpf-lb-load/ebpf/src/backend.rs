@@ -2,7 +2,7 @@
 
 use core::{hint::cold_path, marker::PhantomData};
 
-use aya_ebpf::helpers::{bpf_get_netns_cookie, generated::bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use bpf_lb_abi::{
     Affinity, Backend, Client, Config, Endpoint, Entry, NO_SLOT, OTHER_NODE, PROBES, Participation, Prefix, REFUSE,
     Scope, Slot, TCP, Translation, UDP, Word, any_port, node_port, node_port_bit,
@@ -11,6 +11,8 @@ use bpf_lb_abi::{
 use crate::{
     atomic::{add, count},
     maps::{AFFINITY, BACKENDS, CONFIG, NAMESPACES, NODE_PORTS, NODES, Tables},
+    setting::setting,
+    sock,
     sockaddr::Sockaddr,
 };
 
@@ -138,8 +140,7 @@ fn is_in(prefix: &Prefix, address: &[u32; 4]) -> bool {
 
 #[inline(always)]
 fn find<A: Tables>(wanted: &Endpoint<A>) -> Option<Entry> {
-    // SAFETY: a static that the loader sets before the program is there, and that nobody writes after.
-    let mask = unsafe { (&raw const FRONTEND_MASK).read_volatile() };
+    let mask = setting(&FRONTEND_MASK);
     let hash = wanted.hash();
     for probe in 0..PROBES {
         let bucket = A::frontends().get((hash + probe) & mask)?;
@@ -173,8 +174,7 @@ fn takes_part<S: Sockaddr>(config: &Config, sockaddr: S) -> bool {
 
 #[inline(always)]
 pub(crate) fn netns<S: Sockaddr>(sockaddr: S) -> u64 {
-    // SAFETY: the context is valid while the program runs.
-    unsafe { bpf_get_netns_cookie(sockaddr.context().cast()) }
+    sock::netns_cookie(sockaddr.context(), sockaddr.socket())
 }
 
 impl<A: Tables> Frontend<A> {

@@ -19,6 +19,10 @@ mod peer;
 #[cfg(target_arch = "bpf")]
 mod programs;
 #[cfg(target_arch = "bpf")]
+mod setting;
+#[cfg(target_arch = "bpf")]
+mod sock;
+#[cfg(target_arch = "bpf")]
 mod sockaddr;
 #[cfg(target_arch = "bpf")]
 mod trace;

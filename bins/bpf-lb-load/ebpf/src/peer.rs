@@ -8,12 +8,7 @@
 
 use core::hint::cold_path;
 
-use aya_ebpf::{
-    bindings::bpf_sock,
-    helpers::generated::{
-        bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_skc_to_mptcp_sock, bpf_skc_to_tcp6_sock, bpf_skc_to_udp6_sock,
-    },
-};
+use aya_ebpf::{bindings::bpf_sock, helpers::generated::bpf_get_prandom_u32};
 use bpf_lb_abi::{Address, Endpoint, Long, TCP, Translation, scramble};
 
 use crate::{
@@ -21,6 +16,8 @@ use crate::{
     backend::{set_id, uncount},
     maps::Tables,
     overflow::{self, Wide, overflowed},
+    setting::setting,
+    sock,
     sockaddr::Sockaddr,
 };
 
@@ -28,19 +25,12 @@ use crate::{
 #[unsafe(no_mangle)]
 static PEER_MASK: u32 = 1023;
 
-/// Whether the kernel lets the programs call `bpf_skc_to_mptcp_sock`, and read its own sockets. The loader sets it.
-#[unsafe(no_mangle)]
-static KERNEL_SOCKETS: u32 = 1;
-
 /// So that not each node's sockets choose alike. The loader sets it.
 #[unsafe(no_mangle)]
 static SEED: u32 = 0;
 
 /// `TCP_ESTABLISHED`, the state of a connected socket of whatever protocol.
 const ESTABLISHED: u32 = 1;
-
-/// The byte and the bit of `skc_ipv6only` in the kernel's `struct sock_common` (include/net/sock.h), with which its sockets begin.
-const V6ONLY: (usize, u8) = (19, 1 << 5);
 
 /// What the low bits of a socket's cookie name.
 struct Place<A: Tables> {
@@ -61,8 +51,22 @@ pub(crate) struct Socket<A: Tables> {
 impl<A: Tables> Socket<A> {
     #[inline(always)]
     pub(crate) fn of<S: Sockaddr<Address = A>>(sockaddr: S) -> Option<Self> {
-        // SAFETY: the context is valid while the program runs.
-        let cookie = unsafe { bpf_get_socket_cookie(sockaddr.context().cast()) };
+        Self::with(sock::cookie(sockaddr.context(), sockaddr.socket()), sockaddr)
+    }
+
+    /// The same, if anything can be remembered of it: by its cookie, or in `overflow`, where a socket of Multipath TCP goes by that
+    /// of its subflow.
+    #[inline(always)]
+    pub(crate) fn known<S: Sockaddr<Address = A>>(sockaddr: S) -> Option<Self> {
+        match sock::known_cookie(sockaddr.context(), sockaddr.socket()) {
+            Some(cookie) => Self::with(cookie, sockaddr),
+            None if overflowed() => Self::of(sockaddr),
+            None => None,
+        }
+    }
+
+    #[inline(always)]
+    fn with<S: Sockaddr<Address = A>>(cookie: u64, sockaddr: S) -> Option<Self> {
         Some(Self { cookie, place: place(cookie)?, dual: sockaddr.is_dual(), socket: sockaddr.socket() })
     }
 
@@ -95,29 +99,21 @@ impl<A: Tables> Socket<A> {
     #[inline(always)]
     pub(crate) fn random(&self, multipath: Option<*mut bpf_sock>) -> u64 {
         let is_new = multipath.is_none() && self.place.owner.load() == 0;
-        // SAFETY: takes no arguments; and a static that the loader sets before the program is there, and that nobody writes after.
-        let (word, seed) = unsafe {
-            (if is_new { self.cookie } else { bpf_get_prandom_u32().into() }, (&raw const SEED).read_volatile())
-        };
-        scramble(word ^ u64::from(seed) << 32)
+        // SAFETY: takes no arguments.
+        let word = if is_new { self.cookie } else { unsafe { bpf_get_prandom_u32() }.into() };
+        scramble(word ^ u64::from(setting(&SEED)) << 32)
     }
 
-    /// The socket that the process has, of which this is a subflow, if that is one of Multipath TCP. Subflows are the kernel's own
-    /// sockets, of whose end no hook is told.
+    /// See [`sock::multipath`].
     #[inline(always)]
     pub(crate) fn multipath(&self, protocol: u16) -> Option<*mut bpf_sock> {
-        if protocol != TCP || self.socket.is_null() || !knows_kernel_sockets() {
-            return None;
-        }
-        // SAFETY: the socket is valid while the program runs.
-        let found = unsafe { bpf_skc_to_mptcp_sock(self.socket.cast()) };
-        (!found.is_null()).then_some(found.cast())
+        sock::multipath(self.socket, protocol)
     }
 
     /// Whether the kernel refuses an IPv4-mapped address, since the socket is for IPv6 alone. For where few get: it takes long.
     #[inline(always)]
     pub(crate) fn is_v6only(&self, protocol: u16) -> bool {
-        A::FAMILY == <u32 as Address>::FAMILY && self.dual && is_v6only(self.socket, protocol)
+        A::FAMILY == <u32 as Address>::FAMILY && self.dual && sock::is_v6only(self.socket, protocol)
     }
 
     /// Remembers the translation of a connection, in place of the one before it. Says whether it could.
@@ -305,15 +301,16 @@ impl<A: Tables> Socket<A> {
 #[inline(always)]
 pub(crate) fn forget(socket: *mut bpf_sock) {
     // SAFETY: the context, which is the socket here, is valid while the program runs.
-    let (cookie, family) =
-        unsafe { (bpf_get_socket_cookie(socket.cast()), (&raw const (*socket).family).read_volatile()) };
-    if let Some(place) = place::<u32>(cookie) {
-        release(cookie, &place);
-    }
-    if family == <[u32; 4] as Address>::FAMILY
-        && let Some(place) = place::<[u32; 4]>(cookie)
-    {
-        release(cookie, &place);
+    let family = unsafe { (&raw const (*socket).family).read_volatile() };
+    if let Some(cookie) = sock::known_cookie(socket, socket) {
+        if let Some(place) = place::<u32>(cookie) {
+            release(cookie, &place);
+        }
+        if family == <[u32; 4] as Address>::FAMILY
+            && let Some(place) = place::<[u32; 4]>(cookie)
+        {
+            release(cookie, &place);
+        }
     }
     if overflowed() {
         overflow::forget(socket);
@@ -321,33 +318,8 @@ pub(crate) fn forget(socket: *mut bpf_sock) {
 }
 
 #[inline(always)]
-fn knows_kernel_sockets() -> bool {
-    // SAFETY: a static that the loader sets before the program is there, and that nobody writes after.
-    unsafe { (&raw const KERNEL_SOCKETS).read_volatile() != 0 }
-}
-
-#[inline(never)]
-fn is_v6only(socket: *mut bpf_sock, protocol: u16) -> bool {
-    if socket.is_null() || !knows_kernel_sockets() {
-        return false;
-    }
-    let (byte, bit) = V6ONLY;
-    // SAFETY: the socket is valid while the program runs.
-    unsafe {
-        let found: *const u8 = if protocol == TCP {
-            bpf_skc_to_tcp6_sock(socket.cast()).cast()
-        } else {
-            bpf_skc_to_udp6_sock(socket.cast()).cast()
-        };
-        !found.is_null() && found.add(byte).read_volatile() & bit != 0
-    }
-}
-
-#[inline(always)]
 fn place<A: Tables>(cookie: u64) -> Option<Place<A>> {
-    // SAFETY: a static that the loader sets before the program is there, and that nobody writes after.
-    let mask = unsafe { (&raw const PEER_MASK).read_volatile() };
-    let index = cookie as u32 & mask;
+    let index = cookie as u32 & setting(&PEER_MASK);
     Some(Place { owner: A::owners().get(index)?, translation: A::peers().get(index)? })
 }
 

@@ -1,17 +1,14 @@
 //! The programs, one for each hook.
 
-use aya_ebpf::{
-    bindings::bpf_sock,
-    helpers::generated::{bpf_get_netns_cookie, bpf_set_retval},
-    macros::cgroup_sock,
-    programs::SockContext,
-};
+use aya_ebpf::{bindings::bpf_sock, helpers::generated::bpf_set_retval, macros::cgroup_sock, programs::SockContext};
 use bpf_lb_abi::{MAPPED_PREFIX, TCP, Translation, UDP};
 
 use crate::{
     backend::{frontend, has_node_port, node_of},
     maps::{CONFIG, Tables},
     peer::{Socket, forget},
+    setting::setting,
+    sock,
     sockaddr::{Sockaddr, sockaddr_programs},
 };
 
@@ -33,8 +30,7 @@ static SET_RETVAL: u32 = 1;
 #[inline(always)]
 fn fail(errno: i32) -> i32 {
     core::hint::cold_path();
-    // SAFETY: a static that the loader sets before the program is there, and that nobody writes after.
-    if unsafe { (&raw const SET_RETVAL).read_volatile() } != 0 {
+    if setting(&SET_RETVAL) != 0 {
         // SAFETY: takes a number only.
         unsafe { bpf_set_retval(-errno) };
     }
@@ -47,11 +43,13 @@ fn connect<S: Sockaddr>(sockaddr: S) -> i32 {
         return ALLOW;
     }
     let wanted = sockaddr.endpoint();
-    let Some(socket) = Socket::of(sockaddr) else { return ALLOW };
     let Some(frontend) = frontend(sockaddr, &wanted) else {
-        socket.leave(&wanted);
+        if let Some(socket) = Socket::known(sockaddr) {
+            socket.leave(&wanted);
+        }
         return ALLOW;
     };
+    let Some(socket) = Socket::of(sockaddr) else { return ALLOW };
     // As with a connection tracker, datagrams that were sent to the service before keep their backend.
     if wanted.protocol == UDP
         && let Some(flow) = socket.flow_to(&wanted)
@@ -77,11 +75,13 @@ fn connect<S: Sockaddr>(sockaddr: S) -> i32 {
 #[inline(always)]
 fn send<S: Sockaddr>(sockaddr: S) -> i32 {
     let wanted = sockaddr.endpoint();
-    let Some(socket) = Socket::of(sockaddr) else { return ALLOW };
     let Some(frontend) = frontend(sockaddr, &wanted) else {
-        socket.ask(&wanted);
+        if let Some(socket) = Socket::known(sockaddr) {
+            socket.ask(&wanted);
+        }
         return ALLOW;
     };
+    let Some(socket) = Socket::of(sockaddr) else { return ALLOW };
     if let Some(known) = socket.sent_to(&wanted)
         && frontend.still_leads_to(&known)
     {
@@ -108,7 +108,7 @@ fn send<S: Sockaddr>(sockaddr: S) -> i32 {
 
 #[inline(always)]
 fn receive<S: Sockaddr>(sockaddr: S) -> i32 {
-    if let Some(service) = Socket::of(sockaddr).and_then(|socket| socket.sender(&sockaddr.endpoint())) {
+    if let Some(service) = Socket::known(sockaddr).and_then(|socket| socket.sender(&sockaddr.endpoint())) {
         sockaddr.rewrite(&service);
     }
     ALLOW
@@ -121,7 +121,7 @@ fn peer_name<S: Sockaddr>(sockaddr: S) -> i32 {
         // Its subflows were connected.
         backend.protocol = TCP;
     }
-    if let Some(service) = Socket::of(sockaddr).and_then(|socket| socket.peer(&backend)) {
+    if let Some(service) = Socket::known(sockaddr).and_then(|socket| socket.peer(&backend)) {
         sockaddr.rewrite(&service);
     }
     ALLOW
@@ -136,17 +136,16 @@ static PROTECTED: [u16; 2] = [0, 0];
 #[inline(always)]
 fn bind<A: Tables>(socket: *mut bpf_sock, address: A, is_any: bool) -> i32 {
     // SAFETY: the context is valid while the program runs.
-    let (port, protocol, netns) = unsafe {
-        (
-            (&raw const (*socket).src_port).read_volatile() as u16,
-            (&raw const (*socket).protocol).read_volatile() as u16,
-            bpf_get_netns_cookie(socket.cast()),
-        )
+    let (port, protocol) = unsafe {
+        ((&raw const (*socket).src_port).read_volatile() as u16, (&raw const (*socket).protocol).read_volatile() as u16)
     };
-    // SAFETY: a static that the loader sets before the program is there, and that nobody writes after.
-    let [first, last] = unsafe { (&raw const PROTECTED).read_volatile() };
+    let [first, last] = setting(&PROTECTED);
     let Some(config) = CONFIG.get(0) else { return ALLOW };
-    if config.node_netns.load() != netns || port < first || port > last || protocol != TCP && protocol != UDP {
+    if config.node_netns.load() != sock::netns_cookie(socket, socket)
+        || port < first
+        || port > last
+        || protocol != TCP && protocol != UDP
+    {
         return ALLOW;
     }
     let is_taken = has_node_port(port, protocol)

@@ -16,6 +16,7 @@ use crate::{
     atomic::add,
     backend::{frontend_called, is_frontend, netns},
     peer::{Socket, wide},
+    setting::setting,
     sockaddr::{Sockaddr, sockaddr_programs},
 };
 
@@ -40,8 +41,7 @@ const ALLOW: i32 = 1;
 /// The error with which the call fails, since a program before this one said so.
 #[inline(always)]
 fn errno() -> u32 {
-    // SAFETY: a static that the loader sets before the program is there, and that nobody writes after.
-    if unsafe { (&raw const GET_RETVAL).read_volatile() } == 0 {
+    if setting(&GET_RETVAL) == 0 {
         return 0;
     }
     // SAFETY: takes no arguments.
@@ -52,7 +52,7 @@ fn errno() -> u32 {
 fn trace<S: Sockaddr>(sockaddr: S, call: Call) -> i32 {
     let got = sockaddr.endpoint();
     let errno = errno();
-    let asked = Socket::of(sockaddr).and_then(|socket| socket.translated(&got));
+    let asked = Socket::known(sockaddr).and_then(|socket| socket.translated(&got));
     if let Some(asked) = asked {
         let service = frontend_called(sockaddr, &asked).and_then(|frontend| frontend.service().0);
         tell(sockaddr, call, Verdict::Translated, errno, service, &wide(&asked), &wide(&got));
@@ -63,8 +63,7 @@ fn trace<S: Sockaddr>(sockaddr: S, call: Call) -> i32 {
         Some((Some(service), _)) => (Verdict::NoBackends, Some(service)),
         Some((None, _)) => (Verdict::NoSuchPort, None),
         None if is_frontend(&got) => (Verdict::TakesNoPart, None),
-        // SAFETY: as in `errno`.
-        None if unsafe { (&raw const TRACE_OTHERS).read_volatile() } != 0 => (Verdict::NoService, None),
+        None if setting(&TRACE_OTHERS) != 0 => (Verdict::NoService, None),
         None => return ALLOW,
     };
     let got = wide(&got);
