@@ -10,7 +10,7 @@ use bpf_lb_abi::{
 
 use crate::{
     atomic::{add, count},
-    maps::{AFFINITY, BACKENDS, CONFIG, NAMESPACES, NODE_PORTS, NODES, Tables},
+    maps::{AFFINITY, BACKENDS, NAMESPACES, NODE_PORTS, NODES, Tables},
     setting::setting,
     sock,
     sockaddr::Sockaddr,
@@ -31,8 +31,11 @@ pub(crate) struct Frontend<A> {
 
 /// The frontend that the hook's address names, if there is one and the socket's network namespace takes part.
 #[inline(always)]
-pub(crate) fn frontend<S: Sockaddr>(sockaddr: S, wanted: &Endpoint<S::Address>) -> Option<Frontend<S::Address>> {
-    let config = CONFIG.get(0)?;
+pub(crate) fn frontend<S: Sockaddr>(
+    config: &'static Config,
+    sockaddr: S,
+    wanted: &Endpoint<S::Address>,
+) -> Option<Frontend<S::Address>> {
     let entry = match find(wanted) {
         Some(entry) => entry,
         None if config.has_nodes.load() == 0 && config.refuse_count.load() == 0 => return None,
@@ -46,14 +49,18 @@ pub(crate) fn frontend<S: Sockaddr>(sockaddr: S, wanted: &Endpoint<S::Address>) 
 
 /// The same, called: for programs that few connections run.
 #[inline(always)]
-pub(crate) fn frontend_called<S: Sockaddr>(sockaddr: S, wanted: &Endpoint<S::Address>) -> Option<Frontend<S::Address>> {
-    let entry = entry(sockaddr, wanted);
+pub(crate) fn frontend_called<S: Sockaddr>(
+    config: &'static Config,
+    sockaddr: S,
+    wanted: &Endpoint<S::Address>,
+) -> Option<Frontend<S::Address>> {
+    let entry = entry(config, sockaddr, wanted);
     entry.is_present().then_some(Frontend { entry, family: PhantomData })
 }
 
 #[inline(never)]
-fn entry<S: Sockaddr>(sockaddr: S, wanted: &Endpoint<S::Address>) -> Entry {
-    frontend(sockaddr, wanted).map_or(Entry::NONE, |frontend| frontend.entry)
+fn entry<S: Sockaddr>(config: &'static Config, sockaddr: S, wanted: &Endpoint<S::Address>) -> Entry {
+    frontend(config, sockaddr, wanted).map_or(Entry::NONE, |frontend| frontend.entry)
 }
 
 /// What is asked by an address alone: a node port, or a port that no Service has on a Service's address.

@@ -7,7 +7,7 @@ use aya_ebpf::{
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     helpers::generated::bpf_sk_storage_get,
 };
-use bpf_lb_abi::{Endpoint, FLOWS, Overflow, Translation, is_mapped};
+use bpf_lb_abi::{Config, Endpoint, FLOWS, Overflow, Translation, is_mapped};
 
 use crate::{
     backend::{set_id, uncount},
@@ -38,8 +38,8 @@ macro_rules! each_flow {
 
 /// Whether any socket has ever had anything here.
 #[inline(always)]
-pub(crate) fn overflowed() -> bool {
-    if CONFIG.get(0).is_some_and(|config| config.overflowed.load() != 0) {
+pub(crate) fn overflowed(config: &Config) -> bool {
+    if config.overflowed.load() != 0 {
         cold_path();
         return true;
     }

@@ -9,12 +9,12 @@
 use core::hint::cold_path;
 
 use aya_ebpf::{bindings::bpf_sock, helpers::generated::bpf_get_prandom_u32};
-use bpf_lb_abi::{Address, Endpoint, Long, TCP, Translation, scramble};
+use bpf_lb_abi::{Address, Config, Endpoint, Long, TCP, Translation, scramble};
 
 use crate::{
     atomic::set_if_zero,
     backend::{set_id, uncount},
-    maps::Tables,
+    maps::{CONFIG, Tables},
     overflow::{self, Wide, overflowed},
     setting::setting,
     sock,
@@ -42,6 +42,7 @@ struct Place<A: Tables> {
 
 /// Where a socket's translations are.
 pub(crate) struct Socket<A: Tables> {
+    config: &'static Config,
     cookie: u64,
     place: Place<A>,
     dual: bool,
@@ -50,24 +51,24 @@ pub(crate) struct Socket<A: Tables> {
 
 impl<A: Tables> Socket<A> {
     #[inline(always)]
-    pub(crate) fn of<S: Sockaddr<Address = A>>(sockaddr: S) -> Option<Self> {
-        Self::with(sock::cookie(sockaddr.context(), sockaddr.socket()), sockaddr)
+    pub(crate) fn of<S: Sockaddr<Address = A>>(config: &'static Config, sockaddr: S) -> Option<Self> {
+        Self::with(config, sock::cookie(sockaddr.context(), sockaddr.socket()), sockaddr)
     }
 
     /// The same, if anything can be remembered of it: by its cookie, or in `overflow`, where a socket of Multipath TCP goes by that
     /// of its subflow.
     #[inline(always)]
-    pub(crate) fn known<S: Sockaddr<Address = A>>(sockaddr: S) -> Option<Self> {
+    pub(crate) fn known<S: Sockaddr<Address = A>>(config: &'static Config, sockaddr: S) -> Option<Self> {
         match sock::known_cookie(sockaddr.context(), sockaddr.socket()) {
-            Some(cookie) => Self::with(cookie, sockaddr),
-            None if overflowed() => Self::of(sockaddr),
+            Some(cookie) => Self::with(config, cookie, sockaddr),
+            None if overflowed(config) => Self::of(config, sockaddr),
             None => None,
         }
     }
 
     #[inline(always)]
-    fn with<S: Sockaddr<Address = A>>(cookie: u64, sockaddr: S) -> Option<Self> {
-        Some(Self { cookie, place: place(cookie)?, dual: sockaddr.is_dual(), socket: sockaddr.socket() })
+    fn with<S: Sockaddr<Address = A>>(config: &'static Config, cookie: u64, sockaddr: S) -> Option<Self> {
+        Some(Self { config, cookie, place: place(cookie)?, dual: sockaddr.is_dual(), socket: sockaddr.socket() })
     }
 
     /// The translation in the socket's own place, if it has got that.
@@ -125,7 +126,7 @@ impl<A: Tables> Socket<A> {
             return overflow::connect(socket, self.cookie, &widen(&translation()));
         }
         if self.first().is_none_or(|first| !is_flow(first)) && self.claim() {
-            if overflowed() {
+            if overflowed(self.config) {
                 let Translation { service, backend, .. } = translation();
                 overflow::disconnect(self.socket, &wide(&service), &wide(&backend));
             }
@@ -148,7 +149,7 @@ impl<A: Tables> Socket<A> {
             Some(first) => uncount(first),
             None => {}
         }
-        if overflowed() {
+        if overflowed(self.config) {
             overflow::disconnect(self.socket, &wide(wanted), &wide(wanted));
             if let Some(socket) = self.multipath(wanted.protocol) {
                 overflow::leave(socket, self.cookie, &wide(wanted));
@@ -204,7 +205,7 @@ impl<A: Tables> Socket<A> {
             }
             self.name_first(&flow.service, &flow.backend);
         }
-        if overflowed() {
+        if overflowed(self.config) {
             let flow = flow();
             overflow::name(self.socket, &wide(&flow.service), &wide(&flow.backend));
         }
@@ -215,7 +216,7 @@ impl<A: Tables> Socket<A> {
     #[inline(always)]
     fn name(&self, service: &Endpoint<A>, backend: &Endpoint<A>) {
         self.name_first(service, backend);
-        if overflowed() {
+        if overflowed(self.config) {
             overflow::name(self.socket, &wide(service), &wide(backend));
         }
     }
@@ -235,7 +236,7 @@ impl<A: Tables> Socket<A> {
     #[inline(always)]
     pub(crate) fn ask(&self, wanted: &Endpoint<A>) {
         let first = self.first().filter(|first| first.backend == *wanted);
-        if first.is_none() && !overflowed() || self.is_connected() && self.peer(wanted).is_some() {
+        if first.is_none() && !overflowed(self.config) || self.is_connected() && self.peer(wanted).is_some() {
             return;
         }
         self.name(wanted, wanted);
@@ -290,7 +291,7 @@ impl<A: Tables> Socket<A> {
     /// Looks among the translations that are not in the socket's place.
     #[inline(always)]
     fn overflow(&self, find: impl Fn(*mut bpf_sock) -> Option<&'static Translation<Wide>>) -> Option<Translation<A>> {
-        if !overflowed() {
+        if !overflowed(self.config) {
             return None;
         }
         find(self.socket).map(narrow_all)
@@ -312,7 +313,7 @@ pub(crate) fn forget(socket: *mut bpf_sock) {
             release(cookie, &place);
         }
     }
-    if overflowed() {
+    if CONFIG.get(0).is_some_and(overflowed) {
         overflow::forget(socket);
     }
 }

@@ -43,13 +43,14 @@ fn connect<S: Sockaddr>(sockaddr: S) -> i32 {
         return ALLOW;
     }
     let wanted = sockaddr.endpoint();
-    let Some(frontend) = frontend(sockaddr, &wanted) else {
-        if let Some(socket) = Socket::known(sockaddr) {
+    let Some(config) = CONFIG.get(0) else { return ALLOW };
+    let Some(frontend) = frontend(config, sockaddr, &wanted) else {
+        if let Some(socket) = Socket::known(config, sockaddr) {
             socket.leave(&wanted);
         }
         return ALLOW;
     };
-    let Some(socket) = Socket::of(sockaddr) else { return ALLOW };
+    let Some(socket) = Socket::of(config, sockaddr) else { return ALLOW };
     // As with a connection tracker, datagrams that were sent to the service before keep their backend.
     if wanted.protocol == UDP
         && let Some(flow) = socket.flow_to(&wanted)
@@ -75,13 +76,14 @@ fn connect<S: Sockaddr>(sockaddr: S) -> i32 {
 #[inline(always)]
 fn send<S: Sockaddr>(sockaddr: S) -> i32 {
     let wanted = sockaddr.endpoint();
-    let Some(frontend) = frontend(sockaddr, &wanted) else {
-        if let Some(socket) = Socket::known(sockaddr) {
+    let Some(config) = CONFIG.get(0) else { return ALLOW };
+    let Some(frontend) = frontend(config, sockaddr, &wanted) else {
+        if let Some(socket) = Socket::known(config, sockaddr) {
             socket.ask(&wanted);
         }
         return ALLOW;
     };
-    let Some(socket) = Socket::of(sockaddr) else { return ALLOW };
+    let Some(socket) = Socket::of(config, sockaddr) else { return ALLOW };
     if let Some(known) = socket.sent_to(&wanted)
         && frontend.still_leads_to(&known)
     {
@@ -108,7 +110,8 @@ fn send<S: Sockaddr>(sockaddr: S) -> i32 {
 
 #[inline(always)]
 fn receive<S: Sockaddr>(sockaddr: S) -> i32 {
-    if let Some(service) = Socket::known(sockaddr).and_then(|socket| socket.sender(&sockaddr.endpoint())) {
+    let Some(config) = CONFIG.get(0) else { return ALLOW };
+    if let Some(service) = Socket::known(config, sockaddr).and_then(|socket| socket.sender(&sockaddr.endpoint())) {
         sockaddr.rewrite(&service);
     }
     ALLOW
@@ -121,7 +124,8 @@ fn peer_name<S: Sockaddr>(sockaddr: S) -> i32 {
         // Its subflows were connected.
         backend.protocol = TCP;
     }
-    if let Some(service) = Socket::known(sockaddr).and_then(|socket| socket.peer(&backend)) {
+    let Some(config) = CONFIG.get(0) else { return ALLOW };
+    if let Some(service) = Socket::known(config, sockaddr).and_then(|socket| socket.peer(&backend)) {
         sockaddr.rewrite(&service);
     }
     ALLOW

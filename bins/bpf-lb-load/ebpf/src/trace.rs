@@ -15,6 +15,7 @@ use bpf_lb_abi::{Call, Endpoint, Long, NO_SERVICE, Traced, Verdict};
 use crate::{
     atomic::add,
     backend::{frontend_called, is_frontend, netns},
+    maps::CONFIG,
     peer::{Socket, wide},
     setting::setting,
     sockaddr::{Sockaddr, sockaddr_programs},
@@ -52,13 +53,14 @@ fn errno() -> u32 {
 fn trace<S: Sockaddr>(sockaddr: S, call: Call) -> i32 {
     let got = sockaddr.endpoint();
     let errno = errno();
-    let asked = Socket::known(sockaddr).and_then(|socket| socket.translated(&got));
+    let Some(config) = CONFIG.get(0) else { return ALLOW };
+    let asked = Socket::known(config, sockaddr).and_then(|socket| socket.translated(&got));
     if let Some(asked) = asked {
-        let service = frontend_called(sockaddr, &asked).and_then(|frontend| frontend.service().0);
+        let service = frontend_called(config, sockaddr, &asked).and_then(|frontend| frontend.service().0);
         tell(sockaddr, call, Verdict::Translated, errno, service, &wide(&asked), &wide(&got));
         return ALLOW;
     }
-    let (verdict, service) = match frontend_called(sockaddr, &got).map(|frontend| frontend.service()) {
+    let (verdict, service) = match frontend_called(config, sockaddr, &got).map(|frontend| frontend.service()) {
         Some((Some(service), has_backends)) if errno == 0 && has_backends => (Verdict::NoRoom, Some(service)),
         Some((Some(service), _)) => (Verdict::NoBackends, Some(service)),
         Some((None, _)) => (Verdict::NoSuchPort, None),
