@@ -2,9 +2,10 @@
 
 use std::{
     cell::LazyCell,
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     io,
     net::{IpAddr, SocketAddr},
+    rc::Rc,
 };
 
 use bpf_lb_abi::Entry;
@@ -16,8 +17,8 @@ use thiserror::Error;
 use crate::{
     claims::{self, Claim, Conflict},
     diff::{self, Difference},
-    gone::{self, Endpoints, Gone, State, Why},
-    kernel::Kernel,
+    gone::{self, Endpoints, Gone, Holding, State, Why},
+    kernel::{Kernel, Key},
     maps::MapsError,
     peers::{Flow, Peers},
     room::UpdateError,
@@ -93,7 +94,7 @@ impl Refused {
 }
 
 /// The endpoints that get nothing new, of the services that have such.
-type Drains = BTreeMap<ServiceName, Endpoints>;
+type Drains = BTreeMap<Key, Endpoints>;
 
 /// What stands for the nodes among the services.
 const NODES: &str = "nodes";
@@ -101,22 +102,15 @@ const NODES: &str = "nodes";
 /// How many addresses without a service are remembered; a cluster gives most of them to nobody again.
 const ORPHANS: usize = 4096;
 
-/// What a service had before a change.
-struct Holding {
-    protocol: service_table::Protocol,
-    endpoints: Endpoints,
-    frontends: Vec<Frontend>,
-}
-
 /// What a table says that is not there already.
 #[derive(Default)]
 struct News {
     /// The services that are to be otherwise, or new, by name.
-    specs: Vec<(ServiceName, Spec)>,
-    /// Services that are there and not in the table.
-    gone: Vec<ServiceName>,
-    /// Services that are there, of which anything is to be otherwise, also what drains.
-    changed: Vec<ServiceName>,
+    specs: Vec<(Key, Spec)>,
+    /// Services that are there and not in the table, and what they have.
+    gone: Vec<(Key, Holding)>,
+    /// Services that are there, of which anything is to be otherwise, also what drains, and what they have.
+    changed: Vec<(Key, Holding)>,
     unchanged: usize,
 }
 
@@ -125,16 +119,16 @@ pub struct Table {
     /// The maps.
     pub kernel: Kernel,
     /// Services that lack addresses which another one has, as they were to be.
-    lost: BTreeMap<ServiceName, Spec>,
+    lost: BTreeMap<Key, Spec>,
     /// Services that are not as they were to be, by name.
     unfit: BTreeMap<String, Refused>,
     /// Those of them that found no room, as they were to be, and what of them drains.
-    waiting: BTreeMap<ServiceName, (Spec, Option<Endpoints>)>,
+    waiting: BTreeMap<Key, (Spec, Option<Endpoints>)>,
     draining: Drains,
     /// Services of which each node's node port leads to its own backends.
-    per_node: BTreeMap<ServiceName, Service>,
+    per_node: BTreeMap<Key, Service>,
     /// Addresses that no service has any more, with the endpoints of the one that had them last and what became of these.
-    orphans: HashMap<Frontend, (Vec<SocketAddr>, Why)>,
+    orphans: foldhash::HashMap<Frontend, (Rc<[SocketAddr]>, Why)>,
     /// What sockets were translated to before there was anybody who could say which backends are gone.
     unseen: BTreeSet<Flow>,
 }
@@ -147,7 +141,7 @@ impl Table {
     pub fn new(mut kernel: Kernel) -> Result<Self, MapsError> {
         kernel.recover()?;
         let services = show::table(&kernel).services.into_iter().filter(is_per_node);
-        let per_node = services.map(|service| (service.key(), service)).collect();
+        let per_node = services.map(|service| (service.key().into(), service)).collect();
         Ok(Self {
             kernel,
             lost: BTreeMap::new(),
@@ -155,7 +149,7 @@ impl Table {
             waiting: BTreeMap::new(),
             draining: BTreeMap::new(),
             per_node,
-            orphans: HashMap::new(),
+            orphans: foldhash::HashMap::default(),
             unseen: BTreeSet::new(),
         })
     }
@@ -191,7 +185,7 @@ impl Table {
             Some(State::Unready) => Why::Unready,
             Some(_) => Why::Draining,
         };
-        let service = owner.map(ToString::to_string);
+        let service = owner.map(|owner| owner.to_string().into());
         Some(Gone { service, protocol: flow.service.protocol, backend: flow.backend, why })
     }
 
@@ -206,14 +200,13 @@ impl Table {
         self.unfit.clear();
         self.waiting.clear();
         (summary.conflicts, self.lost) = claims::settle(&mut specs);
-        let news = self.news(specs, &draining);
-        let before = self.holdings(news.gone.iter().chain(&news.changed).cloned());
-        summary.unchanged += news.unchanged;
+        let News { specs, gone, changed, unchanged } = self.news(specs, &draining);
+        summary.unchanged += unchanged;
         self.draining = draining;
         let per_node = table.services.iter().filter(|service| is_per_node(service));
-        self.per_node = per_node.map(|service| (service.key(), service.clone())).collect();
-        self.write(table, news, &mut summary)?;
-        self.tell(before, &mut summary);
+        self.per_node = per_node.map(|service| (service.key().into(), service.clone())).collect();
+        self.write(table, specs, &gone, &mut summary)?;
+        self.tell(gone.into_iter().chain(changed), &mut summary);
         if !self.orphans.is_empty() {
             let names: Vec<_> = self.kernel.services().keys().cloned().collect();
             names.iter().for_each(|key| self.adopt(key, &mut summary));
@@ -227,18 +220,23 @@ impl Table {
         Ok(summary)
     }
 
-    fn write(&mut self, table: &ServiceTable, news: News, summary: &mut Summary) -> Result<(), MapsError> {
-        let News { specs, gone, .. } = news;
+    fn write(
+        &mut self,
+        table: &ServiceTable,
+        specs: Vec<(Key, Spec)>,
+        gone: &[(Key, Holding)],
+        summary: &mut Summary,
+    ) -> Result<(), MapsError> {
         let claimed =
             LazyCell::new(|| -> HashSet<_> { specs.iter().flat_map(|(_, spec)| spec.frontends.keys()).collect() });
-        let moves = |key: &ServiceName| self.frontends(key).iter().any(|frontend| claimed.contains(frontend));
+        let moves = |before: &Holding| before.frontends().any(|frontend| claimed.contains(frontend));
         // An address that moves to another service is to have no gap. All else that goes makes room first.
-        let (last, first): (Vec<_>, Vec<_>) = gone.into_iter().partition(moves);
+        let (last, first): (Vec<_>, Vec<_>) = gone.iter().partition(|(_, before)| moves(before));
         let nodes = table.all_nodes();
         self.kernel.prepare_nodes(&nodes)?;
         self.refuse(&table.refuse);
         summary.removed += self.remove_all(first);
-        let takes = |key: &ServiceName, spec: &Spec| {
+        let takes = |key: &Key, spec: &Spec| {
             spec.frontends.keys().any(|frontend| self.kernel.owner(frontend).is_some_and(|owner| owner != key))
         };
         let (takers, others): (Vec<_>, Vec<_>) = specs.into_iter().partition(|(key, spec)| takes(key, spec));
@@ -259,7 +257,7 @@ impl Table {
     }
 
     /// Notes a service that finds no room.
-    fn wait(&mut self, key: ServiceName, spec: Spec, error: String, summary: &mut Summary) {
+    fn wait(&mut self, key: Key, spec: Spec, error: String, summary: &mut Summary) {
         summary.refused.push(Refused::of_spec(&key, &spec, error));
         let drains = self.draining.get(&key).cloned();
         self.waiting.insert(key, (spec, drains));
@@ -301,17 +299,17 @@ impl Table {
         self.kernel.write_doors(self.unfit.values().flat_map(|unfit| &unfit.cluster_ips).copied().collect());
     }
 
-    fn remove_all(&mut self, gone: Vec<ServiceName>) -> usize {
-        gone.iter().filter(|key| self.kernel.remove(key)).count()
+    fn remove_all(&mut self, gone: Vec<&(Key, Holding)>) -> usize {
+        gone.iter().filter(|(key, _)| self.kernel.remove(key)).count()
     }
 
     /// Sets a service, and gives it back with a reason if there is no room for it.
     fn try_set(
         &mut self,
-        key: ServiceName,
+        key: Key,
         spec: Spec,
         summary: &mut Summary,
-    ) -> Result<Option<(ServiceName, Spec, String)>, MapsError> {
+    ) -> Result<Option<(Key, Spec, String)>, MapsError> {
         match self.kernel.set(key, spec) {
             Ok(true) => summary.set += 1,
             Ok(false) => summary.unchanged += 1,
@@ -346,7 +344,7 @@ impl Table {
     }
 
     fn set(&mut self, service: &Service, summary: &mut Summary) -> Result<(), MapsError> {
-        let key = service.key();
+        let key = Key::new(service.key());
         self.per_node.remove(&key);
         self.per_node.extend(is_per_node(service).then(|| (key.clone(), service.clone())));
         match Spec::new(service, self.kernel.node_numbers()) {
@@ -361,20 +359,21 @@ impl Table {
 
     fn set_spec(
         &mut self,
-        key: ServiceName,
-        wanted: Spec,
+        key: Key,
+        mut spec: Spec,
         drains: Option<Endpoints>,
         summary: &mut Summary,
     ) -> Result<(), MapsError> {
-        let owners = wanted.frontends.keys().filter_map(|frontend| self.kernel.owner(frontend));
-        let before = self.holdings([&key].into_iter().chain(owners).cloned());
-        let had = self.frontends(&key);
-        let mut spec = wanted.clone();
-        let (conflicts, losers) = self.contest(&key, &mut spec);
-        let lacks = spec.frontends.len() < wanted.frontends.len();
-        let freed = had.into_iter().filter(|frontend| !wanted.frontends.contains_key(frontend)).collect();
+        let old = self.holding(&key);
+        let freed = old.frontends().copied().filter(|frontend| !spec.frontends.contains_key(frontend)).collect();
+        let owners = spec.frontends.keys().filter_map(|frontend| self.kernel.owner(frontend));
+        let others = owners.filter(|owner| **owner != key).map(|owner| (owner.clone(), self.holding(owner)));
+        let mut before: BTreeMap<_, _> = others.collect();
+        before.insert(key.clone(), old);
+        let (conflicts, losers, whole) = self.contest(&key, &mut spec);
         self.hand_over(&key, freed, summary)?;
-        if let Some((key, _, error)) = self.try_set(key.clone(), spec, summary)? {
+        if let Some((key, spec, error)) = self.try_set(key.clone(), spec, summary)? {
+            let wanted = whole.unwrap_or(spec);
             summary.refused.push(Refused::of_spec(&key, &wanted, error));
             self.waiting.insert(key, (wanted, drains));
             return Ok(());
@@ -386,9 +385,7 @@ impl Table {
         summary.conflicts.extend(conflicts);
         self.lost.extend(losers);
         self.lost.remove(&key);
-        if lacks {
-            self.lost.insert(key.clone(), wanted);
-        }
+        self.lost.extend(whole.map(|whole| (key.clone(), whole)));
         self.draining.remove(&key);
         self.draining.extend(drains.map(|endpoints| (key.clone(), endpoints)));
         self.tell(before, summary);
@@ -415,9 +412,9 @@ impl Table {
         }
     }
 
-    /// Takes out of `spec` what others have the better claim to. Returns those claims, and the services that lose something to
-    /// this one, as they were to be.
-    fn contest(&self, key: &ServiceName, spec: &mut Spec) -> (Vec<Conflict>, BTreeMap<ServiceName, Spec>) {
+    /// Takes out of `spec` what others have the better claim to. Returns those claims, the services that lose something to this
+    /// one, as they were to be, and `spec` as it was if anything was taken out.
+    fn contest(&self, key: &Key, spec: &mut Spec) -> (Vec<Conflict>, BTreeMap<Key, Spec>, Option<Spec>) {
         let (mut conflicts, mut losers, mut lost) = (Vec::new(), BTreeMap::new(), Vec::new());
         for frontend in spec.frontends.keys() {
             let Some(owner) = self.kernel.owner(frontend).filter(|owner| *owner != key) else { continue };
@@ -434,50 +431,50 @@ impl Table {
                 losers.insert(owner.clone(), whole.clone());
             }
         }
+        let whole = (!lost.is_empty()).then(|| spec.clone());
         for frontend in lost {
             spec.frontends.remove(&frontend);
         }
-        (conflicts, losers)
+        (conflicts, losers, whole)
     }
 
-    fn remove(&mut self, key: &ServiceName, summary: &mut Summary) -> Result<(), MapsError> {
-        let before = self.holdings([key.clone()]);
+    fn remove(&mut self, name: &ServiceName, summary: &mut Summary) -> Result<(), MapsError> {
+        let key = &Key::new(name.clone());
+        let before = self.holding(key);
         self.lost.remove(key);
         self.unfit.remove(&key.to_string());
         self.waiting.remove(key);
-        self.hand_over(key, self.frontends(key), summary)?;
+        self.hand_over(key, before.frontends().copied().collect(), summary)?;
         self.draining.remove(key);
         self.per_node.remove(key);
         summary.removed += usize::from(self.kernel.remove(key));
-        self.tell(before, summary);
+        self.tell([(key.clone(), before)], summary);
         Ok(())
     }
 
-    fn holdings(&self, keys: impl IntoIterator<Item = ServiceName>) -> BTreeMap<ServiceName, Holding> {
-        let holding = |key: ServiceName| {
-            let (protocol, endpoints) = self.endpoints(&key);
-            let frontends = self.frontends(&key);
-            (key, Holding { protocol, endpoints, frontends })
-        };
-        keys.into_iter().map(holding).collect()
-    }
-
     /// Says which endpoints services have no more, and which are not those of the service that has their address now.
-    fn tell(&mut self, before: BTreeMap<ServiceName, Holding>, summary: &mut Summary) {
+    fn tell(&mut self, before: impl IntoIterator<Item = (Key, Holding)>, summary: &mut Summary) {
         if self.orphans.len() > ORPHANS {
             self.orphans.clear();
         }
-        for (key, Holding { protocol, endpoints, frontends }) in before {
-            let is_there = self.kernel.services().contains_key(&key);
-            summary.gone.extend(gone::gone(&key.to_string(), protocol, &endpoints, &self.endpoints(&key).1));
-            let why = if is_there { Why::Unready } else { Why::Left };
-            let owners: BTreeSet<_> = frontends.iter().filter_map(|frontend| self.kernel.owner(frontend)).collect();
-            for heir in owners.into_iter().filter(|owner| **owner != key) {
-                let now = self.endpoints(heir).1;
-                summary.gone.extend(gone::moved(&heir.to_string(), protocol, endpoints.keys(), &now, why));
+        for (key, before) in before {
+            let after = self.holding(&key);
+            summary.gone.extend(gone::gone(&key, &before, &after));
+            let why = if after.installed.is_some() { Why::Unready } else { Why::Left };
+            let (mut heirs, mut orphans) = (BTreeSet::new(), Vec::new());
+            for frontend in before.frontends() {
+                match self.kernel.owner(frontend) {
+                    None => orphans.push(*frontend),
+                    Some(owner) => heirs.extend((*owner != key).then_some(owner)),
+                }
             }
-            for frontend in frontends.into_iter().filter(|frontend| self.kernel.owner(frontend).is_none()) {
-                self.orphans.insert(frontend, (endpoints.keys().copied().collect(), why));
+            for heir in heirs {
+                let now = self.holding(heir);
+                summary.gone.extend(gone::moved(heir, before.protocol(), before.endpoints(), &now, why));
+            }
+            if !orphans.is_empty() {
+                let endpoints: Rc<[_]> = before.endpoints().copied().collect();
+                self.orphans.extend(orphans.into_iter().map(|frontend| (frontend, (endpoints.clone(), why))));
             }
         }
     }
@@ -488,16 +485,16 @@ impl Table {
         if self.orphans.is_empty() {
             return;
         }
-        for frontend in self.frontends(key) {
-            if let Some((before, why)) = self.orphans.remove(&frontend) {
-                let now = self.endpoints(key).1;
-                summary.gone.extend(gone::moved(&key.to_string(), frontend.protocol, before.iter(), &now, why));
+        let now = self.holding(key);
+        for frontend in now.frontends() {
+            if let Some((before, why)) = self.orphans.remove(frontend) {
+                summary.gone.extend(gone::moved(key, frontend.protocol, before.iter(), &now, why));
             }
         }
     }
 
     /// Gives frontends that `from` has and is to lose to those who claimed them in vain, before there is a gap.
-    fn hand_over(&mut self, from: &ServiceName, freed: Vec<Frontend>, summary: &mut Summary) -> Result<(), MapsError> {
+    fn hand_over(&mut self, from: &Key, freed: Vec<Frontend>, summary: &mut Summary) -> Result<(), MapsError> {
         for frontend in freed {
             let claims = self.lost.iter().filter(|(key, _)| *key != from);
             let best = claims.filter_map(|(key, spec)| Claim::of(key, spec, &frontend)).min();
@@ -534,17 +531,18 @@ impl Table {
     }
 
     /// What is new in a table, found in one walk over both, since both are sorted.
-    fn news(&self, specs: BTreeMap<ServiceName, Spec>, draining: &Drains) -> News {
+    fn news(&self, specs: BTreeMap<Key, Spec>, draining: &Drains) -> News {
         let mut news = News::default();
         let mut installed = self.kernel.services().iter().peekable();
         for (key, spec) in specs {
-            while let Some((gone, _)) = installed.next_if(|(other, _)| **other < key) {
-                news.gone.push(gone.clone());
+            while let Some((gone, old)) = installed.next_if(|(other, _)| **other < key) {
+                news.gone.push((gone.clone(), Holding::new(Some(old), self.draining.get(gone))));
             }
-            let old = installed.next_if(|(other, _)| **other == key);
-            let is_same = old.is_some_and(|(_, old)| old.is(&spec));
-            if old.is_some() && !(is_same && draining.get(&key) == self.draining.get(&key)) {
-                news.changed.push(key.clone());
+            let old = installed.next_if(|(other, _)| **other == key).map(|(_, old)| old);
+            let is_same = old.is_some_and(|old| old.is(&spec));
+            let is_changed = !(is_same && draining.get(&key) == self.draining.get(&key));
+            if let Some(old) = old.filter(|_| is_changed) {
+                news.changed.push((key.clone(), Holding::new(Some(old), self.draining.get(&key))));
             }
             if is_same {
                 news.unchanged += 1;
@@ -552,21 +550,12 @@ impl Table {
                 news.specs.push((key, spec));
             }
         }
-        news.gone.extend(installed.map(|(gone, _)| gone.clone()));
+        news.gone.extend(installed.map(|(gone, old)| (gone.clone(), Holding::new(Some(old), self.draining.get(gone)))));
         news
     }
 
-    fn frontends(&self, key: &ServiceName) -> Vec<Frontend> {
-        self.kernel.services().get(key).map(|old| old.spec.frontends.keys().copied().collect()).unwrap_or_default()
-    }
-
-    /// All endpoints of a service, also those that drain.
-    fn endpoints(&self, key: &ServiceName) -> (service_table::Protocol, Endpoints) {
-        let mut endpoints = self.draining.get(key).cloned().unwrap_or_default();
-        let Some(installed) = self.kernel.services().get(key) else { return (Default::default(), endpoints) };
-        let mut ready = installed.backends.keys().map(|backend| (*backend, State::Ready)).collect();
-        endpoints.append(&mut ready);
-        (installed.spec.protocol, endpoints)
+    fn holding(&self, key: &ServiceName) -> Holding {
+        Holding::new(self.kernel.services().get(key), self.draining.get(key))
     }
 }
 
@@ -577,10 +566,10 @@ fn wanted(
     drained: &Drains,
     table: &ServiceTable,
     summary: &mut Summary,
-) -> Result<(BTreeMap<ServiceName, Spec>, Drains), ApplyError> {
+) -> Result<(BTreeMap<Key, Spec>, Drains), ApplyError> {
     let (mut specs, mut draining) = (Vec::new(), BTreeMap::new());
     for service in &table.services {
-        let key = service.key();
+        let key = Key::new(service.key());
         match Spec::new(service, nodes) {
             Ok(spec) => {
                 draining.extend(drains(service).map(|endpoints| (key.clone(), endpoints)));
@@ -595,7 +584,7 @@ fn wanted(
     }
     specs.sort_by(|(one, _), (other, _)| one.cmp(other));
     match specs.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-        Some(pair) => Err(ApplyError::Twice(pair[0].0.clone())),
+        Some(pair) => Err(ApplyError::Twice((*pair[0].0).clone())),
         None => Ok((specs.into_iter().collect(), draining)),
     }
 }

@@ -7,7 +7,10 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use service_table::ServiceName;
 
-use crate::spec::{Frontend, Spec};
+use crate::{
+    kernel::Key,
+    spec::{Frontend, Spec},
+};
 
 /// One service's claim to a frontend. The lesser of two has it: a ClusterIP before any other address, so that nobody takes a
 /// Service's address by naming it as an external one; then the older, then the one whose name comes first.
@@ -16,12 +19,12 @@ pub struct Claim<'a> {
     is_external: bool,
     created: u32,
     /// Who claims it.
-    pub service: &'a ServiceName,
+    pub service: &'a Key,
 }
 
 impl<'a> Claim<'a> {
     /// The claim of `service`, if it has one.
-    pub fn of(service: &'a ServiceName, spec: &Spec, frontend: &Frontend) -> Option<Self> {
+    pub fn of(service: &'a Key, spec: &Spec, frontend: &Frontend) -> Option<Self> {
         let kind = *spec.frontends.get(frontend)?;
         let created = spec.created.unwrap_or(u32::MAX);
         Some(Self { is_external: kind != Entry::CLUSTER_IP, created, service })
@@ -54,7 +57,7 @@ impl Conflict {
 
 /// Takes away from each service the frontends that another one has the better claim to. Returns what was taken, and the
 /// services as they were that lost any.
-pub fn settle(specs: &mut BTreeMap<ServiceName, Spec>) -> (Vec<Conflict>, BTreeMap<ServiceName, Spec>) {
+pub fn settle(specs: &mut BTreeMap<Key, Spec>) -> (Vec<Conflict>, BTreeMap<Key, Spec>) {
     let mut best: foldhash::HashMap<Frontend, Claim<'_>> = foldhash::HashMap::default();
     for (key, spec) in &*specs {
         for frontend in spec.frontends.keys() {
@@ -62,7 +65,7 @@ pub fn settle(specs: &mut BTreeMap<ServiceName, Spec>) -> (Vec<Conflict>, BTreeM
             best.entry(*frontend).and_modify(|first| *first = claim.min(*first)).or_insert(claim);
         }
     }
-    let lost = |key: &ServiceName, spec: &Spec| -> Vec<(Frontend, ServiceName)> {
+    let lost = |key: &Key, spec: &Spec| -> Vec<(Frontend, Key)> {
         let owner = |frontend: &Frontend| best.get(frontend).map(|claim| claim.service).filter(|owner| *owner != key);
         spec.frontends.keys().filter_map(|frontend| Some((*frontend, owner(frontend)?.clone()))).collect()
     };

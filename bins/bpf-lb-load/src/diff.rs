@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use service_table::{Nodes, ServiceName};
 
-use crate::spec::Spec;
+use crate::{kernel::Key, spec::Spec};
 
 /// What would happen to a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
@@ -48,7 +48,7 @@ pub struct Difference {
 }
 
 /// What is different between the services that are there and those that are wanted.
-pub fn differences(before: &BTreeMap<ServiceName, &Spec>, after: &BTreeMap<ServiceName, Spec>) -> Vec<Difference> {
+pub fn differences(before: &BTreeMap<Key, &Spec>, after: &BTreeMap<Key, Spec>) -> Vec<Difference> {
     let keys: BTreeSet<_> = before.keys().chain(after.keys()).collect();
     keys.into_iter().filter_map(|key| difference(key, before.get(key).copied(), after.get(key))).collect()
 }

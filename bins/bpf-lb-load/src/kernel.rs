@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
+    rc::Rc,
 };
 
 use bpf_lb_abi::{Backend, Config, Long, NO_SERVICE, NO_SLOT, Name};
@@ -21,6 +22,9 @@ use crate::{
     spec::{Frontend, SetKey, Spec},
     sys::Mapped,
 };
+
+/// The name of a service, of which any number of copies cost nothing.
+pub type Key = Rc<ServiceName>;
 
 /// A service in the maps.
 #[derive(Clone, Debug)]
@@ -54,7 +58,7 @@ impl Installed {
 #[derive(Clone, Debug)]
 pub(crate) struct Owned {
     pub(crate) cell: u32,
-    pub(crate) owner: Option<ServiceName>,
+    pub(crate) owner: Option<Key>,
 }
 
 /// A backend that left its service: while sockets are open to it, its place is kept, so that these count should it come back.
@@ -77,7 +81,8 @@ pub struct Kernel {
     pub(crate) grace: Grace,
     pub(crate) name_space: Space,
     pub(crate) backend_space: Space,
-    pub(crate) services: BTreeMap<ServiceName, Installed>,
+    /// Whoever holds one of them keeps it as it was.
+    pub(crate) services: BTreeMap<Key, Rc<Installed>>,
     pub(crate) owners: foldhash::HashMap<Frontend, Owned>,
     /// The cells of addresses that are known by themselves, whatever the port.
     pub(crate) doors: HashMap<IpAddr, u32>,
@@ -157,12 +162,12 @@ impl Kernel {
     }
 
     /// The services, by key.
-    pub const fn services(&self) -> &BTreeMap<ServiceName, Installed> {
+    pub const fn services(&self) -> &BTreeMap<Key, Rc<Installed>> {
         &self.services
     }
 
     /// Who has a frontend.
-    pub fn owner(&self, frontend: &Frontend) -> Option<&ServiceName> {
+    pub fn owner(&self, frontend: &Frontend) -> Option<&Key> {
         self.owners.get(frontend)?.owner.as_ref()
     }
 

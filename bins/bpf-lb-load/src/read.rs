@@ -3,16 +3,16 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     path::Path,
+    rc::Rc,
 };
 
 use anyhow::{Context as _, Result};
 use bpf_lb_abi::{Backend, Entry, NO_SERVICE, NO_SLOT, OTHER_NODE};
-use service_table::ServiceName;
 
 use crate::{
     family::{self, About, BackendRef, Run, Tables},
     grace::Grace,
-    kernel::{Installed, Kernel, Lingering, Owned, disown, tables},
+    kernel::{Installed, Kernel, Key, Lingering, Owned, disown, tables},
     layout,
     maps::{MapsError, mapped},
     name,
@@ -59,8 +59,9 @@ impl Kernel {
         let mut by_id = HashMap::new();
         for id in 0..self.names.capacity() {
             if let Some((key, spec)) = self.names.get(id).and_then(name::decode) {
+                let key = Key::new(key);
                 by_id.insert(id, key.clone());
-                self.services.insert(key, Installed::new(id, spec));
+                self.services.insert(key, Installed::new(id, spec).into());
             }
         }
         let four = self.four.read();
@@ -78,8 +79,8 @@ impl Kernel {
     }
 
     /// Takes note of a frontend that is in the maps.
-    fn adopt(&mut self, frontend: Frontend, owner: Option<&ServiceName>, entry: Entry, about: Option<About>) {
-        let Some(service) = owner.and_then(|owner| self.services.get_mut(owner)) else { return };
+    fn adopt(&mut self, frontend: Frontend, owner: Option<&Key>, entry: Entry, about: Option<About>) {
+        let Some(service) = owner.and_then(|owner| self.services.get_mut(owner)).map(Rc::make_mut) else { return };
         let (set, run) = (spec::set_of(&frontend, entry.kind()), Run::of(entry));
         service.spec.frontends.insert(frontend, entry.kind());
         let runs = service.runs.entry(set).or_default();

@@ -66,9 +66,8 @@ impl Kernel {
 
     /// Whether there is room for a service as things are.
     pub(crate) fn has_room(&mut self, key: &ServiceName, spec: &Spec) -> bool {
-        let old = self.services.remove(key);
-        let draft = self.draft(spec, old.as_ref());
-        self.services.extend(old.map(|old| (key.clone(), old)));
+        let old = self.services.get(key).cloned();
+        let draft = self.draft(spec, old.as_deref());
         draft.map(|draft| self.give_back(draft)).is_ok()
     }
 

@@ -1,12 +1,12 @@
 //! Counters per service and backend.
 
-use std::{collections::BTreeMap, fmt::Write as _, net::SocketAddr};
+use std::{collections::BTreeMap, fmt::Write as _, net::SocketAddr, rc::Rc};
 
 use schemars::JsonSchema;
 use serde::Serialize;
 use service_table::ServiceName;
 
-use crate::kernel::Kernel;
+use crate::kernel::{Installed, Kernel, Key};
 
 /// The counters of a service. They begin at 0 when the service, or the backend, is added.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -37,8 +37,8 @@ pub struct BackendStats {
 
 /// Of all services.
 pub fn stats(kernel: &Kernel) -> Vec<ServiceStats> {
-    let stats = |(key, installed): (&ServiceName, &crate::kernel::Installed)| {
-        let ServiceName { namespace, name, port_name } = key.clone();
+    let stats = |(key, installed): (&Key, &Rc<Installed>)| {
+        let ServiceName { namespace, name, port_name } = (**key).clone();
         let (refused, connections) = kernel.counts(installed);
         let backends = installed.backends.iter().map(|(address, backend)| {
             let connections = connections.get(address).copied().unwrap_or_default();

@@ -1,16 +1,17 @@
 //! Writing: what nobody reads yet, then what leads there, then the old is taken away.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, hash_map},
     net::SocketAddr,
+    rc::Rc,
 };
 
-use bpf_lb_abi::{Backend, Endpoint, Entry, NO_SLOT, OTHER_NODE, Scope, Word};
+use bpf_lb_abi::{Backend, Endpoint, Entry, NO_SLOT, OTHER_NODE, Word};
 use service_table::{Protocol, ServiceName};
 
 use crate::{
     family::{About, BackendRef, Run, mapped_words, number},
-    kernel::{Installed, Kernel, Lingering, Owned, tables},
+    kernel::{Installed, Kernel, Key, Lingering, Owned, tables},
     name,
     room::{Draft, UpdateError},
     spec::{Frontend, SetKey, Spec},
@@ -19,7 +20,7 @@ use crate::{
 /// A service that could not be set.
 pub struct NotSet {
     /// As it was to be.
-    pub service: Box<(ServiceName, Spec)>,
+    pub service: Box<(Key, Spec)>,
     /// Why it is not.
     pub why: UpdateError,
 }
@@ -28,33 +29,30 @@ impl Kernel {
     /// Makes the service `key` be like `spec`. Says whether there was anything to do.
     ///
     /// Frontends that belong to another service are taken from it.
-    pub fn set(&mut self, key: ServiceName, spec: Spec) -> Result<bool, NotSet> {
+    pub fn set(&mut self, key: Key, spec: Spec) -> Result<bool, NotSet> {
         if self.services.get(&key).is_some_and(|old| old.is(&spec)) {
             return Ok(false);
         }
         if let Err(error) = self.tidy() {
             return Err(NotSet { service: Box::new((key, spec)), why: error.into() });
         }
-        let old = self.services.remove(&key);
-        match self.find_room(&spec, old.as_ref()) {
+        let old = self.services.get(&key).cloned();
+        match self.find_room(&spec, old.as_deref()) {
             Ok(draft) => {
-                self.write(key, spec, old, draft);
+                self.write(key, spec, old.as_deref(), draft);
                 Ok(true)
             }
-            Err(why) => {
-                self.services.extend(old.map(|old| (key.clone(), old)));
-                Err(NotSet { service: Box::new((key, spec)), why })
-            }
+            Err(why) => Err(NotSet { service: Box::new((key, spec)), why }),
         }
     }
 
     /// Writes what nobody reads yet, then lets the frontends lead there, then takes the old away.
-    fn write(&mut self, key: ServiceName, spec: Spec, old: Option<Installed>, mut draft: Draft) {
+    fn write(&mut self, key: Key, spec: Spec, old: Option<&Installed>, mut draft: Draft) {
         let name = name::encode(&key, &spec);
-        if old.as_ref().is_none_or(|old| name::encode(&key, &old.spec) != name) {
+        if old.is_none_or(|old| name::encode(&key, &old.spec) != name) {
             self.names.put(draft.id, name);
         }
-        let mut backends = old.as_ref().map(|old| old.backends.clone()).unwrap_or_default();
+        let mut backends = old.map(|old| old.backends.clone()).unwrap_or_default();
         let others = draft.new_backends.keys().chain(draft.returning.keys());
         let replaced: Vec<_> = others.filter_map(|address| backends.remove(address)).collect();
         for (address, backend) in &draft.new_backends {
@@ -67,7 +65,7 @@ impl Kernel {
         backends.append(&mut draft.returning);
         let affinity_seconds = spec.affinity_seconds.unwrap_or_default();
         for (set, run) in &draft.new_runs {
-            let before = old.as_ref().and_then(|old| old.runs.get(set)?.first()).copied();
+            let before = old.and_then(|old| old.runs.get(set)?.first()).copied();
             let about = About { service: draft.id, affinity_seconds };
             self.write_run(*set, *run, about, before, &spec, &backends);
         }
@@ -78,10 +76,10 @@ impl Kernel {
             self.lead(&key, frontend, entry(&spec, frontend, &runs), draft.new_cells.get(frontend).copied());
         }
         let runs = runs.into_iter().map(|(set, run)| (set, vec![run])).collect();
-        let node_port = (old.as_ref().and_then(|old| old.spec.node_port), spec.node_port);
+        let node_port = (old.and_then(|old| old.spec.node_port), spec.node_port);
         let mut new = Installed { runs, backends, ..Installed::new(draft.id, spec) };
         self.clear(&key, old, &mut new, &replaced);
-        self.services.insert(key, new);
+        self.services.insert(key, new.into());
         if node_port.0 != node_port.1 {
             self.write_node_ports();
         }
@@ -136,7 +134,7 @@ impl Kernel {
         }
     }
 
-    fn lead(&mut self, key: &ServiceName, frontend: &Frontend, entry: Entry, new: Option<u32>) {
+    fn lead(&mut self, key: &Key, frontend: &Frontend, entry: Entry, new: Option<u32>) {
         let v6 = frontend.address.is_ipv6();
         let cell = match (self.owners.get(frontend), new) {
             (Some(owned), _) => {
@@ -155,12 +153,12 @@ impl Kernel {
             && other != *key
             && let Some(other) = self.services.get_mut(&other)
         {
-            other.spec.frontends.remove(frontend);
+            Rc::make_mut(other).spec.frontends.remove(frontend);
         }
     }
 
     /// Takes away what the service had and has no more.
-    fn clear(&mut self, key: &ServiceName, old: Option<Installed>, new: &mut Installed, replaced: &[BackendRef]) {
+    fn clear(&mut self, key: &Key, old: Option<&Installed>, new: &mut Installed, replaced: &[BackendRef]) {
         for backend in replaced {
             self.retire_backend(*backend);
         }
@@ -172,13 +170,14 @@ impl Kernel {
                 self.remove_frontend(key, frontend);
             }
             for (address, backend) in old.backends.iter().filter(|(_, backend)| !replaced.contains(backend)) {
-                let sets =
-                    || new.spec.sets.iter().filter(|(_, members)| members.contains_key(address)).map(|(set, _)| set);
-                let stays = [Scope::Internal, Scope::External].map(|scope| sets().any(|set| set.scope == scope));
+                let mut stays = [false; 2];
+                for (set, _) in new.spec.sets.iter().filter(|(_, members)| members.contains_key(address)) {
+                    stays[set.scope as usize] = true;
+                }
                 self.leave(*backend, stays);
-                if sets().next().is_none() {
+                if stays == [false; 2] {
                     new.backends.remove(address);
-                    self.part(&old, *address, *backend);
+                    self.part(old, *address, *backend);
                 }
             }
             for (set, run) in old.runs.iter().flat_map(|(set, runs)| runs.iter().map(move |run| (set, run))) {
@@ -201,22 +200,23 @@ impl Kernel {
         }
     }
 
-    fn remove_frontend(&mut self, key: &ServiceName, frontend: &Frontend) {
-        if let Some(owned) = self.owners.get(frontend).filter(|owned| owned.owner.as_ref() == Some(key)) {
+    fn remove_frontend(&mut self, key: &Key, frontend: &Frontend) {
+        if let hash_map::Entry::Occupied(owned) = self.owners.entry(*frontend)
+            && owned.get().owner.as_ref() == Some(key)
+        {
             self.frontends_changed = true;
-            tables!(self, frontend.address.is_ipv6(), tables => tables.remove(owned.cell));
-            self.owners.remove(frontend);
+            tables!(self, frontend.address.is_ipv6(), tables => tables.remove(owned.remove().cell));
         }
     }
 
     /// Removes the service `key`. Says whether it was there.
     pub fn remove(&mut self, key: &ServiceName) -> bool {
-        let Some(service) = self.services.remove(key) else { return false };
+        let Some((key, service)) = self.services.remove_entry(key) else { return false };
         for frontend in service.spec.frontends.keys() {
-            self.remove_frontend(key, frontend);
+            self.remove_frontend(&key, frontend);
         }
-        for backend in service.backends.into_values().chain(service.doubles) {
-            self.retire_backend(backend);
+        for backend in service.backends.values().chain(&service.doubles) {
+            self.retire_backend(*backend);
         }
         self.forget_lingering(|id, _, _| id == service.id);
         for (set, run) in service.runs.iter().flat_map(|(set, runs)| runs.iter().map(move |run| (set, run))) {

@@ -6,7 +6,7 @@ use std::{
     io,
     os::fd::{AsFd as _, BorrowedFd},
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
@@ -33,7 +33,7 @@ pub struct Ended {
     /// What it was.
     pub flow: Flow,
     /// Whose address it had asked for.
-    pub service: Option<String>,
+    pub service: Option<Arc<str>>,
 }
 
 /// What was done.
@@ -93,7 +93,7 @@ pub fn end(peers: &Peers, wanted: &Wanted, unconnected: bool) -> Result<Outcome>
 struct Verdicts<'a> {
     peers: &'a Peers,
     wanted: &'a Wanted,
-    given: HashMap<Flow, Option<Option<String>>>,
+    given: HashMap<Flow, Option<Option<Arc<str>>>>,
 }
 
 impl<'a> Verdicts<'a> {
@@ -101,12 +101,12 @@ impl<'a> Verdicts<'a> {
         Self { peers, wanted, given: HashMap::new() }
     }
 
-    fn of(&mut self, flow: &Flow) -> io::Result<&Option<Option<String>>> {
+    fn of(&mut self, flow: &Flow) -> io::Result<&Option<Option<Arc<str>>>> {
         Ok(match self.given.entry(*flow) {
             Entry::Occupied(given) => given.into_mut(),
             Entry::Vacant(place) => {
                 let (owner, leads_to) = self.peers.now(flow)?;
-                let owner = owner.map(|owner| owner.to_string());
+                let owner = owner.map(|owner| owner.to_string().into());
                 place.insert(self.wanted.ends(flow, owner.clone(), leads_to).then_some(owner))
             }
         })

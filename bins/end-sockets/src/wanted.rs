@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     net::SocketAddr,
+    sync::Arc,
 };
 
 use bpf_lb_load::{
@@ -51,7 +52,7 @@ impl Rules {
 
 /// Backends whose sockets are to end, and by which services they were reached.
 #[derive(Debug, Default)]
-pub struct Wanted(HashMap<(Protocol, SocketAddr), HashSet<Option<String>>>);
+pub struct Wanted(HashMap<(Protocol, SocketAddr), HashSet<Option<Arc<str>>>>);
 
 impl Wanted {
     /// Those of a list of changes that the rules are about.
@@ -75,7 +76,7 @@ impl Wanted {
 
     /// Whether it is one: the service that it asked for, which is `owner`'s now, lost that backend and does not have it again
     /// (`leads_to`). If it is no Service's any more, then there is nobody to say that the backend is not gone.
-    pub fn ends(&self, flow: &Flow, owner: Option<String>, leads_to: bool) -> bool {
+    pub fn ends(&self, flow: &Flow, owner: Option<Arc<str>>, leads_to: bool) -> bool {
         let services = self.0.get(&(flow.service.protocol, flow.backend));
         !leads_to && services.is_some_and(|services| owner.is_none() || services.contains(&owner))
     }
