@@ -332,6 +332,76 @@ another() {
   lab_stop agent
 }
 
+# tools_with NAME <PROGRAM: a directory of all tools, in which a program of a shell takes the place of that one.
+tools_with() {
+  [ -d "$BATS_TEST_TMPDIR/tools" ] || { mkdir "$BATS_TEST_TMPDIR/tools" && ln -s "$(lab_libexec)"/* "$BATS_TEST_TMPDIR/tools/"; }
+  rm "$BATS_TEST_TMPDIR/tools/$1"
+  { printf '#!/bin/sh\n' && cat; } >"$BATS_TEST_TMPDIR/tools/$1"
+  chmod +x "$BATS_TEST_TMPDIR/tools/$1"
+}
+
+@test "an agent one of whose tools ended before another ends nobody who has got its number since" {
+  local first other
+  lab_stop agent
+  tools_with sync-cidrs <<<"echo \$\$ >>'$BATS_TEST_TMPDIR/first'"
+  tools_with keep-pods <<<'exec sleep 1000'
+  PARTS=cidrs UNDERPASS_LIBEXEC=$BATS_TEST_TMPDIR/tools agent_start
+  lab_until 10 test -s "$BATS_TEST_TMPDIR/first"
+  first=$(<"$BATS_TEST_TMPDIR/first")
+  lab_until 10 lab_in node1 test ! -e "/proc/$first"
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  other=$(lab_in node1 sh -c 'echo $(($0 - 1)) >/proc/sys/kernel/ns_last_pid; sleep 40 >/dev/null & echo $!' "$first")
+  assert_equal "$other" "$first"
+  lab_in node1 pkill -fx 'sleep 1000'
+  lab_until 10 several "$BATS_TEST_TMPDIR/first"
+  assert_equal "$(lab_in node1 pgrep -fx 'sleep 40')" "$other"
+  lab_stop agent
+}
+
+several() { [ "$(wc -l <"$1")" -ge 2 ]; }
+
+@test "a second agent on a node waits for the end of the first, and serves as soon as that is killed" {
+  local before
+  lab_until 20 agent --ready
+  mv "$LAB/pid/agent" "$LAB/pid/first"
+  mv "$LAB/log/agent" "$LAB/log/first"
+  agent_start
+  lab_until 10 logged 'waiting for the end of another agent'
+  expect 0 agent --ready
+  before=$(part metrics)
+  lab_stop first KILL
+  lab_until 20 another_part metrics "$before"
+  lab_until 20 agent --ready
+  assert_equal "$(grep -cE 'starting again in ([4-9]|.[0-9])' "$LAB/log/agent")" 0
+}
+
+@test "nobody is served where maps of another version gave way and loading anew fails, and that is said at once" {
+  lab_stop agent
+  tools_with bpf-lb-load <<END
+[ "\$1" = load ] || exit 0
+printf 'x\n' >>'$BATS_TEST_TMPDIR/loads'
+case \$(wc -l <'$BATS_TEST_TMPDIR/loads') in
+  1) echo 'the pinned maps have layout 4711' >&2 ;;
+  2) echo 'no room' >&2 ;;
+  *) until [ -e '$BATS_TEST_TMPDIR/end' ]; do sleep 0.1; done ;;
+esac
+exit 1
+END
+  PARTS=services UNDERPASS_LIBEXEC=$BATS_TEST_TMPDIR/tools agent_start
+  lab_until 10 lab_in node1 grep -qx 'underpass_lb_attached 0' /run/underpass/bpf-lb-load.prom || fail "$(cat "$LAB/log/agent")"
+  logged 'no room'
+  : >"$BATS_TEST_TMPDIR/end"
+  lab_stop agent
+}
+
+@test "nothing starts whose parent was gone before it could ask for its end" {
+  # shellcheck disable=SC2016 # expanded by those shells
+  lab_in node1 sh -c '(until ! kill -0 $$ 2>/dev/null; do sleep 0.1; done; "$0" $$ touch "$1/started"; : >"$1/done") >/dev/null 2>&1 3>&- &' \
+    "$(lab_libexec)/lifeline" "$BATS_TEST_TMPDIR"
+  lab_until 10 test -e "$BATS_TEST_TMPDIR/done"
+  [ ! -e "$BATS_TEST_TMPDIR/started" ] || fail 'it started'
+}
+
 @test "what an agent says to --ready of its parts is written as soon as it can be" {
   lab_stop agent
   lab_in node1 sh -c 'cd /run/underpass && rm -f node-agent.parts && mkdir node-agent.parts'

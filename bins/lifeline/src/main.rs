@@ -1,13 +1,17 @@
-//! `lifeline COMMAND [ARGUMENT...]` becomes that command, which the kernel ends (SIGTERM) as soon as whoever started it is
-//! gone, however that happened. As util-linux' `setpriv --pdeathsig` does it; BusyBox' setpriv cannot.
+//! `lifeline PARENT COMMAND [ARGUMENT...]` becomes that command, which the kernel ends (SIGTERM) as soon as whoever started it, the
+//! process with the number PARENT, is gone, however that happened. As util-linux' `setpriv --pdeathsig` does it; BusyBox' setpriv cannot.
 //!
-//! `lifeline --until-one-ends PID...` ends as soon as one of these processes does, which a POSIX shell cannot wait for.
+//! Two more things that a POSIX shell cannot do, and BusyBox not everywhere, end with their parent too:
+//! `lifeline PARENT --until-one-ends PID...` ends as soon as one of these processes does.
+//! `lifeline PARENT --lock WORDS <&9` locks the file that the shell has open there (flock(2)), until the last process that inherited it
+//! has ended. If somebody else has the lock, it says WORDS and waits.
 
 use std::{
     env,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
+    fs::{File, TryLockError},
     io::{self, Write},
-    os::unix::process::CommandExt,
+    os::{fd::AsFd, unix::process::CommandExt},
     process::{Command, ExitCode},
     thread,
     time::Duration,
@@ -15,7 +19,7 @@ use std::{
 
 use nix::{
     sys::{prctl, signal::Signal},
-    unistd::{Pid, getppid},
+    unistd::getppid,
 };
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -25,32 +29,53 @@ use rustix::{
 
 fn main() -> ExitCode {
     let mut arguments = env::args_os().skip(1);
-    let Some(program) = arguments.next() else {
-        return fail("Usage: lifeline COMMAND [ARGUMENT...] | lifeline --until-one-ends PID...", 2);
+    let (Some(parent), Some(program)) = (arguments.next().and_then(number), arguments.next()) else {
+        return fail(
+            "Usage: lifeline PARENT COMMAND [ARGUMENT...] | lifeline PARENT --until-one-ends PID... | lifeline PARENT --lock WORDS",
+            2,
+        );
     };
-    let parent = getppid();
     if let Err(error) = prctl::set_pdeathsig(Signal::SIGTERM) {
         return fail(&format!("lifeline: cannot ask for a signal: {error}"), 125);
     }
-    // Whoever started it was gone before: then there is another parent, or, in a pid namespace, none that can be seen.
-    if getppid() != parent && parent != Pid::from_raw(0) {
+    // Whoever started it was gone before.
+    if getppid().as_raw() != parent {
         return ExitCode::FAILURE;
     }
-    if program == "--until-one-ends" {
-        return match until_one_ends(arguments) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(&format!("lifeline: {error}"), 1),
-        };
+    let done = match program.to_str() {
+        Some("--until-one-ends") => until_one_ends(arguments),
+        Some("--lock") => lock(&arguments.next().unwrap_or_default()),
+        _ => {
+            let error = Command::new(&program).args(arguments).exec();
+            let code = if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
+            return fail(&format!("lifeline: {}: {error}", program.display()), code);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&format!("lifeline: {error}"), 1),
     }
-    let error = Command::new(&program).args(arguments).exec();
-    let code = if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
-    fail(&format!("lifeline: {}: {error}", program.display()), code)
+}
+
+fn number(argument: OsString) -> Option<i32> {
+    argument.to_str()?.parse().ok()
+}
+
+fn lock(words: &OsStr) -> io::Result<()> {
+    let file = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            writeln!(io::stderr(), "{}", words.display())?;
+            file.lock()
+        }
+        result => Ok(result?),
+    }
 }
 
 fn until_one_ends(pids: impl Iterator<Item = OsString>) -> io::Result<()> {
     let mut processes = Vec::new();
     for pid in pids {
-        let pid = pid.to_str().and_then(|pid| process::Pid::from_raw(pid.parse().ok()?));
+        let pid = number(pid).and_then(process::Pid::from_raw);
         match pidfd_open(pid.ok_or(Errno::INVAL)?, PidfdFlags::empty()) {
             Ok(process) => processes.push(process),
             Err(Errno::SRCH) => return Ok(()),
