@@ -209,6 +209,71 @@ END
   no_gaps
 }
 
+@test "two installers at once: the second waits for the first, and what was put there by hand is the version before" {
+  mkdir "$BATS_TEST_TMPDIR/watched"
+  # While calls settle, the hand-made plugin half away, a second installer goes as far as it can.
+  program "$BATS_TEST_TMPDIR/watched/sleep" <<END
+[ -e "$BATS_TEST_TMPDIR/second" ] || {
+  "$LAB_REPO/scripts/install" >"$BATS_TEST_TMPDIR/second" 2>&1 9<&- &
+  until grep -qE 'waiting for another|is in' "$BATS_TEST_TMPDIR/second"; do $(command -v sleep) 0.1; done
+}
+exec $(command -v sleep) "\$@"
+END
+  by_hand
+  PATH=$BATS_TEST_TMPDIR/watched:$PATH expect 0 install_on_node1
+  lab_until 10 grep -q 'is in /opt/cni/bin' "$BATS_TEST_TMPDIR/second" || fail "$(cat "$BATS_TEST_TMPDIR/second")"
+  expect 0 install_on_node1 --rollback
+  assert_equal "$(lab_in node1 readlink /opt/cni/bin/underpass.d)" .underpass/by-hand
+  lab_in node1 env CNI_COMMAND=VERSION /opt/cni/bin/coordinator <<<'{}'
+  assert_equal "$(grep -c 'waiting for another' "$BATS_TEST_TMPDIR/second")" 1
+}
+
+# killed_while_it_bridges [FLAG...]: an installer that is killed when the hand-made plugin has given way, and its tools are to.
+killed_while_it_bridges() {
+  mkdir "$BATS_TEST_TMPDIR/kills"
+  program "$BATS_TEST_TMPDIR/kills/mv" <<END
+case \$* in *.underpass/by-hand) kill -KILL "\$PPID" ;; *) exec $(command -v mv) "\$@" ;; esac
+END
+  PATH=$BATS_TEST_TMPDIR/kills:$PATH expect 137 install_on_node1 "$@"
+}
+
+@test "--rollback after an installer that was killed removes no version with which a call has begun" {
+  by_hand
+  killed_while_it_bridges
+  # A call that has chosen its tools and waits for its lock.
+  mkdir "$BATS_TEST_TMPDIR/state" "$BATS_TEST_TMPDIR/watched"
+  mkfifo "$BATS_TEST_TMPDIR/state/lock"
+  lab_spawn call node1 sh -c "printf {} | env CNI_COMMAND=VERSION UNDERPASS_STATE='$BATS_TEST_TMPDIR/state' /opt/cni/bin/coordinator"
+  # It goes on while calls settle, or when there is nothing to wait for any more.
+  program "$BATS_TEST_TMPDIR/watched/sleep" <<END
+exec 8<>"$BATS_TEST_TMPDIR/state/lock"
+exec $(command -v sleep) "\$@"
+END
+  PATH=$BATS_TEST_TMPDIR/watched:$PATH expect 0 install_on_node1 --rollback
+  exec 8<>"$BATS_TEST_TMPDIR/state/lock"
+  lab_until 10 test -s "$LAB/log/call"
+  exec 8>&-
+  assert_contains "$(cat "$LAB/log/call")" supportedVersions
+}
+
+@test "an installer in a container that takes the plugin away cleans the node, also when one was killed while a hand-made plugin gave way" {
+  lab_in node1 mkdir -p /opt/bare/bin
+  lab_in node1 touch /opt/bare/bin/sh
+  by_hand
+  lab_in node1 mkdir -p /opt/bare/opt
+  lab_pod node1 swept plain46
+  expect 0 installed ADD swept < <(lab_chained node1 swept underlay46)
+  [ -n "$(lab_in node1 ip rule show pref 85)" ] || fail 'no rule'
+  lab_in node1 mv /opt/cni /opt/bare/opt
+  # The pod goes, and nobody says so: what is left is the node's.
+  lab_in node1/swept ip link delete veth0
+  lab_in node1 sh -c 'rm /run/underpass/attachments/swept*'
+  killed_while_it_bridges --root /opt/bare
+  expect 0 install_on_node1 --root /opt/bare --uninstall
+  [[ $stderr != *'could not be cleaned'* ]] || fail "$stderr"
+  assert_equal "$(lab_in node1 ip rule show pref 85)" ''
+}
+
 # program PATH <TEXT: a shell's program.
 program() {
   { printf '#!/bin/sh\n' && cat; } >"$1"
