@@ -316,7 +316,8 @@ event_there() { [ "$(events "$1")" = true ]; }
   assert_equal "$(events '.[0].involvedObject.uid' | jq -r .)" "$(lab_kubectl get service wrong --output 'jsonpath={.metadata.uid}')"
 }
 
-@test "who may not write Events is told once, with the missing right, and the rest goes on" {
+@test "who may not write Events is told once, with the missing right, the rest goes on, and they come when there is the right" {
+  lab_kubectl delete events --all >/dev/null
   as_node_agent
   lab_kubectl get clusterrole underpass-services --output json | jq 'del(.metadata | .resourceVersion, .uid)' >"$BATS_TEST_TMPDIR/role"
   without create events .events.k8s.io
@@ -329,6 +330,7 @@ event_there() { [ "$(events "$1")" = true ]; }
   sleep 3
   assert_equal "$(grep -c 'not allowed' "$LAB/log/follow")" 1
   lab_kubectl replace --filename "$BATS_TEST_TMPDIR/role" >/dev/null
+  lab_until 20 event_there 'map(.reason) | sort == ["InvalidEndpointSlice", "InvalidService"]' || fail "$(events .)"
 }
 
 @test "to count an Event that comes back takes the right to patch, which is named where it is missing" {

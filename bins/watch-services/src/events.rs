@@ -1,9 +1,13 @@
 //! What is wrong with an object as an Event on the Service, for those who look there (`kubectl describe service`).
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    ops::Bound::{Excluded, Unbounded},
+    time::Duration,
+};
 
 use cluster_api::{
-    Selection, explain,
+    Selection, backoff, explain,
     k8s_openapi::api::core::v1::{ObjectReference, Service},
     kube::{
         Api, Client,
@@ -11,63 +15,80 @@ use cluster_api::{
     },
     list, status,
 };
-use tokio::sync::mpsc;
+use tokio::{sync::watch, time::sleep};
 
 use crate::cluster::Problem;
 
 const CONTROLLER: &str = "underpass.io/watch-services";
-/// So many wait for the API server; what is more is in the log and the metrics alone.
-const WAITING: usize = 100;
+/// How long until the API server is asked again after it has refused one: at first and at most.
+const WAITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(5));
 /// The API's limit for a note, in bytes.
 const NOTE: usize = 1024;
 
+type Problems = BTreeMap<String, Problem>;
+
 /// Says each problem once, and again when it comes back: then kube's recorder counts it in the Event that there is.
 #[derive(Debug)]
-pub struct Events {
-    queue: mpsc::Sender<Problem>,
-    said: BTreeMap<String, Problem>,
-}
+pub struct Events(watch::Sender<Problems>);
 
 impl Events {
     /// Begins to write Events in the background, as this node's: nothing else waits for the API server to take them.
     pub fn new(client: &Client, node: &str) -> Self {
-        let (queue, problems) = mpsc::channel(WAITING);
+        let (sender, problems) = watch::channel(Problems::new());
         let reporter = Reporter { controller: CONTROLLER.into(), instance: Some(node.to_owned()) };
         tokio::spawn(write(client.clone(), reporter, problems));
-        Self { queue, said: BTreeMap::new() }
+        Self(sender)
     }
 
     /// What is wrong now with objects, and what found no room in the kernel.
-    pub fn tell(&mut self, problems: &BTreeMap<String, Problem>, unfit: &BTreeMap<String, Problem>) {
-        self.said.retain(|object, said| problems.get(object).or_else(|| unfit.get(object)) == Some(said));
-        for (object, problem) in problems.iter().chain(unfit) {
-            if self.said.contains_key(object) {
-                continue;
+    pub fn tell(&self, problems: &Problems, unfit: &Problems) {
+        let all: BTreeMap<_, _> = unfit.iter().chain(problems).collect();
+        self.0.send_if_modified(|told| {
+            let is_new = !told.iter().eq(all.iter().map(|(object, problem)| (*object, *problem)));
+            if is_new {
+                *told = all.into_iter().map(|(object, problem)| (object.clone(), problem.clone())).collect();
             }
-            // When there is room again it is said.
-            if self.queue.try_send(problem.clone()).is_err() {
+            is_new
+        });
+    }
+}
+
+async fn write(client: Client, reporter: Reporter, mut problems: watch::Receiver<Problems>) {
+    let recorder = Recorder::new(client.clone(), reporter);
+    let (mut said, mut last) = (Problems::new(), String::new());
+    let (mut waits, mut complained) = (backoff(WAITS), None);
+    loop {
+        let Some((object, problem)) = next(&mut problems, &mut said, &last) else {
+            if problems.changed().await.is_err() {
                 return;
             }
-            self.said.insert(object.clone(), problem.clone());
+            continue;
+        };
+        last.clone_from(&object);
+        match recorder.publish(&event(&problem), &regarding(&client, &problem).await).await {
+            Ok(()) => {
+                said.insert(object, problem);
+                (waits, complained) = (backoff(WAITS), None);
+            }
+            Err(error) => {
+                let why = refused(&error);
+                if complained.as_ref() != Some(&why) {
+                    log::warn!("{why}; problems are in the log and the metrics alone");
+                    complained = Some(why);
+                }
+                sleep(waits.next().unwrap_or(WAITS.1)).await;
+            }
         }
     }
 }
 
-async fn write(client: Client, reporter: Reporter, mut problems: mpsc::Receiver<Problem>) {
-    let recorder = Recorder::new(client.clone(), reporter);
-    let mut said = None;
-    while let Some(problem) = problems.recv().await {
-        match recorder.publish(&event(&problem), &regarding(&client, &problem).await).await {
-            Ok(()) => said = None,
-            Err(error) => {
-                let why = refused(&error);
-                if said.as_ref() != Some(&why) {
-                    log::warn!("{why}; problems are in the log and the metrics alone");
-                    said = Some(why);
-                }
-            }
-        }
-    }
+/// A problem that was not said, in turn: one that is refused again and again keeps no other waiting for longer than once.
+fn next(problems: &mut watch::Receiver<Problems>, said: &mut Problems, last: &String) -> Option<(String, Problem)> {
+    let now = problems.borrow_and_update();
+    said.retain(|object, said| now.get(object) == Some(said));
+    let mut in_turn = now.range::<String, _>((Excluded(last), Unbounded)).chain(now.iter());
+    let next = in_turn.find(|(object, _)| !said.contains_key(*object));
+    next.map(|(object, problem)| (object.clone(), problem.clone()))
 }
 
 /// The Service, or what there is instead. Who looks at a Service (`kubectl describe`) looks for Events with its UID.
@@ -108,6 +129,30 @@ fn refused(error: &cluster_api::kube::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_refused_is_said_again_after_the_others() {
+        let problem = |reason: &str| {
+            let (object, texts) = (ObjectReference::default(), vec![]);
+            Problem { reason: reason.to_owned(), texts, object, service: None }
+        };
+        let now: Problems = ["a", "b", "c"].map(|object| (object.to_owned(), problem("Wrong"))).into();
+        let (sender, mut receiver) = watch::channel(now);
+        let mut said = Problems::new();
+        let mut ask =
+            |said: &mut Problems, last: &str| next(&mut receiver, said, &last.to_owned()).map(|(name, _)| name);
+        assert_eq!(ask(&mut said, "").as_deref(), Some("a"));
+        assert_eq!(ask(&mut said, "a").as_deref(), Some("b"));
+        said.insert("b".to_owned(), problem("Wrong"));
+        assert_eq!(ask(&mut said, "b").as_deref(), Some("c"));
+        said.insert("c".to_owned(), problem("Wrong"));
+        assert_eq!(ask(&mut said, "c").as_deref(), Some("a"));
+        sender.send_modify(|now| drop(now.insert("b".to_owned(), problem("Other"))));
+        assert_eq!(ask(&mut said, "a").as_deref(), Some("b"));
+        sender.send_modify(|now| drop(now.split_off("b")));
+        assert_eq!(ask(&mut said, "a").as_deref(), Some("a"));
+        assert!(said.is_empty());
+    }
 
     #[test]
     fn a_text_is_cut_between_characters() {

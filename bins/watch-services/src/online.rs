@@ -133,7 +133,7 @@ pub async fn watch(client: Client, cluster: Cluster) -> anyhow::Result<()> {
     let mut nodes = follow(&client, nodes, |node: core::Node| node).boxed();
     let services = follow(&client, services(true), |service| service).boxed();
     let mut follower = Follower { client, cluster, health, report, services, begun: false, batch: Batch::default() };
-    let mut events = Events::new(&follower.client, &follower.cluster.clients().place.node);
+    let events = Events::new(&follower.client, &follower.cluster.clients().place.node);
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut terminate = signal(SignalKind::terminate())?;

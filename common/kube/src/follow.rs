@@ -265,14 +265,14 @@ where
             // The resource version has expired: nothing is wrong. Where a watch is refused for it, the watcher does not list.
             (Some(410), _) => {
                 self.source = None;
-                self.pause = next(&mut self.retry, RETRY);
+                self.pause = self.retry.get_or_insert_with(|| backoff(RETRY)).next();
             }
             (Some(404), _) => {
                 (self.source, self.listed) = (None, None);
                 // What there was is believed to be gone when it is said twice: an API server that has just started may not
                 // know all of its definitions yet.
                 let again = self.absent.is_some();
-                self.pause = next(&mut self.absent, ABSENT);
+                self.pause = self.absent.get_or_insert_with(|| backoff(ABSENT)).next();
                 if again || self.known.is_empty() {
                     self.keep_only(HashSet::new());
                     self.events.push_back(Event::Absent);
@@ -283,7 +283,7 @@ where
             // A lost connection: what comes of it shows when the next watch is started.
             (None, watcher::Error::WatchFailed(kube::Error::ReadEvents(_))) => {}
             _ => {
-                self.pause = next(&mut self.retry, RETRY);
+                self.pause = self.retry.get_or_insert_with(|| backoff(RETRY)).next();
                 // "Later", which an API server says whose cache is not filled yet, is an error when it goes on.
                 if code == Some(429) && self.pause < Some(RETRY.1) {
                     return;
@@ -296,13 +296,10 @@ where
     }
 }
 
-/// How long to wait now.
-fn next(backoff: &mut Option<ExponentialBackoff>, (least, most): (Duration, Duration)) -> Option<Duration> {
-    let begin = || {
-        let builder = ExponentialBuilder::default().with_min_delay(least).with_max_delay(most).with_factor(2.0);
-        builder.with_jitter().without_max_times().build()
-    };
-    backoff.get_or_insert_with(begin).next()
+/// How long to wait until the API server is asked again, each time longer, from `least` to `most`.
+pub fn backoff((least, most): (Duration, Duration)) -> ExponentialBackoff {
+    let builder = ExponentialBuilder::default().with_min_delay(least).with_max_delay(most).with_factor(2.0);
+    builder.with_jitter().without_max_times().build()
 }
 
 /// The API server's code, where it gave one.

@@ -11,7 +11,7 @@ mod refusal;
 mod selection;
 
 pub use client::client;
-pub use follow::{Event, Name, follow, follow_objects};
+pub use follow::{Event, Name, backoff, follow, follow_objects};
 pub use health::Health;
 pub use k8s_openapi;
 pub use kube;
