@@ -246,6 +246,22 @@ fd00:6::101 proto 85 src $P6 metric 1024 pref medium"
   done
 }
 
+@test "a document of STATUS is passed on also where the kernel gives no netlink socket, and in one of ADD that is the error" {
+  [ -n "$(command -v strace)" ] || skip 'no strace: run scripts/setup'
+  local name
+  for name in detect-mode mk-veth set-routes set-rules tune-pod; do
+    expect 0 without_sockets $name <<<"$(request ADD | as_command STATUS)"
+    assert_json "$output" .error null
+    expect 1 without_sockets $name <<<"$(request ADD)"
+    assert_json "$output" .error.msg 'cannot open a netlink socket on the node'
+  done
+}
+
+# without_sockets NAME <document: that tool where the kernel gives it no socket.
+without_sockets() {
+  lab_in node1 strace --quiet=all --trace=socket --inject=socket:error=EAFNOSUPPORT --output=/dev/null "$(lab_libexec)/$1"
+}
+
 @test "a tool that is given an error in ADD or CHECK does nothing and passes it on" {
   local name document command
   for name in detect-mode sync-cidrs mk-veth set-routes set-rules tune-pod; do

@@ -152,6 +152,9 @@ fn with_kernel(
         Ok((runtime, node))
     });
     filter(about, |document| {
+        if matches!(document.request.command, Command::Status | Command::Version) {
+            return Ok(None);
+        }
         let (runtime, node) = ready?;
         runtime.block_on(work(document, node))
     })
@@ -219,9 +222,6 @@ fn runtime() -> Result<Runtime, Failure> {
 }
 
 async fn work<T: Tool>(document: &mut PodDocument, output: Output, node: Netlink) -> Result<Option<String>, Failure> {
-    if matches!(document.request.command, Command::Status | Command::Version) {
-        return Ok(None);
-    }
     let _lock = match (T::SHARED, output) {
         (true, Output::Document) => Some(Lock::Node.acquire().context(Code::Io, "cannot lock the node's state")?),
         _ => None,
