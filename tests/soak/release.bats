@@ -62,6 +62,18 @@ content() { printf '%s\n' "$BATS_FILE_TMPDIR/$1"; }
   done
 }
 
+@test "what a page links to is in the archive" {
+  local page link
+  cd "$(content amd64)"
+  find . -name '*.md' | while read -r page; do
+    grep -o '](\([^)#]*\)' "$page" | sed 's/^](//' | while read -r link; do
+      case $link in '' | http*) continue ;; esac
+      [ -e "${page%/*}/$link" ] || printf '%s: %s\n' "$page" "$link"
+    done
+  done >"$BATS_TEST_TMPDIR/lost"
+  [ ! -s "$BATS_TEST_TMPDIR/lost" ] || fail "$(cat "$BATS_TEST_TMPDIR/lost")"
+}
+
 @test "the SBOM and the licences name every package that is linked in, and each has a licence that is allowed" {
   local package
   jq -r '.components[].name' "$(content amd64)/sbom.cdx.json" | grep -vx 'rust-std\|glibc' >"$BATS_TEST_TMPDIR/names"
