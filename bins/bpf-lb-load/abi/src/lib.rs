@@ -538,6 +538,7 @@ const _: () = {
     assert!(size_of::<Client>() == 16 && size_of::<Affinity>() == 16);
     assert!(size_of::<Config>() == 32 + 32 * REFUSE);
     assert!(size_of::<Name>() == NAME_LEN + 16);
+    assert!(size_of::<SockTypes>() == 24);
 };
 
 #[cfg(test)]
