@@ -402,6 +402,21 @@ EOF
   lab_pod_delete node1 $other network2
 }
 
+@test "GC leaves alone the pods of networks whose long names begin like that of its own" {
+  local network=macvlan-vlan100-production-europe own other
+  lab_pod node1 other plain46
+  own=$(jq -c --arg name $network-1 '.name = $name | .cniVersion = "1.1.0"' <<<"$CONFIG")
+  other=$(lab_chained node1 other underlay46 | jq -c --arg name $network-2 '.name = $name | .cniVersion = "1.1.0"')
+  CONFIG=$own succeeds ADD
+  POD=other CONFIG=$other succeeds ADD
+  CONFIG=$(jq -c '."cni.dev/valid-attachments" = []' <<<"$own") succeeds GC
+  expect 1 lab_in "node1/$POD" ip link show veth0
+  POD=other assert_reachable
+  POD=other CONFIG=$other succeeds CHECK
+  POD=other CONFIG=$other succeeds DEL
+  lab_in node1 ip netns delete other
+}
+
 @test "GC removes what an attachment left whose state file and namespace are gone" {
   succeeds ADD
   lab_spawn "holder-$POD" "node1/$POD" sleep 60

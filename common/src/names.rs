@@ -1,5 +1,7 @@
 //! Names and addresses that follow from a container's id, so that they can be found again without any file.
 
+use std::borrow::Cow;
+
 use sha2::{Digest, Sha256};
 
 use crate::{document::Request, mac::Mac};
@@ -12,9 +14,11 @@ const ALIAS_PREFIX: &str = "underpass ";
 const LONGEST_ATTACHMENT: usize = 216;
 /// `IFALIASZ` less the terminating zero.
 const ALIAS_MAX: usize = 255;
+/// What is left for a network's name.
+const NETWORK_MAX: usize = ALIAS_MAX - ALIAS_PREFIX.len() - LONGEST_ATTACHMENT - 1;
 
-fn digest(container_id: &str) -> [u8; 32] {
-    Sha256::digest(container_id.as_bytes()).into()
+fn digest(name: &str) -> [u8; 32] {
+    Sha256::digest(name.as_bytes()).into()
 }
 
 /// A number that follows from a container's id, the same in every version of the tools.
@@ -41,11 +45,17 @@ pub fn alias(request: &Request) -> String {
     format!("{ALIAS_PREFIX}{} {}", request.attachment(), network(request))
 }
 
-/// The network's name as an alias has it: as much of it as fits.
-pub fn network(request: &Request) -> &str {
-    let room = ALIAS_MAX.saturating_sub(ALIAS_PREFIX.len() + LONGEST_ATTACHMENT + 1);
+/// The network's name as an alias has it. Of one that does not fit, the beginning, which others may have too, and a number that
+/// follows from all of it.
+pub fn network(request: &Request) -> Cow<'_, str> {
     let name = request.network();
-    &name[..name.floor_char_boundary(room)]
+    if name.len() <= NETWORK_MAX {
+        return name.into();
+    }
+    let [a, b, c, d, ..] = digest(name);
+    let number = format!("~{:08x}", u32::from_be_bytes([a, b, c, d]));
+    let beginning = &name[..name.floor_char_boundary(NETWORK_MAX - number.len())];
+    format!("{beginning}{number}").into()
 }
 
 /// The attachment and the network of an alias of ours.
@@ -55,6 +65,8 @@ pub fn parse_alias(alias: &str) -> Option<(&str, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -69,6 +81,21 @@ mod tests {
         let (host, pod) = veth_macs("a");
         assert_ne!(host, pod);
         assert_eq!((host.0[0] & 3, pod.0[0] & 3), (2, 2));
+    }
+
+    fn network_of(name: &str) -> String {
+        let request = json!({"command": "ADD", "containerId": "c".repeat(200), "ifname": "e".repeat(15), "config": {"name": name}});
+        let request: Request = serde_json::from_value(request).unwrap();
+        assert!(alias(&request).len() <= ALIAS_MAX);
+        network(&request).into_owned()
+    }
+
+    #[test]
+    fn networks_whose_long_names_begin_alike_differ_in_an_alias_and_one_that_fits_is_there_as_it_is() {
+        assert_eq!(network_of("macvlan-vlan100-production-e"), "macvlan-vlan100-production-e");
+        assert!(network_of("macvlan-vlan100-production-eu-1").starts_with("macvlan-vlan100-pro~"));
+        assert_ne!(network_of("macvlan-vlan100-production-eu-1"), network_of("macvlan-vlan100-production-eu-2"));
+        assert_ne!(network_of(&"\u{e9}".repeat(100)), network_of(&"\u{e9}".repeat(101)));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use serde_json::Value;
 
 use crate::{
     document::{PodDocument, Request},
-    names::{self, container_number},
+    names::container_number,
 };
 
 /// The state directory: `UNDERPASS_STATE`, else `/run/underpass`.
@@ -183,7 +183,7 @@ pub fn stale(gc: &Request) -> Vec<Request> {
         Some(document.request)
     };
     let stale = |request: &Request| {
-        names::network(request) == names::network(gc) && !gc.is_valid_attachment(&request.attachment())
+        request.network() == gc.network() && !gc.is_valid_attachment(&request.attachment())
     };
     whole.filter_map(request).filter(stale).collect()
 }
