@@ -422,6 +422,15 @@ veth_addresses() {
   lab_in node1 ip link set eth0 mtu 1500
 }
 
+@test "vethMTU: less than IPv6 takes serves a pod of IPv4, also where the pod's NIC has no more" {
+  lab_in "node1/$POD" ip link set eth0 mtu 1200
+  added '.serviceCIDR = ["10.233.64.0/18"] | .overlayPodCIDR = ["10.233.0.0/18"]'
+  assert_equal "$(pod_ip link show veth0 | jq .[0].mtu)" 1200
+  added '.vethMTU = 68'
+  assert_equal "$(pod_ip link show veth0 | jq .[0].mtu)" 68
+  expect 0 lab_in node1 ping -c 1 -W 1 -s 8 "$P4"
+}
+
 @test "detectIPConflict: another host with one of the addresses fails ADD, which names its MAC address" {
   local address mac
   mac=$(lab_in client cat /sys/class/net/eth0/address)

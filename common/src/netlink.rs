@@ -25,6 +25,7 @@ use netlink_packet_route::{
     route::{RouteAttribute, RouteFlags, RouteMessage},
     rule::RuleMessage,
 };
+use nix::libc;
 
 use self::message::{
     Hop, UNASSIGNED_NSID, address_family, address_message, foreign_table, local_address, neighbour_message,
@@ -449,10 +450,17 @@ impl Netlink {
             ),
             (pod_netlink, &veth.peer, vec![no_link_local()]),
         ];
-        for (netlink, dev, attributes) in ends {
+        for (netlink, dev, mut attributes) in ends {
             // Without a link-local address of its own the link has no use for duplicate address detection or multicast
             // listener reports, and a node's address list does not grow with its pods. It must be told before it is up.
-            netlink.set_link(dev, attributes).await?;
+            match netlink.set_link(dev, attributes.clone()).await {
+                // A link without IPv6: the kernel has none, or the link's MTU is less than IPv6 takes.
+                Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+                    attributes.pop();
+                    netlink.set_link(dev, attributes).await?;
+                }
+                told => told?,
+            }
             let mut up = named(dev);
             up.header.flags = LinkFlags::Up;
             up.header.change_mask = LinkFlags::Up;
