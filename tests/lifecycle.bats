@@ -345,6 +345,9 @@ node1/POD|ip neighbour change 10.6.212.101 dev veth0 lladdr 02:00:00:00:00:99 nu
 node1/POD|ip neighbour delete fd00:6::101 dev veth0|fd00:6::101
 node1/POD|nft delete table inet underpass|nftables
 node1/POD|nft flush chain inet underpass output|nftables
+node1/POD|nft add rule inet underpass output drop|nftables
+node1/POD|nft flush chain inet underpass output; nft add rule inet underpass output ct direction reply ct mark and 0x1000 == 0x1000 limit rate 1/hour meta mark set meta mark or 0x1000|nftables
+node1/POD|nft flush chain inet underpass output; nft add rule inet underpass output ct direction reply ct mark and 0x1000 == 0x1000 meta mark set meta mark or 0x1000 drop|nftables
 node1/POD|ip link set veth0 down|veth0
 node1/POD|ip link set veth0 mtu 1400|veth0
 node1/POD|ip address delete 169.254.200.1/32 dev veth0|169.254.200.1
@@ -360,6 +363,7 @@ node1|ip link set HOST mtu 1400|HOST
 node1|ip link set HOST group 0|HOST
 node1|nft delete table inet underpass|notrack from group 85 to 10.233.0.0/18
 node1|nft flush chain inet underpass prerouting|notrack from group 85 to fd00:233::/48
+node1|nft insert rule inet underpass prerouting iifgroup 85 ip daddr 10.233.0.0/18 ct state invalid notrack drop|notrack from group 85 to 10.233.0.0/18
 node1|ip link set HOST down|HOST
 node1|ip link delete HOST|HOST
 EOF

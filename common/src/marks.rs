@@ -10,8 +10,8 @@ use std::{
 };
 
 use netlink_bindings::nftables::{
-    self, Chained, CmpOps, CtKeys, ExprOps, IterableExprAttrs, MetaKeys, Nfgenmsg, PayloadBase, PushExprListAttrs,
-    Registers,
+    self, Chained, CmpOps, CtKeys, ExprOps, IterableExprAttrs, IterableExprListAttrs, MetaKeys, Nfgenmsg, PayloadBase,
+    PushExprListAttrs, Registers,
 };
 use netlink_socket2::{NetlinkSocket, ReplyError};
 use nix::{
@@ -36,6 +36,8 @@ const IP_CT_DIR_REPLY: u8 = 1;
 const IFNAMSIZ: usize = 16;
 /// What has nothing but a name.
 const PLAIN: [&CStr; 2] = [c"notrack", c"masq"];
+/// What stands for an expression of a kind that we never write: a rule that has one is none of ours.
+const UNKNOWN: Expression = Expression::Plain(c"unknown");
 
 /// The nftables table `inet underpass` of a pod, which marks replies to what came in through `dev`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -45,7 +47,7 @@ pub struct Marks {
     /// The mark.
     #[serde(default)]
     pub mark: Mark,
-    /// The rules as found, in nft's syntax; empty for the rules as we write them.
+    /// The chains as found, where they are not as we write them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub altered: Vec<String>,
 }
@@ -399,13 +401,18 @@ fn dump_rules(socket: &mut NetlinkSocket, chain: &str) -> io::Result<Vec<Stateme
     while let Some(reply) = replies.recv() {
         let (_, attributes) = reply.map_err(io::Error::from)?;
         let expressions = attributes.get_expressions().map_err(io::Error::other)?;
-        rules.push(expressions.get_elem().filter_map(|element| decode(&element)).collect());
+        rules.push(statements(&expressions));
     }
     Ok(rules)
 }
 
-/// `None` for an expression of a kind that we never write, so that a rule that has one compares as different.
-pub(crate) fn decode(element: &IterableExprAttrs<'_>) -> Option<Expression> {
+/// A rule's expressions.
+pub(crate) fn statements(expressions: &IterableExprListAttrs<'_>) -> Statements {
+    expressions.get_elem().map(|element| decode(&element).unwrap_or(UNKNOWN)).collect()
+}
+
+/// `None` for an expression of a kind that we never write.
+fn decode(element: &IterableExprAttrs<'_>) -> Option<Expression> {
     if let Some(name) = PLAIN.into_iter().find(|name| element.get_name().is_ok_and(|found| found == *name)) {
         return Some(Expression::Plain(name));
     }

@@ -494,9 +494,7 @@ impl fmt::Display for Object {
                     mark.mask
                 )
             }
-            Self::Marks(Marks { altered, .. }) => {
-                write!(f, "nftables table inet {} with the rules [{}]", marks::TABLE, altered.join("] ["))
-            }
+            Self::Marks(_) => write!(f, "nftables table inet {} with other rules than ours", marks::TABLE),
             Self::Transit(Transit { group, destination, masquerade }) => {
                 let what = if *masquerade { "masquerade" } else { "notrack" };
                 write!(f, "nftables table inet {} {what} from group {group} to {destination}", marks::TABLE)

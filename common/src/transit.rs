@@ -18,8 +18,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::marks::{
-    Chain, Expression, NF_INET_PRE_ROUTING, NF_IP_PRI_MANGLE, Statements, TABLE, add_chain, close_in_child, cstring,
-    decode, header, masked, transaction,
+    self, Chain, Expression, NF_INET_PRE_ROUTING, NF_IP_PRI_MANGLE, Statements, TABLE, add_chain, close_in_child,
+    cstring, header, masked, transaction,
 };
 
 const NF_INET_POST_ROUTING: u32 = 4;
@@ -197,11 +197,10 @@ fn entries() -> io::Result<Vec<Entry>> {
             reply => reply?,
         };
         let expressions = attributes.get_expressions().map_err(io::Error::other)?;
-        let rule: Statements = expressions.get_elem().filter_map(|element| decode(&element)).collect();
         entries.push(Entry {
             chain: attributes.get_chain().map_err(io::Error::other)?.to_string_lossy().into_owned(),
             handle: attributes.get_handle().map_err(io::Error::other)?,
-            transit: parse(&rule),
+            transit: parse(&marks::statements(&expressions)),
         });
     }
     Ok(entries)
