@@ -175,6 +175,20 @@ assert_reachable() {
   done
 }
 
+@test "an interface with the name of our pair's end is refused, and its DEL takes nothing from the pod" {
+  local before
+  succeeds ADD
+  before=$(lab_snapshot "node1/$POD" && lab_snapshot node1)
+  fails 7 ADD CNI_IFNAME=veth0
+  assert_contains "$lab_stdout" 'give the interface another'
+  assert_same "$before" "$(lab_snapshot "node1/$POD" && lab_snapshot node1)"
+  # The plugin that makes such an interface fails, and the runtime asks for a DEL all the same.
+  configure 'del(.prevResult)'
+  succeeds DEL CNI_IFNAME=veth0
+  assert_same "$before" "$(lab_snapshot "node1/$POD" && lab_snapshot node1)"
+  assert_reachable
+}
+
 @test "the node's rule stays while any pod needs it, and goes with the last one (peer finding 5)" {
   succeeds ADD
   lab_pod node1 other underlay46

@@ -25,6 +25,10 @@ pub fn mode(settings: &Settings, ifname: &str, has_veth: bool) -> Result<ModeKin
     };
     match (settings.mode, first, has_veth) {
         (ModeSetting::Disable, ..) => Ok(ModeKind::Disable),
+        _ if ifname == POD_VETH => refuse(
+            "other than disable cannot be",
+            "the pod's end of the veth pair has this name: give the interface another one",
+        ),
         (ModeSetting::Auto | ModeSetting::Underlay, true, _) => Ok(ModeKind::Underlay),
         (ModeSetting::Auto | ModeSetting::Underlay, false, true) => Ok(ModeKind::Underlay),
         (ModeSetting::Auto | ModeSetting::Overlay, false, false) => Ok(ModeKind::Overlay),
@@ -174,6 +178,7 @@ mod tests {
             (ModeSetting::Underlay, "net1", false, "set mode to auto or overlay"),
             (ModeSetting::Overlay, "eth0", false, "set mode to auto or underlay"),
             (ModeSetting::Overlay, "net1", true, "set mode to auto or underlay"),
+            (ModeSetting::Auto, POD_VETH, true, "give the interface another"),
         ] {
             let failure = mode(&settings(setting), ifname, has_veth).unwrap_err();
             assert_eq!(failure.code, Code::InvalidConfiguration as u32);

@@ -118,6 +118,10 @@ impl Teardown<'_> {
     pub fn removes(self, route: &Route) -> bool {
         let ifname = &self.document.request.ifname;
         let first = &self.document.settings.pod_default_cni_nic;
+        if ifname == POD_VETH {
+            // No attachment has this name: a plugin before this one failed on it, and its routes are the first one's.
+            return false;
+        }
         let returning = self.returning();
         let displaced = is_default_of_main(route)
             && route.dev == *ifname
