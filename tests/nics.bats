@@ -320,6 +320,20 @@ EOF2
   done
 }
 
+@test "a route of prevResult that names the metric or the table which it has anyway is as it should be" {
+  local config
+  by_hand
+  config=$(lab_chained node1 "$POD" underlay46 net1 | jq -c '.cniVersion = "1.1.0" | .prevResult.cniVersion = "1.1.0"
+    | .prevResult.routes = [{dst: "0.0.0.0/0", priority: 0, table: 254}, {dst: "::/0", priority: 1024}]')
+  # As the CNI library has it, where another interface has such a route already.
+  lab_in "node1/$POD" ip route delete default dev net1
+  lab_plugin node1 coordinator ADD "$POD" net1 <<<"$config"
+  assert_equal "$lab_status" 0 || fail "$lab_stdout"
+  assert_json "$lab_stdout" '[.routes[].table]' '[8501,8501]'
+  lab_plugin node1 coordinator CHECK "$POD" net1 <<<"$config"
+  assert_equal "$lab_status" 0 || fail "$lab_stdout"
+}
+
 @test "a pod with one IP family on two NICs is served in it, and has nothing of the other" {
   local families
   for families in 4 6; do

@@ -96,6 +96,24 @@ with() {
   refused 6 prevResult ADD "$(with '.prevResult.ips = [{address: "nonsense"}]')"
 }
 
+@test "null and an empty address in prevResult are what is not there, as for the plugins before" {
+  local odd
+  while read -r odd; do
+    call ADD "$(with "$odd")"
+    assert_equal "$lab_status" 0 || fail "$odd" "$lab_stdout"
+    call CHECK "$(with "$odd")"
+    assert_equal "$lab_status" 0 || fail "$odd" "$lab_stdout"
+    call DEL "$config"
+    unchanged
+  done <<'EOF'
+.prevResult.interfaces = null
+.prevResult.ips = null | .prevResult.routes = null
+.prevResult.interfaces[0].sandbox = null
+.prevResult.ips[0].gateway = "" | .prevResult.routes[0].gw = ""
+.prevResult.ips[0].gateway = null | .prevResult.ips[0].interface = null
+EOF
+}
+
 @test "a network namespace that is missing, a plain file, or the node's own is refused" {
   refused 8 /run/netns/nowhere ADD "$config" CNI_NETNS=/run/netns/nowhere
   refused 8 'not a network namespace' ADD "$config" CNI_NETNS=/etc/hostname

@@ -198,6 +198,8 @@ fd00:6::101 proto 85 src $P6 metric 1024 pref medium"
   assert_json "$result" .ips "$(jq -c .prevResult.ips <<<"$CONFIG")"
   assert_json "$result" .routes "$(jq -c .prevResult.routes <<<"$CONFIG")"
   assert_json "$(lab_in node1 cat "/run/underpass/attachments/lab-$POD@eth0.json")" .request.containerId "lab-$POD"
+  expect 0 tool cni-result --dry-run <<<"$(jq -c '.request.config.prevResult = []' <<<"$document")"
+  assert_json "$output" '.interfaces | length' 2
 }
 
 @test "each tool run a second time has nothing to do, and CHECK agrees" {

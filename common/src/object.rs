@@ -59,6 +59,24 @@ impl Family {
             Self::Ipv6 => IpNet::V6(ipnet::Ipv6Net::default()),
         }
     }
+
+    /// A route's metric, where it is another than the one that a route gets of which nobody says any.
+    pub fn metric(self, metric: u32) -> Option<u32> {
+        let default = match self {
+            Self::Ipv4 => 0,
+            Self::Ipv6 => 1024,
+        };
+        Some(metric).filter(|metric| ![0, default].contains(metric))
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ipv4 => "IPv4",
+            Self::Ipv6 => "IPv6",
+        })
+    }
 }
 
 /// A pair of virtual Ethernet devices: `name` on the node, `peer` in the pod, both up.

@@ -3,29 +3,29 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
 
 use crate::{
     failure::{Code, Context, Failure},
-    object::{self, MAIN_TABLE},
+    object::{self, Family, MAIN_TABLE},
 };
 
 /// The CNI versions that the plugin speaks, oldest first.
 pub const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 /// A CNI result of version 0.3.0 or later (CNI specification 1.1.0, section 5). Everything else in it is passed on
-/// unread.
+/// unread. What is null or an empty address is not there, as for the CNI library, which is in Go.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct CniResult {
     /// The interfaces made so far.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "default_if_null")]
     pub interfaces: Vec<Interface>,
     /// The addresses given so far.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "default_if_null")]
     pub ips: Vec<Ip>,
     /// The routes made so far.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "default_if_null")]
     pub routes: Vec<Route>,
 }
 
@@ -35,7 +35,7 @@ pub struct Route {
     /// The destination.
     pub dst: IpNet,
     /// The next hop.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "address")]
     pub gw: Option<IpAddr>,
     /// The routing table, since CNI 1.1.0; the main table otherwise.
     #[serde(default)]
@@ -51,7 +51,7 @@ pub struct Interface {
     /// Its name.
     pub name: String,
     /// The namespace's path; empty on the node.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "default_if_null")]
     pub sandbox: String,
 }
 
@@ -61,11 +61,20 @@ pub struct Ip {
     /// Address and prefix length.
     pub address: IpNet,
     /// The default gateway of its subnet.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "address")]
     pub gateway: Option<IpAddr>,
     /// Index into the interfaces.
     #[serde(default)]
     pub interface: Option<usize>,
+}
+
+fn default_if_null<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?.filter(|text| !text.is_empty());
+    text.map(|text| text.parse().map_err(D::Error::custom)).transpose()
 }
 
 impl CniResult {
@@ -93,7 +102,7 @@ impl CniResult {
             dev: ifname.to_owned(),
             source: None,
             table: route.table.unwrap_or(MAIN_TABLE),
-            metric: route.priority,
+            metric: route.priority.and_then(|metric| Family::of(route.dst.addr()).metric(metric)),
             onlink: false,
             protocol: 0,
         };
@@ -135,6 +144,34 @@ mod tests {
     fn an_address_without_an_interface_belongs_to_the_call() {
         let result = json!({"ips": [{"version": "4", "address": "10.0.0.2/24", "gateway": "10.0.0.1"}]});
         assert_eq!(addresses(result, "eth0"), ["10.0.0.2/24"]);
+    }
+
+    #[test]
+    fn what_is_null_or_an_empty_address_is_not_there() {
+        let result = json!({"interfaces": null, "ips": [{"address": "10.0.0.2/24", "gateway": "", "interface": null}],
+            "routes": [{"dst": "0.0.0.0/0", "gw": "", "table": null, "priority": null}]});
+        assert_eq!(addresses(result.clone(), "eth0"), ["10.0.0.2/24"]);
+        let result = CniResult::previous(&json!({ "prevResult": result })).unwrap();
+        assert_eq!(result.routes_of("eth0").iter().map(|route| route.gateway).collect::<Vec<_>>(), [None]);
+        assert!(
+            addresses(json!({"interfaces": [{"name": "eth0", "sandbox": null}], "ips": null, "routes": null}), "eth0")
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn a_metric_that_a_route_has_if_nobody_says_any_is_none() {
+        let route = |dst: &str, priority: u32| json!({"dst": dst, "priority": priority});
+        let routes = [
+            route("10.0.0.0/8", 0),
+            route("10.0.0.0/8", 1024),
+            route("::/0", 0),
+            route("::/0", 1024),
+            route("::/0", 5),
+        ];
+        let result = CniResult::previous(&json!({ "prevResult": { "routes": routes } })).unwrap();
+        let metrics: Vec<_> = result.routes_of("eth0").iter().map(|route| route.metric).collect();
+        assert_eq!(metrics, [None, Some(1024), None, None, Some(5)]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use common::{
     document::{Command, ModeKind, PodDocument},
     failure::Failure,
     mac::Mac,
+    object::MAIN_TABLE,
     result::VERSIONS,
 };
 use ipnet::IpNet;
@@ -34,7 +35,7 @@ pub fn error(document: &Value, failure: &Failure) -> Value {
 /// their position.
 fn extended(document: &PodDocument) -> Value {
     let config = &document.request.config;
-    let mut result = config["prevResult"].clone();
+    let mut result = Value::Object(config["prevResult"].as_object().cloned().unwrap_or_default());
     result["cniVersion"] = config["cniVersion"].clone();
     let served = document.mode.as_ref().is_some_and(|mode| mode.mode != ModeKind::Disable);
     let first = document.mode.as_ref().is_some_and(|mode| mode.first);
@@ -78,7 +79,8 @@ fn name_tables(result: &mut Value, document: &PodDocument) {
     let moved = |route: &Value| {
         let Some(destination) = route["dst"].as_str().and_then(|dst| dst.parse::<IpNet>().ok()) else { return false };
         let stays = document.routing.stays.iter().any(|stay| stay.dev == *nic && stay.destination == destination);
-        destination.prefix_len() == 0 && route["table"].is_null() && !stays
+        let in_main = route["table"].as_u64().is_none_or(|table| table == u64::from(MAIN_TABLE));
+        destination.prefix_len() == 0 && in_main && !stays
     };
     let routes = result["routes"].as_array_mut().into_iter().flatten();
     routes.filter(|route| moved(route)).for_each(|route| route["table"] = json!(own.table));

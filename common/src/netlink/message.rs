@@ -23,8 +23,6 @@ use crate::{
     object::{Address, Family, Neighbour, PROTOCOL, Route, Rule, Veth},
 };
 
-const IPV6_DEFAULT_METRIC: u32 = 1024;
-
 pub(super) fn address_family(family: Family) -> AddressFamily {
     match family {
         Family::Ipv4 => AddressFamily::Inet,
@@ -266,14 +264,11 @@ pub(super) fn parse_route(message: &RouteMessage) -> Vec<Hop> {
             RouteAttribute::Gateway(gateway) => route.gateway = ip(gateway),
             RouteAttribute::PrefSource(source) => route.source = ip(source),
             RouteAttribute::Table(table) => route.table = *table,
-            RouteAttribute::Priority(metric) => route.metric = Some(*metric),
+            RouteAttribute::Priority(metric) => route.metric = family.metric(*metric),
             RouteAttribute::Oif(index) => oif = *index,
             RouteAttribute::MultiPath(next_hops) => hops.extend(next_hops),
             _ => {}
         }
-    }
-    if family == Family::Ipv6 {
-        route.metric = route.metric.filter(|metric| *metric != IPV6_DEFAULT_METRIC);
     }
     if hops.is_empty() {
         return vec![Hop { oif, route }];
