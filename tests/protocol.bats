@@ -253,6 +253,14 @@ EOF
   assert_json "$lab_stdout" '.supportedVersions' '["0.3.0","0.3.1","0.4.0","1.0.0","1.1.0"]'
 }
 
+@test "a file of the cluster's CIDRs that is no JSON object is a failure to read it" {
+  local text
+  for text in '[]' 5 '"text"' '{'; do
+    lab_in node1 sh -c "mkdir -p /run/odd2 && printf '%s' '$text' >/run/odd2/cluster.json"
+    refused 5 "the cluster's CIDRs" ADD "$(with 'del(.serviceCIDR, .overlayPodCIDR)')" UNDERPASS_STATE=/run/odd2
+  done
+}
+
 @test "STATUS succeeds and prints nothing when ADD would work, and says 50 while the cluster's CIDRs are not known" {
   call STATUS "$(with '.cniVersion = "1.1.0"')"
   assert_equal "$lab_status" 0

@@ -36,11 +36,11 @@ pub const PENDING: &str = "cluster.pending";
 /// What the cluster says, as the node agent keeps it: `settings` and `cidrs`. Null where there is none.
 ///
 /// # Errors
-/// When there is a file and it cannot be read or is not JSON.
+/// When there is a file and it cannot be read or is no JSON object.
 pub fn cluster() -> io::Result<Value> {
     match fs::read(directory().join("cluster.json")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Value::Null),
-        text => Ok(serde_json::from_slice(&text?)?),
+        text => Ok(Value::Object(serde_json::from_slice(&text?)?)),
     }
 }
 
@@ -182,9 +182,7 @@ pub fn stale(gc: &Request) -> Vec<Request> {
         let document: PodDocument = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
         Some(document.request)
     };
-    let stale = |request: &Request| {
-        request.network() == gc.network() && !gc.is_valid_attachment(&request.attachment())
-    };
+    let stale = |request: &Request| request.network() == gc.network() && !gc.is_valid_attachment(&request.attachment());
     whole.filter_map(request).filter(stale).collect()
 }
 
