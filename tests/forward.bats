@@ -62,7 +62,7 @@ remedy() {
   pass 6
   says false
   assert_json "$output" '[.[].msg]' \
-    '["chain FORWARD of table ip filter drops what goes from a pod to an overlay pod over Ipv4, to a pod from an overlay pod over Ipv4, to a pod from a client of its NodePort over Ipv4"]'
+    '["chain FORWARD of table ip filter drops what goes from a pod to an overlay pod over IPv4, to a pod from an overlay pod over IPv4, to a pod from a client of its NodePort over IPv4"]'
   assert_contains "$output" DOCKER-USER
 }
 
@@ -71,7 +71,7 @@ remedy() {
   drop 6
   pass 4
   says false
-  assert_contains "$output" 'chain FORWARD of table ip6 filter drops what goes from a pod to an overlay pod over Ipv6'
+  assert_contains "$output" 'chain FORWARD of table ip6 filter drops what goes from a pod to an overlay pod over IPv6'
 }
 
 @test "with the advised rules what was dropped passes, and check-node is content" {
@@ -184,11 +184,11 @@ EOF2
   firewalld
   assert_no_answer node1/pod "$(lab_address node1/overlay 4)" 8080
   says false
-  assert_contains "$output" 'chain filter_FORWARD of table inet firewall drops what goes from a pod to an overlay pod over Ipv4'
+  assert_contains "$output" 'chain filter_FORWARD of table inet firewall drops what goes from a pod to an overlay pod over IPv4'
   [[ $output != *"client of its NodePort"* ]] || fail "$output"
   lab_in node1 nft delete table inet firewall
   firewalld 10.6.0.0/16
   assert_answer node1/pod "$(lab_address node1/overlay 4)" 8080 overlay ''
   says false
-  [[ $output != *"from a pod to an overlay pod over Ipv4"* ]] || fail "$output"
+  [[ $output != *"from a pod to an overlay pod over IPv4"* ]] || fail "$output"
 }

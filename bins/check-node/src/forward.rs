@@ -65,7 +65,7 @@ pub fn obstacles(ruleset: &Ruleset, group: u32, subnets: &[IpNet]) -> Vec<Obstac
             ]
         });
         let dropped = packets.filter(|packet| Walk { ruleset, packet, group }.base(base) == Verdict::Drop);
-        let what = dropped.map(|packet| format!("{} over {:?}", packet.what, packet.family)).collect::<Vec<_>>();
+        let what = dropped.map(|packet| format!("{} over {}", packet.what, packet.family)).collect::<Vec<_>>();
         if !what.is_empty() {
             obstacles.push(Obstacle { place: format!("chain {} of {}", base.name, base.table), what: what.join(", ") });
         }

@@ -177,7 +177,7 @@ fn into_the_node(
     let Some(source) = uplink.source(family) else { return Ok(vec![]) };
     let gateway = uplink.gateway(family);
     if gateway.is_none() && mode.mode == ModeKind::Underlay {
-        log::warn!("the node has no {family:?} address: its Services cannot be reached over {family:?}");
+        log::warn!("the node has no {family} address: its Services cannot be reached over {family}");
         return Ok(vec![]);
     }
     let cidrs = document.cidrs()?;
