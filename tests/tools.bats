@@ -331,6 +331,16 @@ b'
   done
 }
 
+@test "a tool that has no plan to print does not let itself be asked for one, and does nothing" {
+  local name flag
+  for flag in --dry-run --explain; do
+    for name in cni-request check-node keep-pods scope-pods serve-metrics watch-services; do
+      expect 2 lab_in node1 timeout 2 "$(lab_libexec)/$name" $flag </dev/null
+    done
+    expect 2 tool sync-cidrs --watch $flag </dev/null
+  done
+}
+
 @test "no tool on the way of an ADD is linked with Kubernetes, TLS or eBPF" {
   local name
   for name in cni-request detect-mode sync-cidrs mk-veth set-routes set-rules tune-pod cni-result; do

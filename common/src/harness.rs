@@ -126,7 +126,7 @@ fn plan_for_people(operations: &[Operation]) -> String {
 
 /// Runs a tool that changes the kernel.
 pub fn run<T: Tool>() -> ExitCode {
-    let output = Output::asked(&matches(cli(T::ABOUT)));
+    let output = Output::asked(&matches(cli_with_plan(T::ABOUT)));
     with_kernel(T::ABOUT, async |document, node| work::<T>(document, output, node).await)
 }
 
@@ -135,7 +135,7 @@ pub fn run_observer(
     about: About,
     work: impl AsyncFnOnce(&mut PodDocument, Netlink) -> Result<(), Failure>,
 ) -> ExitCode {
-    let output = Output::asked(&matches(cli(about)));
+    let output = Output::asked(&matches(cli_with_plan(about)));
     with_kernel(about, async |document, node| {
         work(document, node).await?;
         Ok(output.of(&[], None))
@@ -168,13 +168,8 @@ pub fn node() -> Result<Netlink, Failure> {
     Netlink::open().context(Code::Io, "cannot open a netlink socket on the node")
 }
 
-/// Runs a tool that only reads and completes the document.
-pub fn run_filter(about: About, work: impl FnOnce(&mut PodDocument, &ArgMatches) -> Result<(), Failure>) -> ExitCode {
-    run_filter_with(cli(about), about, work)
-}
-
-/// The same with flags of the tool's own.
-pub fn run_filter_with(
+/// Runs a tool that only reads and completes the document. Its command line is [`cli_with_plan`], with flags of its own.
+pub fn run_filter(
     cli: Cli,
     about: About,
     work: impl FnOnce(&mut PodDocument, &ArgMatches) -> Result<(), Failure>,
@@ -188,11 +183,16 @@ pub fn run_filter_with(
 
 /// The command line that every tool has.
 pub fn cli(about: About) -> Cli {
-    let flag = |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
     Cli::new(about.name)
         .version(env!("CARGO_PKG_VERSION"))
         .about(about.does)
         .after_help(format!("Example:\n{}", about.example))
+}
+
+/// The same for a tool on the way of a pod document, which says what it would do if it is asked.
+pub fn cli_with_plan(about: About) -> Cli {
+    let flag = |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
+    cli(about)
         .arg(flag("dry-run", "Print what would be done, as JSON, and do nothing"))
         .arg(flag("explain", "Print it as commands to read or paste, and do nothing").conflicts_with("dry-run"))
 }

@@ -24,7 +24,7 @@ const ABOUT: About = About {
 const UNDO: u8 = 3;
 
 fn main() -> ExitCode {
-    let flags = harness::matches(harness::cli(ABOUT));
+    let flags = harness::matches(harness::cli_with_plan(ABOUT));
     let keeps = !flags.get_flag("dry-run") && !flags.get_flag("explain");
     let input = harness::read_document();
     let (input, document) = match input {

@@ -44,13 +44,13 @@ fn main() -> ExitCode {
     if arguments.iter().any(asks) {
         return become_kube(&arguments);
     }
-    let cli = harness::cli(ABOUT).arg(
+    let cli = harness::cli_with_plan(ABOUT).arg(
         Arg::new("file")
             .long("file")
             .value_parser(value_parser!(PathBuf))
             .help("Read the cluster's CIDRs here rather than in the state directory's cluster.json"),
     );
-    harness::run_filter_with(cli, ABOUT, |document, flags| sync(document, flags.get_one::<PathBuf>("file")))
+    harness::run_filter(cli, ABOUT, |document, flags| sync(document, flags.get_one::<PathBuf>("file")))
 }
 
 /// The program beside this one, with the same arguments.
