@@ -1,6 +1,9 @@
 //! The cluster's settings: those of a SpiderCoordinator, else those of our own ConfigMap.
 
-use common::settings::Settings;
+use common::{
+    keys,
+    settings::{SETTINGS, Settings},
+};
 use serde_json::{Map, Value};
 
 /// How the pods' CIDRs are found out.
@@ -67,13 +70,29 @@ pub fn of_spider_coordinator(object: &Value, problems: &mut Vec<String>) -> Defa
 pub fn of_config_map(object: &Value, problems: &mut Vec<String>) -> Defaults {
     let text = object["data"]["settings"].as_str().unwrap_or_default();
     match serde_yaml_ng::from_str::<Value>(text) {
-        Ok(Value::Object(fields)) => check(fields, "ConfigMap kube-system/underpass", problems),
+        Ok(Value::Object(fields)) => check(known(fields, problems), CONFIG_MAP, problems),
         Ok(Value::Null) => Defaults::default(),
         _ => {
-            problems.push("ConfigMap kube-system/underpass: its settings are not a YAML mapping".to_owned());
+            problems.push(format!("{CONFIG_MAP}: its settings are not a YAML mapping"));
             Defaults::default()
         }
     }
+}
+
+const CONFIG_MAP: &str = "ConfigMap kube-system/underpass";
+
+/// The settings as the plugin configuration spells them. What is none is left out, and named: nobody else reads this object.
+fn known(fields: Map<String, Value>, problems: &mut Vec<String>) -> Map<String, Value> {
+    let mut known = Map::new();
+    let spelled = keys::spelled(Value::Object(fields), keys::CONFIGURATION);
+    for (key, value) in spelled.as_object().cloned().into_iter().flatten() {
+        let names = SETTINGS.iter().map(|setting| setting.key).chain(["podCIDRType"]);
+        match names.into_iter().find(|name| name.eq_ignore_ascii_case(&key)) {
+            Some(name) => known.extend([(name.to_owned(), value)]),
+            None => problems.push(format!("{CONFIG_MAP}: {key} is no setting")),
+        }
+    }
+    known
 }
 
 fn check(fields: Map<String, Value>, source: &str, problems: &mut Vec<String>) -> Defaults {
@@ -130,5 +149,20 @@ mod tests {
         of_config_map(&json!({"data": {"settings": "- a\n"}}), &mut problems);
         of_config_map(&json!({"data": {"settings": "podCIDRType: some\n"}}), &mut problems);
         assert_eq!(problems.len(), 2);
+    }
+
+    #[test]
+    fn in_our_config_map_case_does_not_matter_and_what_is_no_setting_is_named() {
+        let text = "PodCidrType: none\nserviceCidr: [10.96.0.0/12]\npolicyRoutes: [{Dst: 10.9.0.0/16, GW: 10.6.0.1}]\nhijackCIDRs: [192.0.2.0/24]\ntype: x\n";
+        let mut problems = vec![];
+        let defaults = of_config_map(&json!({ "data": { "settings": text } }), &mut problems);
+        assert_eq!(defaults.pod_cidr_type, Some(PodCidrType::None));
+        let expected =
+            json!({"serviceCIDR": ["10.96.0.0/12"], "policyRoutes": [{"dst": "10.9.0.0/16", "gw": "10.6.0.1"}]});
+        assert_eq!(Value::Object(defaults.settings), expected);
+        assert_eq!(
+            problems,
+            ["hijackCIDRs", "type"].map(|key| format!("ConfigMap kube-system/underpass: {key} is no setting"))
+        );
     }
 }
