@@ -1,4 +1,4 @@
-# check-node, and the case for which it is there: kube-proxy without masquerade (peer finding 14).
+# check-node, and the case for which it is there: kube-proxy without masquerade.
 
 load helpers
 
@@ -19,14 +19,14 @@ says() {
   assert_json "$output" ".checks[] | select(.name == \"$1\").ok" "$2"
 }
 
-@test "without masquerade a backend on the pods' own network cannot answer, and check-node says so (peer finding 14)" {
+@test "without masquerade a backend on the pods' own network cannot answer, and check-node says so" {
   lab_masquerade none
   assert_no_answer node1/pod "$(lab_cluster_ip web 4)" 80
   says masquerade false
   assert_contains "$output" masqueradeAll
 }
 
-@test "with masqueradeAll it answers, and check-node is content (peer finding 14)" {
+@test "with masqueradeAll it answers, and check-node is content" {
   lab_masquerade all
   assert_answer node1/pod "$(lab_cluster_ip web 4)" 80 backend ''
   assert_answer node1/pod "$(lab_cluster_ip web 6)" 80 backend ''

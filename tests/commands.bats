@@ -119,3 +119,9 @@ try() {
 @test "a command that is shown and does not exist would be found" {
   ! try node 'watch-services --no-such-flag' || fail 'it was not'
 }
+
+@test "the list of suites in tests/README.md has each of them, and no other" {
+  cd "$LAB_REPO/tests"
+  # shellcheck disable=SC2016 # what it looks for
+  assert_same "$(sed -n '/^| suite/,/^$/p' README.md | grep -oE '`[a-z/-]+[.]bats`' | tr -d '`' | sort)" "$(printf '%s\n' *.bats soak/*.bats | sort)"
+}

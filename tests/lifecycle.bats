@@ -75,7 +75,7 @@ assert_reachable() {
   assert_pod_clean
 }
 
-@test "ADD a second time changes nothing, answers the same, and node and pod still reach each other (peer finding 1)" {
+@test "ADD a second time changes nothing, answers the same, and node and pod still reach each other" {
   local node pod answer
   succeeds ADD
   answer=$lab_stdout node=$(lab_snapshot node1) pod=$(lab_snapshot "node1/$POD")
@@ -86,7 +86,7 @@ assert_reachable() {
   assert_reachable
 }
 
-@test "the result is prevResult with both ends of the veth pair appended, as they are in the kernel (peer finding 17)" {
+@test "the result is prevResult with both ends of the veth pair appended, as they are in the kernel" {
   local host
   succeeds ADD
   assert_json "$lab_stdout" '[.interfaces[].name] | .[0], .[2]' $'eth0\nveth0'
@@ -130,7 +130,7 @@ assert_reachable() {
   assert_node_clean
 }
 
-@test "DEL after the namespace's path has gone, while a process still holds it, takes all away from the node (peer finding 7)" {
+@test "DEL after the namespace's path has gone, while a process still holds it, takes all away from the node" {
   succeeds ADD
   lab_spawn "holder-$POD" "node1/$POD" sleep 60
   lab_in node1 ip netns delete "$POD"
@@ -155,14 +155,14 @@ assert_reachable() {
   assert_node_clean
 }
 
-@test "DEL succeeds when CNI_NETNS is a plain file (peer finding 8)" {
+@test "DEL succeeds when CNI_NETNS is a plain file" {
   succeeds ADD
   lab_in node1 touch /run/plain
   succeeds DEL CNI_NETNS=/run/plain
   assert_node_clean
 }
 
-@test "DEL succeeds when the configuration has become invalid (peer finding 8)" {
+@test "DEL succeeds when the configuration has become invalid" {
   local change valid
   for change in '.mode = "nonsense"' '.serviceCIDR = ["10.233.64.0/99"]' '.hostRuleTable = "many"' '.prevResult = 7'; do
     succeeds ADD
@@ -189,7 +189,7 @@ assert_reachable() {
   assert_reachable
 }
 
-@test "the node's rule stays while any pod needs it, and goes with the last one (peer finding 5)" {
+@test "the node's rule stays while any pod needs it, and goes with the last one" {
   succeeds ADD
   lab_pod node1 other underlay46
   succeeds DEL
@@ -199,7 +199,7 @@ assert_reachable() {
   assert_node_clean
 }
 
-@test "a changed hostRuleTable serves old and new pods, and leaves nothing when they go (peer finding 5)" {
+@test "a changed hostRuleTable serves old and new pods, and leaves nothing when they go" {
   succeeds ADD
   lab_network_config node1 changed 46 "$(lab_coordinator_json 46 | jq -c '.hostRuleTable = 600')"
   lab_pod node1 changed changed
@@ -211,7 +211,7 @@ assert_reachable() {
   assert_node_clean
 }
 
-@test "an ADD that finds something of another's in its way names it and takes back what it did (peer finding 9)" {
+@test "an ADD that finds something of another's in its way names it and takes back what it did" {
   local way undo named
   while IFS='|' read -r way undo named; do
     lab_in "node1/$POD" sh -c "$way"
@@ -446,7 +446,7 @@ EOF
   lab_stop "holder-$POD"
 }
 
-@test "ADD works on a node that has no route to the pod's address (peer finding 20)" {
+@test "ADD works on a node that has no route to the pod's address" {
   lab_in node1 ip route delete default
   lab_in node1 ip route delete 10.6.0.0/16
   coordinator ADD
@@ -456,7 +456,7 @@ EOF
   assert_reachable
 }
 
-@test "mode disable and mode disabled pass prevResult on and do nothing (peer finding 18)" {
+@test "mode disable and mode disabled pass prevResult on and do nothing" {
   local mode
   for mode in disable disabled; do
     configure ".mode = \"$mode\""

@@ -124,7 +124,7 @@ $(lab_address node1/pair $family) 8502"
   assert_same "$(sed '/attachments/d' <<<"$before")" "$(lab_snapshot "node1/$POD" | sed '/attachments/d')"
 }
 
-@test "finding 12: podDefaultRouteNic=net2 works although net2 comes after net1" {
+@test "podDefaultRouteNic=net2 works although net2 comes after net1" {
   pod
   lab_attach node1 "$POD" later-for-net2 net1
   assert_equal "$(default_nic 4) $(default_nic 6)" 'eth0 eth0'
@@ -178,7 +178,7 @@ $(lab_address node1/pair $family) 8502"
   done
 }
 
-@test "finding 4: NICs that all exist before the first call get a table each" {
+@test "NICs that all exist before the first call get a table each" {
   pod plain46
   lab_attach node1 "$POD" plain46 net1
   lab_attach node1 "$POD" plain46 net2
@@ -191,7 +191,7 @@ $(lab_address node1/pair $family) 8502"
   assert_equal "$(rule_tables "node1/$POD" 4 | wc -l)" 3
 }
 
-@test "finding 4: a NIC unplugged and another one plugged never share a table" {
+@test "a NIC unplugged and another one plugged never share a table" {
   pod
   lab_attach node1 "$POD" second46 net1
   lab_attach node1 "$POD" third46 net2
@@ -238,7 +238,7 @@ network() {
   case $1 in eth0) printf underlay46 ;; net1) printf second-for-net1 ;; net2) printf third46 ;; esac
 }
 
-@test "finding 3: DEL of net1 leaves eth0 its veth pair, its Services and its node" {
+@test "DEL of net1 leaves eth0 its veth pair, its Services and its node" {
   local before
   pod
   before=$(lab_snapshot "node1/$POD" && lab_snapshot node1)
@@ -306,7 +306,7 @@ node1|ip neighbour del $(lab_address "node1/$POD" 4 net1) dev $veth|neighbour $(
 EOF2
 }
 
-@test "ADD twice for net1 is the same as once, whichever NIC has the default route (peer finding 2)" {
+@test "ADD twice for net1 is the same as once, whichever NIC has the default route" {
   local owner before first config
   for owner in eth0 net1; do
     by_hand

@@ -156,7 +156,7 @@ coordinator() {
   each into_the_network
 }
 
-@test "finding 10: an unmasqueraded NodePort connection to net1's address is answered through the node, not out of net1" {
+@test "an unmasqueraded NodePort connection to net1's address is answered through the node, not out of net1" {
   node_port() {
     local tables=iptables address rule protocol
     address=$(lab_address "$1" "$2" net1)
@@ -196,7 +196,7 @@ coordinator() {
   assert_tables node1/both
 }
 
-@test "finding 2: ADD twice for net1 is the same as once, and so is its answer" {
+@test "ADD twice for net1 is the same as once, and so is its answer" {
   local kind before first
   for kind in $KINDS; do
     POD=$kind
@@ -210,7 +210,7 @@ coordinator() {
   done
 }
 
-@test "finding 6: DEL takes away all that ADD made for an overlay pod, in the pod and on the node" {
+@test "DEL takes away all that ADD made for an overlay pod, in the pod and on the node" {
   local kind
   for kind in $KINDS; do
     sandbox "$kind"

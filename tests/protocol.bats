@@ -75,19 +75,19 @@ with() {
   assert_contains "$(jq -r .details <<<"$lab_stdout")" podRPFilter
 }
 
-@test "a CIDR with blanks around it is taken without them (peer finding 19)" {
+@test "a CIDR with blanks around it is taken without them" {
   call ADD "$(with '.serviceCIDR = [" 10.233.64.0/18 "]')"
   assert_equal "$lab_status" 0
   assert_contains "$(lab_in node1/pod ip route show 10.233.64.0/18)" 'dev veth0'
   call DEL "$config"
 }
 
-@test "a vethLinkAddress that is none, or is IPv6, is refused (peer finding 19)" {
+@test "a vethLinkAddress that is none, or is IPv6, is refused" {
   refused 7 vethLinkAddress ADD "$(with '.vethLinkAddress = "garbage"')"
   refused 7 vethLinkAddress ADD "$(with '.vethLinkAddress = "fe80::1"')"
 }
 
-@test "ADD and CHECK without prevResult are refused (peer finding 16)" {
+@test "ADD and CHECK without prevResult are refused" {
   refused 7 prevResult ADD "$(with 'del(.prevResult)')"
   refused 7 prevResult CHECK "$(with 'del(.prevResult)')"
 }

@@ -294,7 +294,7 @@ through_node() {
   assert_equal "$(jq -c . <<<"$output")" '[]'
 }
 
-@test "finding 13: with podDefaultRouteNic=net1 net1's policyRoutes stay net1's" {
+@test "with podDefaultRouteNic=net1 net1's policyRoutes stay net1's" {
   added .
   further '.podDefaultRouteNic = "net1" | .policyRoutes = [{"dst": "10.10.0.0/16", "gw": "10.7.0.7"}]'
   local table
@@ -326,7 +326,7 @@ through_node() {
   done
 }
 
-@test "finding 11: txQueueLen is set on the pod's NIC and not on the node's of the same name; 0 leaves it" {
+@test "txQueueLen is set on the pod's NIC and not on the node's of the same name; 0 leaves it" {
   local node before
   node=$(lab_in node1 cat /sys/class/net/eth0/tx_queue_len)
   before=$(pod_ip link show eth0 | jq .[0].txqlen)
@@ -376,7 +376,7 @@ print(":".join([sys.argv[1]] + ["%02x" % b for b in ipaddress.ip_address(sys.arg
   assert_equal "$(pod_ip link show eth0 | jq -r .[0].address)" "$(mac_of 0a:1b "$P6")"
 }
 
-@test "finding 17: with podMACPrefix the result has the new MAC address, and macvlan's own CHECK passes on it" {
+@test "with podMACPrefix the result has the new MAC address, and macvlan's own CHECK passes on it" {
   added '.podMACPrefix = "0a:1b"'
   local result=$lab_stdout
   assert_json "$result" '.interfaces[] | select(.name == "eth0" and .sandbox).mac' "$(mac_of 0a:1b "$P4")"

@@ -173,7 +173,7 @@ fd00:6::101 proto 85 src $P6 metric 1024 pref medium"
 }'
 }
 
-@test "tune-pod sets rp_filter for all, default and each interface of ours, whatever was inherited (peer finding 15)" {
+@test "tune-pod sets rp_filter for all, default and each interface of ours, whatever was inherited" {
   local key
   tool tune-pod <<<"$(before tune-pod ADD)" >"$BATS_TEST_TMPDIR/document"
   for key in all default eth0 veth0; do

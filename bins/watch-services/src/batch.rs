@@ -38,7 +38,7 @@ mod tests {
 
     use super::*;
 
-    /// What the issue promises.
+    /// Twice [`PATIENCE`]: what a change may wait at most, whatever the clock does.
     const BOUND: Duration = Duration::from_millis(50);
 
     /// So many changes, one each `every`: for each batch, how many were in it and how long its first waited.
