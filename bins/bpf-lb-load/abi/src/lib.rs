@@ -118,16 +118,21 @@ pub struct Endpoint<A> {
 impl<A: Address> PartialEq for Endpoint<A> {
     #[inline(always)]
     fn eq(&self, other: &Self) -> bool {
-        self.address.is(other.address) && self.port == other.port && self.protocol == other.protocol
+        self.address.is(other.address) && self.transport() == other.transport()
     }
 }
 
 impl<A: Address> Endpoint<A> {
+    /// Port and protocol in one word, so that they are compared at once.
+    #[inline(always)]
+    const fn transport(&self) -> u32 {
+        self.port as u32 | (self.protocol as u32) << 16
+    }
+
     /// The hash by which a frontend is found. Its low bits are the number of the bucket.
     #[inline(always)]
     pub fn hash(&self) -> u32 {
-        let rest = (self.port as u64) << 32 | (self.protocol as u64) << 48;
-        mix(self.address.fold() ^ rest) as u32
+        mix(self.address.fold() ^ (self.transport() as u64) << 32) as u32
     }
 }
 

@@ -2,28 +2,28 @@
 
 use core::{hint::cold_path, marker::PhantomData};
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use aya_ebpf::{bindings::bpf_sock, helpers::generated::bpf_ktime_get_coarse_ns};
 use bpf_lb_abi::{
-    Affinity, Backend, Client, Config, Endpoint, Entry, NO_SLOT, OTHER_NODE, PROBES, Participation, Prefix, REFUSE,
-    Scope, Slot, TCP, Translation, UDP, Word, any_port, node_port, node_port_bit,
+    Affinity, Backend, Client, Config, Endpoint, Entry, NO_SERVICE, NO_SLOT, OTHER_NODE, PROBES, Participation, Prefix,
+    REFUSE, Scope, Slot, TCP, Translation, UDP, Word, any_port, node_port, node_port_bit,
 };
 
 use crate::{
     atomic::{add, count},
     maps::{AFFINITY, BACKENDS, NAMESPACES, NODE_PORTS, NODES, Tables},
+    peer::Socket,
+    random::Random,
     setting::setting,
     sock,
-    sockaddr::Sockaddr,
+    sockaddr::{Inet6, Sockaddr},
 };
 
 /// One less than the number of buckets in `frontends4` and in `frontends6`, a power of two. The loader sets it.
 #[unsafe(no_mangle)]
 static FRONTEND_MASK: u32 = 1023;
 
-/// How many backends [`Frontend::another`] looks at.
-const LOOKED_AT: u32 = 8;
-
 /// A Service's address, as it was at one moment.
+#[derive(Clone, Copy)]
 pub(crate) struct Frontend<A> {
     entry: Entry,
     family: PhantomData<A>,
@@ -31,11 +31,11 @@ pub(crate) struct Frontend<A> {
 
 /// The frontend that the hook's address names, if there is one and the socket's network namespace takes part.
 #[inline(always)]
-pub(crate) fn frontend<S: Sockaddr>(
+pub(crate) fn frontend<A: Tables>(
     config: &'static Config,
-    sockaddr: S,
-    wanted: &Endpoint<S::Address>,
-) -> Option<Frontend<S::Address>> {
+    sockaddr: impl Sockaddr,
+    wanted: &Endpoint<A>,
+) -> Option<Frontend<A>> {
     let entry = match find(wanted) {
         Some(entry) => entry,
         None if config.has_nodes.load() == 0 && config.refuse_count.load() == 0 => return None,
@@ -49,17 +49,17 @@ pub(crate) fn frontend<S: Sockaddr>(
 
 /// The same, called: for programs that few connections run.
 #[inline(always)]
-pub(crate) fn frontend_called<S: Sockaddr>(
+pub(crate) fn frontend_called<A: Tables>(
     config: &'static Config,
-    sockaddr: S,
-    wanted: &Endpoint<S::Address>,
-) -> Option<Frontend<S::Address>> {
+    sockaddr: Inet6,
+    wanted: &Endpoint<A>,
+) -> Option<Frontend<A>> {
     let entry = entry(config, sockaddr, wanted);
     entry.is_present().then_some(Frontend { entry, family: PhantomData })
 }
 
 #[inline(never)]
-fn entry<S: Sockaddr>(config: &'static Config, sockaddr: S, wanted: &Endpoint<S::Address>) -> Entry {
+fn entry<A: Tables>(config: &'static Config, sockaddr: Inet6, wanted: &Endpoint<A>) -> Entry {
     frontend(config, sockaddr, wanted).map_or(Entry::NONE, |frontend| frontend.entry)
 }
 
@@ -97,11 +97,18 @@ pub(crate) fn node_of<A: Tables>(address: &A) -> Option<u32> {
 #[inline(never)]
 fn on_node<A: Tables>(wanted: &Endpoint<A>) -> Entry {
     let Some(number) = node_of(&wanted.address) else { return Entry::NONE };
-    let entry = find(&node_port(0, wanted)).unwrap_or(Entry::NONE);
+    let entry = entry_on(0, wanted);
     if number == 0 || !entry.is_per_node() {
         return entry;
     }
-    find(&node_port(number, wanted)).unwrap_or(Entry::REFUSED)
+    let entry = entry_on(number, wanted);
+    if entry.is_present() { entry } else { Entry::REFUSED }
+}
+
+/// A node port on the addresses of the node with that number.
+#[inline(never)]
+fn entry_on<A: Tables>(number: u32, wanted: &Endpoint<A>) -> Entry {
+    entry_of(&node_port(number, wanted))
 }
 
 /// Whether the address is some Service's.
@@ -111,9 +118,15 @@ fn has_cluster_ip<A: Tables>(wanted: &Endpoint<A>) -> bool {
 }
 
 /// Whether some Service has just that address and port.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn is_frontend<A: Tables>(wanted: &Endpoint<A>) -> bool {
-    find(wanted).is_some()
+    entry_of(wanted).is_present()
+}
+
+/// As [`find`], called, for where few get.
+#[inline(never)]
+fn entry_of<A: Tables>(wanted: &Endpoint<A>) -> Entry {
+    find(wanted).unwrap_or(Entry::NONE)
 }
 
 /// Whether the address is in one of the Service CIDRs.
@@ -131,12 +144,17 @@ fn is_in_further(config: &Config, address: &[u32; 4]) -> bool {
     // One after the other, since the verifier lets only programs with CAP_PERFMON add to a pointer what it knows.
     let count = config.refuse_count.load();
     is_in(second, address)
-        || count > 2 && is_in(third, address)
-        || count > 3 && is_in(fourth, address)
-        || count > 4 && is_in(fifth, address)
-        || count > 5 && is_in(sixth, address)
-        || count > 6 && is_in(seventh, address)
-        || count > 7 && is_in(eighth, address)
+        || count > 2 && is_in_called(third, address)
+        || count > 3 && is_in_called(fourth, address)
+        || count > 4 && is_in_called(fifth, address)
+        || count > 5 && is_in_called(sixth, address)
+        || count > 6 && is_in_called(seventh, address)
+        || count > 7 && is_in_called(eighth, address)
+}
+
+#[inline(never)]
+fn is_in_called(prefix: &Prefix, address: &[u32; 4]) -> bool {
+    is_in(prefix, address)
 }
 
 #[inline(always)]
@@ -169,7 +187,7 @@ fn find<A: Tables>(wanted: &Endpoint<A>) -> Option<Entry> {
 }
 
 #[inline(always)]
-fn takes_part<S: Sockaddr>(config: &Config, sockaddr: S) -> bool {
+fn takes_part(config: &Config, sockaddr: impl Sockaddr) -> bool {
     let participation = config.participation.load();
     if participation == Participation::All as u32 {
         return true;
@@ -180,18 +198,14 @@ fn takes_part<S: Sockaddr>(config: &Config, sockaddr: S) -> bool {
 }
 
 #[inline(always)]
-pub(crate) fn netns<S: Sockaddr>(sockaddr: S) -> u64 {
+pub(crate) fn netns(sockaddr: impl Sockaddr) -> u64 {
     sock::netns_cookie(sockaddr.context(), sockaddr.socket())
 }
 
 impl<A: Tables> Frontend<A> {
     /// The backend for a new connection or flow, or nothing if the service has none.
     #[inline(always)]
-    pub(crate) fn choose<S: Sockaddr<Address = A>>(
-        &self,
-        sockaddr: S,
-        random: impl Fn() -> u64,
-    ) -> Option<&'static Slot<A>> {
+    pub(crate) fn choose(&self, sockaddr: impl Sockaddr, random: Random) -> Option<&'static Slot<A>> {
         if self.entry.count() == 0 {
             cold_path();
             add(&self.run()?.connections, 1);
@@ -199,37 +213,28 @@ impl<A: Tables> Frontend<A> {
         }
         if self.entry.has_affinity() {
             cold_path();
-            return self.choose_for_client(sockaddr, random);
+            return choose_for_client(*self, netns(sockaddr), random);
         }
         self.choose_anew(random)
     }
 
     #[inline(always)]
-    fn choose_anew(&self, random: impl Fn() -> u64) -> Option<&'static Slot<A>> {
+    fn choose_anew(&self, random: Random) -> Option<&'static Slot<A>> {
         let count = self.entry.count();
         if count == 1 {
             return self.slot(0);
         }
-        let random = random();
-        let first = below(count, random as u32);
-        let slot = self.slot(first)?;
-        if !self.entry.least_connections() {
-            return Some(slot);
+        if self.entry.least_connections() {
+            cold_path();
+            return choose_of_two(*self, random);
         }
-        cold_path();
-        // Another one than the first: as many places after it as there are others.
-        let second = first + 1 + below(count - 1, (random >> 32) as u32);
-        let other = self.slot(if second < count { second } else { second - count })?;
-        let (Some(one), Some(two)) = (BACKENDS.get(slot.backend), BACKENDS.get(other.backend)) else {
-            return Some(slot);
-        };
-        Some(if two.open.load() < one.open.load() { other } else { slot })
+        self.slot(below(count, random.number() as u32))
     }
 
-    /// Index into `names`, or nothing if no Service has the port; and whether there is any backend.
+    /// Index into `names`, or [`NO_SERVICE`] if none has the port; and whether there is any backend.
     #[inline(always)]
-    pub(crate) fn service(&self) -> (Option<u32>, bool) {
-        (self.run().map(|run| run.backend), self.entry.count() != 0)
+    pub(crate) fn service(&self) -> (u32, bool) {
+        (self.run().map_or(NO_SERVICE, |run| run.backend), self.entry.count() != 0)
     }
 
     /// The slot that is about all of them.
@@ -241,37 +246,6 @@ impl<A: Tables> Frontend<A> {
     #[inline(always)]
     fn slot(&self, index: u32) -> Option<&'static Slot<A>> {
         A::slots().get(self.entry.base() + 1 + index)
-    }
-
-    /// The backend that the client's network namespace used last, if that was not too long ago and it is still there.
-    #[inline(always)]
-    fn choose_for_client<S: Sockaddr<Address = A>>(
-        &self,
-        sockaddr: S,
-        random: impl Fn() -> u64,
-    ) -> Option<&'static Slot<A>> {
-        let &Slot { backend: service, generation: timeout_seconds, ref endpoint, .. } = self.run()?;
-        let client = Client { netns: netns(sockaddr), service, family: A::FAMILY as u16, node: endpoint.port };
-        // SAFETY: takes no arguments.
-        let now = unsafe { bpf_ktime_get_coarse_ns() };
-        if let Some(known) = AFFINITY.get_ptr_mut(&client) {
-            // SAFETY: the element stays mapped while the program runs. Should it be given to another client meanwhile,
-            // then `current` finds a backend of this service all the same, or none.
-            let Affinity { backend, generation, last_ns } = unsafe { known.read_volatile() };
-            let timeout = u64::from(timeout_seconds) * 1_000_000_000;
-            if now.saturating_sub(last_ns) <= timeout
-                && let Some(slot) = self.current(backend, generation, service, endpoint.port)
-            {
-                // SAFETY: as above.
-                unsafe { (&raw mut (*known).last_ns).write_volatile(now) };
-                return Some(slot);
-            }
-        }
-        let slot = self.choose_anew(random)?;
-        let value = Affinity { backend: slot.backend, generation: slot.generation, last_ns: now };
-        // An LRU map makes room by itself; without an entry the next connection chooses anew.
-        let _full = AFFINITY.insert(&client, &value, 0);
-        Some(slot)
     }
 
     /// Where a remembered backend is now, if it still is one of this frontend's; `node` is that of its clients.
@@ -309,29 +283,13 @@ impl<A: Tables> Frontend<A> {
             })
     }
 
-    /// Another backend than those that `is_taken` says, if the few that are looked at are not all taken.
+    /// Another backend than those that the socket asks already, if the few that are looked at are not all such.
     #[inline(always)]
-    pub(crate) fn another(
-        &self,
-        random: impl Fn() -> u64,
-        is_taken: impl Fn(&Slot<A>) -> bool,
-    ) -> Option<&'static Slot<A>> {
-        let count = self.entry.count();
-        if count < 2 || self.entry.has_affinity() {
+    pub(crate) fn another(&self, socket: &Socket<A>, random: Random) -> Option<&'static Slot<A>> {
+        if self.entry.count() < 2 || self.entry.has_affinity() {
             return None;
         }
-        let first = below(count, random() as u32);
-        for step in 0..LOOKED_AT {
-            let index = first + step;
-            if step >= count {
-                break;
-            }
-            let slot = self.slot(if index < count { index } else { index - count })?;
-            if !is_taken(slot) {
-                return Some(slot);
-            }
-        }
-        None
+        choose_another(*self, socket.cookie, socket.socket, random)
     }
 
     /// Counts a connection to `slot`, of which its socket remembers what `translate` says.
@@ -355,29 +313,88 @@ impl<A: Tables> Frontend<A> {
     }
 }
 
-/// Takes a socket that is closed, or goes elsewhere, off its backend's count, if it is on it.
-#[inline(always)]
-pub(crate) fn uncount<A>(translation: &Translation<A>) {
-    if translation.id & Translation::<A>::COUNTED != 0 {
-        uncount_counted(translation);
-    }
-}
+// Called, since few services are such: a program has none of it then but the call.
 
+/// Of two backends the one with fewer connections.
 #[inline(never)]
-fn uncount_counted<A>(translation: &Translation<A>) {
-    set_id(translation, translation.id & !Translation::<A>::COUNTED);
-    if let Some(backend) = BACKENDS.get(translation.id & Translation::<A>::ID)
-        && backend.generation.load() == translation.generation
-    {
-        count(&backend.open, -1);
-    }
+fn choose_of_two<A: Tables>(frontend: Frontend<A>, random: Random) -> Option<&'static Slot<A>> {
+    let (count, random) = (frontend.entry.count(), random.number());
+    let first = below(count, random as u32);
+    // Another one than the first: as many places after it as there are others.
+    let second = first + 1 + below(count - 1, (random >> 32) as u32);
+    let slot = frontend.slot(first)?;
+    let other = frontend.slot(if second < count { second } else { second - count })?;
+    let (Some(one), Some(two)) = (BACKENDS.get(slot.backend), BACKENDS.get(other.backend)) else {
+        return Some(slot);
+    };
+    Some(if two.open.load() < one.open.load() { other } else { slot })
 }
 
-/// Changes the flags of a translation that is a socket's own.
-#[inline(always)]
-pub(crate) fn set_id<A>(translation: &Translation<A>, id: u32) {
-    // SAFETY: the socket's lock keeps its other calls out.
-    unsafe { (&raw const translation.id).cast_mut().write_volatile(id) }
+/// The backend that the client's network namespace used last, if that was not too long ago and it is still there.
+#[inline(never)]
+fn choose_for_client<A: Tables>(frontend: Frontend<A>, netns: u64, random: Random) -> Option<&'static Slot<A>> {
+    let &Slot { backend: service, generation: timeout_seconds, ref endpoint, .. } = frontend.run()?;
+    let client = Client { netns, service, family: A::FAMILY as u16, node: endpoint.port };
+    // SAFETY: takes no arguments.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    if let Some(known) = AFFINITY.get_ptr_mut(&client) {
+        // SAFETY: the element stays mapped while the program runs. Should it be given to another client meanwhile,
+        // then `current` finds a backend of this service all the same, or none.
+        let Affinity { backend, generation, last_ns } = unsafe { known.read_volatile() };
+        let timeout = u64::from(timeout_seconds) * 1_000_000_000;
+        if now.saturating_sub(last_ns) <= timeout
+            && let Some(slot) = frontend.current(backend, generation, service, endpoint.port)
+        {
+            // SAFETY: as above.
+            unsafe { (&raw mut (*known).last_ns).write_volatile(now) };
+            return Some(slot);
+        }
+    }
+    let slot = frontend.choose_anew(random)?;
+    let value = Affinity { backend: slot.backend, generation: slot.generation, last_ns: now };
+    // An LRU map makes room by itself; without an entry the next connection chooses anew.
+    let _full = AFFINITY.insert(&client, &value, 0);
+    Some(slot)
+}
+
+/// See [`Frontend::another`].
+#[inline(never)]
+fn choose_another<A: Tables>(
+    frontend: Frontend<A>,
+    cookie: u64,
+    socket: *mut bpf_sock,
+    random: Random,
+) -> Option<&'static Slot<A>> {
+    let count = frontend.entry.count();
+    let first = below(count, random.number() as u32);
+    let at = |step: u32| {
+        let index = first + step;
+        if step >= count {
+            return None;
+        }
+        unasked(frontend, cookie, socket, if index < count { index } else { index - count })
+    };
+    // Not in a loop: the verifier follows one, for programs without CAP_PERFMON, also where it would have ended.
+    at(0)
+        .or_else(|| at(1))
+        .or_else(|| at(2))
+        .or_else(|| at(3))
+        .or_else(|| at(4))
+        .or_else(|| at(5))
+        .or_else(|| at(6))
+        .or_else(|| at(7))
+}
+
+/// The slot, unless the socket asks its backend.
+#[inline(never)]
+fn unasked<A: Tables>(
+    frontend: Frontend<A>,
+    cookie: u64,
+    socket: *mut bpf_sock,
+    index: u32,
+) -> Option<&'static Slot<A>> {
+    let socket = Socket::again(cookie, false, socket)?;
+    frontend.slot(index).filter(|slot| !socket.asks(&slot.endpoint))
 }
 
 /// A number below `count`, from a random one: Lemire's multiplication (arXiv 1805.10941). It favours none by more than one in

@@ -19,6 +19,8 @@ mod peer;
 #[cfg(target_arch = "bpf")]
 mod programs;
 #[cfg(target_arch = "bpf")]
+mod random;
+#[cfg(target_arch = "bpf")]
 mod setting;
 #[cfg(target_arch = "bpf")]
 mod sock;
@@ -26,6 +28,8 @@ mod sock;
 mod sockaddr;
 #[cfg(target_arch = "bpf")]
 mod trace;
+#[cfg(target_arch = "bpf")]
+mod translation;
 
 #[cfg(target_arch = "bpf")]
 #[panic_handler]

@@ -10,8 +10,8 @@ use aya_ebpf::{
 use bpf_lb_abi::{Config, Endpoint, FLOWS, Overflow, Translation, is_mapped};
 
 use crate::{
-    backend::{set_id, uncount},
     maps::{CONFIG, OVERFLOW},
+    translation::{set_id, uncount},
 };
 
 /// All addresses are IPv6 here, or IPv4-mapped.
@@ -21,7 +21,7 @@ const FLOW: u32 = Translation::<Wide>::FLOW;
 const HIDDEN: u32 = Translation::<Wide>::HIDDEN;
 
 /// Does something with each flow, without a loop: the verifier lets programs without CAP_PERFMON add to a pointer only what
-/// is the same each time.
+/// is the same each time. So that this is short, what is done is a function that is called.
 macro_rules! each_flow {
     ($overflow:ident, $flow:ident => $body:block) => {
         each_flow!($overflow, $flow, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
@@ -108,11 +108,16 @@ fn find_service(overflow: *mut Overflow, service: &Endpoint<Wide>, flows: bool) 
         return Some(before);
     }
     each_flow!(overflow, flow => {
-        if flow.service == *service {
+        if is_to(flow, service) {
             return Some(flow);
         }
     });
     None
+}
+
+#[inline(never)]
+fn is_to(translation: &Translation<Wide>, service: &Endpoint<Wide>) -> bool {
+    translation.service == *service
 }
 
 #[inline(never)]
@@ -124,18 +129,23 @@ fn find_backend(
     let hidden = if answers { HIDDEN } else { 0 };
     // SAFETY: see `storage`.
     let (connection, before) = unsafe { (&(*overflow).connection, &(*overflow).before) };
-    if connection.backend == *backend && connection.id & hidden == 0 {
+    if is_by(connection, backend, hidden) {
         return Some(connection);
     }
-    if before.backend == *backend && before.id & hidden == 0 {
+    if is_by(before, backend, hidden) {
         return Some(before);
     }
     each_flow!(overflow, flow => {
-        if flow.backend == *backend && flow.id & hidden == 0 {
+        if is_by(flow, backend, hidden) {
             return Some(flow);
         }
     });
     None
+}
+
+#[inline(never)]
+fn is_by(translation: &Translation<Wide>, backend: &Endpoint<Wide>, hidden: u32) -> bool {
+    translation.backend == *backend && translation.id & hidden == 0
 }
 
 /// Remembers the connection, in place of the one before it in the same family: the kernel may refuse the other one to a
@@ -202,13 +212,21 @@ pub(crate) fn send(socket: *mut bpf_sock, translation: &Translation<Wide>) -> bo
 #[inline(never)]
 fn add(overflow: *mut Overflow, translation: &Translation<Wide>) -> bool {
     each_flow!(overflow, flow => {
-        if flow.id & FLOW == 0 || flow.service == translation.service {
-            uncount(flow);
-            *flow = *translation;
+        if replace(flow, translation) {
             return true;
         }
     });
     false
+}
+
+#[inline(never)]
+fn replace(flow: &mut Translation<Wide>, translation: &Translation<Wide>) -> bool {
+    if flow.id & FLOW != 0 && flow.service != translation.service {
+        return false;
+    }
+    uncount(flow);
+    *flow = *translation;
+    true
 }
 
 /// What is sent to `backend` is from now on sent to it by the name `service`.
@@ -228,7 +246,7 @@ fn rename(overflow: *mut Overflow, service: &Endpoint<Wide>, backend: &Endpoint<
     each_flow!(overflow, flow => { hide(flow, service, backend); });
 }
 
-#[inline(always)]
+#[inline(never)]
 fn hide(translation: &Translation<Wide>, service: &Endpoint<Wide>, backend: &Endpoint<Wide>) {
     if translation.backend == *backend {
         let hidden = if translation.service == *service { 0 } else { HIDDEN };

@@ -8,26 +8,23 @@
 
 use core::hint::cold_path;
 
-use aya_ebpf::{bindings::bpf_sock, helpers::generated::bpf_get_prandom_u32};
-use bpf_lb_abi::{Address, Config, Endpoint, Long, TCP, Translation, scramble};
+use aya_ebpf::bindings::bpf_sock;
+use bpf_lb_abi::{Address, Config, Endpoint, Long, TCP, Translation};
 
 use crate::{
     atomic::set_if_zero,
-    backend::{set_id, uncount},
     maps::{CONFIG, Tables},
     overflow::{self, Wide, overflowed},
+    random::Random,
     setting::setting,
     sock,
     sockaddr::Sockaddr,
+    translation::{set_id, uncount},
 };
 
 /// One less than the number of places in `peers4` and in `peers6`, a power of two. The loader sets it.
 #[unsafe(no_mangle)]
 static PEER_MASK: u32 = 1023;
-
-/// So that not each node's sockets choose alike. The loader sets it.
-#[unsafe(no_mangle)]
-static SEED: u32 = 0;
 
 /// `TCP_ESTABLISHED`, the state of a connected socket of whatever protocol.
 const ESTABLISHED: u32 = 1;
@@ -40,35 +37,47 @@ struct Place<A: Tables> {
     translation: &'static Translation<A>,
 }
 
-/// Where a socket's translations are.
+/// Where a socket's translations are. What few get to is done in functions that are called: with cookie and socket, of which they
+/// make another one of these, since the verifier lets programs without CAP_PERFMON use no stack again that had pointers in it.
 pub(crate) struct Socket<A: Tables> {
     config: &'static Config,
-    cookie: u64,
+    pub(crate) cookie: u64,
+    /// The socket has just got its cookie, so nothing is remembered of it.
+    is_new: bool,
     place: Place<A>,
-    dual: bool,
-    socket: *mut bpf_sock,
+    pub(crate) dual: bool,
+    pub(crate) socket: *mut bpf_sock,
 }
 
 impl<A: Tables> Socket<A> {
     #[inline(always)]
-    pub(crate) fn of<S: Sockaddr<Address = A>>(config: &'static Config, sockaddr: S) -> Option<Self> {
-        Self::with(config, sock::cookie(sockaddr.context(), sockaddr.socket()), sockaddr)
+    pub(crate) fn of(config: &'static Config, sockaddr: impl Sockaddr) -> Option<Self> {
+        let known = sock::known_cookie(sockaddr.context(), sockaddr.socket());
+        let cookie = known.unwrap_or_else(|| sock::new_cookie(sockaddr.context()));
+        Self::with(config, cookie, known.is_none(), sockaddr.is_dual(), sockaddr.socket())
     }
 
     /// The same, if anything can be remembered of it: by its cookie, or in `overflow`, where a socket of Multipath TCP goes by that
     /// of its subflow.
     #[inline(always)]
-    pub(crate) fn known<S: Sockaddr<Address = A>>(config: &'static Config, sockaddr: S) -> Option<Self> {
-        match sock::known_cookie(sockaddr.context(), sockaddr.socket()) {
-            Some(cookie) => Self::with(config, cookie, sockaddr),
-            None if overflowed(config) => Self::of(config, sockaddr),
-            None => None,
-        }
+    pub(crate) fn known(config: &'static Config, sockaddr: impl Sockaddr) -> Option<Self> {
+        let cookie = match sock::known_cookie(sockaddr.context(), sockaddr.socket()) {
+            Some(cookie) => cookie,
+            None if overflowed(config) => sock::new_cookie(sockaddr.context()),
+            None => return None,
+        };
+        Self::with(config, cookie, false, sockaddr.is_dual(), sockaddr.socket())
+    }
+
+    /// The one with that cookie.
+    #[inline(always)]
+    pub(crate) fn again(cookie: u64, dual: bool, socket: *mut bpf_sock) -> Option<Self> {
+        Self::with(CONFIG.get(0)?, cookie, false, dual, socket)
     }
 
     #[inline(always)]
-    fn with<S: Sockaddr<Address = A>>(config: &'static Config, cookie: u64, sockaddr: S) -> Option<Self> {
-        Some(Self { config, cookie, place: place(cookie)?, dual: sockaddr.is_dual(), socket: sockaddr.socket() })
+    fn with(config: &'static Config, cookie: u64, is_new: bool, dual: bool, socket: *mut bpf_sock) -> Option<Self> {
+        Some(Self { config, cookie, is_new, place: place(cookie)?, dual, socket })
     }
 
     /// The translation in the socket's own place, if it has got that.
@@ -94,15 +103,12 @@ impl<A: Tables> Socket<A> {
         unsafe { core::ptr::from_ref(self.place.translation).cast_mut().write(translation) }
     }
 
-    /// A random number, with which a backend is chosen. A new socket's comes from its cookie, which no other socket has, and which
-    /// is known: to ask the kernel for one takes as long as a third of all that connect() does here. A socket that asks again has
-    /// to get another number, or it might never get away from a backend that does not answer.
+    /// With what a backend is chosen for it. A socket that asks again has to get another number, or it might never get away from
+    /// a backend that does not answer.
     #[inline(always)]
-    pub(crate) fn random(&self, multipath: Option<*mut bpf_sock>) -> u64 {
-        let is_new = multipath.is_none() && self.place.owner.load() == 0;
-        // SAFETY: takes no arguments.
-        let word = if is_new { self.cookie } else { unsafe { bpf_get_prandom_u32() }.into() };
-        scramble(word ^ u64::from(setting(&SEED)) << 32)
+    pub(crate) fn random(&self, multipath: Option<*mut bpf_sock>) -> Random {
+        let is_first = multipath.is_none() && self.place.owner.load() == 0;
+        if is_first { Random::of_new_socket(self.cookie) } else { Random::of_kernel() }
     }
 
     /// See [`sock::multipath`].
@@ -117,50 +123,53 @@ impl<A: Tables> Socket<A> {
         A::FAMILY == <u32 as Address>::FAMILY && self.dual && sock::is_v6only(self.socket, protocol)
     }
 
-    /// Remembers the translation of a connection, in place of the one before it. Says whether it could.
+    /// Remembers the translation of a connection, in place of the one before it. Says whether it could, and has it counted then.
     #[inline(always)]
-    pub(crate) fn connect(&self, translation: impl Fn() -> Translation<A>, multipath: Option<*mut bpf_sock>) -> bool {
+    pub(crate) fn connect(
+        &self,
+        translation: impl Fn() -> Translation<A>,
+        count: impl Fn(),
+        multipath: Option<*mut bpf_sock>,
+    ) -> bool {
         self.leave_other_family();
-        if let Some(socket) = multipath {
-            cold_path();
-            return overflow::connect(socket, self.cookie, &widen(&translation()));
-        }
-        if self.first().is_none_or(|first| !is_flow(first)) && self.claim() {
+        if multipath.is_none() && self.first().is_none_or(|first| !is_flow(first)) && self.claim() {
+            // First: an atomic instruction waits for what was written before it, and the place is seldom in the cache.
+            count();
             if overflowed(self.config) {
                 let Translation { service, backend, .. } = translation();
-                overflow::disconnect(self.socket, &wide(&service), &wide(&backend));
+                disconnect(self.socket, service, backend);
             }
             self.write(translation());
             return true;
         }
         cold_path();
-        let translation = translation();
-        self.name_first(&translation.service, &translation.backend);
-        overflow::connect(self.socket, 0, &widen(&translation))
+        let is_remembered = match multipath {
+            Some(socket) => connect_subflow(self.cookie, socket, translation()),
+            None => connect_beside(self.cookie, self.socket, translation()),
+        };
+        if is_remembered {
+            count();
+        }
+        is_remembered
+    }
+
+    /// Connects by a flow that there is already: to its backend. Says whether it could.
+    #[inline(always)]
+    pub(crate) fn connect_flow(&self, flow: &Translation<A>) -> bool {
+        connect_flow(self.cookie, self.dual, self.socket, *flow)
     }
 
     /// The socket is connected to what is no Service. Should it be a backend, then it goes by its own name from now on.
     #[inline(always)]
     pub(crate) fn leave(&self, wanted: &Endpoint<A>) {
-        self.leave_other_family();
-        match self.first() {
-            Some(first) if is_flow(first) => self.name_first(wanted, wanted),
-            Some(first) if first.backend == *wanted => release(self.cookie, &self.place),
-            Some(first) => uncount(first),
-            None => {}
-        }
-        if overflowed(self.config) {
-            overflow::disconnect(self.socket, &wide(wanted), &wide(wanted));
-            if let Some(socket) = self.multipath(wanted.protocol) {
-                overflow::leave(socket, self.cookie, &wide(wanted));
-            }
-        }
+        leave(self.cookie, self.dual, self.socket, *wanted);
     }
 
     /// Takes the connection that an IPv6 socket had in the other family off the count.
     #[inline(always)]
     fn leave_other_family(&self) {
         if self.dual
+            && !self.is_new
             && let Some(other) = place::<A::Other>(self.cookie)
             && let Some(other) = owned(self.cookie, &other)
             && !is_flow(other)
@@ -187,48 +196,35 @@ impl<A: Tables> Socket<A> {
         }
     }
 
-    /// Remembers the translation of a flow beside the others, in place of one to the same service. Says whether it could.
+    /// Remembers the translation of a flow beside the others, in place of one to the same service. Says whether it could, and has
+    /// it counted then.
     #[inline(always)]
-    pub(crate) fn send(&self, wanted: &Endpoint<A>, translation: impl Fn() -> Translation<A>) -> bool {
+    pub(crate) fn send(
+        &self,
+        wanted: &Endpoint<A>,
+        translation: impl Fn() -> Translation<A>,
+        count: impl Fn(),
+    ) -> bool {
         let flow = || {
             let translation = translation();
             Translation { id: translation.id | Translation::<A>::FLOW, ..translation }
         };
         let replaces = self.first().is_none_or(|first| is_flow(first) && first.service == *wanted);
         if replaces && self.claim() {
+            count();
             self.write(flow());
         } else {
             cold_path();
-            let flow = flow();
-            if !overflow::send(self.socket, &widen(&flow)) {
+            if !send_beside(self.cookie, self.socket, flow()) {
                 return false;
             }
-            self.name_first(&flow.service, &flow.backend);
+            count();
         }
         if overflowed(self.config) {
-            let flow = flow();
-            overflow::name(self.socket, &wide(&flow.service), &wide(&flow.backend));
+            let Translation { service, backend, .. } = flow();
+            name(self.cookie, self.socket, service, backend);
         }
         true
-    }
-
-    /// What is sent to `backend` is from now on sent to it by the name `service`, which answers will have.
-    #[inline(always)]
-    fn name(&self, service: &Endpoint<A>, backend: &Endpoint<A>) {
-        self.name_first(service, backend);
-        if overflowed(self.config) {
-            overflow::name(self.socket, &wide(service), &wide(backend));
-        }
-    }
-
-    #[inline(always)]
-    fn name_first(&self, service: &Endpoint<A>, backend: &Endpoint<A>) {
-        if let Some(first) = self.first()
-            && first.backend == *backend
-        {
-            let hidden = if first.service == *service { 0 } else { Translation::<A>::HIDDEN };
-            set_id(first, first.id & !Translation::<A>::HIDDEN | hidden);
-        }
     }
 
     /// A datagram to what is no Service. Should it be a backend, then it answers by its own name; unless the socket is
@@ -239,7 +235,7 @@ impl<A: Tables> Socket<A> {
         if first.is_none() && !overflowed(self.config) || self.is_connected() && self.peer(wanted).is_some() {
             return;
         }
-        self.name(wanted, wanted);
+        name(self.cookie, self.socket, *wanted, *wanted);
     }
 
     #[inline(always)]
@@ -251,7 +247,7 @@ impl<A: Tables> Socket<A> {
     /// A datagram to a Service whose backend went by another name meanwhile.
     #[inline(always)]
     pub(crate) fn ask_again(&self, known: &Translation<A>) {
-        self.name(&known.service, &known.backend);
+        name(self.cookie, self.socket, known.service, known.backend);
     }
 
     /// Whether the socket asks `backend` already, by whatever name.
@@ -295,6 +291,80 @@ impl<A: Tables> Socket<A> {
             return None;
         }
         find(self.socket).map(narrow_all)
+    }
+}
+
+#[inline(never)]
+fn leave<A: Tables>(cookie: u64, dual: bool, socket: *mut bpf_sock, wanted: Endpoint<A>) {
+    let Some(of) = Socket::again(cookie, dual, socket) else { return };
+    of.leave_other_family();
+    match of.first() {
+        Some(first) if is_flow(first) => name_first(cookie, &wanted, &wanted),
+        Some(first) if first.backend == wanted => release(cookie, &of.place),
+        Some(first) => uncount(first),
+        None => {}
+    }
+    if overflowed(of.config) {
+        overflow::disconnect(socket, &wide(&wanted), &wide(&wanted));
+        if let Some(socket) = of.multipath(wanted.protocol) {
+            overflow::leave(socket, cookie, &wide(&wanted));
+        }
+    }
+}
+
+#[inline(never)]
+fn connect_flow<A: Tables>(cookie: u64, dual: bool, socket: *mut bpf_sock, flow: Translation<A>) -> bool {
+    let Some(of) = Socket::again(cookie, dual, socket) else { return false };
+    of.connect(|| Translation { id: flow.id & Translation::<A>::ID, ..flow }, || (), None)
+}
+
+/// The socket's connection goes by what is in its place.
+#[inline(never)]
+fn disconnect<A: Tables>(socket: *mut bpf_sock, service: Endpoint<A>, backend: Endpoint<A>) {
+    overflow::disconnect(socket, &wide(&service), &wide(&backend));
+}
+
+/// Remembers the translation of a connection of a socket that has no place for it. Says whether it could.
+#[inline(never)]
+fn connect_beside<A: Tables>(cookie: u64, socket: *mut bpf_sock, translation: Translation<A>) -> bool {
+    name_first(cookie, &translation.service, &translation.backend);
+    overflow::connect(socket, 0, &widen(&translation))
+}
+
+/// The same of a subflow with that cookie, for the `socket` of Multipath TCP that it is one of.
+#[inline(never)]
+fn connect_subflow<A: Tables>(cookie: u64, socket: *mut bpf_sock, translation: Translation<A>) -> bool {
+    overflow::connect(socket, cookie, &widen(&translation))
+}
+
+/// Remembers the translation of a flow of a socket that has no place for it. Says whether it could.
+#[inline(never)]
+fn send_beside<A: Tables>(cookie: u64, socket: *mut bpf_sock, flow: Translation<A>) -> bool {
+    let is_remembered = overflow::send(socket, &widen(&flow));
+    if is_remembered {
+        name_first(cookie, &flow.service, &flow.backend);
+    }
+    is_remembered
+}
+
+/// What is sent to `backend` is from now on sent to it by the name `service`, which answers will have.
+#[inline(never)]
+fn name<A: Tables>(cookie: u64, socket: *mut bpf_sock, service: Endpoint<A>, backend: Endpoint<A>) {
+    name_first(cookie, &service, &backend);
+    if CONFIG.get(0).is_some_and(overflowed) {
+        overflow::name(socket, &wide(&service), &wide(&backend));
+    }
+}
+
+/// The same of what is in the socket's place.
+#[inline(always)]
+fn name_first<A: Tables>(cookie: u64, service: &Endpoint<A>, backend: &Endpoint<A>) {
+    if let Some(place) = place::<A>(cookie)
+        && let Some(first) = owned(cookie, &place)
+        && first.backend == *backend
+    {
+        let hidden = if first.service == *service { 0 } else { Translation::<A>::HIDDEN };
+        set_id(first, first.id & !Translation::<A>::HIDDEN | hidden);
     }
 }
 

@@ -56,17 +56,16 @@ fn connect<S: Sockaddr>(sockaddr: S) -> i32 {
         && let Some(flow) = socket.flow_to(&wanted)
         && frontend.still_leads_to(&flow)
     {
-        if socket.connect(|| Translation { id: flow.id & Translation::<S::Address>::ID, ..flow }, None) {
+        if socket.connect_flow(&flow) {
             sockaddr.rewrite(&flow.backend);
         }
         return ALLOW;
     }
     let multipath = socket.multipath(wanted.protocol);
-    let Some(slot) = frontend.choose(sockaddr, || socket.random(multipath)) else {
+    let Some(slot) = frontend.choose(sockaddr, socket.random(multipath)) else {
         return if socket.is_v6only(wanted.protocol) { ALLOW } else { fail(ECONNREFUSED) };
     };
-    if socket.connect(|| frontend.translate(&wanted, slot), multipath) {
-        frontend.count(slot);
+    if socket.connect(|| frontend.translate(&wanted, slot), || frontend.count(slot), multipath) {
         sockaddr.rewrite(&slot.endpoint);
     }
     ALLOW
@@ -93,16 +92,15 @@ fn send<S: Sockaddr>(sockaddr: S) -> i32 {
         sockaddr.rewrite(&known.backend);
         return ALLOW;
     }
-    let random = || socket.random(None);
+    let random = socket.random(None);
     let Some(mut slot) = frontend.choose(sockaddr, random) else { return fail(ECONNREFUSED) };
     // Answers tell no name: of a backend that the socket asks by two, they are taken for those of the name asked last.
     if socket.asks(&slot.endpoint)
-        && let Some(other) = frontend.another(random, |slot| socket.asks(&slot.endpoint))
+        && let Some(other) = frontend.another(&socket, random)
     {
         slot = other;
     }
-    if socket.send(&wanted, || frontend.translate(&wanted, slot)) {
-        frontend.count(slot);
+    if socket.send(&wanted, || frontend.translate(&wanted, slot), || frontend.count(slot)) {
         sockaddr.rewrite(&slot.endpoint);
     }
     ALLOW

@@ -24,21 +24,18 @@ static SOCK_TYPES: SockTypes = SockTypes::UNKNOWN;
 /// The byte and the bit of `skc_ipv6only` in the kernel's `struct sock_common` (include/net/sock.h), with which its sockets begin.
 const V6ONLY: (usize, u8) = (19, 1 << 5);
 
-/// The cookie of `socket`, which is that of the program's `context`: a new one if it has none.
+/// Gives the socket of the program's `context` a cookie, if it has none.
 #[inline(always)]
-pub(crate) fn cookie<T>(context: *mut T, socket: *mut bpf_sock) -> u64 {
-    known_cookie(context, socket).unwrap_or_else(|| {
-        // SAFETY: the context is valid while the program runs.
-        unsafe { bpf_get_socket_cookie(context.cast()) }
-    })
+pub(crate) fn new_cookie<T>(context: *mut T) -> u64 {
+    // SAFETY: the context is valid while the program runs.
+    unsafe { bpf_get_socket_cookie(context.cast()) }
 }
 
-/// The same, but nothing if it has none and the kernel can be seen not to have given any.
+/// The cookie of `socket`, which is that of the program's `context`; but nothing if it can be seen to have none.
 #[inline(always)]
 pub(crate) fn known_cookie<T>(context: *mut T, socket: *mut bpf_sock) -> Option<u64> {
     if setting(&SOCK_TYPES.sock_common) == 0 {
-        // SAFETY: the context is valid while the program runs.
-        return Some(unsafe { bpf_get_socket_cookie(context.cast()) });
+        return Some(new_cookie(context));
     }
     // SAFETY: the field is there, by the kernel's own word.
     let cookie = unsafe { member(socket, &SOCK_TYPES.sock_common, &SOCK_TYPES.cookie).cast::<u64>().read_volatile() };

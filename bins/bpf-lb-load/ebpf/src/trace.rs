@@ -2,7 +2,7 @@
 //! address, and change nothing.
 
 use aya_ebpf::{
-    bindings::BPF_RB_NO_WAKEUP,
+    bindings::{BPF_RB_NO_WAKEUP, bpf_sock_addr},
     btf_maps::{Array, RingBuf},
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid,
@@ -15,10 +15,10 @@ use bpf_lb_abi::{Call, Endpoint, Long, NO_SERVICE, Traced, Verdict};
 use crate::{
     atomic::add,
     backend::{frontend_called, is_frontend, netns},
-    maps::CONFIG,
+    maps::{CONFIG, Tables},
     peer::{Socket, wide},
     setting::setting,
-    sockaddr::{Sockaddr, sockaddr_programs},
+    sockaddr::{Inet6, Sockaddr, sockaddr_programs},
 };
 
 /// The loader sets its size when somebody traces.
@@ -49,40 +49,41 @@ fn errno() -> u32 {
     unsafe { bpf_get_retval() }.unsigned_abs()
 }
 
-#[inline(always)]
-fn trace<S: Sockaddr>(sockaddr: S, call: Call) -> i32 {
-    let got = sockaddr.endpoint();
+/// Called, since the hooks of connect() and of sendmsg() tell the same, and so do those of IPv6 of an IPv4-mapped address.
+#[inline(never)]
+fn trace<A: Tables>(context: *mut bpf_sock_addr, got: Endpoint<A>, call: Call) {
+    let sockaddr = Inet6(context);
     let errno = errno();
-    let Some(config) = CONFIG.get(0) else { return ALLOW };
+    let Some(config) = CONFIG.get(0) else { return };
     let asked = Socket::known(config, sockaddr).and_then(|socket| socket.translated(&got));
     if let Some(asked) = asked {
-        let service = frontend_called(config, sockaddr, &asked).and_then(|frontend| frontend.service().0);
-        tell(sockaddr, call, Verdict::Translated, errno, service, &wide(&asked), &wide(&got));
-        return ALLOW;
+        let service = frontend_called(config, sockaddr, &asked).map_or(NO_SERVICE, |frontend| frontend.service().0);
+        let told = Told { verdict: Verdict::Translated, errno, service, asked: wide(&asked), got: wide(&got) };
+        return tell(sockaddr, call, &told);
     }
     let (verdict, service) = match frontend_called(config, sockaddr, &got).map(|frontend| frontend.service()) {
-        Some((Some(service), has_backends)) if errno == 0 && has_backends => (Verdict::NoRoom, Some(service)),
-        Some((Some(service), _)) => (Verdict::NoBackends, Some(service)),
-        Some((None, _)) => (Verdict::NoSuchPort, None),
-        None if is_frontend(&got) => (Verdict::TakesNoPart, None),
-        None if setting(&TRACE_OTHERS) != 0 => (Verdict::NoService, None),
-        None => return ALLOW,
+        Some((NO_SERVICE, _)) => (Verdict::NoSuchPort, NO_SERVICE),
+        Some((service, true)) if errno == 0 => (Verdict::NoRoom, service),
+        Some((service, _)) => (Verdict::NoBackends, service),
+        None if is_frontend(&got) => (Verdict::TakesNoPart, NO_SERVICE),
+        None if setting(&TRACE_OTHERS) != 0 => (Verdict::NoService, NO_SERVICE),
+        None => return,
     };
-    let got = wide(&got);
-    tell(sockaddr, call, verdict, errno, service, &got, &got);
-    ALLOW
+    tell(sockaddr, call, &Told { verdict, errno, service, asked: wide(&got), got: wide(&got) });
 }
 
-#[inline(always)]
-fn tell<S: Sockaddr>(
-    sockaddr: S,
-    call: Call,
+/// What there is to tell of a call.
+struct Told {
     verdict: Verdict,
     errno: u32,
-    service: Option<u32>,
-    asked: &Endpoint<[u32; 4]>,
-    got: &Endpoint<[u32; 4]>,
-) {
+    /// Or [`NO_SERVICE`].
+    service: u32,
+    asked: Endpoint<[u32; 4]>,
+    got: Endpoint<[u32; 4]>,
+}
+
+#[inline(never)]
+fn tell(sockaddr: Inet6, call: Call, told: &Told) {
     let Some(mut entry) = RING.reserve(0) else {
         if let Some(lost) = LOST.get(0) {
             add(lost, 1);
@@ -106,13 +107,13 @@ fn tell<S: Sockaddr>(
         (&raw mut (*traced).time_ns).write(bpf_ktime_get_ns());
         (&raw mut (*traced).netns).write(netns(sockaddr));
         (&raw mut (*traced).cgroup).write(bpf_get_current_cgroup_id());
-        endpoint(&raw mut (*traced).asked, asked);
-        endpoint(&raw mut (*traced).got, got);
+        endpoint(&raw mut (*traced).asked, &told.asked);
+        endpoint(&raw mut (*traced).got, &told.got);
         (&raw mut (*traced).pid).write((bpf_get_current_pid_tgid() >> 32) as u32);
-        (&raw mut (*traced).service).write(service.unwrap_or(NO_SERVICE));
-        (&raw mut (*traced).verdict).write(verdict as u32);
+        (&raw mut (*traced).service).write(told.service);
+        (&raw mut (*traced).verdict).write(told.verdict as u32);
         (&raw mut (*traced).call).write(call as u32);
-        (&raw mut (*traced).errno).write(errno);
+        (&raw mut (*traced).errno).write(told.errno);
         (&raw mut (*traced).is_ipv6_socket).write(u32::from(sockaddr.is_dual()));
         (&raw mut (*traced).comm).write(bpf_get_current_comm().unwrap_or_default());
     }
@@ -122,12 +123,16 @@ fn tell<S: Sockaddr>(
 
 #[inline(always)]
 fn connect<S: Sockaddr>(sockaddr: S) -> i32 {
-    if sockaddr.is_right() { trace(sockaddr, Call::Connect) } else { ALLOW }
+    if sockaddr.is_right() {
+        trace(sockaddr.context(), sockaddr.endpoint(), Call::Connect);
+    }
+    ALLOW
 }
 
 #[inline(always)]
 fn sendmsg<S: Sockaddr>(sockaddr: S) -> i32 {
-    trace(sockaddr, Call::Sendmsg)
+    trace(sockaddr.context(), sockaddr.endpoint(), Call::Sendmsg);
+    ALLOW
 }
 
 sockaddr_programs!(connect, connect4 trace_connect4, connect6 trace_connect6);

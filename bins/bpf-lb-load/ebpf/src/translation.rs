@@ -1,0 +1,30 @@
+//! What is remembered of a translation, and counted.
+
+use bpf_lb_abi::Translation;
+
+use crate::{atomic::count, maps::BACKENDS};
+
+/// Takes a socket that is closed, or goes elsewhere, off its backend's count, if it is on it.
+#[inline(always)]
+pub(crate) fn uncount<A>(translation: &Translation<A>) {
+    if translation.id & Translation::<A>::COUNTED != 0 {
+        uncount_counted(translation);
+    }
+}
+
+#[inline(never)]
+fn uncount_counted<A>(translation: &Translation<A>) {
+    set_id(translation, translation.id & !Translation::<A>::COUNTED);
+    if let Some(backend) = BACKENDS.get(translation.id & Translation::<A>::ID)
+        && backend.generation.load() == translation.generation
+    {
+        count(&backend.open, -1);
+    }
+}
+
+/// Changes the flags of a translation that is a socket's own.
+#[inline(always)]
+pub(crate) fn set_id<A>(translation: &Translation<A>, id: u32) {
+    // SAFETY: the socket's lock keeps its other calls out.
+    unsafe { (&raw const translation.id).cast_mut().write_volatile(id) }
+}
