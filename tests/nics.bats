@@ -334,6 +334,22 @@ EOF2
   assert_equal "$lab_status" 0 || fail "$lab_stdout"
 }
 
+@test "GC of a further NIC's attachment takes the node's routes to it away, and leaves the pod the others" {
+  local family
+  pod
+  lab_attach node1 "$POD" second46 net1
+  lab_plugin node1 coordinator GC '' '' < <(lab_chained node1 "$POD" second46 net1 | jq -c --arg pair "$(container_of pair)" \
+    'del(.prevResult) | .cniVersion = "1.1.0" | ."cni.dev/valid-attachments" = [{containerID: $pair, ifname: "net1"}]')
+  assert_equal "$lab_status" 0 || fail "$lab_stdout"
+  for family in 4 6; do
+    assert_equal "$(lab_in node1 ip "-$family" route show table 500 "$(lab_address "node1/$POD" $family net1)")" ''
+    [ -n "$(lab_in node1 ip "-$family" route show table 500 "$(lab_address "node1/$POD" $family)")" ]
+    [ -n "$(lab_in node1 ip "-$family" route show table 500 "$(lab_address node1/pair $family net1)")" ]
+  done
+  lab_cnitool node1 check underlay46 "$POD" eth0
+  lab_cnitool node1 del second46 "$POD" net1
+}
+
 @test "a pod with one IP family on two NICs is served in it, and has nothing of the other" {
   local families
   for families in 4 6; do

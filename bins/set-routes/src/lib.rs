@@ -13,6 +13,8 @@ use common::{
     netlink::RouteFilter,
     object::{Object, PROTOCOL, Placed, Route},
     plan::Found,
+    settings::Settings,
+    state,
 };
 use ipnet::IpNet;
 
@@ -34,7 +36,7 @@ impl Tool for SetRoutes {
 
     async fn observe(document: &mut PodDocument, kernel: &Kernel) -> Result<Vec<Found>, Failure> {
         if document.request.command == Command::Gc {
-            return Ok(vec![]);
+            return stale(document, kernel).await.context(Code::Io, "cannot read the node's routes");
         }
         let pod = in_the_pod(document, kernel).await.context(Code::Io, "cannot read the pod's routes")?;
         let node = on_the_node(document, kernel).await.context(Code::Io, "cannot read the node's routes")?;
@@ -121,6 +123,18 @@ async fn on_the_node(document: &PodDocument, kernel: &Kernel) -> io::Result<Vec<
         Found { placed: Placed::node(Object::Route(route)), owned }
     };
     Ok(routes.into_iter().map(found).collect())
+}
+
+/// In GC: the node's routes to stale attachments of pods that stay. Those of a pod whose pair went have gone with it.
+async fn stale(gc: &PodDocument, kernel: &Kernel) -> io::Result<Vec<Found>> {
+    let mut found = vec![];
+    for request in state::stale(&gc.request) {
+        let routes = through(&host_veth(&request.container_id), kernel).await?;
+        let addresses = PodDocument::new(request, Settings::default()).nic_addresses();
+        let own = |route: &Route| addresses.iter().any(|net| route.destination == IpNet::from(net.addr()));
+        found.extend(routes.into_iter().filter(own).map(|route| Found::ours(Placed::node(Object::Route(route)))));
+    }
+    Ok(found)
 }
 
 /// The routes of ours out of a link of the node.
