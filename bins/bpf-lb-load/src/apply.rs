@@ -18,7 +18,7 @@ use crate::{
     claims::{self, Claim, Conflict},
     diff::{self, Difference},
     gone::{self, Endpoints, Gone, Holding, State, Why},
-    kernel::{Kernel, Key},
+    kernel::{Installed, Kernel, Key},
     maps::MapsError,
     peers::{Flow, Peers},
     room::UpdateError,
@@ -56,7 +56,7 @@ pub struct Summary {
     /// Addresses that several services claim.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conflicts: Vec<Conflict>,
-    /// Endpoints that are less than before. For whoever reads what `follow` prints.
+    /// Endpoints that are less than before, if the table tells of them: for whoever reads what `follow` prints.
     #[serde(skip)]
     pub gone: Vec<Gone>,
 }
@@ -107,8 +107,8 @@ const ORPHANS: usize = 4096;
 struct News {
     /// The services that are to be otherwise, or new, by name.
     specs: Vec<(Key, Spec)>,
-    /// Services that are there and not in the table, and what they have.
-    gone: Vec<(Key, Holding)>,
+    /// Services that are there and not in the table.
+    gone: Vec<(Key, Rc<Installed>)>,
     /// Services that are there, of which anything is to be otherwise, also what drains, and what they have.
     changed: Vec<(Key, Holding)>,
     unchanged: usize,
@@ -125,6 +125,8 @@ pub struct Table {
     /// Those of them that found no room, as they were to be, and what of them drains.
     waiting: BTreeMap<Key, (Spec, Option<Endpoints>)>,
     draining: Drains,
+    /// Whether anybody is told which endpoints are gone.
+    tells: bool,
     /// Services of which each node's node port leads to its own backends.
     per_node: BTreeMap<Key, Service>,
     /// Addresses that no service has any more, with the endpoints of the one that had them last and what became of these.
@@ -148,18 +150,20 @@ impl Table {
             unfit: BTreeMap::new(),
             waiting: BTreeMap::new(),
             draining: BTreeMap::new(),
+            tells: false,
             per_node,
             orphans: foldhash::HashMap::default(),
             unseen: BTreeSet::new(),
         })
     }
 
-    /// Also tells, with the first whole table, of backends that went while nobody wrote to the maps, as far as any socket is
-    /// still translated to one.
+    /// Also tells of endpoints that are gone; with the first whole table of backends that went while nobody wrote to the maps,
+    /// as far as any socket is still translated to one.
     ///
     /// # Errors
     /// See [`Peers::each`].
-    pub fn tells_of_old(mut self, peers: &Peers) -> io::Result<Self> {
+    pub fn tells(mut self, peers: &Peers) -> io::Result<Self> {
+        self.tells = true;
         peers.each(|_, flow| {
             self.unseen.insert(flow);
             Ok(())
@@ -202,11 +206,13 @@ impl Table {
         (summary.conflicts, self.lost) = claims::settle(&mut specs);
         let News { specs, gone, changed, unchanged } = self.news(specs, &draining);
         summary.unchanged += unchanged;
+        let left = gone.iter().map(|(key, old)| (key.clone(), Holding::new(Some(old), self.draining.get(key))));
+        let before: Vec<_> = if self.tells { left.chain(changed).collect() } else { Vec::new() };
         self.draining = draining;
         let per_node = table.services.iter().filter(|service| is_per_node(service));
         self.per_node = per_node.map(|service| (service.key().into(), service.clone())).collect();
-        self.write(table, specs, &gone, &mut summary)?;
-        self.tell(gone.into_iter().chain(changed), &mut summary);
+        self.write(table, specs, gone, &mut summary)?;
+        self.tell(before, &mut summary);
         if !self.orphans.is_empty() {
             let names: Vec<_> = self.kernel.services().keys().cloned().collect();
             names.iter().for_each(|key| self.adopt(key, &mut summary));
@@ -224,14 +230,14 @@ impl Table {
         &mut self,
         table: &ServiceTable,
         specs: Vec<(Key, Spec)>,
-        gone: &[(Key, Holding)],
+        gone: Vec<(Key, Rc<Installed>)>,
         summary: &mut Summary,
     ) -> Result<(), MapsError> {
         let claimed =
             LazyCell::new(|| -> HashSet<_> { specs.iter().flat_map(|(_, spec)| spec.frontends.keys()).collect() });
-        let moves = |before: &Holding| before.frontends().any(|frontend| claimed.contains(frontend));
+        let moves = |old: &Installed| old.spec.frontends.keys().any(|frontend| claimed.contains(frontend));
         // An address that moves to another service is to have no gap. All else that goes makes room first.
-        let (last, first): (Vec<_>, Vec<_>) = gone.iter().partition(|(_, before)| moves(before));
+        let (last, first): (Vec<_>, Vec<_>) = gone.into_iter().partition(|(_, old)| moves(old));
         let nodes = table.all_nodes();
         self.kernel.prepare_nodes(&nodes)?;
         self.refuse(&table.refuse);
@@ -299,8 +305,8 @@ impl Table {
         self.kernel.write_doors(self.unfit.values().flat_map(|unfit| &unfit.cluster_ips).copied().collect());
     }
 
-    fn remove_all(&mut self, gone: Vec<&(Key, Holding)>) -> usize {
-        gone.iter().filter(|(key, _)| self.kernel.remove(key)).count()
+    fn remove_all(&mut self, gone: Vec<(Key, Rc<Installed>)>) -> usize {
+        gone.into_iter().filter(|(key, _)| self.kernel.remove(key)).count()
     }
 
     /// Sets a service, and gives it back with a reason if there is no room for it.
@@ -364,12 +370,10 @@ impl Table {
         drains: Option<Endpoints>,
         summary: &mut Summary,
     ) -> Result<(), MapsError> {
-        let old = self.holding(&key);
-        let freed = old.frontends().copied().filter(|frontend| !spec.frontends.contains_key(frontend)).collect();
-        let owners = spec.frontends.keys().filter_map(|frontend| self.kernel.owner(frontend));
-        let others = owners.filter(|owner| **owner != key).map(|owner| (owner.clone(), self.holding(owner)));
-        let mut before: BTreeMap<_, _> = others.collect();
-        before.insert(key.clone(), old);
+        let old = self.kernel.services().get(&key);
+        let freed = old.iter().flat_map(|old| old.spec.frontends.keys());
+        let freed = freed.copied().filter(|frontend| !spec.frontends.contains_key(frontend)).collect();
+        let before = if self.tells { self.holders(&key, &spec) } else { BTreeMap::new() };
         let (conflicts, losers, whole) = self.contest(&key, &mut spec);
         self.hand_over(&key, freed, summary)?;
         if let Some((key, spec, error)) = self.try_set(key.clone(), spec, summary)? {
@@ -454,6 +458,9 @@ impl Table {
 
     /// Says which endpoints services have no more, and which are not those of the service that has their address now.
     fn tell(&mut self, before: impl IntoIterator<Item = (Key, Holding)>, summary: &mut Summary) {
+        if !self.tells {
+            return;
+        }
         if self.orphans.len() > ORPHANS {
             self.orphans.clear();
         }
@@ -536,7 +543,7 @@ impl Table {
         let mut installed = self.kernel.services().iter().peekable();
         for (key, spec) in specs {
             while let Some((gone, old)) = installed.next_if(|(other, _)| **other < key) {
-                news.gone.push((gone.clone(), Holding::new(Some(old), self.draining.get(gone))));
+                news.gone.push((gone.clone(), old.clone()));
             }
             let old = installed.next_if(|(other, _)| **other == key).map(|(_, old)| old);
             let is_same = old.is_some_and(|old| old.is(&spec));
@@ -550,8 +557,14 @@ impl Table {
                 news.specs.push((key, spec));
             }
         }
-        news.gone.extend(installed.map(|(gone, old)| (gone.clone(), Holding::new(Some(old), self.draining.get(gone)))));
+        news.gone.extend(installed.map(|(gone, old)| (gone.clone(), old.clone())));
         news
+    }
+
+    /// What a service has, and each that has an address which the service is to have.
+    fn holders(&self, key: &Key, spec: &Spec) -> BTreeMap<Key, Holding> {
+        let owners = spec.frontends.keys().filter_map(|frontend| self.kernel.owner(frontend));
+        owners.filter(|owner| *owner != key).chain([key]).map(|owner| (owner.clone(), self.holding(owner))).collect()
     }
 
     fn holding(&self, key: &ServiceName) -> Holding {
