@@ -30,13 +30,13 @@ impl Kernel {
     ///
     /// Frontends that belong to another service are taken from it.
     pub fn set(&mut self, key: Key, spec: Spec) -> Result<bool, NotSet> {
-        if self.services.get(&key).is_some_and(|old| old.is(&spec)) {
+        let old = self.services.get(&key).cloned();
+        if old.as_ref().is_some_and(|old| old.is(&spec)) {
             return Ok(false);
         }
         if let Err(error) = self.tidy() {
             return Err(NotSet { service: Box::new((key, spec)), why: error.into() });
         }
-        let old = self.services.get(&key).cloned();
         match self.find_room(&spec, old.as_deref()) {
             Ok(draft) => {
                 self.write(key, spec, old.as_deref(), draft);
@@ -49,7 +49,7 @@ impl Kernel {
     /// Writes what nobody reads yet, then lets the frontends lead there, then takes the old away.
     fn write(&mut self, key: Key, spec: Spec, old: Option<&Installed>, mut draft: Draft) {
         let name = name::encode(&key, &spec);
-        if old.is_none_or(|old| name::encode(&key, &old.spec) != name) {
+        if self.names.get(draft.id) != Some(&name) {
             self.names.put(draft.id, name);
         }
         let mut backends = old.map(|old| old.backends.clone()).unwrap_or_default();
@@ -136,20 +136,16 @@ impl Kernel {
 
     fn lead(&mut self, key: &Key, frontend: &Frontend, entry: Entry, new: Option<u32>) {
         let v6 = frontend.address.is_ipv6();
-        let cell = match (self.owners.get(frontend), new) {
-            (Some(owned), _) => {
-                tables!(self, v6, tables => tables.lead(owned.cell, entry));
-                owned.cell
-            }
-            (None, Some(cell)) => {
-                self.frontends_changed = true;
-                tables!(self, v6, tables => tables.insert(frontend, cell, entry));
-                cell
-            }
-            (None, None) => return,
-        };
-        let before = self.owners.insert(*frontend, Owned { cell, owner: Some(key.clone()) });
-        if let Some(other) = before.and_then(|owned| owned.owner)
+        let mut before = None;
+        if let Some(owned) = self.owners.get_mut(frontend) {
+            tables!(self, v6, tables => tables.lead(owned.cell, entry));
+            before = owned.owner.replace(key.clone());
+        } else if let Some(cell) = new {
+            self.frontends_changed = true;
+            tables!(self, v6, tables => tables.insert(frontend, cell, entry));
+            self.owners.insert(*frontend, Owned { cell, owner: Some(key.clone()) });
+        }
+        if let Some(other) = before
             && other != *key
             && let Some(other) = self.services.get_mut(&other)
         {
