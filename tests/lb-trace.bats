@@ -144,6 +144,20 @@ second 10.96.0.1:80 takes-no-part 0'
   lab_lb node1 show | jq -c '.refuse = []' | lab_lb node1 apply >/dev/null
 }
 
+@test "of an IPv4-mapped Service without backends that the kernel refuses to a socket for IPv6 alone, just that is told" {
+  trace_begins
+  lab_sockets node1/pod <<'PY'
+for kind in SOCK_STREAM, SOCK_DGRAM:
+    alone = new(kind, AF_INET6)
+    alone.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    equal(errno_of(alone.connect, ("::ffff:10.96.0.2", 80)), "ENETUNREACH")
+PY
+  trace_has 2
+  assert_equal "$(jq -r '[.protocol, .frontend, .service, .outcome, .errno // 0] | join(" ")' "$trace")" \
+    'TCP 10.96.0.2:80 test/none-tcp ipv6-only 0
+UDP 10.96.0.2:80 test/none-udp ipv6-only 0'
+}
+
 @test "a pod that the plugin made a way for is called by its name, and the node's own processes are the node's" {
   local state=/run/underpass/attachments
   lab_in node1 mkdir -p "$state"

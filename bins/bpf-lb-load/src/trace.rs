@@ -102,6 +102,8 @@ pub enum Outcome {
     TakesNoPart,
     /// Left as it is: the address and port are no Service's.
     NoService,
+    /// Left as it is: the socket is for IPv6 alone (IPV6_V6ONLY), to which the kernel refuses an IPv4-mapped address.
+    Ipv6Only,
 }
 
 impl Outcome {
@@ -112,6 +114,7 @@ impl Outcome {
             verdict if verdict == Verdict::NoSuchPort as u32 => Self::NoSuchPort,
             verdict if verdict == Verdict::NoRoom as u32 => Self::NoRoom,
             verdict if verdict == Verdict::TakesNoPart as u32 => Self::TakesNoPart,
+            verdict if verdict == Verdict::Ipv6Only as u32 => Self::Ipv6Only,
             _ => Self::NoService,
         }
     }
@@ -126,6 +129,7 @@ impl fmt::Display for Outcome {
             Self::NoRoom => "not translated: this socket asks more Services than can be remembered",
             Self::TakesNoPart => "not translated: its network namespace takes no part",
             Self::NoService => "not translated: no Service has this address and port",
+            Self::Ipv6Only => "not translated: the socket is for IPv6 alone, and the kernel refuses it",
         })
     }
 }

@@ -18,6 +18,8 @@ pub enum Verdict {
     TakesNoPart = 4,
     /// No Service's.
     NoService = 5,
+    /// A Service's IPv4-mapped address, and left as it is: the socket is for IPv6 alone, and the kernel refuses it.
+    Ipv6Only = 6,
 }
 
 /// Which call.

@@ -55,13 +55,16 @@ fn trace<A: Tables>(context: *mut bpf_sock_addr, got: Endpoint<A>, call: Call) {
     let sockaddr = Inet6(context);
     let errno = errno();
     let Some(config) = CONFIG.get(0) else { return };
-    let asked = Socket::known(config, sockaddr).and_then(|socket| socket.translated(&got));
-    if let Some(asked) = asked {
+    let socket = Socket::known(config, sockaddr);
+    if let Some(asked) = socket.as_ref().and_then(|socket| socket.translated(&got)) {
         let service = frontend_called(config, sockaddr, &asked).map_or(NO_SERVICE, |frontend| frontend.service().0);
         let told = Told { verdict: Verdict::Translated, errno, service, asked: wide(&asked), got: wide(&got) };
         return tell(sockaddr, call, &told);
     }
     let (verdict, service) = match frontend_called(config, sockaddr, &got).map(|frontend| frontend.service()) {
+        Some((service, _)) if socket.is_some_and(|socket| socket.is_v6only(got.protocol)) => {
+            (Verdict::Ipv6Only, service)
+        }
         Some((NO_SERVICE, _)) => (Verdict::NoSuchPort, NO_SERVICE),
         Some((service, true)) if errno == 0 => (Verdict::NoRoom, service),
         Some((service, _)) => (Verdict::NoBackends, service),
