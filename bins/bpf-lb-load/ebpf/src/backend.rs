@@ -313,7 +313,7 @@ impl<A: Tables> Frontend<A> {
     }
 }
 
-// Called, since few services are such: a program has none of it then but the call.
+// Called, since few connections get there: a program has none of it then but the call.
 
 /// Of two backends the one with fewer connections.
 #[inline(never)]

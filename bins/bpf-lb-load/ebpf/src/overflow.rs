@@ -11,7 +11,7 @@ use bpf_lb_abi::{Config, Endpoint, FLOWS, Overflow, Translation, is_mapped};
 
 use crate::{
     maps::{CONFIG, OVERFLOW},
-    translation::{set_id, uncount},
+    translation::uncount,
 };
 
 /// All addresses are IPv6 here, or IPv4-mapped.
@@ -150,8 +150,9 @@ fn is_by(translation: &Translation<Wide>, backend: &Endpoint<Wide>, hidden: u32)
 
 /// Remembers the connection, in place of the one before it in the same family: the kernel may refuse the other one to a
 /// socket that is connected. Says whether it could. For the socket of which a subflow with the cookie `subflow` is connected:
-/// only that one changes anything from then on, the others follow it.
-#[inline(never)]
+/// only that one changes anything from then on, the others follow it. A part of the function that is called for it: the kernel
+/// counts 32 bytes of stack for each call, and has 512.
+#[inline(always)]
 pub(crate) fn connect(socket: *mut bpf_sock, subflow: u64, translation: &Translation<Wide>) -> bool {
     let Some(overflow) = storage(socket, true) else { return false };
     if overflow.subflow != subflow && overflow.subflow != 0 {
@@ -237,20 +238,20 @@ pub(crate) fn name(socket: *mut bpf_sock, service: &Endpoint<Wide>, backend: &En
     }
 }
 
-#[inline(never)]
+#[inline(always)]
 fn rename(overflow: *mut Overflow, service: &Endpoint<Wide>, backend: &Endpoint<Wide>) {
     // SAFETY: see `storage`.
-    let (connection, before) = unsafe { (&(*overflow).connection, &(*overflow).before) };
+    let (connection, before) = unsafe { (&mut (*overflow).connection, &mut (*overflow).before) };
     hide(connection, service, backend);
     hide(before, service, backend);
     each_flow!(overflow, flow => { hide(flow, service, backend); });
 }
 
 #[inline(never)]
-fn hide(translation: &Translation<Wide>, service: &Endpoint<Wide>, backend: &Endpoint<Wide>) {
+fn hide(translation: &mut Translation<Wide>, service: &Endpoint<Wide>, backend: &Endpoint<Wide>) {
     if translation.backend == *backend {
         let hidden = if translation.service == *service { 0 } else { HIDDEN };
-        set_id(translation, translation.id & !HIDDEN | hidden);
+        translation.id = translation.id & !HIDDEN | hidden;
     }
 }
 

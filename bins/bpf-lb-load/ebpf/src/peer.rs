@@ -37,15 +37,15 @@ struct Place<A: Tables> {
     translation: &'static Translation<A>,
 }
 
-/// Where a socket's translations are. What few get to is done in functions that are called: with cookie and socket, of which they
-/// make another one of these, since the verifier lets programs without CAP_PERFMON use no stack again that had pointers in it.
+/// Where a socket's translations are. What few get to is done in functions that are called with cookie and socket, and not with one
+/// of these: the verifier lets programs without CAP_PERFMON use no stack again that had pointers in it.
 pub(crate) struct Socket<A: Tables> {
     config: &'static Config,
     pub(crate) cookie: u64,
-    /// The socket has just got its cookie, so nothing is remembered of it.
+    /// The socket was seen to get its cookie just now, so nothing is remembered of it.
     is_new: bool,
     place: Place<A>,
-    pub(crate) dual: bool,
+    dual: bool,
     pub(crate) socket: *mut bpf_sock,
 }
 
@@ -57,15 +57,10 @@ impl<A: Tables> Socket<A> {
         Self::with(config, cookie, known.is_none(), sockaddr.is_dual(), sockaddr.socket())
     }
 
-    /// The same, if anything can be remembered of it: by its cookie, or in `overflow`, where a socket of Multipath TCP goes by that
-    /// of its subflow.
+    /// The same, if anything can be remembered of it.
     #[inline(always)]
     pub(crate) fn known(config: &'static Config, sockaddr: impl Sockaddr) -> Option<Self> {
-        let cookie = match sock::known_cookie(sockaddr.context(), sockaddr.socket()) {
-            Some(cookie) => cookie,
-            None if overflowed(config) => sock::new_cookie(sockaddr.context()),
-            None => return None,
-        };
+        let cookie = remembered_by(config, sockaddr)?;
         Self::with(config, cookie, false, sockaddr.is_dual(), sockaddr.socket())
     }
 
@@ -144,8 +139,8 @@ impl<A: Tables> Socket<A> {
         }
         cold_path();
         let is_remembered = match multipath {
-            Some(socket) => connect_subflow(self.cookie, socket, translation()),
-            None => connect_beside(self.cookie, self.socket, translation()),
+            Some(socket) => connect_beside(self.cookie, socket, self.cookie, translation()),
+            None => connect_beside(self.cookie, self.socket, 0, translation()),
         };
         if is_remembered {
             count();
@@ -156,13 +151,7 @@ impl<A: Tables> Socket<A> {
     /// Connects by a flow that there is already: to its backend. Says whether it could.
     #[inline(always)]
     pub(crate) fn connect_flow(&self, flow: &Translation<A>) -> bool {
-        connect_flow(self.cookie, self.dual, self.socket, *flow)
-    }
-
-    /// The socket is connected to what is no Service. Should it be a backend, then it goes by its own name from now on.
-    #[inline(always)]
-    pub(crate) fn leave(&self, wanted: &Endpoint<A>) {
-        leave(self.cookie, self.dual, self.socket, *wanted);
+        connect_flow(self.cookie, self.dual, self.socket, flow)
     }
 
     /// Takes the connection that an IPv6 socket had in the other family off the count.
@@ -215,7 +204,7 @@ impl<A: Tables> Socket<A> {
             self.write(flow());
         } else {
             cold_path();
-            if !send_beside(self.cookie, self.socket, flow()) {
+            if !send_beside(self.socket, flow()) {
                 return false;
             }
             count();
@@ -294,12 +283,30 @@ impl<A: Tables> Socket<A> {
     }
 }
 
+/// The cookie by which something may be remembered of the socket; in `overflow`, where one of Multipath TCP goes by that of its
+/// subflow, it may be without.
+#[inline(always)]
+fn remembered_by(config: &Config, sockaddr: impl Sockaddr) -> Option<u64> {
+    match sock::known_cookie(sockaddr.context(), sockaddr.socket()) {
+        None if overflowed(config) => Some(sock::new_cookie(sockaddr.context())),
+        known => known,
+    }
+}
+
+/// The socket is connected to what is no Service. Should it be a backend, then it goes by its own name from now on.
+#[inline(always)]
+pub(crate) fn leave<A: Tables>(config: &Config, sockaddr: impl Sockaddr, wanted: &Endpoint<A>) {
+    if let Some(cookie) = remembered_by(config, sockaddr) {
+        leave_with(cookie, sockaddr.is_dual(), sockaddr.socket(), *wanted);
+    }
+}
+
 #[inline(never)]
-fn leave<A: Tables>(cookie: u64, dual: bool, socket: *mut bpf_sock, wanted: Endpoint<A>) {
+fn leave_with<A: Tables>(cookie: u64, dual: bool, socket: *mut bpf_sock, wanted: Endpoint<A>) {
     let Some(of) = Socket::again(cookie, dual, socket) else { return };
     of.leave_other_family();
     match of.first() {
-        Some(first) if is_flow(first) => name_first(cookie, &wanted, &wanted),
+        Some(first) if is_flow(first) => rename(first, &wanted, &wanted),
         Some(first) if first.backend == wanted => release(cookie, &of.place),
         Some(first) => uncount(first),
         None => {}
@@ -313,9 +320,9 @@ fn leave<A: Tables>(cookie: u64, dual: bool, socket: *mut bpf_sock, wanted: Endp
 }
 
 #[inline(never)]
-fn connect_flow<A: Tables>(cookie: u64, dual: bool, socket: *mut bpf_sock, flow: Translation<A>) -> bool {
+fn connect_flow<A: Tables>(cookie: u64, dual: bool, socket: *mut bpf_sock, flow: &Translation<A>) -> bool {
     let Some(of) = Socket::again(cookie, dual, socket) else { return false };
-    of.connect(|| Translation { id: flow.id & Translation::<A>::ID, ..flow }, || (), None)
+    of.connect(|| Translation { id: flow.id & Translation::<A>::ID, ..*flow }, || (), None)
 }
 
 /// The socket's connection goes by what is in its place.
@@ -324,27 +331,20 @@ fn disconnect<A: Tables>(socket: *mut bpf_sock, service: Endpoint<A>, backend: E
     overflow::disconnect(socket, &wide(&service), &wide(&backend));
 }
 
-/// Remembers the translation of a connection of a socket that has no place for it. Says whether it could.
+/// Remembers the translation of a connection of a socket that has no place for it. Says whether it could. Of a subflow with a
+/// cookie, `socket` is the one of Multipath TCP.
 #[inline(never)]
-fn connect_beside<A: Tables>(cookie: u64, socket: *mut bpf_sock, translation: Translation<A>) -> bool {
-    name_first(cookie, &translation.service, &translation.backend);
-    overflow::connect(socket, 0, &widen(&translation))
-}
-
-/// The same of a subflow with that cookie, for the `socket` of Multipath TCP that it is one of.
-#[inline(never)]
-fn connect_subflow<A: Tables>(cookie: u64, socket: *mut bpf_sock, translation: Translation<A>) -> bool {
-    overflow::connect(socket, cookie, &widen(&translation))
+fn connect_beside<A: Tables>(cookie: u64, socket: *mut bpf_sock, subflow: u64, translation: Translation<A>) -> bool {
+    if subflow == 0 {
+        name_first(cookie, &translation.service, &translation.backend);
+    }
+    overflow::connect(socket, subflow, &widen(&translation))
 }
 
 /// Remembers the translation of a flow of a socket that has no place for it. Says whether it could.
 #[inline(never)]
-fn send_beside<A: Tables>(cookie: u64, socket: *mut bpf_sock, flow: Translation<A>) -> bool {
-    let is_remembered = overflow::send(socket, &widen(&flow));
-    if is_remembered {
-        name_first(cookie, &flow.service, &flow.backend);
-    }
-    is_remembered
+fn send_beside<A: Tables>(socket: *mut bpf_sock, flow: Translation<A>) -> bool {
+    overflow::send(socket, &widen(&flow))
 }
 
 /// What is sent to `backend` is from now on sent to it by the name `service`, which answers will have.
@@ -361,8 +361,14 @@ fn name<A: Tables>(cookie: u64, socket: *mut bpf_sock, service: Endpoint<A>, bac
 fn name_first<A: Tables>(cookie: u64, service: &Endpoint<A>, backend: &Endpoint<A>) {
     if let Some(place) = place::<A>(cookie)
         && let Some(first) = owned(cookie, &place)
-        && first.backend == *backend
     {
+        rename(first, service, backend);
+    }
+}
+
+#[inline(always)]
+fn rename<A: Tables>(first: &Translation<A>, service: &Endpoint<A>, backend: &Endpoint<A>) {
+    if first.backend == *backend {
         let hidden = if first.service == *service { 0 } else { Translation::<A>::HIDDEN };
         set_id(first, first.id & !Translation::<A>::HIDDEN | hidden);
     }

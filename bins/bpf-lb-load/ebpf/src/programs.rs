@@ -6,7 +6,7 @@ use bpf_lb_abi::{MAPPED_PREFIX, TCP, Translation, UDP};
 use crate::{
     backend::{frontend, has_node_port, node_of},
     maps::{CONFIG, Tables},
-    peer::{Socket, forget},
+    peer::{Socket, forget, leave},
     setting::setting,
     sock,
     sockaddr::{Sockaddr, sockaddr_programs},
@@ -45,9 +45,7 @@ fn connect<S: Sockaddr>(sockaddr: S) -> i32 {
     let wanted = sockaddr.endpoint();
     let Some(config) = CONFIG.get(0) else { return ALLOW };
     let Some(frontend) = frontend(config, sockaddr, &wanted) else {
-        if let Some(socket) = Socket::known(config, sockaddr) {
-            socket.leave(&wanted);
-        }
+        leave(config, sockaddr, &wanted);
         return ALLOW;
     };
     let Some(socket) = Socket::of(config, sockaddr) else { return ALLOW };

@@ -9,7 +9,7 @@ use crate::setting::setting;
 #[unsafe(no_mangle)]
 static SEED: u32 = 0;
 
-/// Where a number is taken from, should one be needed.
+/// Where a number is taken from, should one be needed: a cookie, which is never 0, or 0 for the kernel.
 #[derive(Clone, Copy)]
 pub(crate) struct Random(u64);
 

@@ -52,6 +52,7 @@ fn errno() -> u32 {
 /// Called, since the hooks of connect() and of sendmsg() tell the same, and so do those of IPv6 of an IPv4-mapped address.
 #[inline(never)]
 fn trace<A: Tables>(context: *mut bpf_sock_addr, got: Endpoint<A>, call: Call) {
+    // Of whatever family the hook is: the address was read before, and the rest is the same.
     let sockaddr = Inet6(context);
     let errno = errno();
     let Some(config) = CONFIG.get(0) else { return };
@@ -62,7 +63,7 @@ fn trace<A: Tables>(context: *mut bpf_sock_addr, got: Endpoint<A>, call: Call) {
         return tell(sockaddr, call, &told);
     }
     let (verdict, service) = match frontend_called(config, sockaddr, &got).map(|frontend| frontend.service()) {
-        Some((service, _)) if socket.is_some_and(|socket| socket.is_v6only(got.protocol)) => {
+        Some((service, _)) if errno == 0 && socket.is_some_and(|socket| socket.is_v6only(got.protocol)) => {
             (Verdict::Ipv6Only, service)
         }
         Some((NO_SERVICE, _)) => (Verdict::NoSuchPort, NO_SERVICE),

@@ -8,12 +8,15 @@ use crate::{atomic::count, maps::BACKENDS};
 #[inline(always)]
 pub(crate) fn uncount<A>(translation: &Translation<A>) {
     if translation.id & Translation::<A>::COUNTED != 0 {
-        uncount_counted(translation);
+        uncount_counted(core::ptr::from_ref(translation));
     }
 }
 
+/// By pointer: what is called with a reference is taken to change nothing.
 #[inline(never)]
-fn uncount_counted<A>(translation: &Translation<A>) {
+fn uncount_counted<A>(translation: *const Translation<A>) {
+    // SAFETY: it was a reference, and the socket's lock keeps its other calls out.
+    let translation = unsafe { &*translation };
     set_id(translation, translation.id & !Translation::<A>::COUNTED);
     if let Some(backend) = BACKENDS.get(translation.id & Translation::<A>::ID)
         && backend.generation.load() == translation.generation
