@@ -121,6 +121,70 @@ foreign() { assert_equal "$(lab_in node1 cat /opt/cni/bin/coordinator)" theirs; 
   assert_equal "$(lab_in node1 ls -A /opt/cni/bin)" coordinator
 }
 
+# put_theirs file|link NAME: another vendor's plugin, as its installer puts it there: what has the name is moved out of its way.
+put_theirs() {
+  lab_in node1 mkdir -p /opt/cni/bin
+  lab_in node1 rm -f /opt/cni/bin/coordinator
+  case $1 in
+    file) printf %s "$2" | lab_in node1 tee /opt/cni/bin/coordinator >/dev/null ;;
+    link) lab_in node1 ln -s "/opt/theirs/$2" /opt/cni/bin/coordinator ;;
+  esac
+}
+
+# only_theirs file|link NAME: that plugin is there, and nothing else is.
+only_theirs() {
+  case $1 in
+    file) assert_equal "$(lab_in node1 cat /opt/cni/bin/coordinator)" "$2" ;;
+    link) assert_equal "$(lab_in node1 readlink /opt/cni/bin/coordinator)" "/opt/theirs/$2" ;;
+  esac || return
+  assert_equal "$(lab_in node1 ls -A /opt/cni/bin)" coordinator
+}
+
+@test "another vendor's coordinator that is a link is kept and comes back as well" {
+  put_theirs link older
+  expect 0 install_on_node1
+  assert_contains "$stderr" 'kept as /opt/cni/bin/coordinator.before'
+  expect 0 install_on_node1 --uninstall
+  only_theirs link older
+}
+
+@test "another vendor's coordinator that has taken the place of ours stays, when ours is taken away or goes back" {
+  local kind action
+  for kind in file link; do
+    for action in --uninstall --rollback; do
+      put_theirs $kind older
+      install_on_node1
+      put_theirs $kind newer
+      expect 0 install_on_node1 $action
+      only_theirs $kind newer
+    done
+    lab_in node1 rm -r /opt/cni
+    install_on_node1
+    put_theirs $kind newer
+    # There is nothing to go back to.
+    expect 1 install_on_node1 --rollback
+    expect 0 install_on_node1 --uninstall
+    only_theirs $kind newer
+  done
+}
+
+@test "the plugin that does nothing, for pods that are still to go, stays when ours is taken away twice, and gives way to ours" {
+  install_on_node1
+  install_on_node1 --uninstall
+  lab_in node1 ln -s /bin/true /opt/cni/bin/coordinator
+  expect 0 install_on_node1 --uninstall
+  assert_equal "$(lab_in node1 readlink /opt/cni/bin/coordinator)" /bin/true
+  expect 0 install_on_node1
+  expect 0 install_on_node1 --uninstall
+  assert_equal "$(lab_in node1 ls -A /opt/cni/bin)" ''
+}
+
+@test "a plugin that was put there by hand is taken away" {
+  by_hand
+  expect 0 install_on_node1 --uninstall
+  assert_equal "$(lab_in node1 ls -A /opt/cni/bin)" ''
+}
+
 @test "while another vendor's coordinator gives way there is always one" {
   local name
   mkdir "$BATS_TEST_TMPDIR/watched"
