@@ -137,6 +137,43 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
     "$(objects --set metrics.alerts=true | jq -r '.[] | select(.kind == "PrometheusRule").spec.groups[].rules[].alert' | sort)"
 }
 
+@test "by either monitor a metric keeps its own labels, also those that the operator gives to what it reads" {
+  assert_json "$(objects --set metrics.podMonitor=true,metrics.serviceMonitor=true)" \
+    '[.[] | select(.kind | endswith("Monitor")) | (.spec.podMetricsEndpoints // .spec.endpoints)[].honorLabels]' '[true,true]'
+}
+
+@test "alerts and the dashboard ask for no label but those that a metric is documented with, and the monitors' node" {
+  objects --set metrics.alerts=true,metrics.dashboard=true >"$BATS_TEST_TMPDIR/objects"
+  assert_same "$(python3 - "$BATS_TEST_TMPDIR/objects" "$LAB_REPO/deploy/metrics.md" <<'PYTHON'
+import json, re, sys
+
+labels = {}
+for line in open(sys.argv[2]):
+    if found := re.match(r"\| `(underpass_\w+)` \| \w+ \| ([\w, ]*)\|", line):
+        labels[found[1]] = {"node", *re.findall(r"\w+", found[2])}
+
+asked = []
+for found in json.load(open(sys.argv[1])):
+    if found["kind"] == "PrometheusRule":
+        for rule in (rule for group in found["spec"]["groups"] for rule in group["rules"]):
+            asked.append((rule["expr"], re.findall(r"\$labels\.(\w+)", str(rule["annotations"]))))
+    elif "underpass.json" in found.get("data", {}):
+        for panel in json.loads(found["data"]["underpass.json"])["panels"]:
+            for target in panel.get("targets", []):
+                asked.append((target["expr"], re.findall(r"{{(\w+)}}", target["legendFormat"])))
+if len(asked) < 20:
+    print("only", len(asked), "expressions were found")
+for expression, names in asked:
+    metric = re.search(r"underpass_\w+", expression)[0].removesuffix("_bucket")
+    for group in re.findall(r"by \(([^)]*)\)", expression):
+        names = names + re.findall(r"\w+", group)
+    names = names + re.findall(r"[{,]\s*(\w+)\s*[=!]", expression)
+    for name in set(names) - labels[metric]:
+        print(f"{name}: {expression}")
+PYTHON
+  )" ''
+}
+
 @test "the monitors choose what the chart makes" {
   local found
   found=$(objects --set metrics.podMonitor=true,metrics.serviceMonitor=true,metrics.dashboard=true)
