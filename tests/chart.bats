@@ -49,6 +49,16 @@ object() { lab_kubectl get -n kube-system "$1" "$2" --output json; }
   done
 }
 
+@test "the API takes the chart that is rendered for a version that knows AppArmor by annotations" {
+  local flag
+  for flag in remove=false remove=true cni.install=false; do
+    helm template underpass "$LAB_REPO/deploy/chart" -n kube-system --kube-version 1.29.4 --set "$flag" >"$BATS_TEST_TMPDIR/manifest"
+    grep -q apparmor.security "$BATS_TEST_TMPDIR/manifest"
+    expect 0 lab_kubectl apply --dry-run=server --filename "$BATS_TEST_TMPDIR/manifest"
+    assert_contains "$output" 'daemonset.apps/underpass-node created (server dry run)'
+  done
+}
+
 @test "helm upgrades from the version before, and goes back to it" {
   local chart=$BATS_TEST_TMPDIR/before before revision
   # The version before: the chart before its last change, with another number, and something that went.

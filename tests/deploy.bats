@@ -83,13 +83,18 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
 }
 
 @test "AppArmor's profile for containers, which denies /sys/fs/bpf, is off in the words of the cluster's version" {
-  # What the DaemonSet of these flags says, by the pod and by each container.
+  # What the DaemonSet of these flags says by the pod, and by each container; and which containers it has.
   said() {
-    objects "$@" | jq -c '.[] | select(.kind == "DaemonSet").spec.template
-      | [.spec.securityContext.appArmorProfile.type, (.metadata.annotations // {} | to_entries[] | select(.key | contains("apparmor")) | .value)]'
+    objects "$@" | jq -c '.[] | select(.kind == "DaemonSet").spec.template | [.spec.securityContext.appArmorProfile.type,
+      [.metadata.annotations // {} | to_entries[] | select(.value == "unconfined").key | sub("^container.apparmor.security.beta.kubernetes.io/"; "")],
+      [.spec | (.initContainers[]?, .containers[]).name]] | map(if type == "array" then sort else . end)'
   }
-  assert_equal "$(said)" '["Unconfined"]'
-  assert_equal "$(said --kube-version 1.29.4)" '[null,"unconfined","unconfined","unconfined"]'
+  assert_json "$(said)" '.[:2]' '["Unconfined",[]]'
+  local paths remove install
+  for paths in both host socket; do for remove in true false; do for install in true false; do
+    assert_json "$(said --kube-version 1.29.4 --set "paths=$paths,api.host=10.6.0.10,remove=$remove,cni.install=$install")" \
+      '[.[0], .[1] == .[2]]' '[null,true]'
+  done; done; done
   assert_json "$(objects)" '.[] | select(.kind == "DaemonSet").spec.template.spec.securityContext.seLinuxOptions.type' spc_t
 }
 
