@@ -78,6 +78,19 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
   done
 }
 
+@test "the plugin is kept in its place where the chart puts it there, and nowhere else" {
+  containers() {
+    objects "$@" | jq -c '.[] | select(.kind == "DaemonSet").spec.template.spec | [(.initContainers[]?, .containers[]).name]'
+  }
+  assert_equal "$(containers)" '["install","node-agent","plugin"]'
+  assert_equal "$(containers --set cni.install=false)" '["node-agent"]'
+  assert_equal "$(containers --set remove=true)" '["remove","node-agent"]'
+  # One directory for both, and the same node's.
+  assert_json "$(objects --set cni.bin=/usr/lib/cni)" '.[] | select(.kind == "DaemonSet").spec.template.spec
+    | (.initContainers[0].command + ["--keep"] == .containers[1].command), .containers[1].volumeMounts' \
+    $'true\n[{"name":"bin","mountPath":"/host/usr/lib/cni"}]'
+}
+
 @test "no pod goes to a node with another system than Linux" {
   assert_json "$(objects --set status.enabled=true)" '[.[].spec.template.spec | select(.) | .nodeSelector["kubernetes.io/os"]]' '["linux","linux"]'
 }

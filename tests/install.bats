@@ -12,6 +12,7 @@ setup_file() {
 # Each test has the node as it was.
 teardown() {
   [ -z "${SUITE_SKIP-}" ] || return 0
+  [ ! -e "$LAB/pid/keep" ] || lab_stop keep
   lab_in node1 rm -rf /opt/cni /opt/bare /opt/image /etc/iproute2/rt_protos.d/underpass.conf /etc/NetworkManager /etc/systemd/networkd.conf.d
 }
 
@@ -423,22 +424,125 @@ bare() {
   expect 0 bare DEL bridged < <(lab_chained node1 bridged underlay46)
 }
 
+# image_install: a shell's program that runs the image's install with further arguments, as the chart does it.
+image_install() {
+  cat <<'END'
+[ -n "${INSIDE-}" ] || exec env INSIDE=1 unshare --mount sh "$0" "$@"
+for directory in proc dev; do
+  mkdir -p "/opt/image/$directory"
+  mount --rbind "/$directory" "/opt/image/$directory"
+done
+for directory in opt/cni/bin etc; do
+  mkdir -p "/opt/image/host/$directory" "/opt/bare/$directory"
+  mount --bind "/opt/bare/$directory" "/opt/image/host/$directory"
+done
+exec env -i PATH=/usr/local/bin:/bin "$(command -v chroot)" /opt/image install --root /host --cni-bin /opt/cni/bin "$@"
+END
+}
+
 @test "installed from the image as the chart does it, which sees no /bin/sh of the node's, the plugin has its shell too" {
   command -v busybox >/dev/null || skip 'no busybox: run scripts/setup'
   lab_in node1 "$LAB_REPO/scripts/image" --root /opt/image
-  # shellcheck disable=SC2016 # expanded by the inner shell
-  expect 0 lab_in node1 unshare --mount sh -c '
-    mkdir -p /opt/image/proc
-    mount --rbind /proc /opt/image/proc
-    for directory in opt/cni/bin etc; do
-      mkdir -p "/opt/image/host/$directory" "/opt/bare/$directory"
-      mount --bind "/opt/bare/$directory" "/opt/image/host/$directory"
-    done
-    exec env -i PATH=/usr/local/bin:/bin "$(command -v chroot)" /opt/image install --root /host --cni-bin /opt/cni/bin'
+  image_install >"$BATS_TEST_TMPDIR/command"
+  expect 0 lab_in node1 sh "$BATS_TEST_TMPDIR/command"
   lab_pod node1 bottle plain46
   expect 0 bare ADD bottle < <(lab_chained node1 bottle underlay46)
   assert_answer node1/bottle "$(lab_cluster_ip web 4)" 80 server ''
   expect 0 bare DEL bottle < <(lab_chained node1 bottle underlay46)
+}
+
+# spiderpool_starts NAME: its agent puts its plugin there, as it does whenever it starts (postStart in its chart's daemonset.yaml): what it
+# finds there, also through a link, is moved away, and its own is copied.
+spiderpool_starts() {
+  printf %s "$1" >"$BATS_TEST_TMPDIR/theirs"
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_in node1 sh -c 'mkdir -p "$1" && cd "$1" && rm -f coordinator.old && { [ ! -f coordinator ] || mv coordinator coordinator.old; } &&
+    cp "$0" coordinator && rm -f coordinator.old' "$BATS_TEST_TMPDIR/theirs" "${BIN:-/opt/cni/bin}"
+}
+
+# keeps COMMAND...: it keeps our plugin in its place from now on.
+keeps() { lab_spawn keep node1 "$@" --keep; }
+
+# comes_back: ours is in its place again, and theirs, NAME, is kept.
+comes_back() {
+  lab_until 15 lab_in node1 test -L "${BIN:-/opt/cni/bin}/coordinator" || fail "$(<"$LAB/log/keep")"
+  assert_equal "$(lab_in node1 cat "${BIN:-/opt/cni/bin}/coordinator.before")" "$1"
+}
+
+@test "whenever Spiderpool's agent has put its plugin in place of ours, --keep gives ours its place back, keeps theirs, and says so once" {
+  local name
+  spiderpool_starts older
+  install_on_node1
+  keeps env UNDERPASS_LIBEXEC="$(lab_libexec)" "$LAB_REPO/scripts/install"
+  for name in newer newest; do
+    spiderpool_starts $name
+    comes_back $name
+  done
+  lab_pod node1 kept plain46
+  expect 0 installed ADD kept < <(lab_chained node1 kept underlay46)
+  assert_answer node1/kept "$(lab_cluster_ip web 4)" 80 server ''
+  expect 0 installed DEL kept < <(lab_chained node1 kept underlay46)
+  assert_equal "$(grep -c 'in place of ours' "$LAB/log/keep")" 2
+  expect 0 install_on_node1 --uninstall
+  only_theirs file newest
+}
+
+@test "an older --keep leaves the version alone, and it puts nothing back once ours was taken away, even if it was waiting to" {
+  local version
+  spiderpool_starts older
+  install_on_node1
+  keeps env UNDERPASS_LIBEXEC="$(lab_libexec)" "$LAB_REPO/scripts/install"
+  another_version
+  install_on_node1
+  version=$(lab_in node1 readlink /opt/cni/bin/underpass.d)
+  spiderpool_starts newer
+  comes_back newer
+  assert_equal "$(lab_in node1 readlink /opt/cni/bin/underpass.d)" "$version"
+  # While calls settle, theirs is there again, and our tools are there still.
+  mkdir "$BATS_TEST_TMPDIR/watched"
+  program "$BATS_TEST_TMPDIR/watched/sleep" <<END
+n=0
+until grep -q 'waiting for another' "$LAB/log/keep" || [ \$n = 200 ]; do n=\$((n + 1)) && $(command -v sleep) 0.1; done
+END
+  PATH=$BATS_TEST_TMPDIR/watched:$PATH OTHER='' expect 0 install_on_node1 --uninstall
+  assert_contains "$(<"$LAB/log/keep")" 'waiting for another installer'
+  lab_until 10 keeps_nothing
+  lab_in node1 sleep 6
+  only_theirs file newer
+  assert_equal "$(grep -c 'in place of ours' "$LAB/log/keep")" 1
+}
+
+# keeps_nothing: it has had its turn, and waits for the next.
+keeps_nothing() { pgrep --parent "$(<"$LAB/pid/keep")" --exact sleep >/dev/null; }
+
+@test "--keep leaves the plugin that does nothing, and one that went, and ends as soon as it is told to" {
+  local start
+  install_on_node1
+  keeps env UNDERPASS_LIBEXEC="$(lab_libexec)" "$LAB_REPO/scripts/install"
+  lab_in node1 ln -sfn /bin/true /opt/cni/bin/coordinator
+  lab_in node1 sleep 6
+  assert_equal "$(lab_in node1 readlink /opt/cni/bin/coordinator)" /bin/true
+  lab_in node1 rm /opt/cni/bin/coordinator
+  lab_in node1 sleep 6
+  lab_in node1 test ! -e /opt/cni/bin/coordinator
+  start=${EPOCHREALTIME/./}
+  lab_stop keep
+  [ $((${EPOCHREALTIME/./} - start)) -lt 1000000 ] || fail 'it took its time'
+  assert_equal "$(<"$LAB/log/keep")" ''
+}
+
+@test "from the image as the chart runs it, on a node without /bin/sh, --keep does the same" {
+  command -v busybox >/dev/null || skip 'no busybox: run scripts/setup'
+  local BIN=/opt/bare/opt/cni/bin
+  lab_in node1 "$LAB_REPO/scripts/image" --root /opt/image
+  image_install >"$BATS_TEST_TMPDIR/command"
+  expect 0 lab_in node1 sh "$BATS_TEST_TMPDIR/command"
+  keeps sh "$BATS_TEST_TMPDIR/command"
+  spiderpool_starts newer
+  comes_back newer
+  lab_pod node1 keeper plain46
+  expect 0 bare ADD keeper < <(lab_chained node1 keeper underlay46)
+  expect 0 bare DEL keeper < <(lab_chained node1 keeper underlay46)
 }
 
 @test "what check-node finds is said with its remedy, and is no reason not to install" {

@@ -278,6 +278,17 @@ other_version() {
   for node in $(lab_nodes); do cluster_import "$node" "$BATS_TEST_TMPDIR/underpass.tar"; done
 }
 
+@test "another vendor's plugin that is put on a node in place of ours gives way to it, and is kept and told of" {
+  local agent
+  agent=$(lab_kubectl get pods -n kube-system -l app.kubernetes.io/component=node --field-selector spec.nodeName=node1 -o name)
+  lab_in node1 sh -c 'rm /opt/cni/bin/coordinator && printf theirs >/opt/cni/bin/coordinator'
+  lab_until 15 lab_in node1 test -L /opt/cni/bin/coordinator
+  assert_equal "$(lab_in node1 cat /opt/cni/bin/coordinator.before)" theirs
+  expect 0 lab_kubectl logs -n kube-system "$agent" -c plugin
+  assert_contains "$output" 'in place of ours'
+  lab_in node1 rm /opt/cni/bin/coordinator.before
+}
+
 @test "taken off the nodes and out of the cluster, pods that run lose no request and nothing but their host path stays, and put in again it goes on" {
   local node
   under_load underlay-node1 web taken_out
