@@ -1,5 +1,5 @@
-# Every command that README and pages show is run as it stands there: fenced blocks of sh, and what tables say to type on a
-# node (NODE$) or in a pod (POD$).
+# Every command that README and pages show is run as it stands there: fenced blocks of sh, what tables say to type on a
+# node (NODE$) or in a pod (POD$), and the commands with which a line of a table begins.
 
 load helpers
 load lb
@@ -79,7 +79,8 @@ blocks() {
 # inline: what tables and text say to type.
 inline() {
   # shellcheck disable=SC2016 # what it looks for
-  grep -oHE '`(NODE|POD)\$ [^`]*`' deploy/*.md | sed -E 's/^([^:]*):`NODE\$ (.*)`$/\1\tnode\t\2/; s/^([^:]*):`POD\$ (.*)`$/\1\tpod\t\2/; s/\\\|/|/g'
+  grep -oHE '`(NODE|POD)\$ [^`]*`|^\| `(kubectl|watch-services) [^`]*`' deploy/*.md | sed -E 's/:\| `/:`NODE$ /
+    s/^([^:]*):`NODE\$ (.*)`$/\1\tnode\t\2/; s/^([^:]*):`POD\$ (.*)`$/\1\tpod\t\2/; s/\\\|/|/g'
 }
 
 # try node|pod COMMAND: as an operator types it. What goes on until it is stopped is stopped.
