@@ -126,6 +126,22 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
   cmp "$BATS_TEST_TMPDIR/one" "$BATS_TEST_TMPDIR/two"
 }
 
+@test "an image whose loader has no eBPF programs is said to have the host path alone, and no other is" {
+  command -v busybox >/dev/null || skip 'no busybox: run scripts/setup'
+  local repo=$BATS_TEST_TMPDIR/repo words='built without its kernel side'
+  ! grep -qF "$words" "$LAB_REPO/target/release/bpf-lb-load" || skip 'no eBPF programs are built here: run scripts/setup'
+  mkdir -p "$repo/target/release"
+  ln -s "$LAB_REPO"/{scripts,bins,Cargo.toml} "$repo"
+  ln -s "$LAB_REPO"/target/release/* "$repo/target/release"
+  expect 0 "$repo/scripts/image" --root "$BATS_TEST_TMPDIR/whole"
+  assert_equal "$stderr" ''
+  rm "$repo/target/release/bpf-lb-load"
+  grep -F "$words" "$LAB_REPO/bins/bpf-lb-load/src/load.rs" >"$repo/target/release/bpf-lb-load"
+  chmod +x "$repo/target/release/bpf-lb-load"
+  expect 0 "$repo/scripts/image" --root "$BATS_TEST_TMPDIR/half"
+  assert_contains "$stderr" 'paths=host'
+}
+
 @test "an image's command may have options, which jq does not take for its own" {
   mkdir "$BATS_TEST_TMPDIR/root"
   "$LAB_REPO/scripts/pack-image" localhost/shell:1 "$BATS_TEST_TMPDIR/root" /bin/sh -c true | tar -x -C "$BATS_TEST_TMPDIR"

@@ -14,4 +14,6 @@ load ../helpers
   expect 1 "$BATS_TEST_TMPDIR/target/debug/bpf-lb-load" load --cgroup /nowhere
   assert_contains "$stderr" 'cargo install --locked bpf-linker'
   expect 0 "$BATS_TEST_TMPDIR/target/debug/bpf-lb-load" schema
+  # By these words scripts/image knows it.
+  grep -qF 'built without its kernel side' "$BATS_TEST_TMPDIR/target/debug/bpf-lb-load"
 }
