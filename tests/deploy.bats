@@ -142,6 +142,28 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
   assert_contains "$stderr" 'paths=host'
 }
 
+@test "a script whose option has no value, or is none, shows its usage and does nothing" {
+  local script arguments
+  while read -r script arguments; do
+    # shellcheck disable=SC2086 # a list
+    UNDERPASS_LIBEXEC=/nowhere expect 2 "$LAB_REPO/scripts/$script" $arguments </dev/null
+    assert_contains "$stderr" 'Usage: '
+    assert_equal "$output" ''
+  done <<'END'
+install --root
+install --uninstall --cni-bin
+image --name
+image --name one --root
+release --output
+node-agent --node
+node-agent cidrs --kubeconfig
+node-agent --no-such-flag
+node-agent cidr
+bench add --against
+bench lb --against
+END
+}
+
 @test "an image's command may have options, which jq does not take for its own" {
   mkdir "$BATS_TEST_TMPDIR/root"
   "$LAB_REPO/scripts/pack-image" localhost/shell:1 "$BATS_TEST_TMPDIR/root" /bin/sh -c true | tar -x -C "$BATS_TEST_TMPDIR"
