@@ -60,22 +60,25 @@ object() { lab_kubectl get -n kube-system "$1" "$2" --output json; }
 }
 
 @test "helm upgrades from the version before, and goes back to it" {
-  local chart=$BATS_TEST_TMPDIR/before before revision
-  # The version before: the chart before its last change, with another number, and something that went.
+  local chart=$BATS_TEST_TMPDIR/before before revision command
+  # The version before: the chart before its last change, with another number, something that went, and without a value that came.
   revision=$(git -C "$LAB_REPO" log -1 --skip 1 --format=%H -- deploy/chart)
   [ -n "$revision" ] || skip 'git has no earlier version of the chart'
   mkdir "$chart"
   git -C "$LAB_REPO" archive "$revision" deploy/chart | tar -x -C "$chart" --strip-components 2
   sed -i 's/^version: .*/version: 0.0.1/; s/^appVersion: .*/appVersion: 0.0.1/' "$chart/Chart.yaml"
+  sed -i '/priorityClassName/d' "$chart/values.yaml"
   printf '%s\n' 'apiVersion: v1' 'kind: ConfigMap' 'metadata: {name: of-before, namespace: kube-system}' >"$chart/templates/of-before.yaml"
   expect 0 helm install underpass "$chart" -n kube-system --set settings.podCIDRType=calico
   before=$(object daemonset underpass-node | jq -c .spec.selector)
-  expect 0 helm upgrade underpass "$LAB_REPO/deploy/chart" -n kube-system --reuse-values
+  command=$(sed -n '/^helm upgrade/{p;q}' "$LAB_REPO/deploy/upgrade.md")
+  expect 0 eval "${command/ deploy\/chart/ $LAB_REPO/deploy/chart}"
   # A selector cannot change.
   assert_same "$before" "$(object daemonset underpass-node | jq -c .spec.selector)"
   assert_equal "$(object daemonset underpass-node | jq -r '.spec.template.spec.containers[0].image')" \
     "underpass:$(sed -n 's/^appVersion: //p' "$LAB_REPO/deploy/chart/Chart.yaml")"
   assert_contains "$(object configmap underpass | jq -r .data.settings)" 'podCIDRType: calico'
+  assert_equal "$(object daemonset underpass-node | jq -r .spec.template.spec.priorityClassName)" system-node-critical
   expect 1 object configmap of-before
   expect 0 helm rollback underpass -n kube-system
   assert_equal "$(object daemonset underpass-node | jq -r '.spec.template.spec.containers[0].image')" underpass:0.0.1

@@ -301,7 +301,7 @@ other_version() {
 
 # As deploy/upgrade.md has it.
 taken_out() {
-  cluster_helm upgrade underpass "$LAB_REPO/deploy/chart" --namespace kube-system --reuse-values --set remove=true >/dev/null &&
+  cluster_helm upgrade underpass "$LAB_REPO/deploy/chart" --namespace kube-system --reset-then-reuse-values --set remove=true >/dev/null &&
     lab_kubectl rollout status -n kube-system daemonset/underpass-node --timeout 90s >/dev/null &&
     lab_kubectl logs -n kube-system daemonset/underpass-node -c remove | grep -q 'interfaces of running pods' &&
     cluster_helm uninstall underpass --namespace kube-system --wait
