@@ -18,9 +18,11 @@ fn main() {
     println!("cargo::rerun-if-changed=abi");
     println!("cargo::rerun-if-changed=ebpf");
     println!("cargo::rerun-if-env-changed={TOOLCHAIN}");
+    println!("cargo::rustc-check-cfg=cfg(bpf_lb_missing)");
     if let Err(missing) = build(&out, &object) {
         println!("cargo::warning=the socket load balancer's kernel side was not built: {missing}");
         println!("cargo::rustc-env=BPF_LB_MISSING={missing}");
+        println!("cargo::rustc-cfg=bpf_lb_missing");
         // No such file: look again at the next build.
         println!("cargo::rerun-if-changed={}", out.join("missing").display());
         if let Err(error) = fs::write(&object, []) {

@@ -83,3 +83,21 @@ bpf-lb-load unload
 test -z "$(find /sys/fs/bpf -mindepth 1 ! -name '*.debug')"
 EOT
 }
+
+@test "on Linux 6.1 trace tells of each translation" {
+  boot <<'EOT'
+lb-bench table --services 10 | bpf-lb-load apply
+bpf-lb-load trace --json >/traced 2>/told &
+tracer=$!
+for second in 1 2 3 4 5 6 7 8 9 10; do grep -q tracing /told && break; sleep 1; done
+lb-bench run tcp --count 20 --repeat 1 --cgroup /cgroup/test
+lb-bench run tcp6 --count 20 --repeat 1 --cgroup /cgroup/test
+sleep 2
+kill $tracer
+wait $tracer || true
+cat /told
+printf 'traced %s\n' "$(grep -c '"outcome":"translated"' /traced)"
+EOT
+  # 20 to warm up and 20 more, of each family.
+  grep -x 'traced 80' "$BATS_TEST_TMPDIR/console" || fail "$(<"$BATS_TEST_TMPDIR/console")"
+}

@@ -33,6 +33,8 @@ pub mod room;
 pub mod show;
 pub mod space;
 pub mod spec;
+#[cfg(test)]
+mod stack;
 pub mod stats;
 pub mod sys;
 pub mod tally;

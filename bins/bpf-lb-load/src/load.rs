@@ -51,7 +51,8 @@ const MAPS: [&str; 18] = [
     "grace",
 ];
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bpf-lb"));
+/// The programs that were built in, as an ELF object; empty where they were not built.
+pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bpf-lb"));
 
 /// How much the maps hold. Without a number, as before; those for services and backends grow and do not shrink, the others
 /// stay as they were made.
