@@ -20,7 +20,11 @@ setup_file() {
   assert_answer node1/web "$(lab_cluster_ip echo 6)" 80 backend
   grep -q 'put right what somebody else has changed' "$LAB/log/agent"
   metric 'repairs_total{object="route"}' '[1-9][0-9]*'
+  # What closes a socket for the agent leaves nothing.
+  lab_until 5 no_zombies
 }
+
+no_zombies() { ! lab_in node1 pgrep --runstates Z -x keep-pods; }
 
 @test "what a restart of systemd-networkd removes is put right within a second, and so are links that are renamed and settings" {
   local where change host
@@ -99,3 +103,15 @@ reaches() { [[ $(lab_ask node1/web tcp "$1" 6443 1) == "$2 "* ]]; }
   lab_in node1 ip route replace default via 10.6.0.1
   lab_until 5 has_route web 10.6.212.101
 }
+
+@test "a rule that somebody puts before the node's, with which pods would not be reached, is behind it within a second" {
+  local family
+  for family in 4 6; do lab_in node1 ip -$family rule add pref 50 lookup main; done
+  for family in 4 6; do lab_until 5 is_ahead $family; done
+  expect 0 lab_cnitool node1 check underlay46 web
+  assert_answer node1 "$(lab_address node1/web 4)" 8080 web
+  for family in 4 6; do lab_in node1 ip -$family rule delete pref 50; done
+}
+
+# is_ahead FAMILY: whether the node's rule comes before the first one that leads to the main table.
+is_ahead() { [[ $(lab_in node1 ip "-$1" rule show | grep -E 'proto(col)? (85|underpass)|lookup main' | head -1) != *'lookup main'* ]]; }

@@ -13,7 +13,7 @@ use common::{
     harness::{self, Change, Tool, Undone},
     kernel::Kernel,
     names::host_veth,
-    object::{Operation, Placed},
+    object::{Family, Netns, Operation, Placed},
     result::CniResult,
     settings::Settings,
     state::{self, Lock, Saved},
@@ -254,6 +254,8 @@ async fn note_whereabouts(
     }
     whereabouts.addresses.extend(mode.nic.addresses.iter().map(|net| net.addr()));
     whereabouts.node_addresses.extend(&mode.node_addresses);
+    let rule = Family::ALL.map(|family| document.priority(Netns::Node, family)).into_iter().max();
+    whereabouts.rule = whereabouts.rule.max(rule.unwrap_or_default());
     let result = CniResult::previous(&document.request.config)?;
     whereabouts.gateways.extend(result.ips.iter().filter_map(|ip| ip.gateway));
     Ok(())

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    mem,
     net::IpAddr,
     sync::{
         Mutex, PoisonError,
@@ -84,6 +85,7 @@ pub struct Keeper {
 impl Keeper {
     /// Keeps them until the news end.
     pub fn keep(&mut self, news: &Receiver<News>) {
+        self.look_at_node();
         loop {
             self.rescan();
             let wait = self.next_look().min(RESCAN);
@@ -149,9 +151,7 @@ impl Keeper {
 
     /// Looks whether the pods' plans would come out differently for what has changed on the node.
     fn look_at_node(&mut self) {
-        let gateways: BTreeSet<IpAddr> =
-            self.containers.values().flat_map(|container| &container.whereabouts.gateways).copied().collect();
-        match Node::look(&gateways) {
+        match Node::look(&self.gateways()) {
             Ok(node) if node == self.node => {}
             Ok(node) => {
                 self.node = node;
@@ -212,18 +212,24 @@ impl Keeper {
         let Some(container) = self.containers.get_mut(&done.container) else { return };
         container.looked = Some(now);
         container.next = next;
-        let before = container.whereabouts.gateways.len();
-        container.whereabouts = done.whereabouts.unwrap_or_else(|| container.whereabouts.clone());
-        if container.whereabouts.gateways.len() != before {
-            // From here on the way there counts; the pod was just looked at with what it is now.
-            self.node = self.known_node();
+        let Some(whereabouts) = done.whereabouts else { return };
+        let before = mem::replace(&mut container.whereabouts, whereabouts);
+        if container.whereabouts.gateways != before.gateways {
+            self.ask_other_ways();
         }
     }
 
-    fn known_node(&self) -> Node {
-        let gateways =
-            self.containers.values().flat_map(|container| &container.whereabouts.gateways).copied().collect();
-        Node::look(&gateways).unwrap_or_default()
+    /// From here on the ways to these routers count. The pod was just looked at with what they are now, and the others
+    /// with the addresses that the node had when they were.
+    fn ask_other_ways(&mut self) {
+        match Node::look(&self.gateways()) {
+            Ok(node) if node.has_addresses_of(&self.node) => self.node = node,
+            _ => self.look_at_node(),
+        }
+    }
+
+    fn gateways(&self) -> BTreeSet<IpAddr> {
+        self.containers.values().flat_map(|container| &container.whereabouts.gateways).copied().collect()
     }
 
     /// Returns when the attachment is to be looked at again.

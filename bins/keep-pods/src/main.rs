@@ -21,6 +21,7 @@ use common::{
     settings::LogOptions,
 };
 use keeper::{Keeper, News};
+use nix::sys::signal::{SigHandler, Signal, signal};
 use notice::{Kind, Listener};
 
 const ABOUT: About = About {
@@ -34,6 +35,7 @@ const ABOUT: About = About {
 fn main() -> ExitCode {
     harness::matches(harness::cli(ABOUT));
     harness::init_log(ABOUT.name, &LogOptions::default(), "");
+    leave_children();
     let (sender, news) = mpsc::channel();
     for kind in Kind::ALL {
         match Listener::open(kind) {
@@ -47,6 +49,14 @@ fn main() -> ExitCode {
     thread::spawn(move || read(&sender));
     Keeper::default().keep(&news);
     ExitCode::SUCCESS
+}
+
+/// Lets the kernel forget children as they end (sigaction(2)): they only close a socket, and nobody waits for them.
+#[expect(unsafe_code, reason = "SIG_IGN is no handler that could run at a bad moment")]
+fn leave_children() {
+    if let Err(error) = unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) } {
+        log::error!("cannot ignore SIGCHLD: {error}");
+    }
 }
 
 /// Passes on what the kernel says, until nobody listens any more.

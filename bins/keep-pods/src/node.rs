@@ -33,4 +33,9 @@ impl Node {
             Ok(Self { addresses, ways })
         })?
     }
+
+    /// Whether it is as it was, whoever was asked the way to.
+    pub fn has_addresses_of(&self, other: &Self) -> bool {
+        self.addresses == other.addresses
+    }
 }

@@ -93,6 +93,8 @@ pub enum What {
     Rule {
         /// The routing protocol number.
         protocol: u8,
+        /// Its place: the smaller comes first.
+        priority: u32,
     },
     /// A sysctl of a link, as far as the kernel tells of it.
     Settings {
@@ -252,8 +254,10 @@ fn parse(source: Kind, kind: u16, body: &[u8]) -> Option<What> {
             What::Route { destination: single.and_then(address), protocol: *body.get(5)? }
         }
         libc::RTM_NEWRULE | libc::RTM_DELRULE => {
-            let protocol = attributes(body, 12).find(|(kind, _)| *kind == FRA_PROTOCOL)?.1;
-            What::Rule { protocol: *protocol.first()? }
+            let attribute = |wanted| attributes(body, 12).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+            // The first place has no attribute.
+            let priority = attribute(FRA_PRIORITY).and_then(|value| u32_at(value, 0)).unwrap_or_default();
+            What::Rule { protocol: *attribute(FRA_PROTOCOL)?.first()?, priority }
         }
         RTM_NEWNETCONF | RTM_DELNETCONF => {
             let index = attributes(body, 4).find(|(kind, _)| *kind == NETCONFA_IFINDEX)?.1;
@@ -264,6 +268,7 @@ fn parse(source: Kind, kind: u16, body: &[u8]) -> Option<What> {
 }
 
 const NDA_DST: u16 = 1;
+const FRA_PRIORITY: u16 = 6;
 const FRA_PROTOCOL: u16 = 21;
 const RTM_NEWNETCONF: u16 = 80;
 const RTM_DELNETCONF: u16 = 81;

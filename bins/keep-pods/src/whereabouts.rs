@@ -21,6 +21,8 @@ pub struct Whereabouts {
     pub node_addresses: BTreeSet<IpAddr>,
     /// The routers that the node is asked its way to.
     pub gateways: BTreeSet<IpAddr>,
+    /// The place of the node's rule, the later one of the two families'.
+    pub rule: u32,
 }
 
 impl Whereabouts {
@@ -40,7 +42,8 @@ impl Whereabouts {
             }
             Notice::Node(What::Settings { index } | What::Address { index }) => is_link(*index),
             Notice::Node(What::Route { destination: Some(address), .. }) => self.addresses.contains(address),
-            Notice::Node(What::Rule { protocol }) => *protocol == PROTOCOL,
+            // Somebody else's that comes before ours may take packets from it.
+            Notice::Node(What::Rule { protocol, priority }) => *protocol == PROTOCOL || *priority <= self.rule,
             // The node's own table is for all of them.
             Notice::Node(What::Marks) => true,
             Notice::Node(_) => false,
@@ -71,7 +74,7 @@ mod tests {
             pod_veth: Some(2),
             addresses: BTreeSet::from([pod]),
             node_addresses: BTreeSet::from([node]),
-            gateways: BTreeSet::new(),
+            ..Whereabouts::default()
         };
         let neighbour = |index, address| What::Neighbour { index, address };
         let learnt = "fe80::a9fe:c801".parse().unwrap();
