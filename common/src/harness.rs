@@ -20,7 +20,7 @@ use crate::{
     kernel::{self, Kernel},
     netlink::Netlink,
     object::{Netns, Operation, Placed},
-    plan::{Found, plan},
+    plan::{Found, plan_around},
     settings::LogOptions,
     state::Lock,
     table::{one_line, table},
@@ -227,7 +227,10 @@ async fn work<T: Tool>(document: &mut PodDocument, output: Output, node: Netlink
         _ => None,
     };
     let kernel = Kernel::open(node, &document.request)?;
-    let operations = planned::<T>(document, &kernel, &[]).await?;
+    let (operations, conflicts) = planned::<T>(document, &kernel, &[]).await?;
+    if let Some(conflict) = conflicts.first() {
+        return Err(conflict.clone());
+    }
     match output.of(&operations, document.request.netns.as_deref()) {
         Some(text) => Ok(Some(text)),
         None => carry_out::<T>(document, &kernel, operations).await.map(|()| None),
@@ -263,21 +266,24 @@ async fn carry_out<T: Tool>(
     }
 }
 
-/// The plan. What was `known` as ours before, and what has taken its place since, is ours to remove.
+/// The plan, and what is in the way of the rest of it. What was `known` as ours before, and what has taken its place since, is
+/// ours to remove.
 async fn planned<T: Tool>(
     document: &mut PodDocument,
     kernel: &Kernel,
     known: &[Placed],
-) -> Result<Vec<Operation>, Failure> {
+) -> Result<(Vec<Operation>, Vec<Failure>), Failure> {
     let mut found = T::observe(document, kernel).await?;
     for found in &mut found {
         let replaced =
             |known: &Placed| known.collides(&found.placed) && !known.object.satisfied_by(&found.placed.object);
         found.owned |= known.contains(&found.placed) || known.iter().any(replaced);
     }
-    plan(&T::wanted(document)?, &found).map_err(|conflict| {
+    let (operations, conflicts) = plan_around(&T::wanted(document)?, &found);
+    let failure = |conflict| {
         Failure::new(Code::Kernel, conflict).details("remove it, or configure Underpass to use something else")
-    })
+    };
+    Ok((operations, conflicts.into_iter().map(failure).collect()))
 }
 
 /// One thing that [`converge`] did.
@@ -322,7 +328,8 @@ pub async fn converge<T: Tool>(
     let known: Vec<Placed> = wanted_before.iter().filter(of_this_pod).cloned().collect();
     let mut lock = None;
     loop {
-        let operations = planned::<T>(document, kernel, &known).await?;
+        let (operations, conflicts) = planned::<T>(document, kernel, &known).await?;
+        let conflict = conflicts.into_iter().reduce(|conflict, later| conflict.and(&later));
         let change = |operation: Operation| {
             let repair = match &operation {
                 Operation::Add(placed) | Operation::Replace { to: placed, .. } => wanted_before.contains(placed),
@@ -332,7 +339,7 @@ pub async fn converge<T: Tool>(
         };
         let mut changes: Vec<Change> = operations.into_iter().map(change).filter(|change| !spared(change)).collect();
         if changes.is_empty() {
-            return Ok(changes);
+            return conflict.map_or(Ok(changes), |conflict| Err(conflict.into()));
         }
         if T::SHARED && lock.is_none() {
             lock = Some(Lock::Node.acquire().context(Code::Io, "cannot lock the node's state")?);
@@ -342,8 +349,8 @@ pub async fn converge<T: Tool>(
         let operations: Vec<Operation> = changes.iter().map(|change| change.operation.clone()).collect();
         let failed = kernel.apply_each(&operations).await;
         T::after_add(document, kernel, &operations).await?;
-        let failure = failed.iter().map(|(run, error)| kernel::refusal(&operations[run.start], error));
-        let failure = failure.reduce(|failure, later| failure.and(&later));
+        let refused = failed.iter().map(|(run, error)| kernel::refusal(&operations[run.start], error));
+        let failure = conflict.into_iter().chain(refused).reduce(|failure, later| failure.and(&later));
         let is_done = |number: &usize| !failed.iter().any(|(run, _)| run.contains(number));
         let changes = (0..).zip(changes).filter(|(number, _)| is_done(number)).map(|(_, change)| change).collect();
         return match failure {

@@ -42,19 +42,29 @@ pub struct Conflict {
 /// # Errors
 /// The first [`Conflict`]; nothing is planned then.
 pub fn plan(wanted: &[Placed], found: &[Found]) -> Result<Vec<Operation>, Box<Conflict>> {
+    let (operations, conflicts) = plan_around(wanted, found);
+    conflicts.into_iter().next().map_or(Ok(operations), |conflict| Err(Box::new(conflict)))
+}
+
+/// The same without what something else is in the way of. Where that is a link, nothing is planned: all else is on it.
+pub fn plan_around(wanted: &[Placed], found: &[Found]) -> (Vec<Operation>, Vec<Conflict>) {
     // What was found twice is there once.
     let mut rest: Vec<&Found> = vec![];
     rest.extend(found.iter().enumerate().filter(|(n, one)| !found[..*n].contains(one)).map(|(_, one)| one));
-    let mut operations = vec![];
+    let (mut operations, mut conflicts) = (vec![], vec![]);
     for wanted in wanted {
-        operations.extend(step(wanted, &mut rest)?);
+        match step(wanted, &mut rest) {
+            Ok(operation) => operations.extend(operation),
+            Err(conflict) if matches!(wanted.object, Object::Veth(_)) => return (vec![], vec![*conflict]),
+            Err(conflict) => conflicts.push(*conflict),
+        }
     }
     let unwanted =
         rest.into_iter().rev().filter(|found| found.owned).map(|found| Operation::Delete(found.placed.clone()));
     let is_rule =
         |operation: &Operation| matches!(operation, Operation::Delete(Placed { object: Object::Rule(_), .. }));
     let (rules, others): (Vec<_>, Vec<_>) = unwanted.partition(is_rule);
-    Ok(others.into_iter().chain(operations).chain(rules).collect())
+    (others.into_iter().chain(operations).chain(rules).collect(), conflicts)
 }
 
 /// Takes the object that becomes `wanted` out of those that were found. Several may collide with it: the next hops of an
