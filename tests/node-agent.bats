@@ -123,7 +123,7 @@ not_asked() { ! asked "$@" >/dev/null 2>&1; }
   expect 124 lab_in node1 timeout 2 "$(lab_libexec)/scope-pods" --node node1 --kubeconfig /dev/stdin <<<'{"apiVersion": "v1",
     "kind": "Config", "current-context": "away", "contexts": [{"name": "away", "context": {"cluster": "away"}}],
     "clusters": [{"name": "away", "cluster": {"server": "http://127.0.0.1:9"}}]}'
-  assert_equal "$(grep -c 'what was known stands' <<<"$stderr")" 1
+  assert_equal "$(jq -r .level <<<"$stderr")" error
   not_asked no
   agent_start
   pod no '"underpass.io/socket-path": "true"'
@@ -164,6 +164,38 @@ not_asked() { ! asked "$@" >/dev/null 2>&1; }
   lab_kubectl patch configmap underpass -n kube-system --type merge --patch '{"data": {"settings": "podCIDRType: none\n"}}' >/dev/null
   lab_until 10 asked plain
 }
+
+@test "an agent that does not know which pods take part is not ready, whatever keeps it from knowing, and says so" {
+  local tools=$BATS_TEST_TMPDIR/tools
+  lab_stop agent
+  expect 0 agent --uninstall
+  mkdir "$tools"
+  ln -s "$(lab_libexec)"/* "$tools/"
+  # It asks where nobody answers.
+  rm "$tools/scope-pods"
+  printf '#!/bin/sh\nexec %s/scope-pods --node node1 --kubeconfig /run/away\n' "$(lab_libexec)" >"$tools/scope-pods"
+  chmod +x "$tools/scope-pods"
+  printf '%s' '{"apiVersion": "v1", "kind": "Config", "current-context": "away", "contexts": [{"name": "away", "context": {"cluster": "away"}}],
+    "clusters": [{"name": "away", "cluster": {"server": "http://127.0.0.1:9"}}]}' | lab_in node1 tee /run/away >/dev/null
+  UNDERPASS_LIBEXEC=$tools agent_start
+  lab_until 10 lab_lb_has web
+  lab_until 10 lab_in node1 grep -qx 'underpass_scope_known 0' /run/underpass/scope-pods.prom
+  not_asked plain
+  lab_until 10 unready 'it is not known yet which pods take part in the socket path'
+  # It ends at once.
+  lab_stop agent
+  ln -sf "$(command -v false)" "$tools/scope-pods"
+  UNDERPASS_LIBEXEC=$tools agent_start
+  lab_until 10 lab_lb_has web
+  lab_until 10 unready 'scope-pods is not running'
+  lab_stop agent
+  agent_start
+  lab_until 10 asked plain
+  lab_until 10 agent --ready
+}
+
+# unready WORDS: whether the agent is not ready, for this reason.
+unready() { [ "$(agent --ready)" = "node-agent: $1" ]; }
 
 logged() { grep -qF "$1" "$LAB/log/agent"; }
 

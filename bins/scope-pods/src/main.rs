@@ -2,6 +2,7 @@
 
 mod kernel;
 mod plan;
+mod report;
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +28,10 @@ use log::Level;
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::plan::{ANNOTATION, Attachment, Pod, exceptions};
+use crate::{
+    plan::{ANNOTATION, Attachment, Pod, exceptions},
+    report::Report,
+};
 
 const ABOUT: About = About {
     name: "scope-pods",
@@ -43,6 +47,8 @@ const LOOK: Duration = Duration::from_millis(100);
 const FULL_LOOK: Duration = Duration::from_secs(5);
 /// The same where it did not go well.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often the metrics are written.
+const WRITE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let path = |name: &'static str, help: &'static str| {
@@ -89,24 +95,28 @@ async fn follow(
 ) -> anyhow::Result<()> {
     let client = cluster_api::client(kubeconfig, context, false).await?;
     let selection = Selection::of::<Object>().fields(&format!("spec.nodeName={node}"));
+    let mut report = Report::new(&selection);
     let mut events = Box::pin(cluster_api::follow(&client, selection, cut_down));
     let mut known = Known::default();
-    // Until the pods are known, the kernel's list stands.
-    while let Some(event) = events.next().await {
-        let is_all = matches!(event, Event::Listed);
-        known.take(event);
-        if is_all {
-            break;
-        }
-    }
     let (mut said, mut seen, mut full) = (String::new(), None, Instant::now());
-    let mut look = interval(LOOK);
+    let (mut look, mut write) = (interval(LOOK), interval(WRITE));
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let news = tokio::select! {
-            Some(event) = events.next() => known.take(event),
+            Some(event) = events.next() => {
+                report.note(&event);
+                known.take(event)
+            }
             _ = look.tick() => false,
+            _ = write.tick() => {
+                report.write();
+                continue;
+            }
         };
+        // Until the pods are known, the kernel's list stands.
+        if !report.is_listed() {
+            continue;
+        }
         let now = Some((stamps(), pins.is_loaded()));
         let pause = if said.is_empty() { FULL_LOOK } else { RETRY };
         if !news && now == seen && full.elapsed() < pause {
@@ -132,6 +142,7 @@ async fn follow(
         if !outcome.is_empty() && outcome != said {
             log::log!(level, "{outcome}");
         }
+        report.decided(outcome.is_empty());
         said = outcome;
     }
 }
@@ -165,8 +176,6 @@ fn cut_down(object: Object) -> Pod {
 struct Known {
     /// Those that say something of themselves.
     pods: BTreeMap<Name, Pod>,
-    /// What went wrong last, until it is right again.
-    error: String,
 }
 
 impl Known {
@@ -187,17 +196,7 @@ impl Known {
             }
             // A pod without an opinion.
             Event::Applied(name, _) | Event::Deleted(name) => return self.pods.remove(&name).is_some(),
-            Event::Failed(error) => {
-                if self.error != error {
-                    log::error!("{error}; what was known stands");
-                }
-                self.error = error;
-            }
-            Event::InContact => {
-                self.error.clear();
-                log::info!("in contact with the API server again");
-            }
-            Event::Listed | Event::Absent => {}
+            Event::Failed(_) | Event::InContact | Event::Listed | Event::Absent => {}
         }
         false
     }

@@ -1,0 +1,51 @@
+//! Whether it is known who takes part, as metrics in the state directory.
+
+use cluster_api::{Event, Health, Selection};
+use metrics_file::{Metrics, prometheus_client::metrics::gauge::Gauge};
+
+/// What is measured.
+#[derive(Debug)]
+pub struct Report {
+    metrics: Metrics,
+    health: Health<()>,
+    known: Gauge,
+    listed: bool,
+}
+
+impl Report {
+    /// Nothing is known yet of the pods that are asked for.
+    pub fn new(pods: &Selection) -> Self {
+        let (mut metrics, known) = (Metrics::new("scope-pods"), Gauge::default());
+        let scope = metrics.registry.sub_registry_with_prefix("scope");
+        scope.register("known", "Whether the kernel knows which pods take part in the socket path", known.clone());
+        let mut health = Health::new(scope, "pods");
+        health.begin((), pods);
+        Self { metrics, health, known, listed: false }
+    }
+
+    /// Takes what the API has to say.
+    pub fn note<T>(&mut self, event: &Event<T>) {
+        self.health.note(&(), event);
+        self.listed |= self.health.is_current();
+    }
+
+    /// Whether the pods were known at any time.
+    pub const fn is_listed(&self) -> bool {
+        self.listed
+    }
+
+    /// The kernel's list is as it is to be, or not.
+    pub fn decided(&mut self, known: bool) {
+        if self.known.set(i64::from(known)) != i64::from(known) {
+            self.write();
+        }
+    }
+
+    /// Writes the metrics as they are now.
+    pub fn write(&mut self) {
+        self.health.refresh();
+        if let Err(error) = self.metrics.write() {
+            log::error!("{error}");
+        }
+    }
+}
