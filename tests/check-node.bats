@@ -12,11 +12,15 @@ setup_file() {
   lab_service web 80:8080 node2/backend
 }
 
-# says NAME OK: what check-node says of one thing.
+# says NAME OK: what check-node says of one thing, whether it is told the underlay's subnets or has to look at the pods that run.
 says() {
-  run --separate-stderr lab_in node1 "$(lab_libexec)/check-node" --subnet 10.6.0.0/16
-  assert_equal "$status" "$([ "$2" = true ] && printf 0 || printf 1)"
-  assert_json "$output" ".checks[] | select(.name == \"$1\").ok" "$2"
+  local subnets
+  for subnets in '' '--subnet 10.6.0.0/16'; do
+    # shellcheck disable=SC2086 # two words
+    run --separate-stderr lab_in node1 "$(lab_libexec)/check-node" $subnets
+    assert_equal "$status" "$([ "$2" = true ] && printf 0 || printf 1)"
+    assert_json "$output" ".checks[] | select(.name == \"$1\").ok" "$2"
+  done
 }
 
 @test "without masquerade a backend on the pods' own network cannot answer, and check-node says so" {
@@ -84,6 +88,35 @@ true|--masquerade_all
 false|--masquerade-all=F
 false|--masquerade-all=0
 EOF
+}
+
+@test "a clusterCIDR that has the pods' own network, or none of their family, is named" {
+  proxy --cluster-cidr=10.0.0.0/8,fd00::/16
+  says masquerade false
+  # Of the pods that run; the subnet that check-node is told of elsewhere is IPv4.
+  proxy --cluster-cidr=10.233.64.0/18
+  run --separate-stderr lab_in node1 "$(lab_libexec)/check-node"
+  assert_json "$output" '.checks[] | select(.name == "masquerade").ok' false
+  assert_contains "$output" fd00:6
+}
+
+@test "what systemd-networkd is configured to do is read where it runs, which may not be where check-node does" {
+  local own
+  # networkd OK: what check-node says of it.
+  networkd() {
+    run --separate-stderr lab_in node1 "$(lab_libexec)/check-node"
+    assert_json "$output" '.checks[] | select(.name == "networkd").ok' "$1"
+  }
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_spawn networkd node1 unshare -m sh -c 'mkdir -p /run/systemd && mount -t tmpfs none /run/systemd && mkdir /run/systemd/networkd.conf.d &&
+    printf "[Network]\nManageForeignRoutes=no\nManageForeignRoutingPolicyRules=no\n" >/run/systemd/networkd.conf.d/own.conf &&
+    ln -sf "$(command -v sleep)" /run/systemd-network && exec /run/systemd-network 60'
+  own=/proc/$(<"$LAB/pid/networkd")
+  lab_until 5 grep -qx systemd-network "$own/comm"
+  networkd true
+  rm "$own/root/run/systemd/networkd.conf.d/own.conf"
+  networkd false
+  lab_stop networkd
 }
 
 @test "what two processes say of a kube-proxy is said once, as while it is about to start another program" {

@@ -46,7 +46,8 @@ fn main() -> ExitCode {
                 .long("subnet")
                 .action(ArgAction::Append)
                 .value_parser(clap::value_parser!(IpNet))
-                .help("A subnet of the underlay from which pods get their addresses; may be repeated"),
+                .help("A subnet of the underlay from which pods get their addresses; may be repeated [default: those of the pods that \
+                       run]"),
         )
         .arg(Arg::new("cgroup").long("cgroup").value_parser(clap::value_parser!(PathBuf)).help(
             "The cgroup v2 at which to look for programs that translate Services (the root of those that are mounted)",
@@ -61,8 +62,10 @@ fn main() -> ExitCode {
     ];
     checks.extend(networkd());
     checks.extend(forwarded(&subnets));
-    checks.extend(masquerade(&processes::proxies(), &subnets));
-    checks.extend(rules::check());
+    let pods = rules::pods();
+    let running = || pods.iter().flatten().copied().map(IpNet::from).collect();
+    checks.extend(masquerade(&processes::proxies(), &if subnets.is_empty() { running() } else { subnets }));
+    checks.extend(rules::check(pods));
     checks.extend(balancers::check(flags.get_one::<PathBuf>("cgroup").map(PathBuf::as_path)));
     let code = if checks.iter().all(|check| check.ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     harness::answer(&json!({ "checks": checks }), || for_people(&checks), code)
@@ -103,15 +106,20 @@ fn nftables() -> Check {
 
 /// What systemd-networkd, where it runs, does to what is ours.
 fn networkd() -> Option<Check> {
-    let harmful = networkd::harmful();
-    networkd::runs().then(|| Check {
+    let (ok, msg) = match networkd::harmful(&networkd::process()?) {
+        Ok(harmful) if harmful.is_empty() => {
+            (true, "systemd-networkd leaves other programs' rules and routes alone".to_owned())
+        }
+        Ok(harmful) => {
+            let harmful = harmful.join(", ");
+            (false, format!("systemd-networkd takes other programs' rules and routes away when it starts: {harmful}"))
+        }
+        Err(error) => (false, format!("what systemd-networkd does to other programs' rules is not known: {error}")),
+    };
+    Some(Check {
         name: "networkd",
-        ok: harmful.is_empty(),
-        msg: if harmful.is_empty() {
-            "systemd-networkd leaves other programs' rules and routes alone".to_owned()
-        } else {
-            format!("systemd-networkd takes other programs' rules and routes away when it starts: {}", harmful.join(", "))
-        },
+        ok,
+        msg,
         remedy: "in the section [Network] of /etc/systemd/networkd.conf.d/underpass.conf set ManageForeignRoutes=no and \
                  ManageForeignRoutingPolicyRules=no; until then the node agent has to put right what is taken away",
     })

@@ -1,30 +1,38 @@
 //! systemd-networkd, which by default takes away the rules and routes that it did not make itself, whenever it starts.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 /// Where its configuration is; a later file wins (networkd.conf(5)).
-const DIRECTORIES: [&str; 3] = ["/usr/lib/systemd", "/run/systemd", "/etc/systemd"];
+const DIRECTORIES: [&str; 3] = ["usr/lib/systemd", "run/systemd", "etc/systemd"];
 /// The settings that keep it from that, where their value is a no.
 const SETTINGS: [&str; 2] = ["ManageForeignRoutes", "ManageForeignRoutingPolicyRules"];
 
-/// Whether it runs on this machine, as far as this process can see.
-pub fn runs() -> bool {
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+/// Its process, if it runs on this machine, as far as this process can see.
+pub fn process() -> Option<PathBuf> {
+    let mut processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());
+    let name = |process: &Path| fs::read_to_string(process.join("comm")).unwrap_or_default();
     // A process's name has 15 bytes (`TASK_COMM_LEN`).
-    processes
-        .filter_map(|process| fs::read_to_string(process.path().join("comm")).ok())
-        .any(|name| name.trim_end() == "systemd-network")
+    processes.find(|process| name(process).trim_end() == "systemd-network")
 }
 
 /// The settings by which it takes away what is ours.
-pub fn harmful() -> Vec<&'static str> {
-    harmful_in(&configuration())
+///
+/// # Errors
+/// When its file system, which this process may not have, is not to be seen.
+pub fn harmful(process: &Path) -> io::Result<Vec<&'static str>> {
+    let root = process.join("root");
+    fs::read_dir(&root)?;
+    Ok(harmful_in(&configuration(&root)))
 }
 
 /// The main files, then the drop-ins in the order of their names.
-fn configuration() -> Vec<String> {
-    let main = DIRECTORIES.map(|directory| PathBuf::from(directory).join("networkd.conf"));
-    let files = DIRECTORIES.iter().flat_map(|directory| fs::read_dir(format!("{directory}/networkd.conf.d")));
+fn configuration(root: &Path) -> Vec<String> {
+    let directories = DIRECTORIES.map(|directory| root.join(directory));
+    let main = directories.clone().map(|directory| directory.join("networkd.conf"));
+    let files = directories.iter().flat_map(|directory| fs::read_dir(directory.join("networkd.conf.d")));
     let mut drop_ins: Vec<PathBuf> = files.flatten().flatten().map(|file| file.path()).collect();
     drop_ins.retain(|path| path.extension().is_some_and(|extension| extension == "conf"));
     drop_ins.sort_by(|a, b| a.file_name().cmp(&b.file_name()));

@@ -1,6 +1,6 @@
 //! Whether somebody else's policy rules get ahead of ours on the node.
 
-use std::net::IpAddr;
+use std::{io, net::IpAddr};
 
 use common::{
     harness::block_on,
@@ -11,19 +11,29 @@ use common::{
 
 use crate::Check;
 
+/// The addresses on the underlay of the pods that run: our routes lead to them.
+///
+/// # Errors
+/// What the kernel says.
+pub fn pods() -> io::Result<Vec<IpAddr>> {
+    let routes =
+        block_on(async { Netlink::open()?.routes(RouteFilter { ours: true, ..RouteFilter::default() }).await });
+    Ok(routes.map_err(io::Error::other)??.iter().map(|route| route.destination.addr()).collect())
+}
+
 /// Nothing to say where no rule is ours: the next ADD puts its own before all others.
-pub fn check() -> Vec<Check> {
-    let found = block_on(async {
-        let netlink = Netlink::open()?;
-        let routes = netlink.routes(RouteFilter { ours: true, ..RouteFilter::default() }).await?;
-        let pods: Vec<IpAddr> = routes.iter().map(|route| route.destination.addr()).collect();
-        Ok::<_, std::io::Error>((netlink.rules().await?, netlink.foreign_tables().await?, pods))
+pub fn check(pods: io::Result<Vec<IpAddr>>) -> Vec<Check> {
+    let found = pods.and_then(|pods| {
+        let read = async {
+            let netlink = Netlink::open()?;
+            Ok((netlink.rules().await?, netlink.foreign_tables().await?, pods))
+        };
+        block_on(read).map_err(io::Error::other)?
     });
     let (ok, msg) = match found {
-        Err(failure) => (false, format!("the policy rules cannot be read: {failure}")),
-        Ok(Err(error)) => (false, format!("the policy rules cannot be read: {error}")),
-        Ok(Ok((rules, ..))) if !rules.iter().any(|entry| entry.ours) => return vec![],
-        Ok(Ok((rules, foreign, pods))) => {
+        Err(error) => (false, format!("the policy rules cannot be read: {error}")),
+        Ok((rules, ..)) if !rules.iter().any(|entry| entry.ours) => return vec![],
+        Ok((rules, foreign, pods)) => {
             let ahead = ahead(&rules, &pods);
             let shared = rules.iter().find(|entry| entry.ours && foreign.contains(&entry.rule.table));
             match (ahead.first(), shared) {
