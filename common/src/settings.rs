@@ -607,7 +607,7 @@ gateway. Where that has to go through the node all the same, set `serviceCIDR` a
     const ROOM: &str = "
 ## How much the socket path holds
 
-Values of the chart (`helm upgrade --reuse-values --set maps.backends=262144`); without Helm, the variable `UNDERPASS_LOAD_FLAGS` of the node
+Values of the chart (`helm upgrade --reset-then-reuse-values --set maps.backends=262144`); without Helm, the variable `UNDERPASS_LOAD_FLAGS` of the node
 agent has them as flags of `bpf-lb-load load`. A Service that finds no room stays as it was, and an Event `NotServed` on it names the flag.
 
 | Value | Flag | Default | Holds | Changed while the maps are in use |
