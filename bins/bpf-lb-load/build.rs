@@ -11,15 +11,18 @@ use std::{
 };
 
 const TOOLCHAIN: &str = "BPF_RUSTC";
+/// A directory that builds of other profiles share, so that the programs, which are the same for all, are built once.
+const SHARED: &str = "BPF_TARGET_DIR";
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
+    let target_dir = env::var_os(SHARED).map_or_else(|| out.join("target"), PathBuf::from);
     let object = out.join("bpf-lb");
     println!("cargo::rerun-if-changed=abi");
     println!("cargo::rerun-if-changed=ebpf");
     println!("cargo::rerun-if-env-changed={TOOLCHAIN}");
     println!("cargo::rustc-check-cfg=cfg(bpf_lb_missing)");
-    if let Err(missing) = build(&out, &object) {
+    if let Err(missing) = build(&target_dir, &object) {
         println!("cargo::warning=the socket load balancer's kernel side was not built: {missing}");
         println!("cargo::rustc-env=BPF_LB_MISSING={missing}");
         println!("cargo::rustc-cfg=bpf_lb_missing");
@@ -31,7 +34,7 @@ fn main() {
     }
 }
 
-fn build(out: &Path, object: &Path) -> Result<(), String> {
+fn build(target_dir: &Path, object: &Path) -> Result<(), String> {
     if Command::new("bpf-linker").arg("--version").output().is_err() {
         return Err("bpf-linker is not on the PATH: cargo install --locked bpf-linker".into());
     }
@@ -62,7 +65,7 @@ fn build(out: &Path, object: &Path) -> Result<(), String> {
             target,
             "--target-dir",
         ])
-        .arg(out.join("target"))
+        .arg(target_dir)
         // The profile of the workspace is for the size of the tools; the linker does the rest of the work here.
         .args(
             ["opt-level=3", "lto=false", "strip=\"none\""]
@@ -84,7 +87,7 @@ fn build(out: &Path, object: &Path) -> Result<(), String> {
     if !status.success() {
         return Err("cargo could not build it, see its messages above".into());
     }
-    let built = out.join("target").join(target).join("release/bpf-lb");
+    let built = target_dir.join(target).join("release/bpf-lb");
     fs::copy(&built, object).map_err(|error| format!("{}: {error}", built.display()))?;
     Ok(())
 }
