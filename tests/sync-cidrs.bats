@@ -456,6 +456,23 @@ age_grows() { [ "$(metric cidrs_age_seconds)" -ge 2 ]; }
   within 60 '.cidrs.service | index("10.81.0.0/16")'
 }
 
+@test "who answers 404 for ConfigMaps, which every API has, is not the API server: it is an error, and what is known stands" {
+  KUBECONFIG=$LAB/kubernetes/refused.conf
+  lab_refuse node1
+  create "$(kubeadm_config 10.244.0.0/16)"
+  follow
+  within 10 '.cidrs.pod == ["10.244.0.0/16"]'
+  lab_refuse node1 404 /configmaps
+  lab_until 20 logged '(404)' || fail "$(cat "$LAB/log/follow")"
+  lab_until 30 has_errors "$(($(metric cidrs_errors_total) + 8))" || fail "$(cat "$LAB/log/follow")"
+  has_metric cidrs_in_contact 0
+  has '.cidrs.pod == ["10.244.0.0/16"]'
+  expect 1 sync --kube
+  assert_contains "$stderr" '(404)'
+}
+
+has_errors() { [ "$(metric cidrs_errors_total)" -ge "$1" ]; }
+
 @test "a connection that dies silently is noticed, and what has changed meanwhile is known within 30 s" {
   local port
   follow

@@ -222,6 +222,37 @@ printed() { lab_in node1 sh -c "cat $(state).lines" | jq -e "select($1)" >/dev/n
   leads web 10.0.0.1
 }
 
+@test "who answers 404 for Services or EndpointSlices is not the API server: it is an error, and the table stands" {
+  local part
+  KUBECONFIG=$LAB/kubernetes/refused.conf
+  lab_refuse node1
+  web
+  for part in /api/v1/services /endpointslices; do
+    lab_refuse node1 404 "$part"
+    gets_404
+    leads web 10.0.0.1
+    # And for who begins then.
+    stop_following
+    lab_in node1 rm "$(state)/watch-services.prom"
+    follow
+    gets_404
+    leads web 10.0.0.1
+    lab_refuse node1
+    lab_until 20 has_metric services_in_contact 1
+    leads web 10.0.0.1
+  done
+}
+
+# gets_404: some more times, and says so.
+gets_404() {
+  lab_until 20 logged '(404)' || fail "$(cat "$LAB/log/follow")"
+  lab_until 10 has_errors 1
+  lab_until 30 has_errors "$(($(metric services_errors_total) + 3))" || fail "$(cat "$LAB/log/follow")"
+  has_metric services_in_contact 0
+}
+
+has_errors() { [ "$(metric services_errors_total)" -ge "$1" ]; }
+
 # as_node_agent: a kubeconfig of the ServiceAccount in deploy/.
 as_node_agent() {
   lab_kubectl apply --filename - <"$LAB_REPO/deploy/rbac.yaml" >/dev/null
@@ -356,8 +387,7 @@ event_there() { [ "$(events "$1")" = true ]; }
   create "$(service web)" "$(slice web-1 web 10.0.0.1)"
   lab_spawn slow node1 "$LAB_SOURCE/slow-proxy" 7443 10.6.0.10 6443 1
   lab_until 5 grep -qx listening "$LAB/log/slow"
-  jq '.clusters[0].cluster.server = "https://127.0.0.1:7443" | .clusters[0].cluster["tls-server-name"] = "10.6.0.10"' \
-    "$LAB/kubernetes/admin.conf" >"$LAB/kubernetes/slow.conf"
+  lab_proxied_kubeconfig 7443 >"$LAB/kubernetes/slow.conf"
   KUBECONFIG=$LAB/kubernetes/slow.conf follow
   within 40 leads web 10.0.0.1
   create "$(slice web-2 web 10.0.0.2)"

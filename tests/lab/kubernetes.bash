@@ -81,6 +81,22 @@ lab_kubectl() {
   lab_in control kubectl --kubeconfig "$LAB/kubernetes/admin.conf" --cache-dir "$LAB/kubernetes/cache" "$@"
 }
 
+# lab_proxied_kubeconfig PORT: an administrator's kubeconfig for a proxy before the API server on the own host.
+lab_proxied_kubeconfig() {
+  jq --arg server "https://127.0.0.1:$1" '.clusters[0].cluster |= . + {server: $server, "tls-server-name": "10.6.0.10"}' \
+    "$LAB/kubernetes/admin.conf"
+}
+
+# lab_refuse HOST [CODE PART]: a proxy before the API server that answers requests with PART in their path or query by CODE, in
+# place of the one before. For programs on HOST $LAB/kubernetes/refused.conf leads through it.
+lab_refuse() {
+  local directory=$LAB/kubernetes
+  [ ! -e "$LAB/pid/refuse" ] || lab_stop refuse
+  lab_spawn refuse "$1" "$LAB_SOURCE/refusing-proxy" 7444 10.6.0.10 6443 "$directory/apiserver.crt" "$directory/apiserver.key" "${@:2}"
+  lab_until 5 grep -qx listening "$LAB/log/refuse" || lab_fail "$(cat "$LAB/log/refuse")"
+  lab_proxied_kubeconfig 7444 >"$directory/refused.conf"
+}
+
 # lab_crds: the CustomResourceDefinitions of Calico, Cilium, Spiderpool and others whose objects sync-cidrs reads.
 lab_crds() {
   local definitions

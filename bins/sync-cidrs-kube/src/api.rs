@@ -46,7 +46,9 @@ async fn read(client: &Client, kind: Kind, options: &Options, world: &mut World)
             objects.into_iter().for_each(|(name, object)| world.note(kind, Event::Applied(name, object)));
             world.note(kind, Event::Listed);
         }
-        Err(error) if status(&error).is_some_and(|status| status.code == 404) => world.note(kind, Event::Absent),
+        Err(error) if !selection.is_of_core() && status(&error).is_some_and(|status| status.code == 404) => {
+            world.note(kind, Event::Absent);
+        }
         Err(error) => anyhow::bail!(explain(&selection, "list", &error)),
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! A watch that never ends, as events that a store can take as they are.
 //!
 //! kube's watcher lists, watches and resumes. What is added here: objects are cut down as they arrive; what is gone after
-//! another list is said; a resource that the API does not have is no error; an API server without streaming lists gets pages;
+//! another list is said; a resource that the API need not have is no error; an API server without streaming lists gets pages;
 //! and one is told when the API server answers again after an error, even if nothing has changed meanwhile.
 
 use std::{
@@ -32,6 +32,9 @@ use tokio::{
 use tower::{BoxError, service_fn};
 
 use crate::{refusal, selection::Selection};
+
+#[cfg(test)]
+mod tests;
 
 /// From one attempt to the next after an error: doubled each time, up to the limit, and a random part more, so that the
 /// nodes of a cluster do not come all at once.
@@ -68,7 +71,7 @@ pub enum Event<T> {
     Deleted(Name),
     /// All objects that there are have been said: once at the beginning, and again when all had to be listed anew.
     Listed,
-    /// The API does not have this resource: there are no such objects, until [`Event::Listed`].
+    /// The API does not have this resource ([`follow_objects`]): there are no such objects, until [`Event::Listed`].
     Absent,
     /// The API server answers again after [`Event::Failed`].
     InContact,
@@ -78,7 +81,7 @@ pub enum Event<T> {
 
 /// Follows the objects of a type, in all namespaces, for ever. An expired resource version, a lost connection and a
 /// restarted API server end in another watch from where the last one was, or in another list. Of each object stays what
-/// `keep` makes of it.
+/// `keep` makes of it. Every API has these types: who says 404 is not the API server, and that is an error like others.
 pub fn follow<K, T, F>(
     client: &Client,
     selection: Selection,
@@ -90,10 +93,10 @@ where
     F: Fn(K) -> T + Send + 'static,
 {
     let (client, answers) = observed(client);
-    events(Api::all(client), selection, answers, keep)
+    events(Api::all(client), selection, false, answers, keep)
 }
 
-/// The same for objects that have no type here.
+/// The same for objects that have no type here. A resource that is not of the core may be absent.
 pub fn follow_objects<T, F>(
     client: &Client,
     selection: Selection,
@@ -104,12 +107,14 @@ where
     F: Fn(DynamicObject) -> T + Send + 'static,
 {
     let (client, answers) = observed(client);
-    events(selection.objects(&client), selection, answers, keep)
+    let optional = !selection.is_of_core();
+    events(selection.objects(&client), selection, optional, answers, keep)
 }
 
 fn events<K, T, F>(
     api: Api<K>,
     selection: Selection,
+    optional: bool,
     answers: watch::Receiver<()>,
     keep: F,
 ) -> impl Stream<Item = Event<T>> + Send + use<K, T, F>
@@ -130,6 +135,7 @@ where
         events: VecDeque::new(),
         api,
         selection,
+        optional,
         answers,
         keep,
     };
@@ -143,6 +149,8 @@ where
 struct Follower<K, T, F> {
     api: Api<K>,
     selection: Selection,
+    /// Whether the API may be without the resource.
+    optional: bool,
     keep: F,
     /// Changes whenever the API server answers.
     answers: watch::Receiver<()>,
@@ -267,7 +275,7 @@ where
                 self.source = None;
                 self.pause = self.retry.get_or_insert_with(|| backoff(RETRY)).next();
             }
-            (Some(404), _) => {
+            (Some(404), _) if self.optional => {
                 (self.source, self.listed) = (None, None);
                 // What there was is believed to be gone when it is said twice: an API server that has just started may not
                 // know all of its definitions yet.

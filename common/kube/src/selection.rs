@@ -73,6 +73,11 @@ impl Selection {
         self.name.as_deref()
     }
 
+    /// Whether every API has the resource: a 404 is not the API server's.
+    pub fn is_of_core(&self) -> bool {
+        self.resource.group.is_empty()
+    }
+
     /// Whether an object, as kubectl prints it, has this resource's `apiVersion` and `kind`.
     pub fn is_of(&self, api_version: &str, kind: &str) -> bool {
         self.resource.api_version == api_version && self.resource.kind == kind

@@ -1,0 +1,91 @@
+//! With an API server that is a function.
+
+use http::Response;
+use k8s_openapi::api::core::v1::Service;
+use serde_json::{Value, json};
+
+use super::*;
+
+/// A client of an API server that answers each request's URI by a code and a body.
+fn client(answer: impl Fn(&str) -> (u16, String) + Send + Sync + 'static) -> Client {
+    let answer = Arc::new(answer);
+    let service = service_fn(move |request: Request<Body>| {
+        let (code, body) = answer(&request.uri().to_string());
+        let response = Response::builder().status(code).body(Body::from(body.into_bytes())).unwrap();
+        async move { Ok::<_, BoxError>(response) }
+    });
+    Client::new(service, "default")
+}
+
+fn object(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "n", "resourceVersion": "1"}})
+}
+
+/// A list that streams, and ends.
+fn streamed(names: &[&str]) -> String {
+    let mut end = object("");
+    end["metadata"]["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+    let all = names.iter().map(|name| ("ADDED", object(name))).chain([("BOOKMARK", end)]);
+    all.map(|(what, object)| format!("{}\n", json!({"type": what, "object": object}))).collect()
+}
+
+/// An API server that has the objects a and b as long as nobody stands before it; then `other` answers.
+fn until_cut(cut: &watch::Receiver<bool>, other: impl Fn(&str) -> (u16, String) + Send + Sync + 'static) -> Client {
+    let cut = cut.clone();
+    client(move |uri| if *cut.borrow() { other(uri) } else { (200, streamed(&["a", "b"])) })
+}
+
+fn nobody(_: &str) -> (u16, String) {
+    (404, "404 page not found".to_owned())
+}
+
+async fn next<T>(events: &mut (impl Stream<Item = Event<T>> + Unpin), count: usize) -> Vec<Event<T>> {
+    events.take(count).collect().await
+}
+
+fn name(name: &str) -> Name {
+    Name { namespace: "n".into(), name: name.into() }
+}
+
+fn has_begun(events: &[Event<()>]) {
+    assert_eq!(events, [Event::Applied(name("a"), ()), Event::Applied(name("b"), ()), Event::Listed]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_404_for_what_every_api_has_is_an_error_and_what_is_known_stands() {
+    let (cut, is_cut) = watch::channel(false);
+    let client = until_cut(&is_cut, nobody);
+    let core = Selection::resource("", "v1", "Service", "services");
+    let typed = follow(&client, Selection::of::<Service>(), |_: Service| ()).boxed();
+    let untyped = follow_objects(&client, core, |_| ()).boxed();
+    for mut events in [typed, untyped] {
+        cut.send_replace(false);
+        has_begun(&next(&mut events, 3).await);
+        cut.send_replace(true);
+        for event in next(&mut events, 5).await {
+            let Event::Failed(error) = &event else { panic!("{event:?}") };
+            assert!(error.contains("services") && error.contains("(404)"), "{error}");
+        }
+        cut.send_replace(false);
+        assert_eq!(next(&mut events, 2).await, [Event::Applied(name("a"), ()), Event::InContact]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resource_of_no_core_is_gone_with_its_objects_when_a_404_says_so_twice() {
+    let (cut, is_cut) = watch::channel(false);
+    let asked = Arc::new(watch::channel(0).0);
+    let count = Arc::clone(&asked);
+    let client = until_cut(&is_cut, move |uri| {
+        count.send_modify(|asked| *asked += 1);
+        nobody(uri)
+    });
+    let defined = Selection::resource("example.org", "v1", "Service", "services");
+    let mut events = follow_objects(&client, defined, |_| ()).boxed();
+    has_begun(&next(&mut events, 3).await);
+    cut.send_replace(true);
+    let mut last = next(&mut events, 3).await;
+    last.sort_by_key(|event| format!("{event:?}"));
+    assert_eq!(last, [Event::Absent, Event::Deleted(name("a")), Event::Deleted(name("b"))]);
+    assert_eq!(*asked.borrow(), 2);
+}
