@@ -28,11 +28,12 @@ impl Survey<'_> {
         Ok(found)
     }
 
-    /// The newest version that the API has. Those count that are ready and are not being deleted.
+    /// The newest version that the API has. Those count that are ready, and those that somebody has deleted and Kubernetes
+    /// holds back, which it does while Services have addresses of them.
     fn service_cidrs(&self) -> Asked<Vec<Finding>> {
         for kind in [Kind::ServiceCidrs, Kind::ServiceCidrsBeta, Kind::ServiceCidrsAlpha] {
             let Known::Objects(objects) = self.known(kind)? else { continue };
-            let served = objects.values().filter(|object| is_ready(object) && !is_being_deleted(object));
+            let served = objects.values().filter(|object| is_ready(object) || is_held_back(object));
             return Ok(served.flat_map(|object| self.of_service_cidr(object)).collect());
         }
         Ok(vec![])
@@ -56,6 +57,7 @@ impl Survey<'_> {
 
     fn of_service_cidr(&self, object: &Value) -> Vec<Finding> {
         let source = format!("ServiceCIDR {}", name(object));
+        let source = if is_held_back(object) { format!("{source} (being deleted)") } else { source };
         let cidrs = object["spec"]["cidrs"].as_array().into_iter().flatten();
         cidrs.filter_map(|cidr| self.accept_one(cidr.as_str().unwrap_or_default(), &source)).collect()
     }
@@ -81,8 +83,17 @@ fn begins_before(address: IpAddr, own: &[IpAddr]) -> Option<(IpAddr, IpNet)> {
 }
 
 fn is_ready(object: &Value) -> bool {
+    ready(object).any(|condition| condition["status"] == "True")
+}
+
+/// Its finalizer goes with its last Service; until then it is not ready, since it gives no new addresses.
+fn is_held_back(object: &Value) -> bool {
+    is_being_deleted(object) || ready(object).any(|condition| condition["reason"] == "Terminating")
+}
+
+fn ready(object: &Value) -> impl Iterator<Item = &Value> {
     let conditions = object["status"]["conditions"].as_array().into_iter().flatten();
-    conditions.filter(|condition| condition["type"] == "Ready").any(|condition| condition["status"] == "True")
+    conditions.filter(|condition| condition["type"] == "Ready")
 }
 
 /// Whether somebody has deleted it and a finalizer holds it back.

@@ -172,13 +172,19 @@ fn each_source_of_cluster_comes_before_the_next() {
 }
 
 #[test]
-fn service_cidrs_count_that_are_ready_and_not_being_deleted_in_each_version_of_the_api() {
-    let service = |name: &str| json!(answer(&[objects(name)], &Options::default()).cidrs().service);
+fn service_cidrs_count_that_are_ready_or_held_back_while_they_are_deleted_in_each_version_of_the_api() {
+    let service = |name: &str| sourced(&answer(&[objects(name)], &Options::default())).0;
     for version in ["v1", "v1beta1", "v1alpha1"] {
-        let expected = json!(["10.233.64.0/18", "fd00:233:64::/108"]);
+        let from = ["ServiceCIDR kubernetes"];
+        let expected = json!({"10.233.64.0/18": from, "fd00:233:64::/108": from});
         assert_eq!(service(&format!("service-cidrs-{version}.json")), expected, "{version}");
     }
-    assert_eq!(service("nodes.json"), json!(["10.8.0.0/20"]), "others are not ready, new, or being deleted");
+    let expected = json!({
+        "10.8.0.0/20": ["ServiceCIDR kubernetes"],
+        "10.9.0.0/20": ["ServiceCIDR unready (being deleted)"],
+        "10.11.0.0/20": ["ServiceCIDR going (being deleted)"],
+    });
+    assert_eq!(service("nodes.json"), expected, "one is new and not ready yet");
 }
 
 #[test]
