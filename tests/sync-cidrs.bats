@@ -38,7 +38,7 @@ state() { printf '/run/state-%s\n' "$BATS_TEST_NUMBER"; }
 # follow FLAG...: the same with --watch, in the background, until the test ends.
 follow() {
   lab_spawn follow node1 env KUBECONFIG="${KUBECONFIG:-$LAB/kubernetes/admin.conf}" UNDERPASS_STATE="$(state)" \
-    "$(lab_libexec)/sync-cidrs" --watch --node node1 --cni-directory "${CNI_DIRECTORY:-/none}" "$@"
+    "$(lab_libexec)/sync-cidrs" --watch --node "${NODE:-node1}" --cni-directory "${CNI_DIRECTORY:-/none}" "$@"
 }
 
 # has FILTER: whether the file that ADD reads satisfies a jq filter.
@@ -403,6 +403,28 @@ of_pods() {
     grep -qF -- "${problem//\"/\\\"}" "$LAB/log/follow" || fail "$problem" "$(cat "$LAB/log/follow")"
     lab_in node1 grep -qF -- "${problem//\"/\\\"}" "$(state)/sync-cidrs.prom" || fail "$problem"
   done
+}
+
+@test "while the own Node is not there, no CIDR can be checked against its addresses: what is known stands, and it is said why" {
+  create "$(kubeadm_config 10.0.0.0/8)"
+  NODE=node7
+  expect 0 sync --kube --node "$NODE"
+  assert_json "$output" '.problems[0]' "there is no Node node7 (--node): no CIDR can be checked against the node's own addresses"
+  follow
+  lab_until 10 lab_in node1 grep -qF 'there is no Node node7' "$(state)/cluster.pending" || fail "$(cat "$LAB/log/follow")"
+  logged 'there is no Node node7 (--node)'
+  expect 1 lab_in node1 test -e "$(state)/cluster.json"
+  create '{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node7"}}'
+  lab_until 10 lab_in node1 grep -qF 'Node node7 has no address' "$(state)/cluster.pending" || fail "$(cat "$LAB/log/follow")"
+  lab_kubectl patch node node7 --subresource status --type merge --patch '{"status": {"addresses": [{"type": "InternalIP", "address": "10.7.0.7"}]}}' >/dev/null
+  within 10 '.cidrs.pod == [] and (.problems | map(select(contains("10.0.0.0/8 contains the node'"'"'s own address 10.7.0.7"))) | length == 1)'
+  expect 1 lab_in node1 test -e "$(state)/cluster.pending"
+  lab_kubectl delete node node7 >/dev/null
+  lab_until 10 has_metric 'cidrs_problems{problem="there is no Node node7 (--node): no CIDR can be checked against the node'"'"'s own addresses"}' 1
+  logged "addresses; what was known stands"
+  service_cidr late 10.86.0.0/16
+  sleep 2
+  has '.cidrs.pod == [] and (.cidrs.service | length == 2)'
 }
 
 @test "a pool of 10,000 CIDRs is refused and named, and the rest is served" {

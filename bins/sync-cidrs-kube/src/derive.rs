@@ -62,6 +62,9 @@ pub struct Cluster {
     pub pod: Vec<Finding>,
     /// What was refused or not found.
     pub problems: Vec<String>,
+    /// Why no CIDR could be checked against the node's own addresses, which is one of the problems. An agent does not take what
+    /// may lead its pods to the nodes.
+    pub unchecked: Option<String>,
 }
 
 /// An answer, or what is still needed for one.
@@ -108,10 +111,12 @@ pub fn derive(world: &World, options: &Options) -> Derived {
         (Ok(()), Ok(defaults), Ok(service), Ok((pod_cidr_type, chosen_by, pod))) => {
             let service = survey.within_limit(service, 0);
             let pod = survey.within_limit(pod, service.len());
+            let unchecked = survey.unchecked().filter(|_| !service.is_empty() || !pod.is_empty());
             let mut problems = survey.problems.take();
+            problems.extend(unchecked.clone());
             problems.sort();
             problems.dedup();
-            Some(Cluster { settings: defaults.settings, pod_cidr_type, chosen_by, service, pod, problems })
+            Some(Cluster { settings: defaults.settings, pod_cidr_type, chosen_by, service, pod, problems, unchecked })
         }
         _ => None,
     };
@@ -183,6 +188,16 @@ impl Survey<'_> {
         let node = self.objects(Kind::OwnNode)?;
         let addresses = node.iter().flat_map(|node| node["status"]["addresses"].as_array().into_iter().flatten());
         Ok(addresses.filter_map(|address| address["address"].as_str()?.parse().ok()).collect())
+    }
+
+    /// Why no CIDR can be checked against them, where a node is named.
+    fn unchecked(&self) -> Option<String> {
+        let node = self.options.node.as_ref().filter(|_| self.own.is_empty())?;
+        let why = match self.object(Kind::OwnNode) {
+            Ok(Some(_)) => format!("Node {node} has no address"),
+            _ => format!("there is no Node {node} (--node)"),
+        };
+        Some(format!("{why}: no CIDR can be checked against the node's own addresses"))
     }
 
     fn defaults(&self) -> Asked<Defaults> {

@@ -90,7 +90,7 @@ fn cli() -> Command {
             Arg::new("node")
                 .long("node")
                 .value_name("NAME")
-                .help("The node's name [default: $NODE_NAME]: no CIDR may contain one of its addresses"),
+                .help("The node's name [default: $NODE_NAME]: no CIDR may contain one of its addresses, for which --watch waits"),
         )
         .arg(path("cni-directory", "The node's CNI configuration").default_value("/etc/cni/net.d"))
         .arg(path("file", "With --watch, keep this file instead"))

@@ -104,12 +104,13 @@ impl Publisher {
         Ok(())
     }
 
-    /// Writes the metrics, and while there is no file, why.
-    pub fn report(&mut self, health: &mut Health<Kind>) {
+    /// Writes the metrics, and while there is no file, why. `unchecked` is why what is known of the cluster is not taken.
+    pub fn report(&mut self, health: &mut Health<Kind>, unchecked: &str) {
         health.refresh();
-        self.measure();
+        self.measure(unchecked);
         say(self.metrics.write());
-        let pending = if self.last.is_some() { String::new() } else { health.pending() };
+        let reasons = [health.pending(), unchecked.to_owned()];
+        let pending = reasons.into_iter().find(|reason| self.last.is_none() && !reason.is_empty()).unwrap_or_default();
         if pending.is_empty() {
             let _ = fs::remove_file(self.pending.path());
         } else {
@@ -117,11 +118,12 @@ impl Publisher {
         }
     }
 
-    fn measure(&self) {
+    fn measure(&self, unchecked: &str) {
         let none = Value::Null;
         let last = self.last.as_ref().unwrap_or(&none);
         self.known.set(i64::from(!last.is_null() && self.file.path().exists()));
-        replace(&self.problems, "problem", last["problems"].as_array().into_iter().flatten().filter_map(Value::as_str));
+        let problems = last["problems"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        replace(&self.problems, "problem", problems.chain(Some(unchecked).filter(|unchecked| !unchecked.is_empty())));
         for of in ["service", "pod"] {
             let count = last["cidrs"][of].as_array().map_or(0, Vec::len);
             self.counts.get_or_create(&vec![("of", of.to_owned())]).set(i64::try_from(count).unwrap_or(i64::MAX));

@@ -36,6 +36,8 @@ struct Follower {
     cni_directory: PathBuf,
     world: World,
     health: Health<Kind>,
+    /// Why what follows from all that is known is not taken; empty where it is.
+    unchecked: String,
     watches: BTreeMap<Kind, AbortHandle>,
     news: ReadyChunks<SelectAll<BoxStream<'static, News>>>,
 }
@@ -57,6 +59,7 @@ pub async fn follow(
         cni_directory,
         world: World::default(),
         health: publisher.health(),
+        unchecked: String::new(),
         watches: BTreeMap::new(),
         news: SelectAll::new().ready_chunks(BATCH),
     };
@@ -82,7 +85,7 @@ pub async fn follow(
                 changed
             });
         }
-        publisher.report(&mut follower.health);
+        publisher.report(&mut follower.health, &follower.unchecked);
     }
 }
 
@@ -111,7 +114,12 @@ impl Follower {
                 self.begin(kind);
             }
         }
-        derived.cluster
+        let unchecked = derived.cluster.as_ref().and_then(|cluster| cluster.unchecked.clone()).unwrap_or_default();
+        if !unchecked.is_empty() && unchecked != self.unchecked {
+            log::error!("{unchecked}; what was known stands");
+        }
+        self.unchecked = unchecked;
+        derived.cluster.filter(|cluster| cluster.unchecked.is_none())
     }
 
     fn begin(&mut self, kind: Kind) {

@@ -307,6 +307,25 @@ fn what_is_wrong_is_refused_and_named_and_the_rest_is_served() {
 }
 
 #[test]
+fn where_the_own_node_has_no_address_or_is_not_there_no_cidr_is_checked_and_that_is_a_problem() {
+    let options = Options { node: Some("n".to_owned()), ..Options::default() };
+    let mut nameless = node(json!({}), json!({}), "");
+    nameless["status"]["addresses"] = json!([{"type": "Hostname", "address": "n"}]);
+    let around = pool("around", "10.0.0.0/8");
+    let unchecked = |documents: &[Value]| {
+        let cluster = answer(documents, &options);
+        assert!(cluster.unchecked.iter().all(|unchecked| cluster.problems.contains(unchecked)));
+        cluster.unchecked
+    };
+    let says = "no CIDR can be checked against the node's own addresses";
+    assert_eq!(unchecked(std::slice::from_ref(&around)), Some(format!("there is no Node n (--node): {says}")));
+    assert_eq!(unchecked(&[nameless, around.clone()]), Some(format!("Node n has no address: {says}")));
+    assert_eq!(unchecked(&[node(json!({}), json!({}), "10.6.212.101"), around]), None);
+    // Nothing is to be checked.
+    assert_eq!(unchecked(&[]), None);
+}
+
+#[test]
 fn a_pool_of_ten_thousand_cidrs_is_refused_and_the_others_are_served() {
     let cidrs: Vec<String> = (0..10_000).map(|n| format!("100.{}.{}.0/25", n / 256, n % 256)).collect();
     let huge = json!({
