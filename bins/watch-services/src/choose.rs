@@ -76,6 +76,7 @@ pub fn choose(endpoints: &[&Endpoint], policy: Policy, place: &Place) -> Vec<Ver
         let external = cluster && (policy.accessible || !policy.internal_local);
         match (internal, external) {
             (true, false) if policy.accessible => Verdict::Chosen(Some(BackendScope::Internal)),
+            (false, true) if policy.internal_local => Verdict::Chosen(Some(BackendScope::External)),
             (true, _) | (_, true) => Verdict::Chosen(None),
             _ if policy.by_node && serves_its_node(endpoint, &ready_nodes) => Verdict::Chosen(Some(BackendScope::Node)),
             _ => reason(endpoint, topology, place),

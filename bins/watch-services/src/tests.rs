@@ -195,7 +195,8 @@ fn a_service_of_the_table_is_what_the_loader_reads() {
             },
             {
               "address": "10.0.0.2",
-              "port": 8080
+              "port": 8080,
+              "scope": "external"
             }
           ],
           "created": "2026-01-02T03:04:05Z"
@@ -241,6 +242,30 @@ fn what_gets_nothing_and_still_exists_drains() {
         draining(vec![service(&local), slice("web-1", &["10.0.0.1@node1", "10.0.0.2"])]),
         ["10.0.0.2:8080 true"]
     );
+}
+
+#[test]
+fn why_says_of_each_endpoint_for_whom_it_is() {
+    let spec =
+        json!({"type": "NodePort", "internalTrafficPolicy": "Local", "ports": [{"port": 80, "nodePort": 30080}]});
+    let whys = |spec: &Value, endpoints: &[&str]| {
+        let objects = vec![node1(), service(spec), slice("web-1", endpoints)];
+        let why = offline::why(&name("web"), objects, &mut cluster([])).unwrap();
+        let why = serde_json::to_value(why).unwrap();
+        let endpoints = why["ports"][0]["endpoints"].as_array().unwrap().iter();
+        endpoints.map(|one| format!("{} {}", one["backend"], one["why"].as_str().unwrap())).collect::<Vec<_>>()
+    };
+    // The ClusterIP refuses.
+    assert_eq!(whys(&spec, &["10.0.0.1"]), ["true ready, not for the ClusterIPs"]);
+    assert_eq!(whys(&spec, &["10.0.0.1!term"]), ["true terminating, and nothing is ready, not for the ClusterIPs"]);
+    assert_eq!(whys(&spec, &["10.0.0.1", "10.0.0.2@node1"]), ["true ready, not for the ClusterIPs", "true ready"]);
+    // The node's own is not ready, and only for those who come by the ClusterIP is it the one to take.
+    assert_eq!(
+        whys(&spec, &["10.0.0.1", "10.0.0.2@node1!term"]),
+        ["true ready, not for the ClusterIPs", "true terminating, and nothing is ready, for the ClusterIPs only"]
+    );
+    let inside = json!({"internalTrafficPolicy": "Local"});
+    assert_eq!(whys(&inside, &["10.0.0.1"]), ["false on another node, and internalTrafficPolicy is Local"]);
 }
 
 /// What each node's own set is with node ports on all nodes' addresses: the backends with their scopes.
