@@ -186,12 +186,23 @@ impl Service {
                 Some(mode) => self.left.push(format!("{ip}: its ipMode is {mode}: the load balancer itself answers")),
             }
         }
-        let ranges: Vec<IpNet> =
-            spec.load_balancer_source_ranges.iter().flatten().filter_map(|range| range.trim().parse().ok()).collect();
+        let (mut ranges, mut are_known) = (Vec::<IpNet>::new(), true);
+        let texts = spec.load_balancer_source_ranges.iter().flatten().map(|text| text.trim());
+        for text in texts.filter(|text| !text.is_empty()) {
+            match text.parse() {
+                Ok(range) => ranges.push(range),
+                Err(_) => {
+                    are_known = false;
+                    self.problems.push(format!("loadBalancerSourceRanges: {text:?} is not a CIDR"));
+                }
+            }
+        }
         for address in self.of_its_families(vips, "status.loadBalancer") {
             let family = Family::of(&address);
             let of_family = || ranges.iter().filter(|range| Family::of(&range.addr()) == family);
-            if of_family().next().is_some() && of_family().all(|range| range.prefix_len() > 0) {
+            let restricts = of_family().next().is_some() && of_family().all(|range| range.prefix_len() > 0);
+            // A range that cannot be read may be all that keeps others out.
+            if restricts || !are_known {
                 self.left.push(format!(
                     "{address}: loadBalancerSourceRanges says who may come, which the host path enforces"
                 ));
