@@ -253,6 +253,28 @@ gets_404() {
 
 has_errors() { [ "$(metric services_errors_total)" -ge "$1" ]; }
 
+# API servers before Kubernetes 1.31 do not know the field by which headless Services are left out.
+@test "an API server that does not know the field of the selector is followed without it, and what went meanwhile goes" {
+  KUBECONFIG=$LAB/kubernetes/refused.conf
+  lab_refuse node1
+  create "$(service gone)" "$(slice gone-1 gone 10.0.0.9)" "$(service headless '{"clusterIP": "None"}')"
+  web
+  within 5 leads gone 10.0.0.9
+  # Another server, while nobody can be asked.
+  lab_stop refuse
+  lab_kubectl delete service gone >/dev/null
+  lab_refuse node1 400 fieldSelector=spec.clusterIP
+  within 20 absent gone
+  leads web 10.0.0.1
+  absent headless
+  logged 'does not know the fields of services'
+  lab_until 20 has_metric services_in_contact 1
+  create "$(slice web-2 web 10.0.0.2)"
+  within 5 leads web 10.0.0.1 10.0.0.2
+  expect 0 services
+  assert_json "$output" '[.services[] | select(.namespace == "default" and .name != "kubernetes").name]' '["web"]'
+}
+
 # as_node_agent: a kubeconfig of the ServiceAccount in deploy/.
 as_node_agent() {
   lab_kubectl apply --filename - <"$LAB_REPO/deploy/rbac.yaml" >/dev/null

@@ -9,10 +9,10 @@ use cluster_api::{
     Event, Health, Name, Selection, explain, follow,
     k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery},
     kube::{Api, Client},
-    list, status,
+    list,
 };
 use common::memory;
-use futures_util::{StreamExt, stream::BoxStream};
+use futures_util::StreamExt;
 use service_table::{Change, Line};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -46,9 +46,8 @@ pub enum Watch {
     Nodes,
 }
 
-fn services(with_selector: bool) -> Selection {
-    let served = Selection::of::<core::Service>().labels(SERVED);
-    if with_selector { served.fields(WITH_ADDRESS) } else { served }
+fn services() -> Selection {
+    Selection::of::<core::Service>().labels(SERVED).fields(WITH_ADDRESS).or_without_fields()
 }
 
 fn slices() -> Selection {
@@ -73,12 +72,7 @@ pub async fn survey(client: &Client, cluster: &mut Cluster) -> anyhow::Result<()
     // What is kept of an object is little: each is taken as its page arrives.
     let taken = std::cell::RefCell::new(cluster);
     let take = |service: core::Service| taken.borrow_mut().service(&service);
-    let all = Api::all(client.clone());
-    let mut found = list(&all, &services(true), take).await;
-    if found.as_ref().is_err_and(|error| status(error).is_some_and(|status| status.code == 400)) {
-        found = list(&all, &services(false), take).await;
-    }
-    found.map_err(|error| refused(&services(true), error))?;
+    list(&Api::all(client.clone()), &services(), take).await.map_err(|error| refused(&services(), error))?;
     let take = |slice: discovery::EndpointSlice| taken.borrow_mut().slice(&slice);
     list(&Api::all(client.clone()), &slices(), take).await.map_err(|error| refused(&slices(), error))?;
     Ok(())
@@ -107,11 +101,9 @@ pub async fn why(client: &Client, name: &Name, cluster: &mut Cluster) -> anyhow:
 
 /// What is being followed.
 struct Follower {
-    client: Client,
     cluster: Cluster,
     health: Health<Watch>,
     report: Report,
-    services: BoxStream<'static, Event<core::Service>>,
     /// Whether the whole table has been printed.
     begun: bool,
     /// The changes that were not printed.
@@ -126,21 +118,21 @@ pub async fn watch(client: Client, cluster: Cluster) -> anyhow::Result<()> {
     let mut report = Report::new();
     let mut health = report.health();
     let nodes = nodes(&cluster);
-    health.begin(Watch::Services, &services(true));
+    health.begin(Watch::Services, &services());
     health.begin(Watch::Slices, &slices());
     health.begin(Watch::Nodes, &nodes);
+    let mut services = follow(&client, services(), |service: core::Service| service).boxed();
     let mut slices = follow(&client, slices(), |slice: discovery::EndpointSlice| slice).boxed();
     let mut nodes = follow(&client, nodes, |node: core::Node| node).boxed();
-    let services = follow(&client, services(true), |service| service).boxed();
-    let mut follower = Follower { client, cluster, health, report, services, begun: false, batch: Batch::default() };
-    let events = Events::new(&follower.client, &follower.cluster.clients().place.node);
+    let events = Events::new(&client, &cluster.clients().place.node);
+    let mut follower = Follower { cluster, health, report, begun: false, batch: Batch::default() };
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     loop {
         tokio::select! {
-            Some(event) = follower.services.next() => follower.service(event),
+            Some(event) = services.next() => follower.service(event),
             Some(event) = slices.next() => follower.slice(event),
             Some(event) = nodes.next() => follower.node(event),
             () = follower.batch.due() => follower.print()?,
@@ -156,14 +148,6 @@ pub async fn watch(client: Client, cluster: Cluster) -> anyhow::Result<()> {
 
 impl Follower {
     fn service(&mut self, event: Event<core::Service>) {
-        if let Event::Failed(error) = &event
-            && error.contains("(400)")
-            && error.contains("spec.clusterIP")
-        {
-            log::info!("the API server cannot leave out headless Services: they are left out here");
-            self.services = follow(&self.client, services(false), |service| service).boxed();
-            return;
-        }
         self.health.note(&Watch::Services, &event);
         match event {
             Event::Applied(_, service) => self.cluster.service(&service),

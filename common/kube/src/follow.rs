@@ -1,8 +1,9 @@
 //! A watch that never ends, as events that a store can take as they are.
 //!
 //! kube's watcher lists, watches and resumes. What is added here: objects are cut down as they arrive; what is gone after
-//! another list is said; a resource that the API need not have is no error; an API server without streaming lists gets pages;
-//! and one is told when the API server answers again after an error, even if nothing has changed meanwhile.
+//! another list is said; a resource that the API need not have is no error; an API server without streaming lists gets pages,
+//! and one that does not know a field is asked without it; and one is told when the API server answers again after an error,
+//! even if nothing has changed meanwhile.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -266,6 +267,15 @@ where
         (self.streaming, self.source, self.listed) = (false, None, None);
     }
 
+    /// What is known stands, until there is the other list.
+    fn begin_with(&mut self, wider: Selection) {
+        log::info!(
+            "the API server does not know the fields of {}: what they leave out is fetched too",
+            self.selection.describe_narrowly()
+        );
+        (self.selection, self.source, self.listed) = (wider, None, None);
+    }
+
     /// Says what happened, and how long to wait.
     fn recover(&mut self, error: watcher::Error) {
         let code = code(&error);
@@ -288,6 +298,8 @@ where
             }
             // What an API server says that has no streaming lists, or not for this resource. Who may not watch may still list.
             (Some(400 | 403 | 422), watcher::Error::WatchStartFailed(_)) if self.streaming => self.begin_with_pages(),
+            // What an API server says that does not know a field.
+            (Some(400), _) if let Some(wider) = self.selection.without_fields() => self.begin_with(wider),
             // A lost connection: what comes of it shows when the next watch is started.
             (None, watcher::Error::WatchFailed(kube::Error::ReadEvents(_))) => {}
             _ => {

@@ -9,6 +9,8 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 
+use crate::refusal::status;
+
 /// So many objects are asked for at a time, as client-go does it.
 const PAGE: u32 = 500;
 
@@ -20,6 +22,8 @@ pub struct Selection {
     name: Option<String>,
     labels: Option<String>,
     fields: Vec<String>,
+    /// Whether an API server that does not know the fields is asked without them.
+    or_without_fields: bool,
 }
 
 impl Selection {
@@ -34,7 +38,7 @@ impl Selection {
     }
 
     fn all(resource: ApiResource) -> Self {
-        Self { resource, namespace: None, name: None, labels: None, fields: vec![] }
+        Self { resource, namespace: None, name: None, labels: None, fields: vec![], or_without_fields: false }
     }
 
     /// Those of one namespace.
@@ -61,6 +65,17 @@ impl Selection {
     pub fn fields(mut self, selector: &str) -> Self {
         self.fields.push(selector.to_owned());
         self
+    }
+
+    /// With those that the field selectors leave out, where the API server does not know the fields: older ones do not know all.
+    #[must_use]
+    pub fn or_without_fields(self) -> Self {
+        Self { or_without_fields: true, ..self }
+    }
+
+    /// What is asked for where an API server refuses the field selectors (400), if anything.
+    pub(crate) fn without_fields(&self) -> Option<Self> {
+        self.or_without_fields.then(|| Self { fields: vec![], or_without_fields: false, ..self.clone() })
     }
 
     /// The namespace, where one is meant.
@@ -137,6 +152,18 @@ impl Selection {
 /// # Errors
 /// What the API server refuses ([`crate::explain`]), and what the way to it does.
 pub async fn list<K, T>(api: &Api<K>, selection: &Selection, keep: impl Fn(K) -> T) -> kube::Result<Vec<T>>
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    let found = pages(api, selection, &keep).await;
+    let is_refused = found.as_ref().is_err_and(|error| status(error).is_some_and(|status| status.code == 400));
+    match selection.without_fields().filter(|_| is_refused) {
+        Some(wider) => pages(api, &wider, &keep).await,
+        None => found,
+    }
+}
+
+async fn pages<K, T>(api: &Api<K>, selection: &Selection, keep: impl Fn(K) -> T) -> kube::Result<Vec<T>>
 where
     K: Clone + DeserializeOwned + Debug,
 {

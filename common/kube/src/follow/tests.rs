@@ -29,6 +29,11 @@ fn streamed(names: &[&str]) -> String {
     all.map(|(what, object)| format!("{}\n", json!({"type": what, "object": object}))).collect()
 }
 
+fn paged(names: &[&str]) -> String {
+    let items: Vec<Value> = names.iter().map(|name| object(name)).collect();
+    json!({"apiVersion": "v1", "kind": "ServiceList", "metadata": {"resourceVersion": "2"}, "items": items}).to_string()
+}
+
 /// An API server that has the objects a and b as long as nobody stands before it; then `other` answers.
 fn until_cut(cut: &watch::Receiver<bool>, other: impl Fn(&str) -> (u16, String) + Send + Sync + 'static) -> Client {
     let cut = cut.clone();
@@ -88,4 +93,24 @@ async fn a_resource_of_no_core_is_gone_with_its_objects_when_a_404_says_so_twice
     last.sort_by_key(|event| format!("{event:?}"));
     assert_eq!(last, [Event::Absent, Event::Deleted(name("a")), Event::Deleted(name("b"))]);
     assert_eq!(*asked.borrow(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_field_that_the_api_server_does_not_know_is_left_out_if_it_may_be_and_what_went_meanwhile_goes() {
+    let (cut, is_cut) = watch::channel(false);
+    let client = until_cut(&is_cut, |uri| match (uri.contains("fieldSelector"), uri.contains("watch=true")) {
+        (true, _) => (400, "field label not supported: spec.clusterIP".to_owned()),
+        (false, true) => (200, String::new()),
+        (false, false) => (200, paged(&["b", "c"])),
+    });
+    let selection = Selection::of::<Service>().fields("spec.clusterIP!=None");
+    let mut events = follow(&client, selection.clone().or_without_fields(), |_: Service| ()).boxed();
+    has_begun(&next(&mut events, 3).await);
+    cut.send_replace(true);
+    assert_eq!(
+        next(&mut events, 4).await,
+        [Event::Applied(name("b"), ()), Event::Applied(name("c"), ()), Event::Deleted(name("a")), Event::Listed]
+    );
+    let mut events = follow(&client, selection, |_: Service| ()).boxed();
+    assert!(matches!(&next(&mut events, 1).await[0], Event::Failed(error) if error.contains("(400)")));
 }
