@@ -338,8 +338,11 @@ denied() { [ "$(lab_kubectl auth can-i "$1" "$2" --all-namespaces --as system:se
   lab_until 5 logged 'EndpointSlice default/portless: port'
   lab_until 5 has_metric 'services_problems{problem="EndpointSlice default\/lost: its label kubernetes.io\/service-name names no Service"}' 1
   leads web 10.0.0.1
+  # That is said once, however often the object changes.
+  lab_kubectl annotate endpointslice lost changed=1 >/dev/null
   create "$(slice web-2 web 10.0.0.2)"
   within 5 leads web 10.0.0.1 10.0.0.2
+  assert_equal "$(grep -c 'EndpointSlice default/lost' "$LAB/log/follow")" 1
 }
 
 # events FILTER: what a jq filter finds in our Events about what is called wrong. The API server's own repairs leave some, too.

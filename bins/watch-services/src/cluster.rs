@@ -193,7 +193,7 @@ impl Cluster {
         let (service, mut slice) = match Slice::of(object, &mut self.names) {
             Ok(slice) => slice,
             Err(ignored) => {
-                self.slice_gone(&name);
+                self.take_out(&name);
                 let problem = (ignored == Ignored::NoService).then(|| ignored.to_string());
                 return self.note(title("EndpointSlice", &name), Problem::of(object, problem.into_iter().collect()));
             }
@@ -201,7 +201,7 @@ impl Cluster {
         let owner = Name { namespace: name.namespace.clone(), name: service };
         // It may have been another Service's.
         if self.slices.get(&name).is_some_and(|before| *before != owner) {
-            self.slice_gone(&name);
+            self.take_out(&name);
         }
         let problem = Problem::of(object, mem::take(&mut slice.problems));
         let problem = problem.map(|problem| Problem { service: Some(service::reference(&owner)), ..problem });
@@ -215,6 +215,11 @@ impl Cluster {
     /// An EndpointSlice is gone.
     pub fn slice_gone(&mut self, name: &Name) {
         self.note(title("EndpointSlice", name), None);
+        self.take_out(name);
+    }
+
+    /// A slice is no Service's any more. What is wrong with it is as it was.
+    fn take_out(&mut self, name: &Name) {
         let Some(owner) = self.slices.remove(name) else { return };
         if let Some(known) = self.services.get_mut(&owner) {
             known.slices.retain(|(slice, _)| **slice != *name.name);

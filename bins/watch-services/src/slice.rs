@@ -13,6 +13,8 @@ use crate::{
 
 /// The label that names the Service.
 pub const SERVICE: &str = "kubernetes.io/service-name";
+/// The label that names a ServiceImport instead, in the Multi-Cluster Services API (KEP-1645).
+const IMPORT: &str = "multicluster.kubernetes.io/service-name";
 /// When what a slice follows from happened.
 const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
@@ -76,6 +78,9 @@ pub enum Ignored {
     /// It is nobody's.
     #[error("its label {SERVICE} names no Service")]
     NoService,
+    /// It is an import's.
+    #[error("its label {IMPORT} gives it to a ServiceImport")]
+    Import,
     /// It is a headless Service's.
     #[error("its label {HEADLESS} says that it is a headless Service's")]
     Headless,
@@ -147,7 +152,8 @@ impl Slice {
         if label(OTHER_PROXY).is_some() {
             return Err(Ignored::OtherProxy);
         }
-        let service = label(SERVICE).filter(|service| !service.is_empty()).ok_or(Ignored::NoService)?;
+        let nobodys = || if label(IMPORT).is_some() { Ignored::Import } else { Ignored::NoService };
+        let service = label(SERVICE).filter(|service| !service.is_empty()).ok_or_else(nobodys)?;
         let other = || Ignored::AddressType(object.address_type.clone());
         let annotations = object.metadata.annotations.as_ref();
         let mut slice = Self {

@@ -450,6 +450,18 @@ fn a_slice_that_names_another_service_leaves_the_first() {
 }
 
 #[test]
+fn a_slice_that_is_imported_from_another_cluster_is_of_no_account_and_nothing_is_wrong_with_it() {
+    let mut imported = slice("web-1", &["10.0.0.1"]);
+    imported["metadata"]["labels"] = json!({"multicluster.kubernetes.io/service-name": "web"});
+    let mut cluster = cluster([service(&json!({})), imported.clone()]);
+    assert!(web(&mut cluster).backends.is_empty());
+    assert_eq!(format!("{:?}", cluster.problems()), "{}");
+    // The Service that an import is derived to, in the clusters where it is one.
+    imported["metadata"]["labels"]["kubernetes.io/service-name"] = json!("web");
+    assert_eq!(tell(&mut cluster, imported), ["set default/web [10.96.0.1] 10.0.0.1:8080"]);
+}
+
+#[test]
 fn the_nodes_zone_changes_who_is_reached() {
     let mut hinted = slice("web-1", &["10.0.0.1", "10.0.0.2"]);
     for (endpoint, zone) in [(0, "a"), (1, "b")] {
