@@ -127,7 +127,8 @@ pub struct Service {
     /// The endpoints. With none, connections are refused.
     #[serde(default)]
     pub backends: Vec<Backend>,
-    /// Endpoints that get nothing new and still exist: they terminate, or are not ready.
+    /// Endpoints that get nothing new and still exist: they terminate, are not ready, or are for other zones, other nodes or, by
+    /// a traffic policy, for whom is on their own node.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub draining: Vec<Draining>,
     /// When the Service was created, in RFC 3339. Of two that claim an address, the older has it.
