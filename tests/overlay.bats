@@ -243,6 +243,28 @@ coordinator() {
   done
 }
 
+# collected NETWORK: a GC of the network by which none of its attachments is valid.
+collected() {
+  lab_in node1 cat "/etc/cni/net.d/$1.conflist" |
+    jq -c '.plugins[-1] + {name, cniVersion: "1.1.0", "cni.dev/valid-attachments": []}' >"$LAB/gc"
+  lab_plugin node1 coordinator GC '' '' <"$LAB/gc"
+  assert_equal "$lab_status" 0 || fail "$lab_stdout"
+}
+
+@test "GC takes away what is on the node of an overlay pod's attachment, whether the pod is there or not" {
+  local kind gone
+  lab_network_config node1 collected46 46 "$(lab_coordinator_json 46)"
+  for kind in $KINDS; do
+    for gone in '' pod; do
+      sandbox "$kind"
+      lab_attach node1 "$POD" collected46 net1
+      [ -z "$gone" ] || lab_in node1 ip netns delete "$POD"
+      collected collected46
+      lab_until 5 node_is_as_before || assert_same "$NODE_BEFORE" "$(node_state)" || fail "$kind, $gone"
+    done
+  done
+}
+
 # A Flannel-like pod's route leads through the bridge that all pods share: with both lost, nothing tells whose it is, and
 # the next ADD with its address replaces it.
 @test "DEL takes away what is on the node when the network namespace has gone, or our state file, or both" {

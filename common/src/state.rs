@@ -174,16 +174,15 @@ pub fn list() -> Vec<Value> {
     whole.filter_map(|path| serde_json::from_slice(&fs::read(path).ok()?).ok()).collect()
 }
 
-/// The requests of saved documents that a GC finds stale: attachments of its network that are not in its list.
-pub fn stale(gc: &Request) -> Vec<Request> {
+/// The saved documents that a GC finds stale: of attachments of its network that are not in its list.
+pub fn stale(gc: &Request) -> Vec<PodDocument> {
     let files = fs::read_dir(attachments()).into_iter().flatten().flatten().map(|file| file.path());
     let whole = files.filter(|path| !path.to_string_lossy().ends_with(UNFINISHED));
-    let request = |path: PathBuf| {
-        let document: PodDocument = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
-        Some(document.request)
+    let document = |path: PathBuf| serde_json::from_slice(&fs::read(path).ok()?).ok();
+    let stale = |PodDocument { request, .. }: &PodDocument| {
+        request.network() == gc.network() && !gc.is_valid_attachment(&request.attachment())
     };
-    let stale = |request: &Request| request.network() == gc.network() && !gc.is_valid_attachment(&request.attachment());
-    whole.filter_map(request).filter(stale).collect()
+    whole.filter_map(document).filter(stale).collect()
 }
 
 /// An attachment whose document was saved.

@@ -72,8 +72,8 @@ fn leave(request: &Request) -> io::Result<()> {
     match request.command {
         Command::Del => state::leave(request),
         Command::Gc => state::stale(request).iter().try_for_each(|stale| {
-            let _lock = Lock::Container(&stale.container_id).acquire()?;
-            state::leave(stale)
+            let _lock = Lock::Container(&stale.request.container_id).acquire()?;
+            state::leave(&stale.request)
         }),
         _ => Ok(()),
     }

@@ -88,5 +88,5 @@ fn with_earlier(document: &PodDocument, text: &Value) -> Value {
 
 fn forget_stale(document: &PodDocument) -> std::io::Result<()> {
     let stale = state::stale(&document.request);
-    stale.iter().try_for_each(|request| state::forget(&request.container_id, &request.ifname))
+    stale.iter().try_for_each(|PodDocument { request, .. }| state::forget(&request.container_id, &request.ifname))
 }

@@ -13,7 +13,6 @@ use common::{
     netlink::RouteFilter,
     object::{Object, PROTOCOL, Placed, Route},
     plan::Found,
-    settings::Settings,
     state,
 };
 use ipnet::IpNet;
@@ -125,13 +124,17 @@ async fn on_the_node(document: &PodDocument, kernel: &Kernel) -> io::Result<Vec<
     Ok(routes.into_iter().map(found).collect())
 }
 
-/// In GC: the node's routes to stale attachments of pods that stay. Those of a pod whose pair went have gone with it.
+/// In GC: the node's routes to stale attachments. Those of a pod whose pair went have gone with it.
 async fn stale(gc: &PodDocument, kernel: &Kernel) -> io::Result<Vec<Found>> {
     let mut found = vec![];
-    for request in state::stale(&gc.request) {
-        let routes = through(&host_veth(&request.container_id), kernel).await?;
-        let addresses = PodDocument::new(request, Settings::default()).nic_addresses();
-        let own = |route: &Route| addresses.iter().any(|net| route.destination == IpNet::from(net.addr()));
+    for document in state::stale(&gc.request) {
+        let addresses: Vec<_> = document.nic_addresses().iter().map(|net| net.addr()).collect();
+        let mut routes = through(&host_veth(&document.request.container_id), kernel).await?;
+        for side in document.mode.iter().flat_map(|mode| &mode.host_side) {
+            let routes_to_side = through(&side.dev, kernel).await?.into_iter();
+            routes.extend(routes_to_side.filter(|route| route.gateway == Some(side.address)));
+        }
+        let own = |route: &Route| addresses.iter().any(|address| route.destination == IpNet::from(*address));
         found.extend(routes.into_iter().filter(own).map(|route| Found::ours(Placed::node(Object::Route(route)))));
     }
     Ok(found)
