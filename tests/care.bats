@@ -40,6 +40,30 @@ EOF
   lab_cnitool node1 check underlay46 web
 }
 
+@test "attachments whose networks differ in what they share leave each other alone: nothing is put right, and CHECK passes" {
+  local repairs
+  lab_network 7 eth1
+  lab_network_config node1 own46 46 "$(lab_coordinator_json 46 | jq -c '.podRPFilter = 1 | .hijackCIDR = ["198.51.100.0/24"]
+    | .podDefaultRouteNic = "eth0" | .policyRoutes = [{"dst": "10.9.0.0/16", "gw": "10.6.0.7"}]')"
+  lab_network_config node1 other46 46 "$(lab_coordinator_json 46 | jq -c '.podDefaultRouteNic = "net1"')" eth1
+  lab_pod node1 differing own46
+  lab_attach node1 differing other46 net1
+  lab_overlay_pod node1 overlaid calico
+  lab_attach node1 overlaid other46 net1
+  lab_attach node1 overlaid own46 net2
+  lab_until 10 metric 'attachments{state="current"}' 5
+  # It looks at a pod again after it has changed something there. The first time an ADD may have been under way.
+  looked_at differing overlaid
+  repairs=$(repairs)
+  looked_at differing overlaid
+  assert_same "$repairs" "$(repairs)" || fail "$(grep 'put right' "$LAB/log/agent")"
+  metric contests_total 0
+  lab_cnitool node1 check own46 differing
+  lab_cnitool node1 check other46 differing net1
+  lab_cnitool node1 check other46 overlaid net1
+  lab_cnitool node1 check own46 overlaid net2
+}
+
 @test "what somebody keeps undoing is left alone for longer and longer, loudly, and is put right when that has ended" {
   # shellcheck disable=SC2034 # is_as_before's
   POD=web before=$(everything web)
@@ -55,6 +79,18 @@ EOF
   lab_until 20 metric 'attachments{state="contested"}' 0
   metric contests_total '[1-9][0-9]*'
 }
+
+# looked_at POD...: the agent has changed something in each of them, and looked again.
+looked_at() {
+  local pod
+  lab_in node1 ip address add 10.6.0.98/32 dev eth0
+  for pod; do lab_until 10 has_route "$pod" 10.6.0.98; done
+  lab_in node1 ip address delete 10.6.0.98/32 dev eth0
+  for pod; do lab_until 10 has_no_route "$pod" 10.6.0.98; done
+  sleep 2
+}
+
+repairs() { lab_in node1 sed -n '/^underpass_repairs_total/p' /run/underpass/keep-pods.prom; }
 
 has_route() { lab_in "node1/$1" ip route show table all | grep -q "^$2 "; }
 has_no_route() { ! has_route "$@"; }

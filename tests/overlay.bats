@@ -243,6 +243,29 @@ coordinator() {
   done
 }
 
+@test "two further NICs whose networks differ have what both ask for, in either order, and DEL takes away what the other does not" {
+  local first last nic
+  network() { [ "$1" = net1 ] && printf apart46 || printf second46; }
+  lab_network_config node1 apart46 46 "$(lab_coordinator_json 46 | jq -c '.podRPFilter = 1 | .hijackCIDR = ["198.51.100.0/24"]')"
+  for first in net1 net2; do
+    last=net$((3 - ${first#net}))
+    sandbox calico
+    lab_rp_filter "node1/$POD" 2
+    lab_attach node1 "$POD" "$(network $first)" $first
+    lab_attach node1 "$POD" "$(network $last)" $last
+    for nic in net1 net2; do lab_cnitool node1 check "$(network $nic)" "$POD" $nic; done
+    expect 0 lab_in "node1/$POD" ip -json route get 198.51.100.7
+    assert_json "$output" '.[0].dev' eth0
+    expect 0 lab_in "node1/$POD" ip -json route get 198.51.100.7 from "$(lab_address "node1/$POD" 4 net2)"
+    assert_json "$output" '.[0].dev' net2
+    lab_cnitool node1 del "$(network $first)" "$POD" $first
+    lab_cnitool node1 check "$(network $last)" "$POD" $last
+    assert_equal "$(lab_in "node1/$POD" ip -json route show 198.51.100.0/24 | jq length)" "$([ $last = net1 ] && echo 1 || echo 0)"
+    detached "$(network $last)" $last
+    assert_equal "$(lab_in "node1/$POD" sh -c 'cd /proc/sys/net/ipv4/conf && cat all/rp_filter default/rp_filter eth0/rp_filter | sort -u')" 2
+  done
+}
+
 # collected NETWORK: a GC of the network by which none of its attachments is valid.
 collected() {
   lab_in node1 cat "/etc/cni/net.d/$1.conflist" |

@@ -53,6 +53,12 @@ further() {
   assert_equal "$lab_status" 0 || fail "$lab_stdout" "$lab_stderr"
 }
 
+# checked IFNAME CONFIGURATION: CHECK, which passes.
+checked() {
+  lab_plugin node1 coordinator CHECK "$POD" "$1" <<<"$2"
+  assert_equal "$lab_status" 0 || fail "$1: $lab_stdout"
+}
+
 # refused FILTER CODE PART...: ADD fails with a CNI error of this code that contains the parts, and nothing has changed.
 refused() {
   local config=$CONFIG code=$2 filter=$1 part
@@ -294,6 +300,25 @@ through_node() {
   assert_equal "$(jq -c . <<<"$output")" '[]'
 }
 
+@test "a further interface leaves the first one's own connections their policyRoutes and hijackCIDR, which its network has not" {
+  local filter='.hijackCIDR = ["169.254.169.254"] | .policyRoutes = [{"dst": "10.9.0.0/16", "gw": "10.6.0.7"}]' net1
+  for filter in "$filter" '.podDefaultRouteNic = "eth0"'; do
+    added "$filter"
+    further
+    net1=$(lab_address "node1/$POD" 4 net1)
+    expect 0 pod_ip route get 10.9.0.1 from "$P4"
+    assert_json "$output" '.[0] | [.gateway, .dev]' '["10.6.0.7","eth0"]'
+    expect 0 pod_ip route get 169.254.169.254 from "$P4"
+    assert_json "$output" '.[0].dev' veth0
+    expect 0 pod_ip route get 10.9.0.1 from "$net1"
+    assert_json "$output" '.[0] | [.gateway, .dev]' '["10.7.0.1","net1"]'
+    expect 0 pod_ip route get 169.254.169.254 from "$net1"
+    assert_json "$output" '.[0] | [.gateway, .dev]' '["10.7.0.1","net1"]'
+    checked eth0 "$CONFIG"
+    checked net1 "$NET1"
+  done
+}
+
 @test "with podDefaultRouteNic=net1 net1's policyRoutes stay net1's" {
   added .
   further '.podDefaultRouteNic = "net1" | .policyRoutes = [{"dst": "10.10.0.0/16", "gw": "10.7.0.7"}]'
@@ -324,6 +349,47 @@ through_node() {
     expect 0 lab_in "node1/$POD" sh -c 'cd /proc/sys/net/ipv4/conf && cat all/rp_filter default/rp_filter eth0/rp_filter veth0/rp_filter | sort -u'
     assert_equal "$output" $value
   done
+}
+
+# effective_rp_filter: each interface, and the greater of its own value and that of all, which is the one that counts.
+effective_rp_filter() {
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_in "node1/$POD" sh -c 'cd /proc/sys/net/ipv4/conf; for dev; do
+    [ ! -d "$dev" ] || printf "%s %s " "$dev" "$(cat all/rp_filter "$dev/rp_filter" | sort -n | tail -n 1)"
+  done' sh eth0 veth0 net1
+}
+
+@test "podRPFilter of two networks: each interface has its own's in whichever order they come, one's DEL leaves the other's, and the last one's gives back what was there" {
+  local values order
+  further
+  lab_plugin node1 coordinator DEL "$POD" net1 <<<"$NET1"
+  while read -r values order; do
+    lab_rp_filter "node1/$POD" 2
+    added ".podRPFilter = ${values%-*}"
+    further ".podRPFilter = ${values#*-}"
+    for _ in 1 2; do
+      assert_equal "$(effective_rp_filter)" "eth0 ${values%-*} veth0 ${values%-*} net1 ${values#*-} "
+      checked eth0 "$CONFIG"
+      checked net1 "$NET1"
+      added .
+    done
+    lab_plugin node1 coordinator DEL "$POD" "${order%-*}" <<<"$CONFIG"
+    if [ "${order%-*}" = net1 ]; then
+      checked eth0 "$CONFIG"
+      [[ $(effective_rp_filter) == "eth0 ${values%-*} veth0 ${values%-*} "* ]] || fail "$values: $(effective_rp_filter)"
+    else
+      [[ $(effective_rp_filter) == *" net1 ${values#*-} " ]] || fail "$values: $(effective_rp_filter)"
+    fi
+    lab_plugin node1 coordinator DEL "$POD" "${order#*-}" <<<"$CONFIG"
+    assert_equal "$(lab_in "node1/$POD" sh -c 'cd /proc/sys/net/ipv4/conf && cat all/rp_filter default/rp_filter eth0/rp_filter net1/rp_filter | sort -u')" 2
+  done <<'EOF2'
+1-0 net1-eth0
+1-0 eth0-net1
+0-1 net1-eth0
+2-1 eth0-net1
+0-0 net1-eth0
+0-0 eth0-net1
+EOF2
 }
 
 @test "txQueueLen is set on the pod's NIC and not on the node's of the same name; 0 leaves it" {

@@ -14,7 +14,7 @@ use crate::{
     failure::{Code, Failure},
     mac::Mac,
     numbers::Numbers,
-    object::{Family, Netns, Operation, Placed, Route},
+    object::{Family, Netns, Object, Operation, Placed, Route},
     result::CniResult,
     settings::Settings,
 };
@@ -36,6 +36,9 @@ pub struct PodDocument {
     /// From `detect-mode`: how this interface is served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
+    /// From `detect-mode`, in DEL from `cni-request`: what the pod's other attachments ask for of what all of them share.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<Share>,
     /// From `detect-mode`: which table has the routes of which interface, where the pod has several.
     #[serde(default)]
     pub routing: Routing,
@@ -124,6 +127,23 @@ pub struct Mode {
     /// Overlay mode: where the node has the pod's overlay interface, one entry of each family at most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_side: Vec<HostSide>,
+}
+
+/// What an attachment asks for of what it shares with the pod's others. Each plan is made for the shares of all, so that it
+/// is the same whichever attachment it is made for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Share {
+    /// The interface's name.
+    pub ifname: String,
+    /// As [`Mode::opens_uplink`] says it.
+    pub opens_uplink: bool,
+    /// What must be routed through the node.
+    pub cidrs: Cidrs,
+    /// The settings of its network.
+    pub settings: Settings,
+    /// How its ADD changed `rp_filter` of what is not its interface's alone.
+    pub applied: Vec<Operation>,
 }
 
 /// The link that leads from the pod into the node: the veth pair or the overlay interface.
@@ -244,8 +264,21 @@ pub struct VethPair {
 impl PodDocument {
     /// A document with a request and settings, as `cni-request` starts it.
     pub fn new(request: Request, settings: Settings) -> Self {
-        let (mode, routing, numbers, places, cidrs, veth, applied, error) = Default::default();
-        Self { version: VERSION, request, settings, mode, routing, numbers, places, cidrs, veth, applied, error }
+        let (mode, others, routing, numbers, places, cidrs, veth, applied, error) = Default::default();
+        Self {
+            version: VERSION,
+            request,
+            settings,
+            mode,
+            others,
+            routing,
+            numbers,
+            places,
+            cidrs,
+            veth,
+            applied,
+            error,
+        }
     }
 
     /// What ADD removed or replaced and DEL puts back, last change first; of several changes of one thing, what was there
@@ -258,6 +291,12 @@ impl PodDocument {
         let all: Vec<_> = self.applied.iter().rev().filter_map(previous).filter(|placed| which(placed)).collect();
         let is_first = |(n, placed): &(usize, &Placed)| !all[n + 1..].iter().any(|earlier| placed.collides(earlier));
         all.iter().enumerate().filter(is_first).map(|(_, placed)| placed.clone()).collect()
+    }
+
+    /// What the pod's attachments ask for, this one first. In a teardown this one asks for nothing any more.
+    pub fn shares(&self) -> impl Iterator<Item = Share> + '_ {
+        let own = Some(self).filter(|document| !document.request.command.tears_down()).and_then(Share::of);
+        own.into_iter().chain(self.others.iter().cloned())
     }
 
     /// The interface's addresses: as `detect-mode` noted them, else as prevResult has them; none when both are lost.
@@ -379,6 +418,24 @@ impl Request {
     /// The network's name, empty where the configuration has none.
     pub fn network(&self) -> &str {
         self.config.get("name").and_then(Value::as_str).unwrap_or_default()
+    }
+}
+
+impl Share {
+    /// What an attachment with this document asks for; none where it is not served.
+    pub fn of(document: &PodDocument) -> Option<Self> {
+        let mode = document.mode.as_ref().filter(|mode| mode.mode != ModeKind::Disable)?;
+        let ifname = document.request.ifname.clone();
+        let of_nic = format!("/{ifname}/");
+        let is_shared = |operation: &&Operation| match operation {
+            Operation::Replace { from: Placed { netns: Netns::Pod, object: Object::Sysctl(sysctl) }, .. } => {
+                sysctl.path.ends_with("/rp_filter") && !sysctl.path.contains(&of_nic)
+            }
+            _ => false,
+        };
+        let applied = document.applied.iter().filter(is_shared).cloned().collect();
+        let (settings, cidrs) = (document.settings.clone(), document.cidrs.clone().unwrap_or_default());
+        Some(Self { ifname, opens_uplink: mode.opens_uplink(), cidrs, settings, applied })
     }
 }
 

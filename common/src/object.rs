@@ -276,7 +276,8 @@ impl Placed {
         Self { netns: Netns::Pod, object }
     }
 
-    pub(crate) fn collides(&self, other: &Self) -> bool {
+    /// Whether the kernel cannot have both.
+    pub fn collides(&self, other: &Self) -> bool {
         self.netns == other.netns && self.object.collides(&other.object)
     }
 }

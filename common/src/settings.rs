@@ -592,6 +592,18 @@ node in). It is for overlays whose tunnels drop IPv4 packets that come from no o
 `podRPFilter` 1. It needs overlay pods that are masqueraded towards the underlay in turn (natOutgoing and its like): an answer to
 one that is not would be masqueraded as well. It needs Linux 5.7.
 ";
+    const NETWORKS: &str = "
+## Where the networks of a pod differ
+
+Each interface has what its own network's configuration says, and so has its routing table: `serviceCIDR`, `overlayPodCIDR`,
+`hijackCIDR` and `policyRoutes`. What the interfaces of a pod share goes by all of its networks, whichever comes last:
+
+* The CIDRs in the main table, for connections of the pod's own, are those of the first interface's network; in overlay mode those
+  of all further interfaces' networks together.
+* `rp_filter` of `all`, of `default` and of the way into the node is the least `podRPFilter`, for of `all` and an interface's own
+  the kernel takes the greater.
+* Of several interfaces that `podDefaultRouteNic` names and that are there, that of the last interface's network counts.
+";
     const CLUSTER: &str = "
 ## podCIDRType
 
@@ -647,7 +659,7 @@ is allowed, of every setting that is wrong. DEL and GC go on with the default in
             )
         };
         let rows: String = SETTINGS.iter().map(row).collect();
-        format!("{INTRODUCTION}{rows}{CLUSTER}{ROOM}{ADDRESSES}{ERRORS}")
+        format!("{INTRODUCTION}{rows}{NETWORKS}{CLUSTER}{ROOM}{ADDRESSES}{ERRORS}")
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    ffi::OsStr,
     fs::{self, DirEntry, File, Metadata, OpenOptions},
     io::{self, Write},
     mem,
@@ -21,7 +22,7 @@ use nix::{
 use serde_json::Value;
 
 use crate::{
-    document::{PodDocument, Request},
+    document::{PodDocument, Request, Share},
     names::container_number,
 };
 
@@ -185,6 +186,18 @@ pub fn stale(gc: &Request) -> Vec<PodDocument> {
     whole.filter_map(document).filter(stale).collect()
 }
 
+/// What the other attachments of the request's pod ask for: those whose ADD is done and whose DEL has not begun.
+pub fn others(request: &Request) -> Vec<Share> {
+    let files = fs::read_dir(attachments()).into_iter().flatten().flatten();
+    let saved = files.filter_map(|file| Saved::of(&file.file_name()));
+    let others = saved.filter(|other| other.container_id == request.container_id && other.ifname != request.ifname);
+    let documents = others.filter_map(|other| serde_json::from_value::<PodDocument>(other.read().ok()?).ok());
+    let done = documents.filter(|other| other.error.is_none() && other.request.netns == request.netns);
+    let mut shares: Vec<Share> = done.filter_map(|other| Share::of(&other)).collect();
+    shares.sort_by(|a, b| a.ifname.cmp(&b.ifname));
+    shares
+}
+
 /// An attachment whose document was saved.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Saved {
@@ -200,12 +213,7 @@ pub type Stamp = (SystemTime, u64);
 /// The attachments with a saved document, and its stamp.
 pub fn saved() -> Vec<(Saved, Stamp)> {
     let files = fs::read_dir(attachments()).into_iter().flatten().flatten();
-    let entry = |file: DirEntry| {
-        let name = file.file_name().into_string().ok()?;
-        let (container_id, ifname) = name.strip_suffix(".json")?.split_once('@')?;
-        let saved = Saved { container_id: container_id.to_owned(), ifname: ifname.to_owned() };
-        Some((saved, stamp_of(&file.metadata().ok()?)?))
-    };
+    let entry = |file: DirEntry| Some((Saved::of(&file.file_name())?, stamp_of(&file.metadata().ok()?)?));
     files.filter_map(entry).collect()
 }
 
@@ -214,6 +222,12 @@ fn stamp_of(metadata: &Metadata) -> Option<Stamp> {
 }
 
 impl Saved {
+    /// The attachment that a file of this name has the document of.
+    fn of(name: &OsStr) -> Option<Self> {
+        let (container_id, ifname) = name.to_str()?.strip_suffix(".json")?.split_once('@')?;
+        Some(Self { container_id: container_id.to_owned(), ifname: ifname.to_owned() })
+    }
+
     /// The stamp of its document; none where there is none any more.
     pub fn stamp(&self) -> Option<Stamp> {
         stamp_of(&fs::metadata(file_of(&self.container_id, &self.ifname)).ok()?)

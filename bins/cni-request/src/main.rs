@@ -86,7 +86,11 @@ fn recall(document: &mut PodDocument) {
         document.mode = saved.mode;
         document.routing = saved.routing;
         document.numbers = saved.numbers;
+        document.cidrs = saved.cidrs;
         document.applied = saved.applied;
+    }
+    if document.request.command == Command::Del {
+        document.others = state::others(&document.request);
     }
 }
 

@@ -11,6 +11,7 @@ use common::{
     kernel::Kernel,
     names::{POD_VETH, host_veth},
     result::CniResult,
+    state,
 };
 use ipnet::IpNet;
 
@@ -21,8 +22,8 @@ pub fn concerns(command: Command) -> bool {
     matches!(command, Command::Add | Command::Check)
 }
 
-/// Completes the sections `mode`, `numbers` and `routing`. What they have already is what was decided before: CHECK compares with
-/// that, and the node agent, which decides anew, keeps the mode.
+/// Completes the sections `mode`, `others`, `numbers` and `routing`. What they have already is what was decided before: CHECK
+/// compares with that, and the node agent, which decides anew, keeps the mode.
 ///
 /// # Errors
 /// What the kernel says, and what the configuration asks for and cannot be had.
@@ -35,9 +36,21 @@ pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), F
         Failure::new(Code::InvalidEnvironment, format!("the pod has no interface {}", request.ifname))
             .details("CNI_IFNAME must name the interface that the plugins before this one made")
     })?;
+    // Only then: a pod with one interface need not look through the documents of all pods.
+    document.others = if pod.interfaces().len() > 1 { state::others(request) } else { vec![] };
+    let alone = document.is_first() && settings.pod_default_route_nic.is_none() && document.others.is_empty();
     if request.command == Command::Check && document.mode.is_some() {
+        if alone {
+            // Its table has gone with the last further one.
+            document.routing = Routing::default();
+        }
         if !document.routing.tables.is_empty() {
             pod.complete(netlink).await.context(Code::Io, unreadable)?;
+        }
+        let owner = routing::owner(&pod, &request.ifname, settings, &document.others);
+        if let Some(owner) = owner.filter(|owner| Some(*owner) != settings.pod_default_route_nic.as_deref()) {
+            // Another attachment has decided since.
+            document.routing.stays.retain(|route| route.dev == owner);
         }
         document.routing.leaves = routing::intruders(&pod, document);
         return Ok(());
@@ -61,7 +74,6 @@ pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), F
     if nic.addresses.is_empty() {
         log::warn!("{} has no address yet: its way to Services comes with one, if the node agent runs", nic.name);
     }
-    let alone = first && settings.pod_default_route_nic.is_none();
     let undecided = document.mode.is_none();
     let read = match (alone, undecided) {
         (false, _) => pod.complete(netlink).await,
@@ -85,6 +97,7 @@ pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), F
     let promised = result.routes_of(&nic.name);
     let view = View {
         settings,
+        others: &document.others,
         nic: &nic,
         uplink_table: document.numbers().pod_table,
         overlay: mode == ModeKind::Overlay,

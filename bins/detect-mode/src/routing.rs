@@ -9,7 +9,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use common::{
-    document::{Nic, NicTable, PodDocument, Routing},
+    document::{Nic, NicTable, PodDocument, Routing, Share},
     failure::{Code, Failure},
     numbers,
     object::{Family, MAIN_TABLE, PROTOCOL, PROTOCOL_BOOT, Route},
@@ -27,6 +27,8 @@ const PROTOCOL_RA: u8 = 9;
 pub struct View<'a> {
     /// The settings of this interface's network.
     pub settings: &'a Settings,
+    /// What the pod's other attachments ask for.
+    pub others: &'a [Share],
     /// The interface.
     pub nic: &'a Nic,
     /// The table with the way into the node.
@@ -93,19 +95,29 @@ pub fn intruders(pod: &Pod, document: &PodDocument) -> Vec<Route> {
     pod.routes.iter().filter(intrudes).cloned().collect()
 }
 
+/// Of the interfaces that are there the one that `podDefaultRouteNic` names. Where the pod's networks name several, that
+/// of the last interface counts.
+pub fn owner<'a>(pod: &Pod, ifname: &'a str, settings: &'a Settings, others: &'a [Share]) -> Option<&'a str> {
+    let present = pod.interfaces();
+    let others = others.iter().map(|other| (other.ifname.as_str(), &other.settings));
+    let names =
+        |(ifname, settings): (&'a str, &'a Settings)| Some((ifname, settings.pod_default_route_nic.as_deref()?));
+    let named = [(ifname, settings)].into_iter().chain(others).filter_map(names);
+    // net10 comes after net2.
+    let place = |(ifname, _): &(&'a str, &'a str)| (*ifname != settings.pod_default_cni_nic, ifname.len(), *ifname);
+    let last = named.filter(|(_, owner)| present.contains(owner)).max_by_key(place);
+    last.map(|(_, owner)| owner)
+}
+
 impl<'a> View<'a> {
-    /// The interface that `podDefaultRouteNic` names, if it is there.
+    /// The interface that keeps the default route, if one that is there is named.
     fn owner(self) -> Result<Option<&'a str>, Failure> {
-        let Settings { pod_default_route_nic: Some(owner), pod_default_cni_nic: first, .. } = self.settings else {
-            return Ok(None);
-        };
+        let Settings { pod_default_route_nic, pod_default_cni_nic: first, .. } = self.settings;
         let present = self.pod.interfaces();
-        if present.contains(&owner.as_str()) {
-            return Ok(Some(owner));
-        }
-        if comes_later(owner, &self.nic.name, first) {
-            return Ok(None);
-        }
+        let may_be = |owner: &str| present.contains(&owner) || comes_later(owner, &self.nic.name, first);
+        let Some(owner) = pod_default_route_nic.as_deref().filter(|owner| !may_be(owner)) else {
+            return Ok(owner(self.pod, &self.nic.name, self.settings, self.others));
+        };
         let list = present.join(", ");
         Err(Failure::new(
             Code::InvalidConfiguration,

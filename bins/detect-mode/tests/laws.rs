@@ -9,7 +9,7 @@ use std::{
 };
 
 use common::{
-    document::{Cidrs, Command, Mode, ModeKind, Nic, PodDocument, Request, Routing, Uplink, VethPair},
+    document::{Cidrs, Command, Mode, ModeKind, Nic, PodDocument, Request, Routing, Share, Uplink, VethPair},
     names,
     netlink::{Link, RuleEntry},
     object::{Family, MAIN_TABLE, Netns, Object, Operation, PROTOCOL, Placed, Route, Rule},
@@ -36,6 +36,8 @@ struct Card {
     /// Destinations of further routes by way of its gateway, and of policy routes.
     static_routes: Vec<u8>,
     policy_routes: Vec<u8>,
+    /// `hijackCIDR` of its network.
+    hijack: Vec<u8>,
     metric: Option<u32>,
 }
 
@@ -72,6 +74,10 @@ fn destination(number: u8, family: Family) -> IpNet {
     text.parse().unwrap()
 }
 
+fn hijacked(number: u8) -> IpNet {
+    format!("198.51.{}.0/24", 100 + number).parse().unwrap()
+}
+
 fn card(number: u8) -> impl Strategy<Value = Card> {
     let name = if number == 0 { "eth0".to_owned() } else { format!("net{number}") };
     let families = prop::sample::subsequence(Family::ALL.to_vec(), 1..=2);
@@ -80,14 +86,16 @@ fn card(number: u8) -> impl Strategy<Value = Card> {
     // Two interfaces may be on one network, and one may have two addresses of a family.
     let network = (6..9u8, prop::bool::weighted(0.2));
     let metric = prop::option::weighted(0.2, 50..60u32);
-    (families, network, owner, prop::bool::weighted(0.9), numbers(), numbers(), metric).prop_map(
-        move |(families, (network, two), owner, tune, static_routes, policies, metric): (
+    let hijack = prop::collection::btree_set(0..3u8, 0..3);
+    (families, network, owner, prop::bool::weighted(0.9), numbers(), numbers(), hijack, metric).prop_map(
+        move |(families, (network, two), owner, tune, static_routes, policies, hijack, metric): (
             Vec<Family>,
             _,
             _,
             _,
             Vec<u8>,
             Vec<u8>,
+            _,
             _,
         )| {
             let addresses = |family| {
@@ -102,6 +110,7 @@ fn card(number: u8) -> impl Strategy<Value = Card> {
                 static_routes,
                 // Each interface has its own, as people would have it.
                 policy_routes: policies.into_iter().map(|_| 4 + number).collect(),
+                hijack: hijack.into_iter().collect(),
                 metric,
             }
         },
@@ -140,6 +149,8 @@ struct Model {
     rules: Vec<(Rule, bool)>,
     /// Addresses that the node routes through the pod's overlay interface.
     node: BTreeSet<IpAddr>,
+    /// The saved documents.
+    saved: BTreeMap<String, PodDocument>,
 }
 
 impl Model {
@@ -294,8 +305,8 @@ fn settings(card: &Card) -> Settings {
     }
 }
 
-/// The document as detect-mode, sync-cidrs and mk-veth leave it.
-fn document(model: &Model, scenario: &Scenario, card: &Card, command: Command) -> PodDocument {
+/// The document as detect-mode, sync-cidrs and mk-veth leave it. `decided` is what ADD decided, where this is a later look.
+fn document(model: &Model, scenario: &Scenario, card: &Card, command: Command, decided: &Routing) -> PodDocument {
     let (container_id, ifname) = ("a".to_owned(), card.name.clone());
     let request = Request { command, container_id, netns: None, ifname, args: None, config: json!({}) };
     let first = &scenario.cards[0];
@@ -313,21 +324,23 @@ fn document(model: &Model, scenario: &Scenario, card: &Card, command: Command) -
     let mut document = PodDocument::new(request, settings(card));
     // DEL has lost its document.
     document.numbers = document.numbers().as_in(&model.pod().rules);
+    let others = model.saved.values().filter(|saved| saved.request.ifname != card.name);
+    document.others = others.filter_map(Share::of).collect();
     if command == Command::Add {
         document.numbers = Some(detect_mode::plan::numbers(&document.settings, &model.pod(), 500));
         let uplink_table = document.numbers().pod_table;
-        let (pod, decided) = (model.pod(), Routing::default());
-        let (settings, nic, promised) = (&document.settings, &nic, &promised[..]);
-        let view =
-            View { settings, nic, uplink_table, overlay: scenario.overlay, pod: &pod, promised, decided: &decided };
-        document.routing = routing(view).unwrap();
+        let (pod, overlay) = (model.pod(), scenario.overlay);
+        let (settings, others, nic, promised) = (&document.settings, &document.others[..], &nic, &promised[..]);
+        let view = View { settings, others, nic, uplink_table, overlay, pod: &pod, promised, decided };
+        let alone = card.name == first.name && card.owner.is_none() && others.is_empty();
+        document.routing = if alone { Routing::default() } else { routing(view).unwrap() };
     }
     let mode = if scenario.overlay { ModeKind::Overlay } else { ModeKind::Underlay };
     document.mode = Some(Mode { mode, first: card.name == first.name, nic, node_addresses, uplink, host_side: vec![] });
     document.cidrs = Some(Cidrs {
         service: vec!["10.233.64.0/18".parse().unwrap(), "fd00:233:64::/108".parse().unwrap()],
         pod: vec!["10.233.0.0/18".parse().unwrap()],
-        hijack: vec!["169.254.20.10/32".parse().unwrap()],
+        hijack: card.hijack.iter().map(|n| hijacked(*n)).collect(),
     });
     let (host_mac, pod_mac) = names::veth_macs("a");
     let pair = VethPair { host: names::host_veth("a"), host_mac, pod: names::POD_VETH.to_owned(), pod_mac, mtu: 1500 };
@@ -337,7 +350,16 @@ fn document(model: &Model, scenario: &Scenario, card: &Card, command: Command) -
 
 /// What set-routes and then set-rules do in ADD.
 fn add(model: &mut Model, scenario: &Scenario, card: &Card) -> Vec<Operation> {
-    let mut document = document(model, scenario, card, Command::Add);
+    carry_out(model, scenario, document(model, scenario, card, Command::Add, &Routing::default()))
+}
+
+/// What they do when the node agent looks at the pod.
+fn look(model: &mut Model, scenario: &Scenario, card: &Card) -> Vec<Operation> {
+    let decided = model.saved[&card.name].routing.clone();
+    carry_out(model, scenario, document(model, scenario, card, Command::Add, &decided))
+}
+
+fn carry_out(model: &mut Model, scenario: &Scenario, mut document: PodDocument) -> Vec<Operation> {
     let found = found_routes(model, |route| set_routes::plan::is_replaced(&document, route));
     let routes = plan(&in_the_pod(set_routes::plan::wanted(&document).unwrap()), &found).unwrap();
     routes.iter().for_each(|operation| model.apply(operation));
@@ -346,14 +368,15 @@ fn add(model: &mut Model, scenario: &Scenario, card: &Card) -> Vec<Operation> {
     let rules = plan(&wanted, &found_rules(model, &document)).unwrap();
     rules.iter().for_each(|operation| model.apply(operation));
     if scenario.overlay {
-        model.node.extend(card.addresses.iter().map(IpNet::addr));
+        model.node.extend(document.subnets().iter().map(IpNet::addr));
     }
+    model.saved.insert(document.request.ifname.clone(), document);
     [routes, rules].concat()
 }
 
 /// What they do in DEL.
 fn del(model: &mut Model, scenario: &Scenario, card: &Card) {
-    let mut document = document(model, scenario, card, Command::Del);
+    let mut document = document(model, scenario, card, Command::Del, &Routing::default());
     let own: BTreeSet<IpAddr> = card.addresses.iter().map(IpNet::addr).collect();
     let uplink_needed = !scenario.overlay || model.node.iter().any(|address| !own.contains(address));
     let teardown = Teardown { document: &document, routes: &model.routes, uplink_needed };
@@ -364,6 +387,15 @@ fn del(model: &mut Model, scenario: &Scenario, card: &Card) {
     plan(&back, &found).unwrap().iter().for_each(|operation| model.apply(operation));
     plan(&[], &found_rules(model, &document)).unwrap().iter().for_each(|operation| model.apply(operation));
     model.node.retain(|address| !own.contains(address));
+    model.saved.remove(&card.name);
+}
+
+/// Which networks' hijackCIDRs and policyRoutes a table has.
+fn asked_for(model: &Model, table: u32) -> (BTreeSet<u8>, BTreeSet<u8>) {
+    let routes = || model.routes.iter().filter(move |route| route.table == table && route.protocol == PROTOCOL);
+    let has = |net: IpNet| routes().any(|route| route.destination == net);
+    let policy = |n: &u8| Family::ALL.into_iter().any(|family| has(destination(*n, family)));
+    ((0..3).filter(|n| has(hijacked(*n))).collect(), (4..8).filter(policy).collect())
 }
 
 /// The interfaces that our plugin is called for, in the order of the calls.
@@ -501,5 +533,41 @@ proptest! {
             }
         }
         prop_assert_eq!(model.ours(), 0, "{:?}", model.state());
+    }
+
+    #[test]
+    fn whichever_interface_is_looked_at_there_is_nothing_to_do(mut scenario in scenario()) {
+        // Where one network wants tables and another one none, only each ADD decides.
+        scenario.cards.iter_mut().for_each(|card| card.tune = true);
+        let mut model = pod(&scenario);
+        for card in called(&scenario) {
+            prop_assert_eq!(look(&mut model, &scenario, card), vec![], "{}", card.name);
+        }
+    }
+
+    #[test]
+    fn each_table_has_what_its_own_interfaces_network_asks_for_and_the_main_table_what_those_do_that_open_the_way(
+        scenario in scenario(),
+    ) {
+        let v4 = |card: &&Card| has(&scenario.cards[0], Family::Ipv4) && has(card, Family::Ipv4);
+        let mut model = pod(&scenario);
+        for card in called(&scenario).filter(v4) {
+            let from = Some(IpNet::from(card.addresses[0].addr()));
+            let Some((rule, _)) = model.rules.iter().find(|(rule, _)| rule.from == from) else { continue };
+            let expected = (card.hijack.iter().copied().collect(), card.policy_routes.iter().copied().collect());
+            prop_assert_eq!(asked_for(&model, rule.table), expected, "{}: {:?}", card.name, model.state());
+        }
+        let mut cards: Vec<_> = called(&scenario).zip(&scenario.order).collect();
+        cards.sort_by_key(|(_, key)| **key);
+        for at in 0..cards.len() {
+            let opens = |card: &&Card| scenario.overlay || card.name == "eth0";
+            let rest = cards[at..].iter().map(|(card, _)| *card).filter(opens);
+            let expected: BTreeSet<u8> = rest.flat_map(|card| card.hijack.iter().copied()).collect();
+            if has(&scenario.cards[0], Family::Ipv4) {
+                prop_assert_eq!(asked_for(&model, MAIN_TABLE).0, expected, "{:?}", model.state());
+            }
+            del(&mut model, &scenario, cards[at].0);
+            model.unplug(cards[at].0);
+        }
     }
 }

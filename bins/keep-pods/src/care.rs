@@ -8,7 +8,7 @@ use std::{
 
 use common::{
     cidrs,
-    document::{Command, PodDocument},
+    document::{Command, NicTable, PodDocument},
     failure::{Code, Context, Failure},
     harness::{self, Change, Tool, Undone},
     kernel::Kernel,
@@ -154,16 +154,25 @@ async fn care(
     kernel: &Kernel,
     whereabouts: &mut Whereabouts,
 ) -> Result<Outcome, Failure> {
-    let before = &attachment.document;
+    let mut before = attachment.document.clone();
     // An ADD that failed, and will be taken back.
     if before.error.is_some() || before.request.command != Command::Add {
         return Ok(Outcome::Current(vec![]));
     }
     let mut document = before.clone();
     detect_mode::detect(&mut document, kernel).await?;
+    // A table that this attachment needs no more may be another one's.
+    before.routing.tables.retain(|NicTable { nic, .. }| {
+        document.routing.table_of(nic).is_some() || !document.others.iter().any(|other| other.ifname == *nic)
+    });
     let mut document = renewed(document, cluster)?;
-    let care =
-        Care { kernel, before, contest: &attachment.contest, spared: Cell::new(false), changes: RefCell::default() };
+    let care = Care {
+        kernel,
+        before: &before,
+        contest: &attachment.contest,
+        spared: Cell::new(false),
+        changes: RefCell::default(),
+    };
     // What one of them cannot do must not cost the pod what the others can.
     let done = [
         care.tool::<MkVeth>(&mut document).await,
@@ -266,12 +275,13 @@ fn keep(value: &Value, document: &PodDocument) -> Result<(), Failure> {
     let mut kept = value.clone();
     kept["settings"] = json!(document.settings);
     kept["mode"] = json!(document.mode);
+    kept["others"] = json!(document.others);
     kept["routing"] = json!(document.routing);
     kept["cidrs"] = json!(document.cidrs);
     kept["veth"] = json!(document.veth);
     kept["applied"] = json!(document.applied);
-    if document.veth.is_none() {
-        kept.as_object_mut().map(|kept| kept.remove("veth"));
+    for (section, is_empty) in [("veth", document.veth.is_none()), ("others", document.others.is_empty())] {
+        kept.as_object_mut().filter(|_| is_empty).map(|kept| kept.remove(section));
     }
     if kept == *value {
         return Ok(());

@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 
 use common::{
-    document::{Command, Mode, ModeKind, NicTable, PodDocument},
+    document::{Cidrs, Command, Mode, ModeKind, NicTable, PodDocument},
     failure::Failure,
     names::{POD_VETH, host_veth},
     object::{Family, MAIN_TABLE, Object, PROTOCOL, PROTOCOL_BOOT, Placed, Route},
-    settings::Settings,
+    settings::PolicyRoute,
 };
 use ipnet::IpNet;
 
@@ -20,7 +20,10 @@ pub fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
     let mut pod = vec![];
     if mode.opens_uplink() {
         for family in Family::ALL {
-            pod.extend(into_the_node(document, mode, family, MAIN_TABLE, false)?);
+            for cidrs in [document.cidrs()?].into_iter().chain(others_cidrs(document)) {
+                let routes = into_the_node(mode, cidrs, family, MAIN_TABLE).into_iter();
+                pod.extend(routes.filter(|route| !pod.contains(route)).collect::<Vec<_>>());
+            }
         }
         pod.extend(replies(mode, document.numbers().pod_table));
     }
@@ -43,6 +46,11 @@ pub fn is_replaced(document: &PodDocument, route: &Route) -> bool {
     let own = route.dev == mode.nic.name && route.table == MAIN_TABLE;
     let made = route.protocol == PROTOCOL && (in_uplink || in_table || own);
     made || document.routing.leaves.contains(route)
+}
+
+/// The CIDRs of the pod's other attachments that lead into the node by the same link as this one's.
+fn others_cidrs(document: &PodDocument) -> impl Iterator<Item = &Cidrs> {
+    document.others.iter().filter(|other| other.opens_uplink).map(|other| &other.cidrs)
 }
 
 fn is_default_of_main(route: &Route) -> bool {
@@ -113,6 +121,16 @@ impl Teardown<'_> {
         !self.routes.iter().any(|route| further(route) && !known.contains(&route.dev.as_str()))
     }
 
+    /// Whether this attachment alone asked for a route into the node that others use too.
+    fn is_of_this_alone(self, route: &Route) -> bool {
+        let asks = |cidrs: &Cidrs| cidrs.all().any(|cidr| cidr == route.destination);
+        let mut others = others_cidrs(self.document).peekable();
+        let nodes = self.document.mode.iter().flat_map(|mode| &mode.node_addresses);
+        let is_node = nodes.copied().any(|node| IpNet::from(node) == route.destination);
+        let asked = route.table == MAIN_TABLE && !is_node && self.document.cidrs.as_ref().is_some_and(asks);
+        asked && others.peek().is_some() && !others.any(asks)
+    }
+
     /// Whether a route of the pod goes. The way into the node goes with the interface that opened it: the first, or in
     /// overlay mode the last of the others.
     pub fn removes(self, route: &Route) -> bool {
@@ -134,7 +152,7 @@ impl Teardown<'_> {
             route.dev == *ifname
                 || in_table_of(ifname)
                 || (self.is_last() && in_table_of(first))
-                || (is_uplink(self.document, route, first) && !self.uplink_needed)
+                || (is_uplink(self.document, route, first) && (!self.uplink_needed || self.is_of_this_alone(route)))
         };
         displaced || (route.protocol == PROTOCOL && removed)
     }
@@ -164,23 +182,15 @@ fn route(destination: IpNet, dev: &str, table: u32) -> Route {
     }
 }
 
-/// The way into the node: its addresses, and the CIDRs behind it. In a further interface's table (`further`) not those of
-/// overlay pods: a question from there to its address may have come in by it, and has to be answered by it.
-fn into_the_node(
-    document: &PodDocument,
-    mode: &Mode,
-    family: Family,
-    table: u32,
-    further: bool,
-) -> Result<Vec<Route>, Failure> {
+/// The way into the node: its addresses, and the CIDRs behind it.
+fn into_the_node(mode: &Mode, cidrs: &Cidrs, family: Family, table: u32) -> Vec<Route> {
     let uplink = &mode.uplink;
-    let Some(source) = uplink.source(family) else { return Ok(vec![]) };
+    let Some(source) = uplink.source(family) else { return vec![] };
     let gateway = uplink.gateway(family);
     if gateway.is_none() && mode.mode == ModeKind::Underlay {
         log::warn!("the node has no {family} address: its Services cannot be reached over {family}");
-        return Ok(vec![]);
+        return vec![];
     }
-    let cidrs = document.cidrs()?;
     let source = (table == MAIN_TABLE).then_some(source);
     let through = |destination, gateway| Route { gateway, source, ..route(destination, &uplink.dev, table) };
     // In underlay mode the node's addresses are on the link; in overlay mode they are behind its next hop too.
@@ -188,12 +198,9 @@ fn into_the_node(
     // The gateway is on the link, and with a route by itself nothing could be led by it (`ip6_route_check_nh`).
     let nodes = mode.node_addresses(family).filter(|node| Some(*node) != node_gateway);
     let nodes = nodes.map(|node| through(IpNet::from(node), node_gateway));
-    let pods = cidrs.pod.iter().filter(|_| !further);
-    let cidrs = cidrs.service.iter().chain(pods).chain(&cidrs.hijack);
     let is_node = |cidr: &IpNet| mode.node_addresses(family).any(|node| IpNet::from(node) == *cidr);
-    let cidrs =
-        cidrs.filter(|cidr| Family::of(cidr.addr()) == family && !is_node(cidr)).map(|cidr| through(*cidr, gateway));
-    Ok(nodes.chain(cidrs).collect())
+    let cidrs = cidrs.all().filter(|cidr| Family::of(cidr.addr()) == family && !is_node(cidr));
+    nodes.chain(cidrs.map(|cidr| through(cidr, gateway))).collect()
 }
 
 /// A default route for replies to what came in through the veth pair. (An overlay interface's own table has one.)
@@ -206,16 +213,21 @@ fn replies(mode: &Mode, table: u32) -> impl Iterator<Item = Route> + '_ {
     gateways.filter(|_| mode.mode == ModeKind::Underlay)
 }
 
-/// The table of one interface: its routes, the user's and, where it is not the way into the node itself, that way.
+/// The table of one interface: its routes, the user's and, where it is not the way into the node itself, that way. In a
+/// further interface's table it does not lead to overlay pods: a question from there to its address may have come in by it,
+/// and has to be answered by it. An interface of which nothing is known has what this attachment asks for.
 fn own_table(document: &PodDocument, mode: &Mode, table: &NicTable) -> Result<Vec<Route>, Failure> {
-    let policies = if table.nic == mode.nic.name { &document.settings.policy_routes[..] } else { &[] };
+    let share = document.shares().find(|share| share.ifname == table.nic);
+    let policies = share.as_ref().map(|share| &share.settings.policy_routes[..]).unwrap_or_default();
     let overridden = |route: &&Route| policies.iter().any(|policy| policy.dst == route.destination);
     let mut routes: Vec<_> = table.routes.iter().filter(|route| !overridden(route)).cloned().collect();
+    routes.extend(policies.iter().map(|policy| policy_route(policy, &table.nic, table.table)));
     if table.table != document.numbers().pod_table {
-        for family in Family::ALL {
-            let further = table.nic != document.settings.pod_default_cni_nic;
-            routes.extend(into_the_node(document, mode, family, table.table, further)?);
+        let mut cidrs = share.map_or_else(|| document.cidrs().cloned(), |share| Ok(share.cidrs))?;
+        if table.nic != document.settings.pod_default_cni_nic {
+            cidrs.pod.clear();
         }
+        routes.extend(Family::ALL.into_iter().flat_map(|family| into_the_node(mode, &cidrs, family, table.table)));
     }
     Ok(routes)
 }
@@ -236,16 +248,15 @@ fn to_the_pod(document: &PodDocument) -> Vec<Route> {
     mode.nic.addresses.iter().filter_map(|net| towards(net.addr())).collect()
 }
 
-/// The user's own routes for the interface: in its table if it has one and, but for default routes, in the main table.
-fn policy_routes(document: &PodDocument, mode: &Mode) -> Vec<Route> {
-    let Settings { policy_routes, .. } = &document.settings;
+/// The user's own routes for the interface in the main table: all but default routes, if it has a table of its own.
+fn policy_routes(document: &PodDocument, mode: &Mode) -> impl Iterator<Item = Route> {
     let nic = &mode.nic.name;
-    let own = document.routing.table_of(nic).map(|table| table.table);
-    let mut routes = vec![];
-    for policy in policy_routes {
-        let main = Some(MAIN_TABLE).filter(|_| own.is_none() || policy.dst.prefix_len() > 0);
-        let tables = own.into_iter().chain(main);
-        routes.extend(tables.map(|table| Route { gateway: Some(policy.gw), ..route(policy.dst, nic, table) }));
-    }
-    routes
+    let has_table = document.routing.table_of(nic).is_some();
+    let policies = document.settings.policy_routes.iter();
+    let main = policies.filter(move |policy| !has_table || policy.dst.prefix_len() > 0);
+    main.map(|policy| policy_route(policy, nic, MAIN_TABLE))
+}
+
+fn policy_route(policy: &PolicyRoute, nic: &str, table: u32) -> Route {
+    Route { gateway: Some(policy.gw), ..route(policy.dst, nic, table) }
 }

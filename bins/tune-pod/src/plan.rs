@@ -1,22 +1,29 @@
 //! Sysctls and link properties of the pod. Pure.
 
 use common::{
-    document::{Mode, ModeKind, PodDocument},
+    document::{Mode, ModeKind, PodDocument, Share},
     failure::Failure,
     object::{Family, LinkAddress, Object, Placed, QueueLength, Sysctl},
 };
 
-/// In a teardown what was there before, else what is to be there.
+/// In a teardown what was there before or what the pod's other attachments ask for, else what is to be there.
 pub fn put_back_or_wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
     if document.request.command.tears_down() {
-        return Ok(document.put_back(|placed| placed.object.is_value()));
+        let asked: Vec<_> = shared_rp_filter(document).map(Placed::pod).collect();
+        let back = document.put_back(|placed| placed.object.is_value()).into_iter();
+        return Ok(back
+            .map(|placed| asked.iter().find(|asked| asked.collides(&placed)).cloned().unwrap_or(placed))
+            .collect());
     }
     let mode = document.mode()?;
     if mode.mode == ModeKind::Disable {
         return Ok(vec![]);
     }
-    let mut wanted: Vec<_> =
-        document.settings.pod_rp_filter.into_iter().flat_map(|value| rp_filter(mode, value)).collect();
+    let mut wanted = vec![];
+    if has_ipv4(mode) {
+        let own = document.settings.pod_rp_filter.map(|value| rp_filter(&mode.nic.name, value));
+        wanted.extend(shared_rp_filter(document).chain(own));
+    }
     wanted.extend(no_default_routers(document));
     let dev = &mode.nic.name;
     wanted.extend(
@@ -37,14 +44,23 @@ fn no_default_routers(document: &PodDocument) -> impl Iterator<Item = Object> + 
 }
 
 /// The kernel takes the greater of `all` and the interface's own value, and gives `default` to every interface that
-/// comes later (`IN_DEV_RPFILTER`): all of them have to be written. IPv6 has no such sysctl.
-fn rp_filter(mode: &Mode, value: u8) -> Vec<Object> {
-    let addresses = mode.nic.addresses.iter().map(ipnet::IpNet::addr).chain(mode.uplink.sources.iter().copied());
-    if !addresses.map(Family::of).any(|family| family == Family::Ipv4) {
-        return vec![];
-    }
-    ["all", "default", &mode.nic.name, &mode.uplink.dev]
-        .map(|dev| Sysctl { path: format!("net/ipv4/conf/{dev}/rp_filter"), value: value.to_string() })
-        .map(Object::Sysctl)
-        .to_vec()
+/// comes later (`IN_DEV_RPFILTER`): all of them have to be written. What attachments share gets the least that one of them
+/// asks for, so that each interface has its own.
+fn shared_rp_filter(document: &PodDocument) -> impl Iterator<Item = Object> {
+    let least =
+        |of: fn(&Share) -> bool| document.shares().filter(of).filter_map(|share| share.settings.pod_rp_filter).min();
+    let (pod, uplink) = (least(|_| true), least(|share| share.opens_uplink));
+    let dev = document.mode.as_ref().map(|mode| mode.uplink.dev.as_str());
+    let of = |dev: Option<&str>, value: Option<u8>| Some(rp_filter(dev?, value?));
+    [of(Some("all"), pod), of(Some("default"), pod), of(dev, uplink)].into_iter().flatten()
+}
+
+fn rp_filter(dev: &str, value: u8) -> Object {
+    Object::Sysctl(Sysctl { path: format!("net/ipv4/conf/{dev}/rp_filter"), value: value.to_string() })
+}
+
+/// IPv6 has no such sysctl.
+fn has_ipv4(mode: &Mode) -> bool {
+    let mut addresses = mode.nic.addresses.iter().map(ipnet::IpNet::addr).chain(mode.uplink.sources.iter().copied());
+    addresses.any(|address| Family::of(address) == Family::Ipv4)
 }
