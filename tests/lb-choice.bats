@@ -348,3 +348,41 @@ equal({reach(SOCK_STREAM, "127.9.9.9", 30080) for _ in range(40)}, {"127.0.0.3",
 PY
   assert_json "$(lab_lb node1 show)" '[.services[0].backends[].scope]' '["internal","external",null]'
 }
+
+# choice_client <PROGRAM: a Python program in the background. It says that it is ready, then the table changes.
+choice_client() {
+  cat >"$BATS_TEST_TMPDIR/client.py"
+  lab_sockets node1/pod "$BATS_TEST_TMPDIR/client" >"$BATS_TEST_TMPDIR/out" 2>&1 3>&- <"$BATS_TEST_TMPDIR/client.py" &
+  client=$!
+  lab_until 20 test -e "$BATS_TEST_TMPDIR/client" || fail "$(<"$BATS_TEST_TMPDIR/out")"
+}
+
+# choice_goes_on: the table has changed; the program ends well.
+choice_goes_on() {
+  : >"$BATS_TEST_TMPDIR/client-goes-on"
+  wait "$client" || fail "$(<"$BATS_TEST_TMPDIR/out")"
+}
+
+@test "a UDP socket's datagrams go to one backend when that of its connection has gone, whether it is still connected or not" {
+  lb_services "$(lb_service udp "{\"protocol\": \"UDP\", \"clusterIps\": [\"10.96.0.1\", \"fd00:96::1\"],
+    \"backends\": $(lb_backends 127.0.0.2 fd01::2)}")"
+  choice_client <<'PY'
+serve(*[f"127.0.0.{n}" for n in range(2, 9)], *[f"fd01::{n}" for n in range(2, 9)])
+addresses = "10.96.0.1", "fd00:96::1"
+sockets = [(connect(SOCK_DGRAM, address), address) for address in addresses for _ in range(2)]
+for one, _ in sockets[::2]:
+    disconnect(one)
+ready()
+wait_for(sys.argv[1] + "-goes-on")
+for one, address in sockets:
+    for _ in range(30):
+        one.sendto(b"?", (address, 80))
+# The others hear the one only to which they were connected.
+equal(len({sockets[0][0].recv(64) for _ in range(30)}), 1)
+PY
+  lb_services "$(lb_service udp "{\"protocol\": \"UDP\", \"clusterIps\": [\"10.96.0.1\", \"fd00:96::1\"],
+    \"backends\": $(lb_backends 127.0.0.{3,4,5,6,7,8} fd01::{3,4,5,6,7,8})}")"
+  choice_goes_on
+  # Of each family two: a flow each.
+  assert_equal "$(lb_stat '[.[].backends[].connections] | add')" 4
+}

@@ -2,10 +2,12 @@
 
 Every call has a time limit: a test that goes wrong fails, it does not hang."""
 
+import ctypes
 import errno
 import json
 import os
 import socket
+import struct
 import sys
 import threading
 import time
@@ -101,6 +103,13 @@ def connect(kind, address, port=80, family=None):
     made = new(kind, family or address)
     made.connect((address, port))
     return made
+
+
+def disconnect(connected):
+    """Undoes connect()."""
+    libc, unspecified = ctypes.CDLL(None, use_errno=True), struct.pack("=H14x", 0)
+    if libc.connect(connected.fileno(), unspecified, len(unspecified)):
+        raise OSError(ctypes.get_errno(), "connect")
 
 
 def answer(connected):

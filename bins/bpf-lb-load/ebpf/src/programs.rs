@@ -1,5 +1,7 @@
 //! The programs, one for each hook.
 
+use core::hint::cold_path;
+
 use aya_ebpf::{bindings::bpf_sock, helpers::generated::bpf_set_retval, macros::cgroup_sock, programs::SockContext};
 use bpf_lb_abi::{MAPPED_PREFIX, TCP, Translation, UDP};
 
@@ -29,7 +31,7 @@ static SET_RETVAL: u32 = 1;
 
 #[inline(always)]
 fn fail(errno: i32) -> i32 {
-    core::hint::cold_path();
+    cold_path();
     if setting(&SET_RETVAL) != 0 {
         // SAFETY: takes a number only.
         unsafe { bpf_set_retval(-errno) };
@@ -81,14 +83,17 @@ fn send<S: Sockaddr>(sockaddr: S) -> i32 {
         return ALLOW;
     };
     let Some(socket) = Socket::of(config, sockaddr) else { return ALLOW };
-    if let Some(known) = socket.sent_to(&wanted)
-        && frontend.still_leads_to(&known)
-    {
-        if known.id & Translation::<S::Address>::HIDDEN != 0 {
-            socket.ask_again(&known);
+    if let Some(known) = socket.sent_to(&wanted) {
+        if frontend.still_leads_to(&known) {
+            return send_again(sockaddr, &socket, &known);
         }
-        sockaddr.rewrite(&known.backend);
-        return ALLOW;
+        cold_path();
+        // A connection's backend may have gone, and flows are remembered beside it.
+        if let Some(flow) = socket.flow_to(&wanted)
+            && frontend.still_leads_to(&flow)
+        {
+            return send_again(sockaddr, &socket, &flow);
+        }
     }
     let random = socket.random(None);
     let Some(mut slot) = frontend.choose(sockaddr, random) else { return fail(ECONNREFUSED) };
@@ -101,6 +106,15 @@ fn send<S: Sockaddr>(sockaddr: S) -> i32 {
     if socket.send(&wanted, || frontend.translate(&wanted, slot), || frontend.count(slot)) {
         sockaddr.rewrite(&slot.endpoint);
     }
+    ALLOW
+}
+
+#[inline(always)]
+fn send_again<S: Sockaddr>(sockaddr: S, socket: &Socket<S::Address>, known: &Translation<S::Address>) -> i32 {
+    if known.id & Translation::<S::Address>::HIDDEN != 0 {
+        socket.ask_again(known);
+    }
+    sockaddr.rewrite(&known.backend);
     ALLOW
 }
 
