@@ -386,3 +386,33 @@ PY
   # Of each family two: a flow each.
   assert_equal "$(lb_stat '[.[].backends[].connections] | add')" 4
 }
+
+@test "a socket that has asked as many Services as are remembered asks another one when those are gone" {
+  local number
+  local -a services=()
+  for number in {1..17}; do
+    services+=("$(lb_service "s$number" "{\"protocol\": \"UDP\", \"clusterIps\": [\"10.96.0.$number\"], \"lbAlgorithm\": \"least-connections\",
+      \"backends\": $(lb_backends 127.0.0.2)}")")
+  done
+  lb_services "${services[@]}"
+  choice_client <<'PY'
+serve("127.0.0.2", "127.0.0.3")
+udp = new(SOCK_DGRAM, AF_INET)
+for number in range(1, 18):
+    equal(ask(udp, f"10.96.0.{number}"), ("127.0.0.2", (f"10.96.0.{number}", 80)))
+ready()
+wait_for(sys.argv[1] + "-goes-on")
+for number in range(101, 117):
+    equal(ask(udp, f"10.96.0.{number}"), ("127.0.0.3", (f"10.96.0.{number}", 80)))
+equal(errno_of(ask, udp, "10.96.0.117"), "ENETUNREACH", "one too many")
+equal(ask(udp, "10.96.0.101")[0], "127.0.0.3")
+PY
+  services=()
+  for number in {101..117}; do
+    services+=("$(lb_service "s$number" "{\"protocol\": \"UDP\", \"clusterIps\": [\"10.96.0.$number\"], \"lbAlgorithm\": \"least-connections\",
+      \"backends\": $(lb_backends 127.0.0.3)}")")
+  done
+  lb_services "${services[@]}"
+  choice_goes_on
+  assert_equal "$(lb_stat '[.[].backends[].open] | add')" 0
+}

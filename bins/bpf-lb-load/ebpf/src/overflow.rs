@@ -11,7 +11,7 @@ use bpf_lb_abi::{Config, Endpoint, FLOWS, Overflow, Translation, is_mapped};
 
 use crate::{
     maps::{CONFIG, OVERFLOW},
-    translation::uncount,
+    translation::{is_over, uncount},
 };
 
 /// All addresses are IPv6 here, or IPv4-mapped.
@@ -204,10 +204,11 @@ fn erase(connection: &mut Translation<Wide>, backend: &Endpoint<Wide>) {
     }
 }
 
-/// Remembers a flow, in place of one to the same Service. Says whether it could.
+/// Remembers a flow, in place of one to the same Service, or else of one whose backend is no more. Says whether it could.
 #[inline(never)]
 pub(crate) fn send(socket: *mut bpf_sock, translation: &Translation<Wide>) -> bool {
-    storage(socket, true).is_some_and(|overflow| add(overflow, translation))
+    storage(socket, true)
+        .is_some_and(|overflow| add(overflow, translation) || add_for_one_that_is_over(overflow, translation))
 }
 
 #[inline(never)]
@@ -228,6 +229,26 @@ fn replace(flow: &mut Translation<Wide>, translation: &Translation<Wide>) -> boo
     uncount(flow);
     *flow = *translation;
     true
+}
+
+#[inline(never)]
+fn add_for_one_that_is_over(overflow: *mut Overflow, translation: &Translation<Wide>) -> bool {
+    each_flow!(overflow, flow => {
+        if replace_if_over(flow, translation) {
+            return true;
+        }
+    });
+    false
+}
+
+/// What was counted went with the backend.
+#[inline(never)]
+fn replace_if_over(flow: &mut Translation<Wide>, translation: &Translation<Wide>) -> bool {
+    let is_over = is_over(flow);
+    if is_over {
+        *flow = *translation;
+    }
+    is_over
 }
 
 /// What is sent to `backend` is from now on sent to it by the name `service`.

@@ -25,6 +25,13 @@ fn uncount_counted<A>(translation: *const Translation<A>) {
     }
 }
 
+/// Whether the backend's place has been given up: nothing leads to it again.
+#[inline(always)]
+pub(crate) fn is_over<A>(translation: &Translation<A>) -> bool {
+    let backend = BACKENDS.get(translation.id & Translation::<A>::ID);
+    backend.is_none_or(|backend| backend.generation.load() != translation.generation)
+}
+
 /// Changes the flags of a translation that is a socket's own.
 #[inline(always)]
 pub(crate) fn set_id<A>(translation: &Translation<A>, id: u32) {
