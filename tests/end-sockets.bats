@@ -69,15 +69,26 @@ ES_OTHERS='{"clusterIps": ["10.96.0.1", "fd02::1"], "backends": [{"address": "12
 @test "every socket that is connected to a backend which goes is told, TCP and UDP, of both families, mapped or not, idle or not" {
   es_set tcp "$ES_ALL"
   es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_set other "$(jq -c '.protocol = "UDP" | .clusterIps = ["10.96.0.2", "fd02::2"]' <<<"$ES_OTHERS")"
   for pod in pod second; do
     es_client "$pod" "$pod" <<'PY'
-hold("127.0.0.2", "fd01::2", "127.0.0.3")
-while errno_of(connect, SOCK_DGRAM, "10.96.0.1"):
+hold("127.0.0.2", "fd01::2", "127.0.0.3", "fd01::3")
+while errno_of(connect, SOCK_DGRAM, "10.96.0.2"):
     time.sleep(.01)
 to = ("10.96.0.1", AF_INET), ("fd02::1", AF_INET6), ("::ffff:10.96.0.1", AF_INET6)
 sockets = [connect(kind, address, 80, family) for kind in (SOCK_STREAM, SOCK_DGRAM) for address, family in to for _ in range(3)]
 # These stay: they were connected to the pod's own address.
 direct = [connect(kind, address, PORT) for kind in (SOCK_STREAM, SOCK_DGRAM) for address in ("127.0.0.2", "fd01::2", "127.0.0.3")]
+# These asked another Service first, or this one too.
+for address, family in to:
+    other = {"10.96.0.1": "10.96.0.2", "fd02::1": "fd02::2"}.get(address, "::ffff:10.96.0.2")
+    for first in [other], [other, address], [address]:
+        asked = new(SOCK_DGRAM, family)
+        for one in first:
+            ask(asked, one)
+        asked.connect((address, 80))
+        equal(answer(asked) in ("127.0.0.2", "fd01::2"), True)
+        sockets.append(asked)
 ready()
 equal(told(sockets), ["ECONNABORTED"] * len(sockets))
 equal([error_of(one) for one in direct], [None] * len(direct))
@@ -90,7 +101,7 @@ PY
   es_set tcp "$ES_OTHERS"
   es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
   es_ends_well pod second
-  assert_json "$(jq -s . "$LAB/log/agent")" '[.[].ended[].ended] | add' 36
+  assert_json "$(jq -s . "$LAB/log/agent")" '[.[].ended[].ended] | add' 54
 }
 
 @test "who searches never has the maps mapped as a whole" {

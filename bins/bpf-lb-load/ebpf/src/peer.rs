@@ -9,7 +9,7 @@
 use core::hint::cold_path;
 
 use aya_ebpf::bindings::bpf_sock;
-use bpf_lb_abi::{Address, Config, Endpoint, Long, TCP, Translation};
+use bpf_lb_abi::{Address, Config, Endpoint, Long, Translation};
 
 use crate::{
     atomic::set_if_zero,
@@ -127,20 +127,16 @@ impl<A: Tables> Socket<A> {
         multipath: Option<*mut bpf_sock>,
     ) -> bool {
         self.leave_other_family();
-        if multipath.is_none() && self.first().is_none_or(|first| !is_flow(first)) && self.claim() {
-            // First: an atomic instruction waits for what was written before it, and the place is seldom in the cache.
-            count();
-            if overflowed(self.config) {
-                let Translation { service, backend, .. } = translation();
-                disconnect(self.socket, service, backend);
-            }
-            self.write(translation());
+        if multipath.is_none() && self.connect_in_place(&translation, &count) {
             return true;
         }
         cold_path();
         let is_remembered = match multipath {
-            Some(socket) => connect_beside(self.cookie, socket, self.cookie, translation()),
-            None => connect_beside(self.cookie, self.socket, 0, translation()),
+            Some(socket) => connect_beside(self.cookie, socket, self.cookie, &translation()),
+            None => {
+                make_way::<A>(self.cookie, self.socket);
+                connect_by(self.cookie, self.socket, &translation())
+            }
         };
         if is_remembered {
             count();
@@ -148,9 +144,25 @@ impl<A: Tables> Socket<A> {
         is_remembered
     }
 
+    /// In the socket's place, if it has got that, and no flow is there.
+    #[inline(always)]
+    fn connect_in_place(&self, translation: &impl Fn() -> Translation<A>, count: &impl Fn()) -> bool {
+        if !(self.first().is_none_or(|first| !is_flow(first)) && self.claim()) {
+            return false;
+        }
+        // First: an atomic instruction waits for what was written before it, and the place is seldom in the cache.
+        count();
+        if overflowed(self.config) {
+            let Translation { service, backend, .. } = translation();
+            disconnect(self.socket, service, backend);
+        }
+        self.write(translation());
+        true
+    }
+
     /// Connects by a flow that there is already: to its backend. Says whether it could.
     #[inline(always)]
-    pub(crate) fn connect_flow(&self, flow: &Translation<A>) -> bool {
+    pub(crate) fn connect_flow(&self, flow: &mut Translation<A>) -> bool {
         connect_flow(self.cookie, self.dual, self.socket, flow)
     }
 
@@ -320,9 +332,34 @@ fn leave_with<A: Tables>(cookie: u64, dual: bool, socket: *mut bpf_sock, wanted:
 }
 
 #[inline(never)]
-fn connect_flow<A: Tables>(cookie: u64, dual: bool, socket: *mut bpf_sock, flow: &Translation<A>) -> bool {
+fn connect_flow<A: Tables>(cookie: u64, dual: bool, socket: *mut bpf_sock, flow: &mut Translation<A>) -> bool {
     let Some(of) = Socket::again(cookie, dual, socket) else { return false };
-    of.connect(|| Translation { id: flow.id & Translation::<A>::ID, ..*flow }, || (), None)
+    of.leave_other_family();
+    if of.first().is_some_and(|first| is_flow(first) && first.service != flow.service) {
+        make_way::<A>(cookie, socket);
+    }
+    flow.id &= Translation::<A>::ID;
+    connect_by(cookie, socket, flow)
+}
+
+/// As [`Socket::connect`], for a socket that has left the other family and is counted already, or is to be.
+#[inline(never)]
+fn connect_by<A: Tables>(cookie: u64, socket: *mut bpf_sock, translation: &Translation<A>) -> bool {
+    let Some(of) = Socket::again(cookie, false, socket) else { return false };
+    of.connect_in_place(&|| *translation, &|| ()) || connect_beside(cookie, socket, 0, translation)
+}
+
+/// Moves a flow that is in the socket's place to the others, for a connection to be there: of UDP sockets, the kernel lists to
+/// nobody what they keep themselves.
+#[inline(never)]
+fn make_way<A: Tables>(cookie: u64, socket: *mut bpf_sock) {
+    if let Some(place) = place::<A>(cookie)
+        && let Some(first) = owned(cookie, &place)
+        && is_flow(first)
+        && overflow::send(socket, &widen(first))
+    {
+        set_id(first, first.id & !(Translation::<A>::COUNTED | Translation::<A>::FLOW));
+    }
 }
 
 /// The socket's connection goes by what is in its place.
@@ -334,11 +371,11 @@ fn disconnect<A: Tables>(socket: *mut bpf_sock, service: Endpoint<A>, backend: E
 /// Remembers the translation of a connection of a socket that has no place for it. Says whether it could. Of a subflow with a
 /// cookie, `socket` is the one of Multipath TCP.
 #[inline(never)]
-fn connect_beside<A: Tables>(cookie: u64, socket: *mut bpf_sock, subflow: u64, translation: Translation<A>) -> bool {
+fn connect_beside<A: Tables>(cookie: u64, socket: *mut bpf_sock, subflow: u64, translation: &Translation<A>) -> bool {
     if subflow == 0 {
         name_first(cookie, &translation.service, &translation.backend);
     }
-    overflow::connect(socket, subflow, &widen(&translation))
+    overflow::connect(socket, subflow, &widen(translation))
 }
 
 /// Remembers the translation of a flow of a socket that has no place for it. Says whether it could.

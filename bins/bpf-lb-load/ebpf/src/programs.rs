@@ -53,10 +53,10 @@ fn connect<S: Sockaddr>(sockaddr: S) -> i32 {
     let Some(socket) = Socket::of(config, sockaddr) else { return ALLOW };
     // As with a connection tracker, datagrams that were sent to the service before keep their backend.
     if wanted.protocol == UDP
-        && let Some(flow) = socket.flow_to(&wanted)
+        && let Some(mut flow) = socket.flow_to(&wanted)
         && frontend.still_leads_to(&flow)
     {
-        if socket.connect_flow(&flow) {
+        if socket.connect_flow(&mut flow) {
             sockaddr.rewrite(&flow.backend);
         }
         return ALLOW;
