@@ -298,6 +298,36 @@ PY
   es_ends_well client || fail "$(<"$LAB/log/agent")"
 }
 
+# es_begins_anew SERVICE: follow gets a table with it first; the answer is in $BATS_TEST_TMPDIR/answer.
+es_begins_anew() {
+  printf '{"table": {"nodeAddresses": ["127.9.9.9", "fd01::9"], "services": [%s]}}\n' "$1" | lab_lb node1 follow >"$BATS_TEST_TMPDIR/answer"
+  expect 0 lab_in node1 "$(es_program)" <"$BATS_TEST_TMPDIR/answer"
+}
+
+@test "a first table ends no connection to an endpoint that its Service still has for who comes another way" {
+  local service now
+  service='{"clusterIps": ["10.96.0.1"], "nodePort": 30080, "backends": [
+    {"address": "127.0.0.2", "port": 8080}, {"address": "127.0.0.3", "port": 8080, "local": true}]}'
+  exec 5>&-
+  lab_stop agent 2>/dev/null || true
+  for now in '.internalTrafficPolicy = "Local"' '.backends[0].scope = "external"'; do
+    lab_until 5 lb_services "$(lb_service web "$service")"
+    es_client client <<'PY'
+hold("127.0.0.2", "127.0.0.3")
+ones = [connect(SOCK_STREAM, "10.96.0.1") for _ in range(20)]
+equal({one.recv(64) for one in ones}, {b"127.0.0.2", b"127.0.0.3"})
+ready()
+wait_for(sys.argv[1] + "ended")
+equal([error_of(one) for one in ones], [None] * len(ones))
+PY
+    es_begins_anew "$(lb_service web "$(jq -c "$now" <<<"$service")")"
+    assert_json "$(<"$BATS_TEST_TMPDIR/answer")" '[.gone[] | .backend, .why]' '["127.0.0.2:8080","draining"]'
+    : >"$BATS_TEST_TMPDIR/client.readyended"
+    es_ends_well client
+    rm "$BATS_TEST_TMPDIR"/client.ready*
+  done
+}
+
 @test "a set of 8 backends is replaced while 8 TCP clients, 8 long-lived ones and 8 UDP clients run: all go on, none waits" {
   local all=() step protocol
   for step in {2..9}; do all+=("127.0.0.$step"); done

@@ -185,6 +185,8 @@ impl Table {
             return None;
         }
         let why = match owner.and_then(|owner| self.draining.get(owner)?.get(&flow.backend)) {
+            // Still an endpoint of its Service, and not for who comes by this address.
+            None if installed.is_some_and(|installed| installed.backends.contains_key(&flow.backend)) => Why::Draining,
             None => Why::Left,
             Some(State::Unready) => Why::Unready,
             Some(_) => Why::Draining,
