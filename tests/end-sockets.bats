@@ -328,6 +328,57 @@ PY
   done
 }
 
+# es_injects WHEN: the agent's end-sockets hears EOPNOTSUPP from the kernel at these calls of each thread: the first two ask for the lists of
+# TCP's sockets, what follows is to end one.
+es_injects() {
+  exec 5>&-
+  lab_stop agent 2>/dev/null || true
+  # So that none has found its place taken: what few sockets keep is asked for too.
+  lab_until 5 lab_lb node1 unload
+  lab_reload node1
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_spawn agent node1 sh -c 'exec "$0" follow <"$1" | strace --quiet=all -f --trace=sendto --inject="sendto:error=EOPNOTSUPP:when=$3" \
+    --output=/dev/null "$2"' "$(lab_lb_program)" "$FOLLOW" "$(es_program)" "$1" 3>&-
+  exec 5>"$FOLLOW"
+}
+
+@test "one socket that the kernel cannot end does not keep the others from being told, nor those of later" {
+  [ -n "$(command -v strace)" ] || skip 'no strace: run scripts/setup'
+  es_injects 3
+  es_set tcp "$ES_ALL"
+  es_client client <<'PY'
+hold("127.0.0.2", "127.0.0.3")
+while errno_of(connect, SOCK_STREAM, "10.96.0.1"):
+    time.sleep(.01)
+for step in "", "later":
+    ones = [connect(SOCK_STREAM, "10.96.0.1") for _ in range(5)]
+    ready(step)
+    equal(sorted(map(str, told(ones, 2))), ["ECONNABORTED"] * 4 + ["None"], step)
+PY
+  es_set tcp "$ES_OTHERS"
+  lab_until 10 test -e "$BATS_TEST_TMPDIR/client.readylater" || fail "$(<"$BATS_TEST_TMPDIR/client.out")"
+  es_set tcp "$ES_ALL"
+  es_ends_well client || fail "$(<"$LAB/log/agent")"
+}
+
+@test "a kernel that can end none is named once" {
+  [ -n "$(command -v strace)" ] || skip 'no strace: run scripts/setup'
+  es_injects 3+
+  es_set tcp "$ES_ALL"
+  es_client client <<'PY'
+hold("127.0.0.2")
+while errno_of(connect, SOCK_STREAM, "10.96.0.1"):
+    time.sleep(.01)
+ones = [connect(SOCK_STREAM, "10.96.0.1") for _ in range(2)]
+ready()
+equal(told(ones, 1), [None] * 2)
+PY
+  es_set tcp "$ES_OTHERS"
+  es_ends_well client || fail "$(<"$LAB/log/agent")"
+  metrics end-sockets sockets_endable 0
+  assert_equal "$(grep -c CONFIG_INET_DIAG_DESTROY "$LAB/log/agent")" 1
+}
+
 @test "a set of 8 backends is replaced while 8 TCP clients, 8 long-lived ones and 8 UDP clients run: all go on, none waits" {
   local all=() step protocol
   for step in {2..9}; do all+=("127.0.0.$step"); done

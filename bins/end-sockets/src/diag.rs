@@ -113,9 +113,22 @@ impl Diag {
     /// Ends a socket: whoever waits on it gets ECONNABORTED.
     ///
     /// # Errors
-    /// `EOPNOTSUPP` if the kernel cannot (`CONFIG_INET_DIAG_DESTROY`), `ENOENT` if it is gone already.
+    /// `EOPNOTSUPP` if the kernel cannot, see [`Diag::can_destroy`]; `ENOENT` if it is gone already.
     pub fn destroy(&mut self, protocol: Protocol, found: &Found) -> io::Result<()> {
-        self.send(SOCK_DESTROY, libc::NLM_F_ACK as u16, &request(found.family, protocol, u32::MAX, &found.id))?;
+        self.end(found.family, protocol, &found.id)
+    }
+
+    /// Whether the kernel can end sockets (`CONFIG_INET_DIAG_DESTROY`): it looks for one that nobody has then.
+    pub fn can_destroy(&mut self) -> io::Result<bool> {
+        match self.end(libc::AF_INET as u8, Protocol::Tcp, &[0; ID]) {
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+            _ => Ok(true),
+        }
+    }
+
+    fn end(&mut self, family: u8, protocol: Protocol, id: &[u8; ID]) -> io::Result<()> {
+        self.send(SOCK_DESTROY, libc::NLM_F_ACK as u16, &request(family, protocol, u32::MAX, id))?;
         let (buffer, _) = self.socket.recv_from_full()?;
         messages(&buffer)
             .find(|(kind, _)| i32::from(*kind) == libc::NLMSG_ERROR)
