@@ -328,6 +328,25 @@ PY
   done
 }
 
+@test "an IPv6 socket that was translated in both families is told when the backend goes to which it is connected" {
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_client client <<'PY'
+hold("127.0.0.2", "fd01::2")
+while errno_of(connect, SOCK_DGRAM, "10.96.0.1"):
+    time.sleep(.01)
+both = []
+for first, last in ("fd02::1", "::ffff:10.96.0.1"), ("::ffff:10.96.0.1", "fd02::1"):
+    one = connect(SOCK_DGRAM, first, family=AF_INET6)
+    disconnect(one)
+    one.connect((last, 80))
+    both.append(one)
+ready()
+equal(told(both), ["ECONNABORTED"] * 2)
+PY
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
+  es_ends_well client || fail "$(<"$LAB/log/agent")"
+}
+
 # es_injects WHEN: the agent's end-sockets hears EOPNOTSUPP from the kernel at these calls of each thread: the first two ask for the lists of
 # TCP's sockets, what follows is to end one.
 es_injects() {

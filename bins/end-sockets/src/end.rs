@@ -51,8 +51,8 @@ pub struct Outcome {
 struct Search<'a> {
     peers: &'a Peers,
     wanted: &'a Wanted,
-    /// Sockets that have a place in the maps.
-    known: HashMap<u64, Flow>,
+    /// Sockets that have a place in the maps, or one in each family.
+    known: HashMap<u64, Vec<Flow>>,
     /// Also look at what sockets keep themselves.
     storage: bool,
     unconnected: bool,
@@ -66,10 +66,10 @@ struct Search<'a> {
 /// # Errors
 /// When the maps cannot be read.
 pub fn end(peers: &Peers, wanted: &Wanted, unconnected: bool) -> Result<Outcome> {
-    let (mut known, mut verdicts) = (HashMap::new(), Verdicts::new(peers, wanted));
+    let (mut known, mut verdicts) = (HashMap::<_, Vec<_>>::new(), Verdicts::new(peers, wanted));
     peers.each(|cookie, flow| {
         if wanted.concerns(&flow) && verdicts.of(&flow)?.is_some() {
-            known.insert(cookie, flow);
+            known.entry(cookie).or_default().push(flow);
         }
         Ok(())
     })?;
@@ -150,7 +150,7 @@ impl Search<'_> {
         let storage = self.storage.then(|| self.peers.overflow.fd().as_fd());
         let subflows = self.subflows(&mut diag, storage)?;
         for protocol in [Protocol::Tcp, Protocol::Udp] {
-            let flows = self.known.values().filter(|flow| flow.service.protocol == protocol);
+            let flows = self.known.values().flatten().filter(|flow| flow.service.protocol == protocol);
             let ports: HashSet<_> = flows.map(|flow| flow.backend.port()).collect();
             if ports.is_empty() && !self.storage {
                 continue;
@@ -194,13 +194,11 @@ impl Search<'_> {
         subflows: &HashMap<u64, Flow>,
         verdicts: &mut Verdicts<'_>,
     ) -> io::Result<()> {
-        let known = self.known.get(&found.cookie).or_else(|| subflows.get(&found.cookie)).copied();
-        let Some(flow) = known.or_else(|| kept(found, protocol)) else { return Ok(()) };
+        let known = self.known.get(&found.cookie).into_iter().flatten().chain(subflows.get(&found.cookie)).copied();
         // It may have gone on to somewhere else.
-        let is_there = found.remote == flow.backend || found.remote.port() == 0;
-        if flow.service.protocol != protocol || !is_there || !self.wanted.concerns(&flow) {
-            return Ok(());
-        }
+        let is_there = |flow: &Flow| found.remote == flow.backend || found.remote.port() == 0;
+        let is_it = |flow: &Flow| flow.service.protocol == protocol && is_there(flow) && self.wanted.concerns(flow);
+        let Some(flow) = known.chain(kept(found, protocol)).find(is_it) else { return Ok(()) };
         let Some(service) = verdicts.of(&flow)?.clone() else { return Ok(()) };
         self.left.fetch_sub(usize::from(self.known.contains_key(&found.cookie)), Ordering::Relaxed);
         match diag.destroy(protocol, found) {
