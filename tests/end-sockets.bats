@@ -398,6 +398,26 @@ PY
   assert_equal "$(grep -c CONFIG_INET_DIAG_DESTROY "$LAB/log/agent")" 1
 }
 
+@test "a search that fails is made again, until the sockets are told" {
+  es_set tcp "$ES_ALL"
+  es_client client <<'PY'
+hold("127.0.0.2")
+while errno_of(connect, SOCK_STREAM, "10.96.0.1"):
+    time.sleep(.01)
+one = connect(SOCK_STREAM, "10.96.0.1")
+ready()
+equal(told([one], 15), ["ECONNABORTED"])
+PY
+  # No file can be opened any more.
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_in node1 sh -c 'prlimit --nofile=3: --pid "$(pgrep -nx end-sockets)"'
+  es_set tcp "$ES_OTHERS"
+  lab_until 10 grep -q 'Too many open files' "$LAB/log/agent"
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_in node1 sh -c 'prlimit --nofile=1024: --pid "$(pgrep -nx end-sockets)"'
+  es_ends_well client || fail "$(<"$LAB/log/agent")"
+}
+
 @test "a set of 8 backends is replaced while 8 TCP clients, 8 long-lived ones and 8 UDP clients run: all go on, none waits" {
   local all=() step protocol
   for step in {2..9}; do all+=("127.0.0.$step"); done

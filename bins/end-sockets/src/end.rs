@@ -47,6 +47,13 @@ pub struct Outcome {
     pub unable: bool,
 }
 
+impl Outcome {
+    /// Of a search that could not begin.
+    pub fn failed(why: &anyhow::Error) -> Self {
+        Self { errors: vec![format!("{why:#}")], ..Self::default() }
+    }
+}
+
 /// The search for the sockets of one batch of changes.
 struct Search<'a> {
     peers: &'a Peers,
@@ -80,7 +87,9 @@ pub fn end(peers: &Peers, wanted: &Wanted, unconnected: bool) -> Result<Outcome>
     let left = AtomicUsize::new(known.len());
     let (unable, outcome) = (AtomicBool::new(false), Mutex::default());
     let search = Search { peers, wanted, known, storage, unconnected, left, unable, outcome };
-    search.everywhere(&netns::all());
+    let (namespaces, errors) = netns::all();
+    search.note(|outcome| outcome.errors.extend(errors));
+    search.everywhere(&namespaces);
     let mut outcome = search.outcome.into_inner().ok().context("a thread died")?;
     outcome.unable = search.unable.into_inner();
     outcome.errors.sort();
@@ -165,7 +174,9 @@ impl Search<'_> {
             let list = diag.list(Query { protocol, multipath: false, port, unconnected, storage })?;
             let mut verdicts = Verdicts::new(self.peers, self.wanted);
             for found in list {
-                self.look_at(&mut diag, protocol, &found, &subflows, &mut verdicts)?;
+                if let Err(error) = self.look_at(&mut diag, protocol, &found, &subflows, &mut verdicts) {
+                    self.note(|outcome| outcome.errors.push(error.to_string()));
+                }
             }
         }
         Ok(())

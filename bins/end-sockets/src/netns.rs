@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     io,
     os::unix::fs::MetadataExt as _,
-    path::PathBuf,
+    path::Path,
     thread,
 };
 
@@ -15,26 +15,40 @@ use nix::{
 };
 
 /// All that some process is in, or that has a name: also those of pods that no CNI call of ours made. Each once, whatever
-/// leads to it.
-pub fn all() -> Vec<File> {
+/// leads to it. And what went wrong with others.
+pub fn all() -> (Vec<File>, Vec<String>) {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
         let is_process = entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit);
         is_process.then(|| entry.path().join("ns/net"))
     });
     let entries = |folder| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let named = entries("/run/netns").chain(entries("/var/run/docker/netns"));
-    let mut known = HashSet::new();
-    processes.chain(named).filter_map(|path| open(path, &mut known)).collect()
+    let (mut known, mut found, mut errors) = (HashSet::new(), Vec::new(), Vec::new());
+    for path in processes.chain(named) {
+        match open(&path, &mut known) {
+            Ok(netns) => found.extend(netns),
+            Err(error) if is_gone(&error) => {}
+            Err(error) => errors.push(format!("open a network namespace: {error}")),
+        }
+    }
+    (found, errors)
 }
 
-/// What ended meanwhile, or is no namespace, is left out.
-fn open(path: PathBuf, known: &mut HashSet<(u64, u64)>) -> Option<File> {
-    let metadata = fs::metadata(&path).ok()?;
-    if !known.insert((metadata.dev(), metadata.ino())) {
-        return None;
+/// Nothing if it is known, or no namespace.
+fn open(path: &Path, known: &mut HashSet<(u64, u64)>) -> io::Result<Option<File>> {
+    let metadata = fs::metadata(path)?;
+    let number = (metadata.dev(), metadata.ino());
+    if known.contains(&number) {
+        return Ok(None);
     }
-    let file = File::open(path).ok()?;
-    fstatfs(&file).is_ok_and(|stat| stat.filesystem_type() == NSFS_MAGIC).then_some(file)
+    let file = File::open(path)?;
+    known.insert(number);
+    Ok((fstatfs(&file)?.filesystem_type() == NSFS_MAGIC).then_some(file))
+}
+
+/// The process has ended, or the name was removed.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
 }
 
 /// Runs `work` on a thread of its own that is in the namespace and ends there, so that no other thread ever is.

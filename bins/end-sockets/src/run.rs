@@ -112,21 +112,24 @@ fn work(cli: &Cli) -> Result<()> {
     metrics.registry.register("sockets_errors", "Searches for sockets that failed", counts.errors.clone());
     metrics.registry.register("sockets_endable", "Whether the kernel can end sockets", counts.able.clone());
     let lines = read()?;
+    // Those of a search that failed are searched for once more with the next ones, or after a while.
+    let mut wanted = Wanted::default();
     loop {
         write(&mut metrics);
         let Some(gone) = batch(&lines) else { return Ok(()) };
-        let wanted = Wanted::new(&gone, rules);
-        if wanted.is_empty() || counts.able.get() == 0 {
+        if counts.able.get() == 0 {
+            continue;
+        }
+        wanted.add(&gone, rules);
+        if wanted.is_empty() {
             continue;
         }
         let begun = Instant::now();
-        match maps(&cli.pin_dir).and_then(|peers| end(&peers, &wanted, cli.unconnected)) {
-            Ok(outcome) => tell(&outcome, &counts, begun)?,
-            // The next one may go well: the balancer may be loaded again meanwhile.
-            Err(error) => {
-                counts.errors.inc();
-                message("error", &format!("{error:#}"));
-            }
+        let searched = maps(&cli.pin_dir).and_then(|peers| end(&peers, &wanted, cli.unconnected));
+        let outcome = searched.unwrap_or_else(|error| Outcome::failed(&error));
+        tell(&outcome, &counts, begun)?;
+        if outcome.errors.is_empty() {
+            wanted = Wanted::default();
         }
         thread::sleep(PAUSE);
     }

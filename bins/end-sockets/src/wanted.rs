@@ -55,13 +55,11 @@ impl Rules {
 pub struct Wanted(HashMap<(Protocol, SocketAddr), HashSet<Option<Arc<str>>>>);
 
 impl Wanted {
-    /// Those of a list of changes that the rules are about.
-    pub fn new(gone: &[Gone], rules: Rules) -> Self {
-        let mut wanted = HashMap::<_, HashSet<_>>::new();
+    /// Those of a list of changes that the rules are about, too.
+    pub fn add(&mut self, gone: &[Gone], rules: Rules) {
         for gone in gone.iter().filter(|gone| rules.end(gone)) {
-            wanted.entry((gone.protocol, gone.backend)).or_default().insert(gone.service.clone());
+            self.0.entry((gone.protocol, gone.backend)).or_default().insert(gone.service.clone());
         }
-        Self(wanted)
     }
 
     /// Whether there are none.
@@ -94,6 +92,12 @@ mod tests {
         Gone { service: Some("a/b".into()), protocol, backend: "10.0.0.1:80".parse().unwrap(), why }
     }
 
+    fn wanted(gone: Gone) -> Wanted {
+        let mut wanted = Wanted::default();
+        wanted.add(&[gone], RULES);
+        wanted
+    }
+
     fn flow(protocol: Protocol) -> Flow {
         let service = Frontend::new("10.96.0.1:80".parse().unwrap(), protocol);
         Flow { service, backend: "10.0.0.1:80".parse().unwrap() }
@@ -101,7 +105,7 @@ mod tests {
 
     #[test]
     fn tcp_stays_until_the_backend_left_and_udp_while_it_serves() {
-        let ends = |protocol, why| !Wanted::new(&[gone(protocol, why)], RULES).is_empty();
+        let ends = |protocol, why| !wanted(gone(protocol, why)).is_empty();
         let all = [Why::Draining, Why::Unready, Why::Left];
         assert_eq!(all.map(|why| ends(Protocol::Tcp, why)), [false, false, true]);
         assert_eq!(all.map(|why| ends(Protocol::Udp, why)), [false, true, true]);
@@ -109,7 +113,7 @@ mod tests {
 
     #[test]
     fn sockets_of_another_service_with_the_same_backend_stay() {
-        let wanted = Wanted::new(&[gone(Protocol::Udp, Why::Left)], RULES);
+        let wanted = wanted(gone(Protocol::Udp, Why::Left));
         let ends = |owner: Option<&str>, leads_to| wanted.ends(&flow(Protocol::Udp), owner.map(Into::into), leads_to);
         assert_eq!([Some("a/b"), None, Some("c/d")].map(|owner| ends(owner, false)), [true, true, false]);
         assert!(!ends(Some("a/b"), true), "the backend is back");
