@@ -270,6 +270,93 @@ PY
   expect 1 lab_lb node1 register /proc/self/ns/net
   assert_contains "$stderr" 'load first'
 }
+# lb_load_alone [ARGUMENT...]: loads without naming a cgroup, where the node's is all that there is: not even a wrong program gets to the
+# machine's own.
+lb_load_alone() {
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_served node1 unshare --cgroup --mount sh -c '
+    umount "$1" 2>/dev/null; mount -t cgroup2 none "$1" && shift && exec "$0" load "$@"' "$(lab_lb_program)" \
+    "$(awk '$3 == "cgroup2" {print $2; exit}' /proc/self/mounts)" "$@"
+}
+
+# lb_cgroups: how many links are pinned, and to how many cgroups they are attached.
+lb_cgroups() {
+  lab_in node1 python3 - /sys/fs/bpf/underpass/links <<'PY'
+import ctypes, os, platform, struct, sys
+call = {"x86_64": 321, "aarch64": 280}[platform.machine()]
+bpf = lambda command, attr: ctypes.CDLL(None).syscall(call, command, attr, len(attr))
+links, cgroups = os.listdir(sys.argv[1]), set()
+for link in links:
+    path, info = ctypes.create_string_buffer(f"{sys.argv[1]}/{link}".encode()), ctypes.create_string_buffer(32)
+    opened = bpf(7, struct.pack("=QII", ctypes.addressof(path), 0, 0))  # BPF_OBJ_GET
+    bpf(15, struct.pack("=IIQ", opened, 32, ctypes.addressof(info)))  # BPF_OBJ_GET_INFO_BY_FD
+    cgroups.add(struct.unpack_from("=Q", info, 16))
+print(len(links), len(cgroups))
+PY
+}
+
+# lb_is_whole: all that a load attaches is, to one cgroup, and Services are reached from it.
+lb_is_whole() {
+  assert_equal "$(lb_cgroups)" '9 1' || return
+  expect 0 lab_lb node1 show
+  assert_equal "$stderr" '' || return
+  lb_services "$(lb_service web "{\"clusterIps\": [\"10.96.0.1\"], \"backends\": $(lb_backends 127.0.0.2)}")" \
+    "$(lb_service dns "{\"protocol\": \"UDP\", \"clusterIps\": [\"10.96.0.1\"], \"backends\": $(lb_backends 127.0.0.2)}")" || return
+  lb_reaches
+}
+
+# has_links: whether any is where it is looked for; what ends with _new is not there yet.
+has_links() {
+  lab_in node1 sh -c 'ls /sys/fs/bpf/underpass/links 2>/dev/null' | grep -qv _new
+}
+
+@test "a load that is killed at any point, the first one or one to another cgroup, is made whole by a load that names none" {
+  [ -n "$(command -v strace)" ] || skip 'no strace: run scripts/setup'
+  local points point cgroup other killed=0
+  local -a traced
+  cgroup=$(<"$LAB/host/node1/cgroup") other=$(lab_cgroup other)
+  traced=(strace --quiet=all --output="$BATS_TEST_TMPDIR/calls")
+  lab_lb node1 unload
+  expect 0 lab_in node1 "${traced[@]}" --trace=bpf,rename "$(lab_lb_program)" load --cgroup "$cgroup"
+  # Before each link takes its place.
+  points=$(awk -F '(' '$1 == "rename" { n++ } /BPF_LINK_CREATE/ { links = 1 } links && $1 == "rename" { print n }' "$BATS_TEST_TMPDIR/calls")
+  for point in $points; do
+    lab_lb node1 unload
+    expect 137 lab_in node1 "${traced[@]}" --inject="rename:signal=KILL:when=$point" "$(lab_lb_program)" load --cgroup "$cgroup"
+    has_links || continue
+    expect 0 lb_load_alone
+    lb_is_whole || fail "killed at $point"
+    killed=$((killed + 1))
+  done
+  # Here none but the links are renamed. What was there last stays where it was, and so does all.
+  for point in 1 2 3 4 5 6 7 8 9; do
+    expect 137 lab_in node1 "${traced[@]}" --inject="rename:signal=KILL:when=$point" "$(lab_lb_program)" load --cgroup "$other"
+    expect 0 lb_load_alone
+    lb_is_whole || fail "killed at $point on the way to another cgroup"
+    killed=$((killed + 1))
+  done
+  assert_equal "$killed" 17
+}
+
+@test "who takes away one link is noticed by follow, and the next load makes it whole" {
+  local link
+  for link in connect6 sendmsg4 sock_release; do
+    mkfifo "$BATS_TEST_TMPDIR/$link"
+    lab_lb node1 follow <"$BATS_TEST_TMPDIR/$link" >"$BATS_TEST_TMPDIR/answers" 2>"$BATS_TEST_TMPDIR/said" 3>&- &
+    exec 5>"$BATS_TEST_TMPDIR/$link"
+    printf '{"remove": {"namespace": "nobody", "name": "nothing"}}\n' >&5
+    lab_until 5 grep -q line "$BATS_TEST_TMPDIR/answers"
+    lab_in node1 rm "/sys/fs/bpf/underpass/links/$link"
+    lab_until 10 grep -q 'somebody took away' "$BATS_TEST_TMPDIR/said" || fail "no word of $link"
+    exec 5>&-
+    wait $! && fail 'follow should have failed'
+    expect 0 lab_lb node1 stats --format prometheus
+    assert_contains "$output" 'underpass_lb_attached 0'
+    expect 0 lb_load_alone
+    lb_is_whole
+  done
+}
+
 
 @test "an unload that is killed at any point leaves what the next load takes the place of" {
   [ -n "$(command -v strace)" ] || skip 'no strace: run scripts/setup'
@@ -282,7 +369,9 @@ PY
   for point in $points; do
     expect 137 lab_in node1 strace --quiet=all --trace="${point%:*}" --inject="${point%:*}:signal=KILL:when=${point#*:}" --output=/dev/null \
       "$(lab_lb_program)" unload
-    expect 0 lab_reload node1 || fail "killed at $point"
+    # One that names no cgroup stays where anything is left.
+    if has_links; then expect 0 lb_load_alone; else expect 0 lab_reload node1; fi || fail "killed at $point"
+    lb_is_whole || fail "killed at $point"
     lb_services "$(lb_service web "{\"clusterIps\": [\"10.96.0.1\"], \"backends\": $(lb_backends 127.0.0.2)}")"
   done
 }

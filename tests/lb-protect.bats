@@ -69,3 +69,15 @@ PY
   assert_equal "$(lab_in node1 sysctl -n net.ipv4.ip_local_reserved_ports)" 8080,30004-30009
   lab_reload node1
 }
+
+@test "ports that are protected later are so, whether the cgroup is named again or not" {
+  lab_lb node1 unload
+  lab_reload node1
+  lb_services "$(lb_service web "{\"clusterIps\": [\"10.96.0.1\"], \"nodePort\": 30080, \"backends\": $(lb_backends 127.0.0.2)}")"
+  expect 0 lab_lb node1 load --protect-node-ports 30000-32767
+  # shellcheck disable=SC2154 # set by expect
+  [[ $stderr != *lacks* ]] || fail "$stderr"
+  lab_sockets node1 <<'PY'
+equal(errno_of(new(SOCK_STREAM, AF_INET).bind, ("", 30080)), "EADDRINUSE")
+PY
+}

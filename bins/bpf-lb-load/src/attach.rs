@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use common::cgroup;
 
-use crate::{pins::Pins, sys};
+use crate::{pins::Pins, probe::HOOKS, sys};
 
 /// What is attached where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub enum Served {
     Nobody,
     /// The cgroup was removed, and nobody is served.
     Removed,
+    /// Not all is attached to one cgroup. That is the number of one to which some is.
+    InPart(u64),
     /// The processes in the cgroup with that number.
     Cgroup(u64),
 }
@@ -37,6 +39,9 @@ impl std::fmt::Display for Served {
             Self::Removed => f.write_str(
                 "nobody is served: the cgroup that the programs were attached to was removed; run bpf-lb-load load",
             ),
+            Self::InPart(_) => f.write_str(
+                "nobody is served as a whole: some programs are not attached, or to another cgroup than others; run bpf-lb-load load",
+            ),
             Self::Cgroup(id) => match path_of(*id) {
                 Some(path) => write!(f, "the processes in the cgroup {} are served", path.display()),
                 None => {
@@ -47,12 +52,16 @@ impl std::fmt::Display for Served {
     }
 }
 
-/// Whom the pinned links serve: what translates is what counts.
+/// Whom the pinned links serve. One that lacks any program that is required leaves calls untranslated, or sockets remembered.
 pub fn served(pins: &Pins) -> Served {
-    match cgroup_of(&pins.link("connect4")) {
+    let required = HOOKS.iter().rev().filter(|hook| hook.required);
+    let cgroups: Vec<_> = required.map(|hook| cgroup_of(&pins.link(hook.program))).collect();
+    // What translates comes first here: whom that serves is who notices.
+    match cgroups.iter().flatten().find(|id| **id != 0) {
+        Some(id) if cgroups.iter().all(|other| *other == Some(*id)) => Served::Cgroup(*id),
+        Some(id) => Served::InPart(*id),
+        None if cgroups.iter().any(Option::is_some) => Served::Removed,
         None => Served::Nobody,
-        Some(0) => Served::Removed,
-        Some(id) => Served::Cgroup(id),
     }
 }
 

@@ -112,11 +112,7 @@ pub fn load(request: &Request) -> Result<Loaded> {
         bail!("this bpf-lb-load was built without its kernel side ({missing}); install that and build again");
     }
     let pins = &request.pins;
-    let cgroup = match (&request.cgroup, attach::served(pins)) {
-        (None, Served::Cgroup(_)) => None,
-        (Some(path), _) => Some(open_cgroup(path)?),
-        (None, _) => Some(open_cgroup(&attach::root()?)?),
-    };
+    let cgroup = cgroup(request)?;
     pins.create()?;
     let _lock = pins.lock()?;
     let fresh = !pins.is_loaded();
@@ -387,8 +383,17 @@ fn configure(request: &Request, folder: &Path, fresh: bool) -> Result<()> {
     Ok(())
 }
 
-fn open_cgroup(path: &Path) -> Result<File> {
-    File::open(path).with_context(|| format!("cgroup {}", path.display()))
+/// The cgroup that is to be served: as before if the request names none. Nothing if it is, and is not mounted here.
+fn cgroup(request: &Request) -> Result<Option<File>> {
+    let path = match (&request.cgroup, attach::served(&request.pins)) {
+        (Some(path), _) => Some(path.clone()),
+        (None, Served::Cgroup(id)) => attach::path_of(id),
+        (None, Served::InPart(id)) => Some(attach::path_of(id).with_context(|| {
+            format!("the cgroup with number {id}, to which some programs are attached, is not mounted here; name one with --cgroup")
+        })?),
+        (None, Served::Nobody | Served::Removed) => Some(attach::root()?),
+    };
+    path.map(|path| File::open(&path).with_context(|| format!("cgroup {}", path.display()))).transpose()
 }
 
 fn load_program(object: &mut Ebpf, hook: &Hook) -> Result<()> {
@@ -409,7 +414,6 @@ fn install(object: &mut Ebpf, hook: &Hook, cgroup: Option<&File>, pins: &Pins) -
     let found = attach::cgroup_of(&pin);
     let elsewhere = match cgroup {
         Some(cgroup) if found != Some(attach::number(cgroup)?) => Some(cgroup),
-        // One that was removed, or that is not known to a kernel before 5.8.
         None if !pin.exists() => return Err(anyhow!("{} is not attached anywhere; name the cgroup", hook.program)),
         _ => None,
     };
