@@ -40,7 +40,7 @@ trace_begins() {
   # shellcheck disable=SC2016 # expanded by the inner shell
   lab_in node1 sh -c 'printf "%s\n" $$ >"$0.pid" && exec "$@"' "$trace" "$(lab_lb_program)" trace "$@" >"$trace" 2>"$trace.err" 3>&- &
   tracer=$!
-  lab_until 10 grep -q tracing "$trace.err" || fail "$(<"$trace.err")"
+  lab_until 30 grep -q tracing "$trace.err" || fail "$(<"$trace.err")"
 }
 
 enough() {
@@ -179,7 +179,7 @@ PY
   lab_in node1 script --quiet --flush --command "echo \$\$ >$trace.pid; exec $(lab_lb_program) trace 2>$trace.err" /dev/null \
     >"$trace" </dev/null 3>&- &
   tracer=$!
-  lab_until 10 grep -q tracing "$trace.err" || fail "$(<"$trace.err")"
+  lab_until 30 grep -q tracing "$trace.err" || fail "$(<"$trace.err")"
   lab_sockets node1/pod <"$BATS_FILE_TMPDIR/calls"
   trace_has 11
   trace_ends
@@ -251,6 +251,46 @@ PY
   trace_ends KILL
   lab_until 10 now "$before" || fail "$(lb_attached)"
   lab_sockets node1/pod <"$BATS_FILE_TMPDIR/calls"
+}
+
+@test "it goes on when the maps grow, and when another load balancer has taken the place of the one that is traced" {
+  local services change cgroup
+  cgroup=$(lab_cgroup tracer)
+  services=$(lab_lb node1 show)
+  lab_lb node1 unload
+  lab_reload node1 --max-services 16 --max-backends 32
+  lab_lb node1 apply <<<"$services" >/dev/null
+  trace_begins
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_in node1 sh -c 'printf "%s\n" "$1" >"$0/cgroup.procs"' "$cgroup" "$(<"$trace.pid")"
+  for change in '--max-backends 100' '--max-services 100' unload; do
+    : >"$trace.err"
+    # It sees what was before and what is after.
+    printf '1\n' >"$cgroup/cgroup.freeze"
+    if [ "$change" = unload ]; then
+      lab_lb node1 unload
+      change=
+    fi
+    # shellcheck disable=SC2086 # a list
+    lab_reload node1 $change
+    lab_lb node1 apply <<<"$(jq -c '(.services[] | select(.name == "web-tcp")) as $web
+      | .services += [range(8) as $n | $web | .name = "more-\($n)" | .clusterIps = ["10.96.2.\($n)"]]' <<<"$services")" >/dev/null
+    printf '0\n' >"$cgroup/cgroup.freeze"
+    lab_until 30 grep -q tracing "$trace.err" || fail "no word after load $change"
+    : >"$trace"
+    lab_sockets node1/pod <<'PY'
+serve("127.0.0.2", "fd01::2")
+for address in "10.96.0.1", "10.96.2.7":
+    reach(SOCK_STREAM, address)
+PY
+    trace_has 2
+    assert_same "$(tr -d '\0' <"$trace" | jq -r '[.frontend, .service, .backend] | join(" ")')" \
+      '10.96.0.1:80 test/web-tcp:www 127.0.0.2:8080
+10.96.2.7:80 test/more-7:www 127.0.0.2:8080'
+  done
+  lab_lb node1 unload
+  lab_reload node1
+  lab_lb node1 apply <<<"$services" >/dev/null
 }
 
 @test "it ends when nobody reads any more, and when the load balancer is unloaded, and says so where there is none" {

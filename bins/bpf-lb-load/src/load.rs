@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// The maps that are pinned.
-const MAPS: [&str; 18] = [
+pub const MAPS: [&str; 18] = [
     "frontends4",
     "frontends6",
     "names",

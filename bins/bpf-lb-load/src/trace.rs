@@ -12,9 +12,10 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use aya::{
-    maps::{Array, RingBuf},
+    Ebpf,
+    maps::{Array, MapData, RingBuf},
     programs::{CgroupAttachMode, CgroupSockAddr},
 };
 use bpf_lb_abi::{Call, NO_SERVICE, Name, Traced, UDP, Verdict};
@@ -30,7 +31,7 @@ use crate::{
     attach::{self, Served},
     family::canonical,
     layout, load,
-    maps::mapped,
+    maps::{mapped, pinned_data},
     name,
     pins::Pins,
     pods::{Place, Pods},
@@ -275,66 +276,113 @@ fn time(since_1970: Duration) -> String {
     format!("{}.{:06}Z", seconds.trim_end_matches('Z'), since_1970.subsec_micros())
 }
 
-/// Prints the calls that `asked` asks for, until nobody reads any more.
+/// Prints the calls that `asked` asks for, until nobody reads any more; anew where the load balancer is another one than before.
 ///
 /// # Errors
 /// When no load balancer is loaded or attached, now or at some later moment, and when nobody reads what is printed.
 pub fn trace(pins: &Pins, asked: &Args, say: fn(&str, &str)) -> Result<()> {
     layout::check(pins)?;
-    let served = attach::served(pins);
-    let Served::Cgroup(cgroup) = served else { bail!("{served}") };
-    let cgroup =
-        attach::path_of(cgroup).with_context(|| format!("the cgroup with number {cgroup} is not mounted here"))?;
-    let cgroup = File::open(&cgroup).with_context(|| cgroup.display().to_string())?;
     let get_retval = probe::has_get_retval()?;
-    let ring = asked.buffer.next_power_of_two() * 1024;
-    let mut object = load::open_tracer(&pins.maps(), ring, !asked.address.is_empty(), get_retval)?;
-    let lost = Array::<_, u64>::try_from(object.take_map("trace_lost").context("no map trace_lost")?)?;
-    let mut ring = RingBuf::try_from(object.take_map("trace_ring").context("no map trace_ring")?)?;
-    let monotonic = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
-    let config: Mapped<bpf_lb_abi::Config> = mapped(&pins.maps(), "config")?;
-    let mut names = Names {
-        services: mapped(&pins.maps(), "names")?,
-        pods: Pods::default(),
-        node: config.get(0).map(|config| config.node_netns.load()),
-        since_1970: SystemTime::now().duration_since(UNIX_EPOCH)?.saturating_sub(monotonic),
-    };
-    for name in PROGRAMS {
-        let program: &mut CgroupSockAddr =
-            object.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
-        program.load().with_context(|| format!("load {name}"))?;
-        program.attach(&cgroup, CgroupAttachMode::Single).with_context(|| format!("attach {name}"))?;
-    }
     if !get_retval {
         say("warn", "this kernel lacks bpf_get_retval (Linux 5.18): what other programs refuse is not shown");
     }
-    say("info", &format!("tracing; {served}"));
-    let text = !asked.json && io::stdout().is_terminal();
-    let (mut told, mut looked) = (0, Instant::now());
     loop {
-        let mut lines = String::new();
-        while let Some(item) = ring.next() {
-            let Some(traced) = sys::traced(&item) else { continue };
-            let translation = names.translation(&traced);
-            if asked.fits(&translation) {
-                write(&mut lines, &Line::Translation(Box::new(translation)), text)?;
-            }
-        }
-        let missed = lost.get(&0, 0)?;
-        if missed > told {
-            write(&mut lines, &Line::Lost { lost: missed - told }, text)?;
-            told = missed;
-        }
-        if !lines.is_empty() {
-            print::text(&lines)?;
-        }
-        if looked.elapsed() >= LOOK {
-            ensure!(attach::served(pins) == served, "the load balancer was unloaded, or moved to another cgroup");
-            looked = Instant::now();
-        }
-        let stdout = io::stdout();
-        if poll(&mut [PollFd::new(stdout.as_fd(), PollFlags::empty())], BATCH_MS)? > 0 {
+        let mut tracer = Tracer::begin(pins, asked, get_retval)?;
+        say("info", &format!("tracing; {}", tracer.of.served));
+        if !tracer.print(pins, asked)? {
             return Ok(());
+        }
+    }
+}
+
+/// The load balancer whose calls are told of: to whom the programs are attached, and the numbers of the maps that they use. Each
+/// map that is made gets another.
+#[derive(PartialEq)]
+struct Balancer {
+    served: Served,
+    maps: Vec<u32>,
+}
+
+impl Balancer {
+    fn of(pins: &Pins) -> Result<Self> {
+        let number = |map: &&str| Ok(pinned_data(&pins.maps(), map).map_err(|error| pins.explain(error))?.info()?.id());
+        Ok(Self { served: attach::served(pins), maps: load::MAPS.iter().map(number).collect::<Result<_>>()? })
+    }
+}
+
+/// One load balancer, while it is traced.
+struct Tracer {
+    of: Balancer,
+    /// Has the programs and their links.
+    _object: Ebpf,
+    ring: RingBuf<MapData>,
+    lost: Array<MapData, u64>,
+    names: Names,
+}
+
+impl Tracer {
+    fn begin(pins: &Pins, asked: &Args, get_retval: bool) -> Result<Self> {
+        // Before anything is opened: what takes its place meanwhile is noticed then.
+        let of = Balancer::of(pins)?;
+        let Served::Cgroup(cgroup) = of.served else { bail!("{}", of.served) };
+        let cgroup =
+            attach::path_of(cgroup).with_context(|| format!("the cgroup with number {cgroup} is not mounted here"))?;
+        let cgroup = File::open(&cgroup).with_context(|| cgroup.display().to_string())?;
+        let ring = asked.buffer.next_power_of_two() * 1024;
+        let mut object = load::open_tracer(&pins.maps(), ring, !asked.address.is_empty(), get_retval)?;
+        let lost = Array::try_from(object.take_map("trace_lost").context("no map trace_lost")?)?;
+        let ring = RingBuf::try_from(object.take_map("trace_ring").context("no map trace_ring")?)?;
+        let monotonic = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
+        let config: Mapped<bpf_lb_abi::Config> = mapped(&pins.maps(), "config")?;
+        let names = Names {
+            services: mapped(&pins.maps(), "names")?,
+            pods: Pods::default(),
+            node: config.get(0).map(|config| config.node_netns.load()),
+            since_1970: SystemTime::now().duration_since(UNIX_EPOCH)?.saturating_sub(monotonic),
+        };
+        for name in PROGRAMS {
+            let program: &mut CgroupSockAddr =
+                object.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
+            program.load().with_context(|| format!("load {name}"))?;
+            program.attach(&cgroup, CgroupAttachMode::Single).with_context(|| format!("attach {name}"))?;
+        }
+        Ok(Self { of, _object: object, ring, lost, names })
+    }
+
+    /// Prints its calls. Says whether anybody reads, since it ends too when this is not the load balancer any more.
+    fn print(&mut self, pins: &Pins, asked: &Args) -> Result<bool> {
+        let text = !asked.json && io::stdout().is_terminal();
+        let (mut told, mut looked) = (0, Instant::now());
+        loop {
+            let mut lines = String::new();
+            while let Some(item) = self.ring.next() {
+                let Some(traced) = sys::traced(&item) else { continue };
+                let translation = self.names.translation(&traced);
+                if asked.fits(&translation) {
+                    write(&mut lines, &Line::Translation(Box::new(translation)), text)?;
+                }
+            }
+            let missed = self.lost.get(&0, 0)?;
+            if missed > told {
+                write(&mut lines, &Line::Lost { lost: missed - told }, text)?;
+                told = missed;
+            }
+            if !lines.is_empty() {
+                print::text(&lines)?;
+            }
+            if looked.elapsed() >= LOOK {
+                let now = Balancer::of(pins).context("the load balancer was unloaded")?;
+                match now.served {
+                    Served::Nobody | Served::Removed => bail!("the load balancer was unloaded: {}", now.served),
+                    Served::Cgroup(_) if now != self.of => return Ok(true),
+                    // One that is in part there may be on its way to another cgroup.
+                    Served::Cgroup(_) | Served::InPart(_) => looked = Instant::now(),
+                }
+            }
+            let stdout = io::stdout();
+            if poll(&mut [PollFd::new(stdout.as_fd(), PollFlags::empty())], BATCH_MS)? > 0 {
+                return Ok(false);
+            }
         }
     }
 }
