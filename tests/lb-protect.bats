@@ -81,3 +81,22 @@ PY
 equal(errno_of(new(SOCK_STREAM, AF_INET).bind, ("", 30080)), "EADDRINUSE")
 PY
 }
+
+@test "where /proc/sys is read-only, as in a container, ports are reserved and given back by what UNDERPASS_SYSCTL names" {
+  local reserved
+  lab_lb node1 unload
+  reserved=$(lab_in node1 sysctl -n net.ipv4.ip_local_reserved_ports)
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  expect 0 lab_in node1 unshare --mount sh -euc '
+    mkdir -p /run/sysctl
+    mount --bind /proc/sys /run/sysctl
+    mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys
+    export UNDERPASS_SYSCTL=/run/sysctl
+    "$0" load --cgroup "$1" --protect-node-ports 31000-31001
+    cat /proc/sys/net/ipv4/ip_local_reserved_ports
+    "$0" unload' "$(lab_lb_program)" "$(<"$LAB/host/node1/cgroup")"
+  # shellcheck disable=SC2154 # set by expect
+  assert_contains "$output" 31000-31001
+  assert_equal "$(lab_in node1 sysctl -n net.ipv4.ip_local_reserved_ports)" "$reserved"
+  lab_reload node1
+}

@@ -202,7 +202,7 @@ impl Kernel {
 
 /// Where sysctls are: `UNDERPASS_SYSCTL`, else `/proc/sys`, which is read-only in a container. Whatever the mount, `net/`
 /// is the calling thread's namespace's (`net_ctl_root`).
-fn sysctl_file(path: &str) -> PathBuf {
+pub fn sysctl_file(path: &str) -> PathBuf {
     env::var_os("UNDERPASS_SYSCTL").map_or_else(|| PathBuf::from("/proc/sys"), PathBuf::from).join(path)
 }
 

@@ -11,12 +11,13 @@ use std::{
 };
 
 use bpf_lb_abi::Long;
+use common::kernel::sysctl_file;
 
 use crate::{maps::MapsError, netns, sys::Mapped};
 
 /// The map in which the ports are noted.
 const MAP: &str = "reserved";
-const SYSCTL: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+const SYSCTL: &str = "net/ipv4/ip_local_reserved_ports";
 
 /// Reserves the ports in `range`, beside those that are, in the network namespace at `netns`, or in the caller's own; those that
 /// were reserved here before are given back. Returns those that are new, as the sysctl has them.
@@ -30,14 +31,15 @@ pub fn reserve(netns: Option<&Path>, maps: &Path, range: Option<&RangeInclusive<
     if ours.is_empty() && wanted.is_empty() {
         return Ok(String::new());
     }
-    let found = parse(&netns::within(netns, || fs::read_to_string(SYSCTL))?);
+    let file = sysctl_file(SYSCTL);
+    let found = parse(&netns::within(netns, || fs::read_to_string(&file))?);
     let (all, added) = plan(&found, &ours, &wanted);
     // Noted first: should this be the end, then what is noted and not there does no harm.
     note(&noted, &ours.union(&added).copied().collect());
     if all != found {
         // The kernel takes a list in one write only.
         let list = format!("{}\n", format(&all));
-        netns::within(netns, || fs::OpenOptions::new().write(true).open(SYSCTL)?.write_all(list.as_bytes()))?;
+        netns::within(netns, || fs::OpenOptions::new().write(true).open(&file)?.write_all(list.as_bytes()))?;
     }
     note(&noted, &added);
     Ok(format(&added))
