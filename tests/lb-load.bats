@@ -449,6 +449,7 @@ PY
   lb_spoilt_object >"$BATS_TEST_TMPDIR/object"
   expect 1 lab_reload node1 --object "$BATS_TEST_TMPDIR/object"
   assert_contains "$stderr" 'load connect4'
+  assert_contains "$stderr" CAP_PERFMON
   assert_contains "$stderr" 'R9 !read_ok'
   lb_reaches
   lab_lb node1 unload

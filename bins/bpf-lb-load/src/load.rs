@@ -24,7 +24,7 @@ use crate::{
     maps::{mapped, pinned_data},
     netns,
     pins::Pins,
-    probe::{self, HOOKS, Hook},
+    probe::{self, HOOKS, Hook, LINUX},
     reserve,
     sys::{self, Mapped},
 };
@@ -195,7 +195,7 @@ fn worked(hook: &Hook, done: Result<()>, missing: &mut Vec<String>) -> Result<bo
     match done {
         Err(error) if hook.required => Err(error),
         Err(error) => {
-            missing.push(format!("{} (Linux {}): {}: {error:#}", hook.program, hook.since, hook.without));
+            missing.push(format!("{}: {}: {error:#}", hook.program, hook.without));
             Ok(false)
         }
         Ok(()) => Ok(true),
@@ -320,7 +320,7 @@ fn open_object(
         sockets.put(object.to_mut());
         loader.override_global("SOCK_TYPES", &sockets.types, true);
     }
-    loader.load(&object).context("make the maps; this takes CAP_BPF and CAP_NET_ADMIN, and Linux 5.12")
+    loader.load(&object).with_context(|| format!("make the maps; this takes CAP_BPF and CAP_NET_ADMIN, and {LINUX}"))
 }
 
 /// What makes the maps in `folder`, or takes those that are there, and gives the programs these values.
@@ -404,7 +404,12 @@ fn load_program(object: &mut Ebpf, hook: &Hook) -> Result<()> {
         _ => bail!("{} is of another kind than it should be", hook.program),
     }
     // The error's text has the verifier's log.
-    .with_context(|| format!("load {}", hook.program))
+    .with_context(|| {
+        format!(
+            "load {}; this takes {LINUX}, and CAP_PERFMON where the verifier asks for it, as in Linux 6.1",
+            hook.program
+        )
+    })
 }
 
 /// Attaches a program: in the place of the one that is there, or to another cgroup, and then that one goes.

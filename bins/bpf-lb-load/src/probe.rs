@@ -6,13 +6,14 @@ use aya::{
     sys::{BpfHelper, is_helper_supported},
 };
 
+/// The first version that has the hooks and all that the programs use.
+pub const LINUX: &str = "Linux 5.14 (arm64: 5.18)";
+
 /// A program, and what it is for.
 #[derive(Debug)]
 pub struct Hook {
     /// Its name, in the object and in the pin directory.
     pub program: &'static str,
-    /// The first version of Linux that has the hook and all that the program uses.
-    pub since: &'static str,
     /// Whether there is any use in the others without it.
     pub required: bool,
     /// What does not work without it.
@@ -21,27 +22,27 @@ pub struct Hook {
     pub protects: bool,
 }
 
-const fn hook(program: &'static str, since: &'static str, without: &'static str) -> Hook {
-    Hook { program, since, required: without.is_empty(), without, protects: false }
+const fn hook(program: &'static str, without: &'static str) -> Hook {
+    Hook { program, required: without.is_empty(), without, protects: false }
 }
 
-const fn protects(program: &'static str, since: &'static str) -> Hook {
-    Hook { protects: true, ..hook(program, since, "node ports are not kept free") }
+const fn protects(program: &'static str) -> Hook {
+    Hook { protects: true, ..hook(program, "node ports are not kept free") }
 }
 
 /// In the order in which they are attached: what undoes a translation is there before the first one is made.
 pub const HOOKS: &[Hook] = &[
-    hook("sock_release", "5.12", ""),
-    hook("getpeername4", "5.12", "getpeername shows the backend"),
-    hook("getpeername6", "5.12", "getpeername shows the backend"),
-    hook("recvmsg4", "5.12", ""),
-    hook("recvmsg6", "5.12", ""),
-    protects("post_bind4", "5.12"),
-    protects("post_bind6", "5.12"),
-    hook("sendmsg4", "5.12", ""),
-    hook("sendmsg6", "5.12", ""),
-    hook("connect4", "5.12", ""),
-    hook("connect6", "5.12", ""),
+    hook("sock_release", ""),
+    hook("getpeername4", "getpeername shows the backend"),
+    hook("getpeername6", "getpeername shows the backend"),
+    hook("recvmsg4", ""),
+    hook("recvmsg6", ""),
+    protects("post_bind4"),
+    protects("post_bind6"),
+    hook("sendmsg4", ""),
+    hook("sendmsg6", ""),
+    hook("connect4", ""),
+    hook("connect6", ""),
 ];
 
 /// Whether programs can say with which error a call fails.

@@ -18,7 +18,7 @@ pub(crate) fn add(word: &Long, value: u64) {
     unsafe { asm!("lock *(u64 *)({word} + 0) += {value}", word = in(reg) word.as_ptr(), value = in(reg) value) }
 }
 
-/// Writes `value` if the word is 0, and says whether it did. Needs Linux 5.12.
+/// Writes `value` if the word is 0, and says whether it did. Needs Linux 5.12, and 5.18 on arm64.
 #[inline(always)]
 pub(crate) fn set_if_zero(word: &Long, value: u64) -> bool {
     let found: u64;
