@@ -64,27 +64,26 @@ PY
 }
 
 @test "sockets that were translated before an upgrade are known after it" {
-  mkfifo "$BATS_TEST_TMPDIR/ready" "$BATS_TEST_TMPDIR/go"
-  lab_sockets node1/pod "$BATS_TEST_TMPDIR" >"$BATS_TEST_TMPDIR/client" 2>&1 3>&- <<'PY' &
+  lab_sockets node1/pod "$BATS_TEST_TMPDIR/is" >"$BATS_TEST_TMPDIR/client" 2>&1 3>&- <<'PY' &
 serve("127.0.0.2")
 connected, sender = connect(SOCK_DGRAM, "10.96.0.1"), new(SOCK_DGRAM, AF_INET)
 sender.sendto(b"?", ("10.96.0.1", 80))
-open(sys.argv[1] + "/ready", "w").close()
-open(sys.argv[1] + "/go").read()
+ready("-before")
+wait_for(sys.argv[1] + "-upgraded")
 equal(connected.getpeername(), ("10.96.0.1", 80))
 equal(sender.recvfrom(64), (b"127.0.0.2", ("10.96.0.1", 80)))
 print("known")
 PY
   local client=$!
-  : <"$BATS_TEST_TMPDIR/ready"
+  lab_until 20 test -e "$BATS_TEST_TMPDIR/is-before" || fail "$(<"$BATS_TEST_TMPDIR/client")"
   lab_reload node1
-  : >"$BATS_TEST_TMPDIR/go"
+  : >"$BATS_TEST_TMPDIR/is-upgraded"
   wait "$client"
   assert_equal "$(<"$BATS_TEST_TMPDIR/client")" known
 }
 
 @test "maps grow while sockets are open: these are known and counted, flows keep their backends, and what found no room finds it" {
-  local least='"lbAlgorithm": "least-connections"' table stats sizes
+  local least='"lbAlgorithm": "least-connections"' table stats step
   local -a four
   lab_lb node1 unload
   lab_reload node1 --max-services 4 --max-backends 6
@@ -94,31 +93,31 @@ PY
   expect 1 lb_services "${four[@]}"
   assert_contains "$stderr" 'test/wide: no room for a backend; load with a larger --max-backends'
   table=$(lab_lb node1 show)
-  mkfifo "$BATS_TEST_TMPDIR/ready" "$BATS_TEST_TMPDIR/go"
-  lab_sockets node1/pod "$BATS_TEST_TMPDIR" >"$BATS_TEST_TMPDIR/client" 2>&1 3>&- <<'PY' &
+  lab_sockets node1/pod "$BATS_TEST_TMPDIR/is" >"$BATS_TEST_TMPDIR/client" 2>&1 3>&- <<'PY' &
 serve("127.0.0.2", "127.0.0.3", "fd01::2")
 held = [connect(SOCK_STREAM, address) for address in ("10.96.0.1", "fd02::1")] + [connect(SOCK_DGRAM, "10.96.0.1")]
 senders = [new(SOCK_DGRAM, AF_INET) for _ in range(8)]
 before = [ask(sender, "10.96.0.1") for sender in senders]
-for step in range(2):
-    open(sys.argv[1] + "/ready", "w").close()
-    open(sys.argv[1] + "/go").read()
+for step in "some", "more":
+    ready("-before-" + step)
+    wait_for(sys.argv[1] + "-has-" + step)
     equal([connected.getpeername()[0] for connected in held], ["10.96.0.1", "fd02::1", "10.96.0.1"])
     equal([ask(sender, "10.96.0.1") for sender in senders], before)
 print("known")
 PY
   local client=$!
-  : <"$BATS_TEST_TMPDIR/ready"
+  lab_until 20 test -e "$BATS_TEST_TMPDIR/is-before-some" || fail "$(<"$BATS_TEST_TMPDIR/client")"
   local counts='[.[] | [.name, .backends[].connections, ([.backends[].open] | add)]]'
   stats=$(lb_stat "$counts")
   # More backends alone, then more of both.
-  for sizes in '--max-backends 64' '--max-backends 200 --max-services 100'; do
+  local -A sizes=([some]='--max-backends 64' [more]='--max-backends 200 --max-services 100')
+  for step in some more; do
+    lab_until 20 test -e "$BATS_TEST_TMPDIR/is-before-$step" || fail "$(<"$BATS_TEST_TMPDIR/client")"
     # shellcheck disable=SC2086 # a list
-    lab_reload node1 $sizes
+    lab_reload node1 ${sizes[$step]}
     assert_equal "$(lab_lb node1 show)" "$table"
     assert_equal "$(lb_stat "$counts")" "$stats"
-    : >"$BATS_TEST_TMPDIR/go"
-    [ "$sizes" != '--max-backends 64' ] || : <"$BATS_TEST_TMPDIR/ready"
+    : >"$BATS_TEST_TMPDIR/is-has-$step"
   done
   wait "$client"
   assert_equal "$(<"$BATS_TEST_TMPDIR/client")" known
@@ -270,6 +269,7 @@ PY
   expect 1 lab_lb node1 register /proc/self/ns/net
   assert_contains "$stderr" 'load first'
 }
+
 # lb_load_alone [ARGUMENT...]: loads without naming a cgroup, where the node's is all that there is: not even a wrong program gets to the
 # machine's own.
 lb_load_alone() {
@@ -356,7 +356,6 @@ has_links() {
     lb_is_whole
   done
 }
-
 
 @test "an unload that is killed at any point leaves what the next load takes the place of" {
   [ -n "$(command -v strace)" ] || skip 'no strace: run scripts/setup'
@@ -449,8 +448,8 @@ PY
   lb_spoilt_object >"$BATS_TEST_TMPDIR/object"
   expect 1 lab_reload node1 --object "$BATS_TEST_TMPDIR/object"
   assert_contains "$stderr" 'load connect4'
-  assert_contains "$stderr" CAP_PERFMON
   assert_contains "$stderr" 'R9 !read_ok'
+  assert_contains "$stderr" CAP_PERFMON
   lb_reaches
   lab_lb node1 unload
   expect 1 lab_reload node1 --object "$BATS_TEST_TMPDIR/object"
