@@ -157,7 +157,8 @@ ready("told")
 equal(told([tcp]), ["ECONNABORTED"], "has left")
 PY
   local drains protocol
-  drains=$(jq -c '. + {draining: [.backends[0] + {serving: true}], backends: .backends[1:]}' <<<"$ES_ALL")
+  # Another one serves meanwhile.
+  drains=$(jq -c '. + {draining: [.backends[0] + {serving: true}], backends: (.backends[1:] + [{address: "127.0.0.3", port: 8080}])}' <<<"$ES_ALL")
   for protocol in TCP UDP; do es_set "${protocol,,}" "$(jq -c ".protocol = \"$protocol\"" <<<"$drains")"; done
   sleep 0.5
   : >"$BATS_TEST_TMPDIR/client.readydrains"
@@ -165,6 +166,30 @@ PY
   for protocol in TCP UDP; do es_set "${protocol,,}" "$(jq -c ".protocol = \"$protocol\" | .draining[0].serving = false" <<<"$drains")"; done
   lab_until 5 test -e "$BATS_TEST_TMPDIR/client.readytold" || fail "$(<"$BATS_TEST_TMPDIR/client.out")"
   for protocol in TCP UDP; do es_set "${protocol,,}" "$(jq -c ".protocol = \"$protocol\" | .draining = []" <<<"$drains")"; done
+  es_ends_well client || fail "$(<"$LAB/log/agent")"
+}
+
+@test "a UDP socket stays with the last backend of its family while that does not serve, until another one does" {
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_client client <<'PY'
+hold("127.0.0.2")
+while errno_of(connect, SOCK_DGRAM, "10.96.0.1"):
+    time.sleep(.01)
+udp = connect(SOCK_DGRAM, "10.96.0.1")
+ready()
+wait_for(sys.argv[1] + "unready")
+equal(error_of(udp), None)
+equal(answer(udp), "127.0.0.2")
+ready("seen")
+equal(told([udp]), ["ECONNABORTED"])
+PY
+  local unready
+  unready=$(jq -c '. + {protocol: "UDP", draining: [.backends[0] + {serving: false}], backends: .backends[1:]}' <<<"$ES_ALL")
+  es_set udp "$unready"
+  sleep 0.5
+  : >"$BATS_TEST_TMPDIR/client.readyunready"
+  lab_until 5 test -e "$BATS_TEST_TMPDIR/client.readyseen" || fail "$(<"$BATS_TEST_TMPDIR/client.out")"
+  es_set udp "$(jq -c '.backends += [{address: "127.0.0.3", port: 8080}]' <<<"$unready")"
   es_ends_well client || fail "$(<"$LAB/log/agent")"
 }
 

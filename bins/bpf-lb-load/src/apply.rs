@@ -184,7 +184,11 @@ impl Table {
         if installed.is_some_and(|installed| installed.spec.leads_to(&frontend, &flow.backend)) {
             return None;
         }
-        let why = match owner.and_then(|owner| self.draining.get(owner)?.get(&flow.backend)) {
+        let state = owner.and_then(|owner| {
+            let state = self.draining.get(owner)?.get(&flow.backend)?;
+            Some(self.holding(owner).least()(&flow.backend).min(*state))
+        });
+        let why = match state {
             // Still an endpoint of its Service, and not for who comes by this address.
             None if installed.is_some_and(|installed| installed.backends.contains_key(&flow.backend)) => Why::Draining,
             None => Why::Left,

@@ -100,6 +100,17 @@ impl Holding {
         self.installed.as_ref().is_some_and(|installed| installed.backends.contains_key(endpoint))
     }
 
+    /// An endpoint that is good for less counts as no less than this. Where none of its family serves, a socket keeps the one that
+    /// it has, as with kube-proxy (`CleanStaleEntries`): there is nothing better.
+    pub fn least(&self) -> impl Fn(&SocketAddr) -> State + Copy + use<> {
+        let serves = [false, true].map(|v6| {
+            let of_family = |endpoint: &SocketAddr| endpoint.is_ipv6() == v6;
+            let draining = |(endpoint, state): (&SocketAddr, &State)| of_family(endpoint) && *state == State::Draining;
+            self.ready().any(of_family) || self.draining.iter().any(draining)
+        });
+        move |endpoint| if serves[usize::from(endpoint.is_ipv6())] { State::Unready } else { State::Draining }
+    }
+
     fn only_draining(&self) -> impl Iterator<Item = (&SocketAddr, &State)> {
         self.draining.iter().filter(|(endpoint, _)| !self.is_ready(endpoint))
     }
@@ -108,10 +119,11 @@ impl Holding {
 /// The endpoints of a service that were more `before` than they are `after`.
 pub fn gone<'a>(service: &'a ServiceName, before: &'a Holding, after: &'a Holding) -> impl Iterator<Item = Gone> {
     let (service, protocol) = (text(service), before.protocol());
+    let (was, is) = (before.least(), after.least());
     let changed = move |(backend, state): (&SocketAddr, &State)| {
-        let why = match after.draining.get(backend) {
+        let why = match after.draining.get(backend).map(|state| is(backend).min(*state)) {
             None => Why::Left,
-            Some(now) if now <= state => return None,
+            Some(now) if now <= was(backend).min(*state) => return None,
             Some(State::Unready) => Why::Unready,
             Some(_) => Why::Draining,
         };
@@ -194,6 +206,19 @@ mod tests {
         };
         let wanted = (1..).zip(&pairs).filter_map(|(port, pair)| Some((endpoint(port), why(pair)?)));
         assert_eq!(found, wanted.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn where_nothing_serves_nobody_is_unready_until_something_does() {
+        let name = ServiceName { namespace: "a".into(), name: "b".into(), port_name: String::new() };
+        let why =
+            |before: &Holding, after: &Holding| gone(&name, before, after).map(|gone| gone.why).collect::<Vec<_>>();
+        let (ready, unready) = (holding(&[1], &[]), holding(&[], &[(1, State::Unready)]));
+        assert_eq!(why(&ready, &unready), [Why::Draining]);
+        assert_eq!(why(&unready, &ready), []);
+        assert_eq!(why(&unready, &holding(&[2], &[(1, State::Unready)])), [Why::Unready]);
+        assert_eq!(why(&unready, &holding(&[], &[(1, State::Unready), (2, State::Draining)])), [Why::Unready]);
+        assert_eq!(why(&unready, &holding(&[], &[])), [Why::Left]);
     }
 
     #[test]

@@ -136,8 +136,8 @@ fn backend(candidate: &Candidate<'_>, clients: &For) -> Option<table::Backend> {
     })
 }
 
-/// What is there and gets nothing new. What is ready and not for these clients is there too: who was translated to it before
-/// its hints changed stays, as with connection tracking.
+/// What is there and gets nothing new. What is ready and not for these clients is there too: who was connected to it before
+/// its hints changed stays.
 fn draining(candidate: &Candidate<'_>) -> Option<Draining> {
     let Candidate { endpoint, port, verdict, .. } = candidate;
     let draining = Draining { address: endpoint.address, port: *port, serving: endpoint.serving };
