@@ -48,7 +48,8 @@ impl Kernel {
             owners: foldhash::HashMap::default(),
             doors: HashMap::new(),
             spared: HashSet::new(),
-            frontends_changed: false,
+            // By a writer that was killed before it could make the doors fit.
+            frontends_changed: true,
             lingering: HashMap::new(),
         };
         kernel.find_services();

@@ -72,6 +72,7 @@ impl Kernel {
         let runs: BTreeMap<_, _> =
             draft.kept_runs.iter().chain(&draft.new_runs).map(|(set, run)| (*set, *run)).collect();
         self.place_others(&spec, &runs);
+        self.frontends_changed |= old.is_none_or(|old| old.spec.frontends != spec.frontends);
         for frontend in spec.frontends.keys() {
             self.lead(&key, frontend, entry(&spec, frontend, &runs), draft.new_cells.get(frontend).copied());
         }
@@ -141,7 +142,6 @@ impl Kernel {
             tables!(self, v6, tables => tables.lead(owned.cell, entry));
             before = owned.owner.replace(key.clone());
         } else if let Some(cell) = new {
-            self.frontends_changed = true;
             tables!(self, v6, tables => tables.insert(frontend, cell, entry));
             self.owners.insert(*frontend, Owned { cell, owner: Some(key.clone()) });
         }
