@@ -57,6 +57,19 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
   assert_contains "$stderr" backends
   expect 1 chart --set maps.pods=5
   assert_contains "$stderr" pods
+  local own='node.env=[{"name": "UNDERPASS_LOAD_FLAGS", "value": "--protect-node-ports"}]'
+  assert_json "$(objects --set-json "$own")" "$flags" --protect-node-ports
+  expect 1 chart --set-json "$own" --set maps.clients=70000
+  assert_contains "$stderr" UNDERPASS_LOAD_FLAGS
+}
+
+@test "whoever loads or unloads has /proc/sys where it can be written" {
+  local remove
+  for remove in true false; do
+    assert_json "$(objects --set remove=$remove)" '[.[] | select(.kind == "DaemonSet") | .spec.template.spec | (.initContainers, .containers)[]
+      | select((.command | join(" ") | test("node-agent")))
+      | [(.env[] | select(.name == "UNDERPASS_SYSCTL").value), (.volumeMounts[] | select(.name == "sysctl").mountPath)]] | unique' '[["/run/sysctl","/run/sysctl"]]'
+  done
 }
 
 @test "for the host path alone no right on Services is asked for, and no eBPF" {
