@@ -5,6 +5,7 @@ load care
 
 setup_file() {
   suite_lab || return 0
+  lab_network 7 eth1
   lab_pod node2 backend underlay46
   lab_serve node2/backend 8080
   lab_service echo 80:8080 node2/backend
@@ -42,7 +43,6 @@ EOF
 
 @test "attachments whose networks differ in what they share leave each other alone: nothing is put right, and CHECK passes" {
   local repairs
-  lab_network 7 eth1
   lab_network_config node1 own46 46 "$(lab_coordinator_json 46 | jq -c '.podRPFilter = 1 | .hijackCIDR = ["198.51.100.0/24"]
     | .podDefaultRouteNic = "eth0" | .policyRoutes = [{"dst": "10.9.0.0/16", "gw": "10.6.0.7"}]')"
   lab_network_config node1 other46 46 "$(lab_coordinator_json 46 | jq -c '.podDefaultRouteNic = "net1"')" eth1
@@ -139,6 +139,28 @@ reaches() { [[ $(lab_ask node1/web tcp "$1" 6443 1) == "$2 "* ]]; }
   lab_in node1 ip route replace default via 10.6.0.1
   lab_until 5 has_route web 10.6.212.101
 }
+
+@test "a pod keeps the default route that it has when its further NIC goes, whichever had it" {
+  local network family
+  lab_network_config node1 taking46 46 "$(lab_coordinator_json 46 | jq -c '.podDefaultRouteNic = "net1"')" eth1
+  lab_network_config node1 further46 46 "$(lab_coordinator_json 46)" eth1
+  for network in further46 taking46; do
+    lab_pod node1 "lone-$network" underlay46
+    lab_attach node1 "lone-$network" $network net1
+    lab_until 10 decided "lone-$network"
+    lab_cnitool node1 del $network "lone-$network" net1
+    # More than once: what one look does another may undo.
+    looked_at "lone-$network"
+    looked_at "lone-$network"
+    for family in 4 6; do
+      assert_equal "$(lab_in "node1/lone-$network" ip -json -$family route show default | jq -r '.[].dev')" eth0
+    done
+    lab_cnitool node1 check underlay46 "lone-$network"
+  done
+}
+
+# decided POD: whether its first NIC's document says which default route stays.
+decided() { lab_in node1 jq -e '.routing.stays != []' "/run/underpass/attachments/$(container_of "$1")@eth0.json"; }
 
 @test "a rule that somebody puts before the node's, with which pods would not be reached, is behind it within a second" {
   local family

@@ -198,6 +198,14 @@ pub fn others(request: &Request) -> Vec<Share> {
     shares
 }
 
+/// Whether a DEL or GC of another attachment of the request's pod has begun and not ended.
+pub fn is_another_leaving(request: &Request) -> bool {
+    let files = fs::read_dir(attachments()).into_iter().flatten().flatten();
+    let leaving = |file: DirEntry| Saved::of(file.file_name().to_str()?.strip_suffix(LEAVING)?.as_ref());
+    let is_others = |saved: Saved| saved.container_id == request.container_id && saved.ifname != request.ifname;
+    files.filter_map(leaving).any(is_others)
+}
+
 /// An attachment whose document was saved.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Saved {

@@ -36,9 +36,11 @@ pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), F
         Failure::new(Code::InvalidEnvironment, format!("the pod has no interface {}", request.ifname))
             .details("CNI_IFNAME must name the interface that the plugins before this one made")
     })?;
-    // Only then: a pod with one interface need not look through the documents of all pods.
-    document.others = if pod.interfaces().len() > 1 { state::others(request) } else { vec![] };
-    let alone = document.is_first() && settings.pod_default_route_nic.is_none() && document.others.is_empty();
+    // Only then: a pod with one interface need not look for the documents of others.
+    let others = pod.interfaces().len() > 1;
+    document.others = if others { state::others(request) } else { vec![] };
+    let others = !document.others.is_empty() || others && state::is_another_leaving(request);
+    let alone = document.is_first() && settings.pod_default_route_nic.is_none() && !others;
     if request.command == Command::Check && document.mode.is_some() {
         if alone {
             // Its table has gone with the last further one.

@@ -8,12 +8,12 @@ use std::{
 
 use common::{
     cidrs,
-    document::{Command, NicTable, PodDocument},
+    document::{Command, NicTable, PodDocument, Share},
     failure::{Code, Context, Failure},
     harness::{self, Change, Tool, Undone},
     kernel::Kernel,
     names::host_veth,
-    object::{Family, Netns, Operation, Placed},
+    object::{Netns, Operation, Placed},
     result::CniResult,
     settings::Settings,
     state::{self, Lock, Saved},
@@ -106,6 +106,8 @@ pub fn container(job: Job, cluster: &Value) -> Done {
     // The others' way into the node is the first one's.
     open.sort_by_key(|attachment| !attachment.document.is_first());
     let Some(first) = open.first() else { return done(outcomes, None) };
+    let share = |attachment: &Attachment| Share::of(&renewed(attachment.document.clone(), cluster).ok()?);
+    let shares: Vec<Share> = open.iter().filter_map(share).collect();
     let mut whereabouts = Whereabouts::default();
     let work = async {
         let kernel = Kernel::open(harness::node()?, &first.document.request)?;
@@ -114,7 +116,8 @@ pub fn container(job: Job, cluster: &Value) -> Done {
             kernel.node.nsid(&kernel.pod()?.netns).await.context(Code::Io, "cannot number the pod's namespace")?;
         whereabouts.nsid = Some(nsid);
         for attachment in &open {
-            let care = tokio::time::timeout(PATIENCE, care(attachment, cluster, &kernel, &mut whereabouts)).await;
+            let care =
+                tokio::time::timeout(PATIENCE, care(attachment, &shares, cluster, &kernel, &mut whereabouts)).await;
             let late = || Failure::new(Code::Kernel, format!("not done within {} s", PATIENCE.as_secs()));
             let outcome = care.map_err(|_| late()).flatten().unwrap_or_else(outcome_of);
             outcomes.push((attachment.saved.clone(), outcome));
@@ -150,6 +153,7 @@ fn read(saved: &Saved) -> Result<(Value, PodDocument), Outcome> {
 /// Gives an attachment what an ADD would give it now, and notes it in its document.
 async fn care(
     attachment: &Attachment,
+    shares: &[Share],
     cluster: &Value,
     kernel: &Kernel,
     whereabouts: &mut Whereabouts,
@@ -165,6 +169,14 @@ async fn care(
     before.routing.tables.retain(|NicTable { nic, .. }| {
         document.routing.table_of(nic).is_some() || !document.others.iter().any(|other| other.ifname == *nic)
     });
+    // A default route that it does not choose any more is nobody's to take away.
+    before.routing.stays.retain(|route| document.routing.stays.contains(route));
+    // Those that are saved may be older, where another attachment could not be done.
+    for other in &mut document.others {
+        if let Some(share) = shares.iter().find(|share| share.ifname == other.ifname) {
+            other.clone_from(share);
+        }
+    }
     let mut document = renewed(document, cluster)?;
     let care = Care {
         kernel,
@@ -263,8 +275,8 @@ async fn note_whereabouts(
     }
     whereabouts.addresses.extend(mode.nic.addresses.iter().map(|net| net.addr()));
     whereabouts.node_addresses.extend(&mode.node_addresses);
-    let rule = Family::ALL.map(|family| document.priority(Netns::Node, family)).into_iter().max();
-    whereabouts.rule = whereabouts.rule.max(rule.unwrap_or_default());
+    let rules = document.places.iter().filter(|place| place.netns == Netns::Node).map(|place| place.priority);
+    whereabouts.rule = rules.chain([whereabouts.rule]).max().unwrap_or_default();
     let result = CniResult::previous(&document.request.config)?;
     whereabouts.gateways.extend(result.ips.iter().filter_map(|ip| ip.gateway));
     Ok(())

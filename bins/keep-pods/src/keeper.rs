@@ -219,11 +219,11 @@ impl Keeper {
         }
     }
 
-    /// From here on the ways to these routers count. The pod was just looked at with what they are now, and the others
-    /// with the addresses that the node had when they were.
+    /// From here on the ways to these routers count. The pod was just looked at with what they are now, and the others with
+    /// what the node was like when they were.
     fn ask_other_ways(&mut self) {
         match Node::look(&self.gateways()) {
-            Ok(node) if node.has_addresses_of(&self.node) => self.node = node,
+            Ok(node) if node.agrees(&self.node) => self.node = node,
             _ => self.look_at_node(),
         }
     }

@@ -1,6 +1,9 @@
 //! What every pod's plan takes from the node: its addresses, and its ways to the pods' networks.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use common::{
     failure::{Code, Context, Failure},
@@ -13,7 +16,7 @@ use ipnet::IpNet;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
     addresses: BTreeSet<(u32, IpNet)>,
-    ways: Vec<Option<(IpAddr, String)>>,
+    ways: BTreeMap<IpAddr, Option<(IpAddr, String)>>,
 }
 
 impl Node {
@@ -26,16 +29,17 @@ impl Node {
             let netlink = Netlink::open().context(Code::Io, "cannot open a netlink socket on the node")?;
             let unreadable = "cannot read the node's addresses";
             let addresses = netlink.addresses().await.context(Code::Io, unreadable)?.into_iter().collect();
-            let mut ways = vec![];
+            let mut ways = BTreeMap::new();
             for gateway in gateways {
-                ways.push(netlink.source_towards(*gateway).await.context(Code::Io, unreadable)?);
+                ways.insert(*gateway, netlink.source_towards(*gateway).await.context(Code::Io, unreadable)?);
             }
             Ok(Self { addresses, ways })
         })?
     }
 
-    /// Whether it is as it was, whoever was asked the way to.
-    pub fn has_addresses_of(&self, other: &Self) -> bool {
-        self.addresses == other.addresses
+    /// Whether what both looked at is the same.
+    pub fn agrees(&self, other: &Self) -> bool {
+        let is_other = |(gateway, way)| other.ways.get(gateway).is_some_and(|other| other != way);
+        self.addresses == other.addresses && !self.ways.iter().any(is_other)
     }
 }
