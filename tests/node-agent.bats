@@ -182,11 +182,12 @@ not_asked() { ! asked "$@" >/dev/null 2>&1; }
   lab_until 10 lab_in node1 grep -qx 'underpass_scope_known 0' /run/underpass/scope-pods.prom
   not_asked plain
   lab_until 10 unready 'it is not known yet which pods take part in the socket path'
-  # It ends at once.
-  lab_stop agent
+  # It ends at once, from some moment on.
+  ln -sf "$(lab_libexec)/scope-pods" "$tools/scope-pods"
+  lab_in node1 pkill -x scope-pods
+  lab_until 10 agent --ready
   ln -sf "$(command -v false)" "$tools/scope-pods"
-  UNDERPASS_LIBEXEC=$tools agent_start
-  lab_until 10 lab_lb_has web
+  lab_in node1 pkill -x scope-pods
   lab_until 10 unready 'scope-pods is not running'
   lab_stop agent
   agent_start
