@@ -475,15 +475,13 @@ age_grows() { [ "$(metric cidrs_age_seconds)" -ge 2 ]; }
   local before
   follow
   within 5 '.cidrs.service | length == 2'
-  before=$(connections)
+  before=$(lab_connections)
+  [ -n "$before" ]
   lab_in node1 ss -K dst 10.6.0.10 dport = 6443 >/dev/null
   service_cidr behind 10.81.0.0/16
   within 20 '.cidrs.service | index("10.81.0.0/16")'
-  assert_equal "$(comm -12 <(printf '%s\n' "$before") <(connections))" ''
+  assert_equal "$(comm -12 <(printf '%s\n' "$before") <(lab_connections))" ''
 }
-
-# connections: the local ends of those to the API server.
-connections() { lab_in node1 ss -Htn state established dst 10.6.0.10 dport = 6443 | awk '{print $3}' | sort; }
 
 @test "who answers 404 for ConfigMaps, which every API has, is not the API server: it is an error, and what is known stands" {
   KUBECONFIG=$LAB/kubernetes/refused.conf

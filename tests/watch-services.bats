@@ -214,15 +214,13 @@ triggered() { jq -c --arg time "$1" '.metadata.annotations = {"endpoints.kuberne
 @test "the watch survives a lost connection" {
   local before
   web
-  before=$(connections)
+  before=$(lab_connections)
+  [ -n "$before" ]
   lab_in node1 ss -K dst 10.6.0.10 dport = 6443 >/dev/null
   create "$(slice web-2 web 10.0.0.2)"
   within 20 leads web 10.0.0.1 10.0.0.2
-  assert_equal "$(comm -12 <(printf '%s\n' "$before") <(connections))" ''
+  assert_equal "$(comm -12 <(printf '%s\n' "$before") <(lab_connections))" ''
 }
-
-# connections: the local ends of those to the API server.
-connections() { lab_in node1 ss -Htn state established dst 10.6.0.10 dport = 6443 | awk '{print $3}' | sort; }
 
 @test "401 and 403 are named with the missing right, and the table stands" {
   web

@@ -87,6 +87,9 @@ lab_proxied_kubeconfig() {
     "$LAB/kubernetes/admin.conf"
 }
 
+# lab_connections: the local ends of node1's connections to the API server.
+lab_connections() { lab_in node1 ss -Htn state established dst 10.6.0.10 dport = 6443 | awk '{print $3}' | sort; }
+
 # lab_refuse HOST [CODE PART]: a proxy before the API server that answers requests with PART in their path or query by CODE, in
 # place of the one before. For programs on HOST $LAB/kubernetes/refused.conf leads through it.
 lab_refuse() {

@@ -299,7 +299,9 @@ where
             // What an API server says that has no streaming lists, or not for this resource. Who may not watch may still list.
             (Some(400 | 403 | 422), watcher::Error::WatchStartFailed(_)) if self.streaming => self.begin_with_pages(),
             // What an API server says that does not know a field.
-            (Some(400), _) if let Some(wider) = self.selection.without_fields() => self.begin_with(wider),
+            (Some(400), _) if let Some(wider) = self.selection.without_fields(&error.to_string()) => {
+                self.begin_with(wider);
+            }
             // A lost connection: what comes of it shows when the next watch is started.
             (None, watcher::Error::WatchFailed(kube::Error::ReadEvents(_))) => {}
             _ => {

@@ -73,9 +73,11 @@ impl Selection {
         Self { or_without_fields: true, ..self }
     }
 
-    /// What is asked for where an API server refuses the field selectors (400), if anything.
-    pub(crate) fn without_fields(&self) -> Option<Self> {
-        self.or_without_fields.then(|| Self { fields: vec![], or_without_fields: false, ..self.clone() })
+    /// What is asked for where an API server refuses the field selectors (400), naming one of their fields, if anything.
+    pub(crate) fn without_fields(&self, refusal: &str) -> Option<Self> {
+        let mut fields = self.fields.iter().filter_map(|selector| selector.split(['!', '=']).next());
+        let refused = self.or_without_fields && fields.any(|field| refusal.contains(field));
+        refused.then(|| Self { fields: vec![], or_without_fields: false, ..self.clone() })
     }
 
     /// The namespace, where one is meant.
@@ -156,8 +158,8 @@ where
     K: Clone + DeserializeOwned + Debug,
 {
     let found = pages(api, selection, &keep).await;
-    let is_refused = found.as_ref().is_err_and(|error| status(error).is_some_and(|status| status.code == 400));
-    match selection.without_fields().filter(|_| is_refused) {
+    let refusal = found.as_ref().err().and_then(status).filter(|status| status.code == 400);
+    match refusal.and_then(|status| selection.without_fields(&status.message)) {
         Some(wider) => pages(api, &wider, &keep).await,
         None => found,
     }

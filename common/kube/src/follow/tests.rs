@@ -96,6 +96,24 @@ async fn a_resource_of_no_core_is_gone_with_its_objects_when_a_404_says_so_twice
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_refuses_a_request_and_names_no_field_of_it_is_asked_again_as_before() {
+    let (cut, is_cut) = watch::channel(false);
+    let client = until_cut(&is_cut, |uri| match uri.contains("fieldSelector") {
+        true => (400, "<html>Bad Request</html>".to_owned()),
+        false => (200, paged(&["headless"])),
+    });
+    let selection = Selection::of::<Service>().fields("spec.clusterIP!=None").or_without_fields();
+    let mut events = follow(&client, selection, |_: Service| ()).boxed();
+    has_begun(&next(&mut events, 3).await);
+    cut.send_replace(true);
+    let failures = next(&mut events, 2).await;
+    assert!(
+        failures.iter().all(|event| matches!(event, Event::Failed(error) if error.contains("(400)"))),
+        "{failures:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_field_that_the_api_server_does_not_know_is_left_out_if_it_may_be_and_what_went_meanwhile_goes() {
     let (cut, is_cut) = watch::channel(false);
     let client = until_cut(&is_cut, |uri| match (uri.contains("fieldSelector"), uri.contains("watch=true")) {
