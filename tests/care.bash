@@ -21,12 +21,17 @@ everything() {
 is_as_before() { [ "$(everything "$POD")" = "$before" ]; }
 
 # altered WHERE COMMAND: by somebody else. All is right again within a second; a machine that was busy with something else gets
-# another two chances.
+# another two chances. The agent is stopped until the alteration has been seen: one that is not seen would be right at once.
 altered() {
-  local begin took
+  local after begin took
   for _ in 1 2 3; do
-    lab_in "$1" sh -c "$2" 2>"$LAB/altered" || fail "$2" "$(cat "$LAB/altered")" || return
+    after=
+    lab_pause agent
+    lab_in "$1" sh -c "$2" 2>"$LAB/altered" && after=$(everything "$POD")
     begin=${EPOCHREALTIME/./}
+    lab_resume agent
+    [ -n "$after" ] || fail "$2" "$(cat "$LAB/altered")" || return
+    [ "$after" != "$before" ] || fail "alters nothing that is compared: $2" || return
     lab_until 5 is_as_before || fail "after: $2" "$(diff <(printf '%s\n' "$before") <(everything "$POD"))" "$(tail -3 "$LAB/log/agent")" || return
     took=$(((${EPOCHREALTIME/./} - begin) / 1000))
     printf '%6d ms after %s\n' $took "$2" >&3

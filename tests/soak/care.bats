@@ -7,8 +7,8 @@ setup_file() {
   suite_lab 1 || return 0
   lab_network 7 eth1
   lab_network_config node1 every 46 "$(lab_coordinator_json 46 |
-    jq -c '. + {txQueueLen: 500, podMACPrefix: "02:ab", podRPFilter: 2, overlayMasquerade: true}')"
-  lab_network_config node1 seven 46 "$(lab_coordinator_json 46)" eth1
+    jq -c '. + {txQueueLen: 500, podMACPrefix: "02:ab", podRPFilter: 1, overlayMasquerade: true}')"
+  lab_network_config node1 seven 46 "$(lab_coordinator_json 46 | jq -c '.podRPFilter = 2')" eth1
   lab_pod node1 every every
   lab_attach node1 every seven net1
   lab_overlay_pod node1 over calico 46
