@@ -10,6 +10,7 @@ setup() {
 for name; do case $name in -* | rustc-web | rust-web-src) ;; *) printf 'installed %s\n' "$name" ;; esac; done
 END
   program apt-get <<<'exit 100'
+  program rustup <<<'exit 1'
   program cargo <<<"printf 'cargo %s\n' \"\$*\" >>'$DONE'"
   program rustc <<END
 [ "\$1" != +nightly ] || { [ -e '$MACHINE/nightly' ] && printf '%s\n' '$MACHINE/nightly'; exit; }
@@ -38,7 +39,7 @@ program() {
 }
 
 set_up() {
-  env PATH="$MACHINE/bin:/usr/sbin:/usr/bin:/sbin:/bin" CARGO_HOME="$MACHINE" "$LAB_REPO/scripts/setup"
+  env PATH="$MACHINE/bin:/usr/sbin:/usr/bin:/sbin:/bin" CARGO_HOME="$MACHINE" RUSTUP_HOME="$MACHINE/rustup" "$LAB_REPO/scripts/setup"
 }
 
 @test "where Debian's eBPF compiler cannot be had, rustup's nightly takes its place, once, and gets its linker" {
