@@ -395,16 +395,7 @@ has_links() {
 }
 
 @test "maps of another layout are refused with a word about what to do, and go on working" {
-  # The layout is the first word of the map config.
-  lab_in node1 python3 - /sys/fs/bpf/underpass/maps/config <<'PY'
-import ctypes, mmap, os, struct, sys
-path = ctypes.create_string_buffer(sys.argv[1].encode())
-libc = ctypes.CDLL(None, use_errno=True)
-attributes = struct.pack("QII", ctypes.addressof(path), 0, 0)
-config = libc.syscall(321, 7, attributes, len(attributes))
-words = mmap.mmap(config, 4096)
-words[:4] = struct.pack("I", 4711)
-PY
+  lb_of_another_layout
   for command in load\ --cgroup\ "$(<"$LAB/host/node1/cgroup")" show stats follow; do
     # shellcheck disable=SC2086 # a list of arguments
     expect 1 lab_lb node1 $command </dev/null

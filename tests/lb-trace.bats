@@ -293,6 +293,26 @@ PY
   lab_lb node1 apply <<<"$services" >/dev/null
 }
 
+@test "it does not go on with a load balancer of another layout" {
+  local cgroup services
+  cgroup=$(lab_cgroup tracer)
+  services=$(lab_lb node1 show)
+  trace_begins
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_in node1 sh -c 'printf "%s\n" "$1" >"$0/cgroup.procs"' "$cgroup" "$(<"$trace.pid")"
+  printf '1\n' >"$cgroup/cgroup.freeze"
+  lab_lb node1 unload
+  lab_reload node1
+  lb_of_another_layout
+  printf '0\n' >"$cgroup/cgroup.freeze"
+  lab_until 10 grep -q 'layout 4711' "$trace.err" || fail "$(<"$trace.err")"
+  wait "$tracer" && fail 'it should have failed'
+  tracer=
+  lab_lb node1 unload
+  lab_reload node1
+  lab_lb node1 apply <<<"$services" >/dev/null
+}
+
 @test "it ends when nobody reads any more, and when the load balancer is unloaded, and says so where there is none" {
   # shellcheck disable=SC2016 # expanded by the inner shell
   expect 0 lab_in node1 timeout 10 sh -c '"$0" trace --service none | true' "$(lab_lb_program)"

@@ -18,6 +18,20 @@ lb_needs_program() {
     suite_skips 'bpf-lb-load has no kernel side: run scripts/setup and scripts/build'
 }
 
+# lb_of_another_layout: the maps say that their layout is 4711.
+lb_of_another_layout() {
+  # The layout is the first word of the map config.
+  lab_in node1 python3 - /sys/fs/bpf/underpass/maps/config <<'PY'
+import ctypes, mmap, os, struct, sys
+path = ctypes.create_string_buffer(sys.argv[1].encode())
+libc = ctypes.CDLL(None, use_errno=True)
+attributes = struct.pack("QII", ctypes.addressof(path), 0, 0)
+config = libc.syscall(321, 7, attributes, len(attributes))
+words = mmap.mmap(config, 4096)
+words[:4] = struct.pack("I", 4711)
+PY
+}
+
 # lb_pod NAME: a pod that has nothing but addresses of its own: 127.0.0.0/8, and fd01::2 to fd01::9.
 lb_pod() {
   local host

@@ -9,6 +9,7 @@ use std::{
     io::{self, IsTerminal as _},
     net::{IpAddr, SocketAddr},
     os::fd::AsFd as _,
+    thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -281,7 +282,6 @@ fn time(since_1970: Duration) -> String {
 /// # Errors
 /// When no load balancer is loaded or attached, now or at some later moment, and when nobody reads what is printed.
 pub fn trace(pins: &Pins, asked: &Args, say: fn(&str, &str)) -> Result<()> {
-    layout::check(pins)?;
     let get_retval = probe::has_get_retval()?;
     if !get_retval {
         say("warn", "this kernel lacks bpf_get_retval (Linux 5.18): what other programs refuse is not shown");
@@ -323,7 +323,13 @@ struct Tracer {
 impl Tracer {
     fn begin(pins: &Pins, asked: &Args, get_retval: bool) -> Result<Self> {
         // Before anything is opened: what takes its place meanwhile is noticed then.
-        let of = Balancer::of(pins)?;
+        let mut of = Balancer::of(pins)?;
+        layout::check(pins)?;
+        if matches!(of.served, Served::InPart(_)) {
+            // It may be on its way to another cgroup.
+            thread::sleep(LOOK);
+            of = Balancer::of(pins)?;
+        }
         let Served::Cgroup(cgroup) = of.served else { bail!("{}", of.served) };
         let cgroup =
             attach::path_of(cgroup).with_context(|| format!("the cgroup with number {cgroup} is not mounted here"))?;
