@@ -27,7 +27,7 @@ pub fn all() -> (Vec<File>, Vec<String>) {
     for path in processes.chain(named) {
         match open(&path, &mut known) {
             Ok(netns) => found.extend(netns),
-            Err(error) if is_gone(&error) => {}
+            Err(error) if is_gone(&path, &error) => {}
             Err(error) => errors.push(format!("open a network namespace: {error}")),
         }
     }
@@ -47,8 +47,15 @@ fn open(path: &Path, known: &mut HashSet<(u64, u64)>) -> io::Result<Option<File>
 }
 
 /// The process has ended, or the name was removed.
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+fn is_gone(path: &Path, error: &io::Error) -> bool {
+    match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ESRCH) => true,
+        // What the kernel says of a process that ends meanwhile, too (`proc_ns_get_link`).
+        Some(libc::EACCES) => {
+            path.ends_with("ns/net") && path.ancestors().nth(2).is_some_and(|process| !process.exists())
+        }
+        _ => false,
+    }
 }
 
 /// Runs `work` on a thread of its own that is in the namespace and ends there, so that no other thread ever is.
@@ -63,4 +70,18 @@ pub fn within<T: Send>(netns: &File, work: impl FnOnce() -> io::Result<T> + Send
         });
         entered.join().map_err(|_| io::Error::other("the thread in a network namespace died"))?
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_may_not_be_looked_into_is_gone_if_it_is_not_there() {
+        let is_gone = |path: &str, errno| is_gone(Path::new(path), &io::Error::from_raw_os_error(errno));
+        assert!(is_gone("/proc/0/ns/net", libc::EACCES));
+        assert!(!is_gone("/proc/self/ns/net", libc::EACCES));
+        assert!(!is_gone("/run/netns/none", libc::EACCES));
+        assert!(is_gone("/run/netns/none", libc::ENOENT));
+    }
 }
