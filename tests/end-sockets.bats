@@ -397,7 +397,7 @@ while errno_of(connect, SOCK_STREAM, "10.96.0.1"):
 for step in "", "later":
     ones = [connect(SOCK_STREAM, "10.96.0.1") for _ in range(5)]
     ready(step)
-    equal(sorted(map(str, told(ones, 2))), ["ECONNABORTED"] * 4 + ["None"], step)
+    equal(sorted(map(str, told(ones, 10, 4))), ["ECONNABORTED"] * 4 + ["None"], step)
 PY
   es_set tcp "$ES_OTHERS"
   lab_until 10 test -e "$BATS_TEST_TMPDIR/client.readylater" || fail "$(<"$BATS_TEST_TMPDIR/client.out")"

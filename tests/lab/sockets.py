@@ -78,10 +78,10 @@ def error_of(one):
     return errno.errorcode[error] if error else None
 
 
-def told(sockets, seconds=5):
-    """The error that each of the sockets gets within that time, without doing anything."""
+def told(sockets, seconds=5, enough=None):
+    """The error that each of the sockets gets within that time, or before so many have one, without doing anything."""
     found, end = [None] * len(sockets), time.monotonic() + seconds
-    while None in found and time.monotonic() < end:
+    while len(found) - found.count(None) < (enough or len(found)) and time.monotonic() < end:
         found = [known or error_of(one) for known, one in zip(found, sockets)]
         time.sleep(0.01)
     return found
