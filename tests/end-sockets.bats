@@ -443,6 +443,31 @@ PY
   es_ends_well client || fail "$(<"$LAB/log/agent")"
 }
 
+@test "a search that fails for good is made five times, its error said once, and then that sockets may stay" {
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_client client <<'PY'
+hold("127.0.0.2")
+while errno_of(connect, SOCK_DGRAM, "10.96.0.1"):
+    time.sleep(.01)
+one = connect(SOCK_DGRAM, "10.96.0.1")
+ready()
+equal(told([one]), ["ECONNABORTED"])
+# It has its place in the maps until it is closed.
+wait_for(sys.argv[1] + "over")
+PY
+  # A name that is no namespace's, and cannot be opened.
+  lab_in node1 mkdir -p /run/netns
+  lab_in node1 python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind("/run/netns/none")'
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
+  lab_until 45 grep -q 'may stay' "$LAB/log/agent" || fail "$(<"$LAB/log/agent")"
+  sleep 5
+  lab_in node1 rm /run/netns/none
+  : >"$BATS_TEST_TMPDIR/client.readyover"
+  es_ends_well client
+  assert_equal "$(grep -c 'open a network namespace' "$LAB/log/agent")" 1
+  metrics end-sockets sockets_errors_total 5
+}
+
 @test "a set of 8 backends is replaced while 8 TCP clients, 8 long-lived ones and 8 UDP clients run: all go on, none waits" {
   local all=() step protocol
   for step in {2..9}; do all+=("127.0.0.$step"); done

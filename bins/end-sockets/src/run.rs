@@ -54,6 +54,8 @@ pub struct Cli {
 const PAUSE: Duration = Duration::from_millis(100);
 /// The metrics are written so often, if they could not be before.
 const TICK: Duration = Duration::from_secs(2);
+/// So many searches fail before there is no other one. Each waits twice as long as the one before, the second for a tick.
+const TRIES: u32 = 5;
 
 /// The part of a line that matters here.
 #[derive(Deserialize)]
@@ -77,6 +79,19 @@ struct Counts {
     ended: Counter,
     errors: Counter,
     able: Gauge,
+}
+
+/// The search after one that failed.
+struct Retry {
+    failed: u32,
+    due: Instant,
+}
+
+impl Retry {
+    /// Nothing when enough have failed.
+    fn after(failed: u32, now: Instant) -> Option<Self> {
+        (failed < TRIES).then(|| Self { failed, due: now + TICK * (1 << (failed - 1)) })
+    }
 }
 
 /// Runs until standard input ends.
@@ -112,24 +127,36 @@ fn work(cli: &Cli) -> Result<()> {
     metrics.registry.register("sockets_errors", "Searches for sockets that failed", counts.errors.clone());
     metrics.registry.register("sockets_endable", "Whether the kernel can end sockets", counts.able.clone());
     let lines = read()?;
-    // Those of a search that failed are searched for once more with the next ones, or after a while.
-    let mut wanted = Wanted::default();
+    // Those of a search that failed are searched for once more with the next ones, or when it is due.
+    let (mut wanted, mut retry, mut errors) = (Wanted::default(), None::<Retry>, vec![]);
     loop {
         write(&mut metrics);
         let Some(gone) = batch(&lines) else { return Ok(()) };
         if counts.able.get() == 0 {
             continue;
         }
-        wanted.add(&gone, rules);
+        let is_new = wanted.add(&gone, rules);
         if wanted.is_empty() {
+            retry = None;
             continue;
         }
         let begun = Instant::now();
+        let is_due = retry.as_ref().is_none_or(|retry| begun >= retry.due);
+        if !is_new && !is_due {
+            continue;
+        }
         let searched = maps(&cli.pin_dir).and_then(|peers| end(&peers, &wanted, cli.unconnected));
         let outcome = searched.unwrap_or_else(|error| Outcome::failed(&error));
-        tell(&outcome, &counts, begun)?;
-        if outcome.errors.is_empty() {
-            wanted = Wanted::default();
+        tell(&outcome, &errors, &counts, begun)?;
+        errors = outcome.errors;
+        if is_due && !errors.is_empty() {
+            retry = Retry::after(retry.map_or(0, |retry| retry.failed) + 1, Instant::now());
+            if retry.is_none() {
+                message("error", "sockets of backends that went may stay: the search for them failed again and again");
+            }
+        }
+        if errors.is_empty() || retry.is_none() {
+            (wanted, retry) = (Wanted::default(), None);
         }
         thread::sleep(PAUSE);
     }
@@ -182,10 +209,13 @@ fn batch(lines: &Receiver<Vec<Gone>>) -> Option<Vec<Gone>> {
     }
 }
 
-fn tell(outcome: &Outcome, counts: &Counts, begun: Instant) -> Result<()> {
+/// Of errors only those that the search before did not have.
+fn tell(outcome: &Outcome, before: &[String], counts: &Counts, begun: Instant) -> Result<()> {
     for error in &outcome.errors {
         counts.errors.inc();
-        message("error", error);
+        if !before.contains(error) {
+            message("error", error);
+        }
     }
     if outcome.unable {
         counts.able.set(0);

@@ -55,11 +55,21 @@ impl Rules {
 pub struct Wanted(HashMap<(Protocol, SocketAddr), HashSet<Option<Arc<str>>>>);
 
 impl Wanted {
-    /// Those of a list of changes that the rules are about, too.
-    pub fn add(&mut self, gone: &[Gone], rules: Rules) {
-        for gone in gone.iter().filter(|gone| rules.end(gone)) {
-            self.0.entry((gone.protocol, gone.backend)).or_default().insert(gone.service.clone());
+    /// Those of a list of changes that the rules are about, too. Says whether there are any. What a change says of a backend
+    /// takes the place of what one before said.
+    pub fn add(&mut self, gone: &[Gone], rules: Rules) -> bool {
+        let mut any = false;
+        for gone in gone {
+            let backend = (gone.protocol, gone.backend);
+            if rules.end(gone) {
+                self.0.entry(backend).or_default().insert(gone.service.clone());
+                any = true;
+            } else if let Some(services) = self.0.get_mut(&backend) {
+                services.remove(&gone.service);
+            }
         }
+        self.0.retain(|_, services| !services.is_empty());
+        any
     }
 
     /// Whether there are none.
@@ -109,6 +119,17 @@ mod tests {
         let all = [Why::Draining, Why::Unready, Why::Left];
         assert_eq!(all.map(|why| ends(Protocol::Tcp, why)), [false, false, true]);
         assert_eq!(all.map(|why| ends(Protocol::Udp, why)), [false, true, true]);
+    }
+
+    #[test]
+    fn what_is_said_last_of_a_backend_is_what_it_is() {
+        let mut wanted = wanted(gone(Protocol::Udp, Why::Unready));
+        assert!(!wanted.add(&[gone(Protocol::Tcp, Why::Draining)], RULES));
+        assert!(!wanted.is_empty(), "another protocol");
+        assert!(!wanted.add(&[gone(Protocol::Udp, Why::Draining)], RULES));
+        assert!(wanted.is_empty(), "it serves again");
+        assert!(wanted.add(&[gone(Protocol::Udp, Why::Left)], RULES));
+        assert!(!wanted.is_empty());
     }
 
     #[test]
