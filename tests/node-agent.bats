@@ -185,7 +185,7 @@ not_asked() { ! asked "$@" >/dev/null 2>&1; }
   # It ends at once, from some moment on.
   ln -sf "$(lab_libexec)/scope-pods" "$tools/scope-pods"
   lab_in node1 pkill -x scope-pods
-  lab_until 10 agent --ready
+  lab_until 10 agent --ready || fail "$(cat "$LAB/log/agent")"
   ln -sf "$(command -v false)" "$tools/scope-pods"
   lab_in node1 pkill -x scope-pods
   lab_until 10 unready 'scope-pods is not running'
