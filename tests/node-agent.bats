@@ -582,7 +582,7 @@ noted() { note_metrics && grep -q "^underpass_$1[{ ]" "$BATS_TEST_TMPDIR/metrics
     lab_until 10 noted $name || fail "no underpass_$name is served"
   done
   lab_stop apiserver
-  for name in cidrs_failing services_failing; do lab_until 20 noted $name || fail "no underpass_$name is served"; done
+  for name in cidrs_failing services_failing scope_failing; do lab_until 20 noted $name || fail "no underpass_$name is served"; done
 
   assert_same "$(sed -n 's/^\(| `underpass_[^|]*|[^|]*|\)[^|]*|/\1/p' "$LAB_REPO/deploy/metrics.md" | sort)" \
     "$(awk '/^# HELP / { name = $3; help = $0; sub(/^# HELP [^ ]+ /, "", help); sub(/\.$/, "", help) }
