@@ -160,6 +160,12 @@ lb_grows() {
     "$(lab_lb_program)" load --cgroup "$(<"$LAB/host/node1/cgroup")" --max-services 100 --max-backends 100
 }
 
+# some_of POINTS: a third of them, each run other ones: all of them take five minutes, and are for EVERY_POINT=1.
+some_of() {
+  [ -z "${EVERY_POINT-}" ] || set -- "$1" all
+  awk -v "turn=$((RANDOM % 3))" -v "all=${2-}" 'all || NR % 3 == turn' <<<"$1"
+}
+
 @test "a load that is killed at any point while maps grow harms nobody, and the next one goes on with it or forgets it" {
   [ -n "$(command -v strace)" ] || skip 'no strace: run scripts/setup'
   local point points client refused=0
@@ -172,7 +178,7 @@ lb_grows() {
   # Those calls that change something, each as name:number: it is killed at each.
   points=$(awk -F '(' '{ n[$1]++ } $1 != "bpf" || /BPF_OBJ_PIN|BPF_LINK_UPDATE/ { print $1 ":" n[$1] }' "$BATS_TEST_TMPDIR/calls")
   [ "$(wc -w <<<"$points")" -ge 24 ] || fail "$points"
-  for point in $points; do
+  for point in $(some_of "$points"); do
     lab_lb node1 unload
     lab_reload node1 --max-services 8 --max-backends 8
     lb_services "${services[@]}"
@@ -219,7 +225,7 @@ serve("127.0.0.3", "127.0.0.4")
 equal({reach(kind, "10.96.0.1") for kind in (SOCK_STREAM, SOCK_DGRAM) for _ in range(30)}, {"127.0.0.3", "127.0.0.4"})
 PY
   done
-  [ "$refused" -gt 10 ] || fail "refused $refused times"
+  [ "$refused" -ge 3 ] || fail "refused $refused times"
 }
 
 @test "a size that is not to be had is named, and what is there stays" {
@@ -365,7 +371,7 @@ has_links() {
   points=$(awk -F '(' '{ print $1 ":" ++n[$1] }' "$BATS_TEST_TMPDIR/calls")
   [ "$(wc -w <<<"$points")" -ge 27 ] || fail "$points"
   expect 0 lab_reload node1
-  for point in $points; do
+  for point in $(some_of "$points"); do
     expect 137 lab_in node1 strace --quiet=all --trace="${point%:*}" --inject="${point%:*}:signal=KILL:when=${point#*:}" --output=/dev/null \
       "$(lab_lb_program)" unload
     # One that names no cgroup stays where anything is left.
