@@ -20,7 +20,7 @@ use crate::{
     kernel::{self, Kernel},
     netlink::Netlink,
     object::{Netns, Operation, Placed},
-    plan::{Found, plan_around},
+    plan::{Found, plan},
     settings::LogOptions,
     state::Lock,
     table::{one_line, table},
@@ -279,7 +279,7 @@ async fn planned<T: Tool>(
             |known: &Placed| known.collides(&found.placed) && !known.object.satisfied_by(&found.placed.object);
         found.owned |= known.contains(&found.placed) || known.iter().any(replaced);
     }
-    let (operations, conflicts) = plan_around(&T::wanted(document)?, &found);
+    let (operations, conflicts) = plan(&T::wanted(document)?, &found);
     let failure = |conflict| {
         Failure::new(Code::Kernel, conflict).details("remove it, or configure Underpass to use something else")
     };

@@ -39,15 +39,9 @@ pub struct Conflict {
 /// What is already so stays; what is in the way and ours is replaced; what is ours and not wanted is removed, in the
 /// opposite order of `found`. Everything else is left alone. With nothing wanted, this is the teardown.
 ///
-/// # Errors
-/// The first [`Conflict`]; nothing is planned then.
-pub fn plan(wanted: &[Placed], found: &[Found]) -> Result<Vec<Operation>, Box<Conflict>> {
-    let (operations, conflicts) = plan_around(wanted, found);
-    conflicts.into_iter().next().map_or(Ok(operations), |conflict| Err(Box::new(conflict)))
-}
-
-/// The same without what something else is in the way of. Where that is a link, nothing is planned: all else is on it.
-pub fn plan_around(wanted: &[Placed], found: &[Found]) -> (Vec<Operation>, Vec<Conflict>) {
+/// What something else is in the way of is no part of the plan, and returned beside it. Where that is a link, nothing is planned:
+/// all else is on it.
+pub fn plan(wanted: &[Placed], found: &[Found]) -> (Vec<Operation>, Vec<Conflict>) {
     // What was found twice is there once.
     let mut rest: Vec<&Found> = vec![];
     rest.extend(found.iter().enumerate().filter(|(n, one)| !found[..*n].contains(one)).map(|(_, one)| one));

@@ -359,13 +359,20 @@ fn look(model: &mut Model, scenario: &Scenario, card: &Card) -> Vec<Operation> {
     carry_out(model, scenario, document(model, scenario, card, Command::Add, &decided))
 }
 
+/// Nothing is ever in the way.
+fn planned(wanted: &[Placed], found: &[Found]) -> Vec<Operation> {
+    let (operations, conflicts) = plan(wanted, found);
+    assert_eq!(conflicts, []);
+    operations
+}
+
 fn carry_out(model: &mut Model, scenario: &Scenario, mut document: PodDocument) -> Vec<Operation> {
     let found = found_routes(model, |route| set_routes::plan::is_replaced(&document, route));
-    let routes = plan(&in_the_pod(set_routes::plan::wanted(&document).unwrap()), &found).unwrap();
+    let routes = planned(&in_the_pod(set_routes::plan::wanted(&document).unwrap()), &found);
     routes.iter().for_each(|operation| model.apply(operation));
     document.places = set_rules::plan::places(&document, Netns::Pod, &model.pod().rules);
     let wanted = in_the_pod(set_rules::plan::wanted(&document).unwrap());
-    let rules = plan(&wanted, &found_rules(model, &document)).unwrap();
+    let rules = planned(&wanted, &found_rules(model, &document));
     rules.iter().for_each(|operation| model.apply(operation));
     if scenario.overlay {
         model.node.extend(document.subnets().iter().map(IpNet::addr));
@@ -384,8 +391,8 @@ fn del(model: &mut Model, scenario: &Scenario, card: &Card) {
     let stays = teardown.returning();
     let back: Vec<_> = stays.iter().map(|route| Placed::pod(Object::Route(route.clone()))).collect();
     document.routing = Routing { stays, ..Routing::default() };
-    plan(&back, &found).unwrap().iter().for_each(|operation| model.apply(operation));
-    plan(&[], &found_rules(model, &document)).unwrap().iter().for_each(|operation| model.apply(operation));
+    planned(&back, &found).iter().for_each(|operation| model.apply(operation));
+    planned(&[], &found_rules(model, &document)).iter().for_each(|operation| model.apply(operation));
     model.node.retain(|address| !own.contains(address));
     model.saved.remove(&card.name);
 }
