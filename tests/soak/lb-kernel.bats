@@ -89,7 +89,8 @@ EOT
 lb-bench table --services 10 | bpf-lb-load apply
 bpf-lb-load trace --json >/traced 2>/told &
 tracer=$!
-for second in 1 2 3 4 5 6 7 8 9 10; do grep -q tracing /told && break; sleep 1; done
+seconds=0
+until grep -q tracing /told || [ $((seconds += 1)) -gt 120 ]; do sleep 1; done
 lb-bench run tcp --count 20 --repeat 1 --cgroup /cgroup/test
 lb-bench run tcp6 --count 20 --repeat 1 --cgroup /cgroup/test
 sleep 2
