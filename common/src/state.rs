@@ -49,6 +49,11 @@ fn attachments() -> PathBuf {
     directory().join("attachments")
 }
 
+/// What is in there.
+fn files() -> impl Iterator<Item = DirEntry> {
+    fs::read_dir(attachments()).into_iter().flatten().flatten()
+}
+
 fn file_of(container_id: &str, ifname: &str) -> PathBuf {
     attachments().join(format!("{container_id}@{ifname}.json"))
 }
@@ -170,15 +175,14 @@ pub fn forget(container_id: &str, ifname: &str) -> io::Result<()> {
 
 /// The saved documents.
 pub fn list() -> Vec<Value> {
-    let files = fs::read_dir(attachments()).into_iter().flatten().flatten().map(|file| file.path());
-    let whole = files.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
+    let whole =
+        files().map(|file| file.path()).filter(|path| path.extension().is_some_and(|extension| extension == "json"));
     whole.filter_map(|path| serde_json::from_slice(&fs::read(path).ok()?).ok()).collect()
 }
 
 /// The saved documents that a GC finds stale: of attachments of its network that are not in its list.
 pub fn stale(gc: &Request) -> Vec<PodDocument> {
-    let files = fs::read_dir(attachments()).into_iter().flatten().flatten().map(|file| file.path());
-    let whole = files.filter(|path| !path.to_string_lossy().ends_with(UNFINISHED));
+    let whole = files().map(|file| file.path()).filter(|path| !path.to_string_lossy().ends_with(UNFINISHED));
     let document = |path: PathBuf| serde_json::from_slice(&fs::read(path).ok()?).ok();
     let stale = |PodDocument { request, .. }: &PodDocument| {
         request.network() == gc.network() && !gc.is_valid_attachment(&request.attachment())
@@ -188,8 +192,7 @@ pub fn stale(gc: &Request) -> Vec<PodDocument> {
 
 /// What the other attachments of the request's pod ask for: those whose ADD is done and whose DEL has not begun.
 pub fn others(request: &Request) -> Vec<Share> {
-    let files = fs::read_dir(attachments()).into_iter().flatten().flatten();
-    let saved = files.filter_map(|file| Saved::of(&file.file_name()));
+    let saved = files().filter_map(|file| Saved::of(&file.file_name()));
     let others = saved.filter(|other| other.container_id == request.container_id && other.ifname != request.ifname);
     let documents = others.filter_map(|other| serde_json::from_value::<PodDocument>(other.read().ok()?).ok());
     let done = documents.filter(|other| other.error.is_none() && other.request.netns == request.netns);
@@ -200,10 +203,9 @@ pub fn others(request: &Request) -> Vec<Share> {
 
 /// Whether a DEL or GC of another attachment of the request's pod has begun and not ended.
 pub fn is_another_leaving(request: &Request) -> bool {
-    let files = fs::read_dir(attachments()).into_iter().flatten().flatten();
     let leaving = |file: DirEntry| Saved::of(file.file_name().to_str()?.strip_suffix(LEAVING)?.as_ref());
     let is_others = |saved: Saved| saved.container_id == request.container_id && saved.ifname != request.ifname;
-    files.filter_map(leaving).any(is_others)
+    files().filter_map(leaving).any(is_others)
 }
 
 /// An attachment whose document was saved.
@@ -220,9 +222,8 @@ pub type Stamp = (SystemTime, u64);
 
 /// The attachments with a saved document, and its stamp.
 pub fn saved() -> Vec<(Saved, Stamp)> {
-    let files = fs::read_dir(attachments()).into_iter().flatten().flatten();
     let entry = |file: DirEntry| Some((Saved::of(&file.file_name())?, stamp_of(&file.metadata().ok()?)?));
-    files.filter_map(entry).collect()
+    files().filter_map(entry).collect()
 }
 
 fn stamp_of(metadata: &Metadata) -> Option<Stamp> {

@@ -107,7 +107,7 @@ pub fn container(job: Job, cluster: &Value) -> Done {
     open.sort_by_key(|attachment| !attachment.document.is_first());
     let Some(first) = open.first() else { return done(outcomes, None) };
     let share = |attachment: &Attachment| Share::of(&renewed(attachment.document.clone(), cluster).ok()?);
-    let shares: Vec<Share> = open.iter().filter_map(share).collect();
+    let shares: Vec<Share> = if open.len() > 1 { open.iter().filter_map(share).collect() } else { vec![] };
     let mut whereabouts = Whereabouts::default();
     let work = async {
         let kernel = Kernel::open(harness::node()?, &first.document.request)?;

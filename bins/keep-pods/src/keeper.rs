@@ -152,10 +152,11 @@ impl Keeper {
     /// Looks whether the pods' plans would come out differently for what has changed on the node.
     fn look_at_node(&mut self) {
         match Node::look(&self.gateways()) {
-            Ok(node) if node == self.node => {}
             Ok(node) => {
+                if !node.agrees(&self.node) {
+                    self.look_at_all();
+                }
                 self.node = node;
-                self.look_at_all();
             }
             Err(failure) => log::error!("{failure}"),
         }
@@ -215,16 +216,8 @@ impl Keeper {
         let Some(whereabouts) = done.whereabouts else { return };
         let before = mem::replace(&mut container.whereabouts, whereabouts);
         if container.whereabouts.gateways != before.gateways {
-            self.ask_other_ways();
-        }
-    }
-
-    /// From here on the ways to these routers count. The pod was just looked at with what they are now, and the others with
-    /// what the node was like when they were.
-    fn ask_other_ways(&mut self) {
-        match Node::look(&self.gateways()) {
-            Ok(node) if node.agrees(&self.node) => self.node = node,
-            _ => self.look_at_node(),
+            // From here on the ways to these routers count: the pod was just looked at with what they are now.
+            self.look_at_node();
         }
     }
 

@@ -13,7 +13,7 @@ use common::{
 use ipnet::IpNet;
 
 /// The node as the plans saw it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Node {
     addresses: BTreeSet<(u32, IpNet)>,
     ways: BTreeMap<IpAddr, Option<(IpAddr, String)>>,
