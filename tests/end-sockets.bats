@@ -46,8 +46,7 @@ es_client() {
 es_one_told() {
   es_client client <<PY
 hold("127.0.0.2")
-while errno_of(connect, $1, "10.96.0.1"):
-    time.sleep(.01)
+until_connects($1, "10.96.0.1")
 one = connect($1, "10.96.0.1")
 ready()
 equal(told([one], $2), ["ECONNABORTED"])
@@ -73,8 +72,7 @@ ES_OTHERS='{"clusterIps": ["10.96.0.1", "fd02::1"], "backends": [{"address": "12
   for pod in pod second; do
     es_client "$pod" "$pod" <<'PY'
 hold("127.0.0.2", "fd01::2", "127.0.0.3", "fd01::3")
-while errno_of(connect, SOCK_DGRAM, "10.96.0.2"):
-    time.sleep(.01)
+until_connects(SOCK_DGRAM, "10.96.0.2")
 to = ("10.96.0.1", AF_INET), ("fd02::1", AF_INET6), ("::ffff:10.96.0.1", AF_INET6)
 sockets = [connect(kind, address, 80, family) for kind in (SOCK_STREAM, SOCK_DGRAM) for address, family in to for _ in range(3)]
 # These stay: they were connected to the pod's own address.
@@ -123,8 +121,7 @@ PY
   es_set node-port "$service"
   es_client client <<'PY'
 hold("127.0.0.2", "127.0.0.3")
-while errno_of(connect, SOCK_STREAM, "127.9.9.2", 30080):
-    time.sleep(.01)
+until_connects(SOCK_STREAM, "127.9.9.2", 30080)
 other = [connect(SOCK_STREAM, "127.9.9.2", 30080) for _ in range(3)]
 own = [connect(SOCK_STREAM, "127.9.9.9", 30080) for _ in range(20)]
 gone = [one for one in own if one.recv(64) == b"127.0.0.2"]
@@ -144,8 +141,7 @@ PY
   es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
   es_client client <<'PY'
 hold("127.0.0.2")
-while errno_of(connect, SOCK_DGRAM, "10.96.0.1"):
-    time.sleep(.01)
+until_connects(SOCK_DGRAM, "10.96.0.1")
 tcp, udp = connect(SOCK_STREAM, "10.96.0.1"), connect(SOCK_DGRAM, "10.96.0.1")
 ready()
 wait_for(sys.argv[1] + "drains")
@@ -173,8 +169,7 @@ PY
   es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
   es_client client <<'PY'
 hold("127.0.0.2")
-while errno_of(connect, SOCK_DGRAM, "10.96.0.1"):
-    time.sleep(.01)
+until_connects(SOCK_DGRAM, "10.96.0.1")
 udp = connect(SOCK_DGRAM, "10.96.0.1")
 ready()
 wait_for(sys.argv[1] + "unready")
@@ -198,8 +193,7 @@ PY
   es_set two "$(jq -c '.protocol = "UDP" | .clusterIps = ["10.96.0.2"]' <<<"$ES_ALL")"
   es_client client <<'PY'
 hold("127.0.0.2", "127.0.0.3")
-while errno_of(connect, SOCK_DGRAM, "10.96.0.2"):
-    time.sleep(.01)
+until_connects(SOCK_DGRAM, "10.96.0.2")
 one, two, gone_on = (connect(SOCK_DGRAM, address) for address in ("10.96.0.1", "10.96.0.2", "10.96.0.1"))
 gone_on.connect(("127.0.0.2", PORT))
 ready()
@@ -221,8 +215,7 @@ es_moves() {
   done
   es_client client <<'PY'
 hold("127.0.0.2", "127.0.0.3")
-while errno_of(connect, SOCK_DGRAM, "10.96.0.2"):
-    time.sleep(.01)
+until_connects(SOCK_DGRAM, "10.96.0.2")
 moved, stays = connect(SOCK_DGRAM, "10.97.0.1"), connect(SOCK_DGRAM, "10.96.0.1")
 tcp = connect(SOCK_STREAM, "10.97.0.1")
 equal([answer(moved), answer(stays)], ["127.0.0.2"] * 2)
@@ -250,8 +243,7 @@ PY
   for protocol in TCP UDP; do es_set "old-$protocol" "$(jq -c ".protocol = \"$protocol\"" <<<"$ES_ALL")"; done
   es_client client <<'PY'
 hold("127.0.0.2", "127.0.0.3")
-while errno_of(connect, SOCK_DGRAM, "10.96.0.1"):
-    time.sleep(.01)
+until_connects(SOCK_DGRAM, "10.96.0.1")
 ones = [connect(SOCK_STREAM, "10.96.0.1"), connect(SOCK_DGRAM, "10.96.0.1")]
 ready()
 equal(told(ones), ["ECONNABORTED"] * 2)
@@ -270,12 +262,10 @@ PY
   es_set port "$ES_ALL"
   es_client client <<'PY'
 hold("127.0.0.2", "fd01::2")
-while errno_of(connect, SOCK_STREAM, "10.96.0.1"):
-    time.sleep(.01)
+until_connects(SOCK_STREAM, "10.96.0.1")
 before = [connect(SOCK_STREAM, "10.96.0.1"), connect(SOCK_STREAM, "fd02::1", 80, AF_INET6)]
 ready()
-while errno_of(connect, SOCK_STREAM, "10.96.0.9"):
-    time.sleep(.01)
+until_connects(SOCK_STREAM, "10.96.0.9")
 time.sleep(.5)
 equal([error_of(one) for one in before + [connect(SOCK_STREAM, "10.96.0.1")]], [None] * 3)
 PY
@@ -297,8 +287,7 @@ def connected(address):
     return made
 
 hold("127.0.0.2")
-while errno_of(connect, SOCK_STREAM, "10.96.0.2"):
-    time.sleep(.01)
+until_connects(SOCK_STREAM, "10.96.0.2")
 one, two = connected("10.96.0.1"), connected("10.96.0.2")
 ready()
 equal(told([one]), ["ECONNABORTED"])
@@ -357,8 +346,7 @@ PY
   es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
   es_client client <<'PY'
 hold("127.0.0.2", "fd01::2")
-while errno_of(connect, SOCK_DGRAM, "10.96.0.1"):
-    time.sleep(.01)
+until_connects(SOCK_DGRAM, "10.96.0.1")
 both = []
 for first, last in ("fd02::1", "::ffff:10.96.0.1"), ("::ffff:10.96.0.1", "fd02::1"):
     one = connect(SOCK_DGRAM, first, family=AF_INET6)
@@ -392,8 +380,7 @@ es_injects() {
   es_set tcp "$ES_ALL"
   es_client client <<'PY'
 hold("127.0.0.2", "127.0.0.3")
-while errno_of(connect, SOCK_STREAM, "10.96.0.1"):
-    time.sleep(.01)
+until_connects(SOCK_STREAM, "10.96.0.1")
 for step in "", "later":
     ones = [connect(SOCK_STREAM, "10.96.0.1") for _ in range(5)]
     ready(step)
@@ -411,8 +398,7 @@ PY
   es_set tcp "$ES_ALL"
   es_client client <<'PY'
 hold("127.0.0.2")
-while errno_of(connect, SOCK_STREAM, "10.96.0.1"):
-    time.sleep(.01)
+until_connects(SOCK_STREAM, "10.96.0.1")
 ones = [connect(SOCK_STREAM, "10.96.0.1") for _ in range(2)]
 ready()
 equal(told(ones, 1), [None] * 2)
@@ -427,8 +413,7 @@ PY
   es_set tcp "$ES_ALL"
   es_client client <<'PY'
 hold("127.0.0.2")
-while errno_of(connect, SOCK_STREAM, "10.96.0.1"):
-    time.sleep(.01)
+until_connects(SOCK_STREAM, "10.96.0.1")
 one = connect(SOCK_STREAM, "10.96.0.1")
 ready()
 equal(told([one], 15), ["ECONNABORTED"])
@@ -447,8 +432,7 @@ PY
   es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
   es_client client <<'PY'
 hold("127.0.0.2")
-while errno_of(connect, SOCK_DGRAM, "10.96.0.1"):
-    time.sleep(.01)
+until_connects(SOCK_DGRAM, "10.96.0.1")
 one = connect(SOCK_DGRAM, "10.96.0.1")
 ready()
 equal(told([one]), ["ECONNABORTED"])
@@ -478,8 +462,8 @@ PY
 first, last = [f"127.0.0.{n}" for n in range(2, 10)], [f"127.0.1.{n}" for n in range(2, 10)]
 for address in first + last:
     hold(address)
-while errno_of(connect, SOCK_DGRAM, "10.96.0.1") or errno_of(connect, SOCK_STREAM, "10.96.0.1"):
-    time.sleep(.01)
+until_connects(SOCK_DGRAM, "10.96.0.1")
+until_connects(SOCK_STREAM, "10.96.0.1")
 over, failed, waits = threading.Event(), [], []
 def one_by_one():
     while not over.is_set():
@@ -580,8 +564,7 @@ PY
   es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
   es_client client <<'PY'
 hold("127.0.0.2", "fd01::2")
-while errno_of(connect, SOCK_DGRAM, "10.96.0.1"):
-    time.sleep(.01)
+until_connects(SOCK_DGRAM, "10.96.0.1")
 sockets = [connect(SOCK_STREAM, address) for address in ("10.96.0.1", "fd02::1", "::ffff:10.96.0.1") for _ in range(3)]
 ready()
 equal(told(sockets), ["ECONNABORTED"] * len(sockets))

@@ -105,6 +105,12 @@ def connect(kind, address, port=80, family=None):
     return made
 
 
+def until_connects(kind, address, port=80):
+    """Waits until the Service is there."""
+    while errno_of(connect, kind, address, port):
+        time.sleep(.01)
+
+
 def disconnect(connected):
     """Undoes connect()."""
     libc, unspecified = ctypes.CDLL(None, use_errno=True), struct.pack("=H14x", 0)
