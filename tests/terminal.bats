@@ -40,6 +40,37 @@ request() {
     run --separate-stderr lab_in node1 env CNI_COMMAND=ADD "$(tool $name)" <"$LAB/stdin"
     [ "$(jq -r '.error.msg // .msg' <<<"$output")" != null ] || fail "$name: $output"
   done
+  : >"$LAB/stdin"
+  at_terminal "$(tool bpf-lb-load)" show
+  assert_equal "$(wc -l <<<"$output")" 1 || fail "$output"
+  assert_contains "$output" 'bpf-lb-load: error: no load balancer is pinned'
+}
+
+# written COMMAND...: what a tool that gets no JSON writes to standard error, each write as a line of JSON.
+written() {
+  lab_in node1 python3 - "$@" <<'PYTHON'
+import json, socket, subprocess, sys
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+ours.settimeout(0)
+subprocess.run(sys.argv[1:], input=b"not JSON\n", stdout=subprocess.DEVNULL, stderr=theirs, timeout=10)
+try:
+    while True:
+        print(json.dumps(ours.recv(1 << 20).decode()))
+except BlockingIOError:
+    pass
+PYTHON
+}
+
+@test "each message is one write, so that those of tools with one log do not mix" {
+  local name call
+  for name in cni-request detect-mode sync-cidrs mk-veth set-routes set-rules tune-pod 'bpf-lb-load show' \
+    'bpf-lb-load apply' end-sockets 'watch-services --from /nowhere' 'sync-cidrs-kube --kubeconfig /nowhere' \
+    'scope-pods --node node1 --kubeconfig /nowhere' 'serve-metrics --listen 192.0.2.1:1'; do
+    read -ra call <<<"$name"
+    expect 0 written env CNI_COMMAND=ADD "$(tool "${call[0]}")" "${call[@]:1}"
+    [ -n "$output" ] || fail "$name says nothing"
+    assert_equal "$(jq -r 'select((endswith("\n") and (rtrimstr("\n") | fromjson | .tool)) | not)' <<<"$output")" '' || fail "$name: $output"
+  done
 }
 
 @test "an error of several lines and several settings is one line at a terminal" {

@@ -480,7 +480,7 @@ impl log::Log for Logger {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
         // The netlink crates describe every packet at debug level; a Kubernetes client's errors come back to who asked.
         let from = |part: &str| metadata.target().starts_with(part);
-        !from("tower") && !from("kube") && (!from("netlink") || metadata.level() <= log::Level::Warn)
+        !from("tower") && !from("kube") && !from("aya") && (!from("netlink") || metadata.level() <= log::Level::Warn)
     }
 
     fn log(&self, record: &log::Record<'_>) {
@@ -489,15 +489,17 @@ impl log::Log for Logger {
         }
         let (level, msg) = (record.level().as_str().to_ascii_lowercase(), record.args().to_string());
         let line = json!({ "level": level, "tool": self.tool, "attachment": self.attachment, "msg": msg });
-        // A log that cannot be written must not fail the pod.
+        let line = format!("{line}\n");
+        // Each line is one write: several tools have the same log, and pieces of two lines would mix there. One that cannot be
+        // written must not fail the pod.
         let mut stderr = io::stderr();
         let _ = if stderr.is_terminal() {
-            writeln!(stderr, "{}: {level}: {}", self.tool, one_line(&msg))
+            stderr.write_all(format!("{}: {level}: {}\n", self.tool, one_line(&msg)).as_bytes())
         } else {
-            writeln!(stderr, "{line}")
+            stderr.write_all(line.as_bytes())
         };
         if let Some(Ok(mut file)) = self.file.as_ref().map(Mutex::lock) {
-            let _ = writeln!(file, "{line}");
+            let _ = file.write_all(line.as_bytes());
         }
     }
 

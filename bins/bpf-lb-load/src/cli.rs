@@ -149,18 +149,9 @@ pub fn run(cli: Cli) -> ExitCode {
     match execute(cli) {
         Ok(code) => code,
         Err(error) => {
-            message("error", &format!("{error:#}"));
+            log::error!("{error:#}");
             ExitCode::FAILURE
         }
-    }
-}
-
-/// A line on stderr: for people on a terminal, as the other tools log it elsewhere.
-fn message(level: &str, text: &str) {
-    if std::io::stderr().is_terminal() {
-        eprintln!("bpf-lb-load: {text}");
-    } else {
-        eprintln!("{}", serde_json::json!({ "level": level, "tool": "bpf-lb-load", "msg": text }));
     }
 }
 
@@ -172,7 +163,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         Command::Follow => {
             let _lock = pins.lock_table()?;
             let table = Table::new(Kernel::open(&pins)?)?.tells(&Peers::open(&pins.maps())?)?;
-            follow::follow(table, Metrics::new(&pins), |text| message("warn", text))?;
+            follow::follow(table, Metrics::new(&pins))?;
         }
         Command::Show { json } => show(&pins, json)?,
         Command::Stats { format } => {
@@ -182,7 +173,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
                 Format::Prometheus => print::text(&stats::prometheus(&stats, attach::served(&pins).is_somebody()))?,
             }
         }
-        Command::Trace(asked) => trace::trace(&pins, &asked, message)?,
+        Command::Trace(asked) => trace::trace(&pins, &asked)?,
         Command::Register { path } => register(&pins, &path, true)?,
         Command::Unregister { path } => register(&pins, &path, false)?,
         Command::Unload { node_netns } => {
@@ -212,7 +203,7 @@ fn show(pins: &Pins, json: bool) -> Result<()> {
 
 fn warn_if_idle(served: &Served) {
     if !served.is_somebody() {
-        message("warn", &served.to_string());
+        log::warn!("{served}");
     }
 }
 
@@ -227,13 +218,13 @@ fn load_programs(pins: Pins, load: Load) -> Result<()> {
     let Loaded { missing, kept, reserved } = load::load(&request)?;
     if !reserved.is_empty() {
         let sysctl = "net.ipv4.ip_local_reserved_ports of the node's network namespace";
-        message("info", &format!("added {reserved} to {sysctl}; unload takes it away"));
+        log::info!("added {reserved} to {sysctl}; unload takes it away");
     }
     for missing in missing {
-        message("warn", &format!("this kernel lacks {missing}"));
+        log::warn!("this kernel lacks {missing}");
     }
     for kept in kept {
-        message("warn", &kept);
+        log::warn!("{kept}");
     }
     Ok(())
 }
@@ -258,10 +249,10 @@ fn apply_table(pins: &Pins, dry_run: bool) -> Result<ExitCode> {
 /// Names what is not as it was to be.
 fn complain(summary: &Summary) -> ExitCode {
     for Refused { service, error, .. } in &summary.refused {
-        message("error", &format!("{service}: {error}"));
+        log::error!("{service}: {error}");
     }
     for Conflict { frontend, service, owner } in &summary.conflicts {
-        message("error", &format!("{service} does not get {frontend}, which belongs to {owner}"));
+        log::error!("{service} does not get {frontend}, which belongs to {owner}");
     }
     if summary.is_complete() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -52,15 +52,15 @@ impl Answer {
 /// # Errors
 /// When nobody reads the answers any more, when the input cannot be read, when the maps cannot be written, or when somebody
 /// takes away what is loaded: who starts this again loads it before.
-pub fn follow(mut table: Table, mut metrics: Metrics, warn: fn(&str)) -> Result<()> {
+pub fn follow(mut table: Table, mut metrics: Metrics) -> Result<()> {
     let lines = read()?;
     for line in 1.. {
         // Whoever waits for an answer does not wait for this.
         let text = loop {
             if metrics.due().is_zero() {
                 metrics.served()?;
-                metrics.others(warn);
-                metrics.write(&table, warn);
+                metrics.others();
+                metrics.write(&table);
             }
             match lines.recv_timeout(metrics.due()) {
                 Err(RecvTimeoutError::Timeout) => {}
@@ -69,7 +69,7 @@ pub fn follow(mut table: Table, mut metrics: Metrics, warn: fn(&str)) -> Result<
             }
         };
         let is_long = text.len() > LONG;
-        print::line(&answer(&mut table, &mut metrics, line, text, warn)?)?;
+        print::line(&answer(&mut table, &mut metrics, line, text)?)?;
         if is_long {
             memory::trim();
         }
@@ -77,13 +77,7 @@ pub fn follow(mut table: Table, mut metrics: Metrics, warn: fn(&str)) -> Result<
     Ok(())
 }
 
-fn answer(
-    table: &mut Table,
-    metrics: &mut Metrics,
-    line: usize,
-    text: Vec<u8>,
-    warn: fn(&str),
-) -> Result<Answer, MapsError> {
+fn answer(table: &mut Table, metrics: &mut Metrics, line: usize, text: Vec<u8>) -> Result<Answer, MapsError> {
     let read = serde_json::from_slice::<Line>(&text);
     // A whole table is long, and is not needed twice.
     drop(text);
@@ -91,7 +85,7 @@ fn answer(
         Ok(Line { change, triggered }) => {
             metrics.before(&change, table);
             table.change(&change).map(|done| {
-                metrics.unfit(table, warn);
+                metrics.unfit(table);
                 metrics.done(&done, triggered.as_deref());
                 Answer::done(line, done)
             })

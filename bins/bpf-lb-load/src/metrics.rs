@@ -135,7 +135,7 @@ impl Metrics {
 
     /// Says of each service that is not as it was to be why, unless it was said; and all that there are in a file of the state
     /// directory, for who can tell its owner.
-    pub fn unfit(&mut self, table: &Table, warn: fn(&str)) {
+    pub fn unfit(&mut self, table: &Table) {
         let unfit = table.unfit();
         if self.unfit.as_ref() == Some(&unfit) {
             return;
@@ -143,23 +143,23 @@ impl Metrics {
         let before = self.unfit.take().unwrap_or_default();
         for (service, refused) in &unfit {
             if before.get(service).is_none_or(|said| said.error != refused.error) {
-                warn(&format!("{service}: {}; all others are as they are to be", refused.error));
+                log::warn!("{service}: {}; all others are as they are to be", refused.error);
             }
         }
         let all: Vec<_> = unfit.values().collect();
         let text = serde_json::to_string(&all).unwrap_or_default();
         self.unfit = Some(unfit);
-        self.unfit_file.write(text).unwrap_or_else(|error| warn(&error.to_string()));
+        self.unfit_file.write(text).unwrap_or_else(|error| log::warn!("{error}"));
     }
 
     /// Says who else translates Services, when that changes.
-    pub fn others(&mut self, warn: fn(&str)) {
+    pub fn others(&mut self) {
         if let Some(others) = self.neighbours.look(&self.pins) {
             self.others.set(others.len() as i64);
-            warn(&match others {
-                [] => "nobody else translates Services at connect() any more".to_owned(),
-                _ => format!("two translate Services at connect(): ours and {}; {REMEDY}", others.join(" and ")),
-            });
+            match others {
+                [] => log::warn!("nobody else translates Services at connect() any more"),
+                _ => log::warn!("two translate Services at connect(): ours and {}; {REMEDY}", others.join(" and ")),
+            }
         }
     }
 
@@ -186,7 +186,7 @@ impl Metrics {
 
     /// Writes the file, and the one of services that are not as they were to be where it could not be written before. Says once what
     /// cannot be.
-    pub fn write(&mut self, table: &Table, warn: fn(&str)) {
+    pub fn write(&mut self, table: &Table) {
         self.written = Some(Instant::now());
         let services = table.kernel.services();
         self.services.set(services.len() as i64);
@@ -194,7 +194,7 @@ impl Metrics {
         self.incomplete.set(self.unfit.as_ref().map_or(0, BTreeMap::len) as i64);
         self.count(table);
         for written in [self.file.write(), self.unfit_file.keep()] {
-            written.unwrap_or_else(|error| warn(&error.to_string()));
+            written.unwrap_or_else(|error| log::warn!("{error}"));
         }
     }
 

@@ -281,14 +281,14 @@ fn time(since_1970: Duration) -> String {
 ///
 /// # Errors
 /// When no load balancer is loaded or attached, now or at some later moment, and when nobody reads what is printed.
-pub fn trace(pins: &Pins, asked: &Args, say: fn(&str, &str)) -> Result<()> {
+pub fn trace(pins: &Pins, asked: &Args) -> Result<()> {
     let get_retval = probe::has_get_retval()?;
     if !get_retval {
-        say("warn", "this kernel lacks bpf_get_retval (Linux 5.18): what other programs refuse is not shown");
+        log::warn!("this kernel lacks bpf_get_retval (Linux 5.18): what other programs refuse is not shown");
     }
     loop {
         let mut tracer = Tracer::begin(pins, asked, get_retval)?;
-        say("info", &format!("tracing; {}", tracer.of.served));
+        log::info!("tracing; {}", tracer.of.served);
         if !tracer.print(pins, asked)? {
             return Ok(());
         }

@@ -6,6 +6,10 @@ mod netns;
 mod run;
 mod wanted;
 
+use common::{harness, settings::LogOptions};
+
 fn main() -> std::process::ExitCode {
-    run::run(&common::harness::parse())
+    let cli = harness::parse();
+    harness::init_log("end-sockets", &LogOptions::default(), "");
+    run::run(&cli)
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{self, BufRead as _, IsTerminal as _, Write as _},
+    io::{self, BufRead as _, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{
@@ -99,18 +99,9 @@ pub fn run(cli: &Cli) -> ExitCode {
     match work(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            message("error", &format!("{error:#}"));
+            log::error!("{error:#}");
             ExitCode::FAILURE
         }
-    }
-}
-
-/// A line on stderr: for people on a terminal, as the other tools log it elsewhere.
-fn message(level: &str, text: &str) {
-    if io::stderr().is_terminal() {
-        eprintln!("end-sockets: {text}");
-    } else {
-        eprintln!("{}", serde_json::json!({ "level": level, "tool": "end-sockets", "msg": text }));
     }
 }
 
@@ -152,7 +143,7 @@ fn work(cli: &Cli) -> Result<()> {
         if is_due && !errors.is_empty() {
             retry = Retry::after(retry.map_or(0, |retry| retry.failed) + 1, Instant::now());
             if retry.is_none() {
-                message("error", "sockets of backends that went may stay: the search for them failed again and again");
+                log::error!("sockets of backends that went may stay: the search for them failed again and again");
             }
         }
         if errors.is_empty() || retry.is_none() {
@@ -170,7 +161,7 @@ fn maps(pin_dir: &Path) -> Result<Peers> {
 
 fn write(metrics: &mut Metrics) {
     if let Err(error) = metrics.write() {
-        message("warn", &error.to_string());
+        log::warn!("{error}");
     }
 }
 
@@ -189,7 +180,7 @@ fn read() -> Result<Receiver<Vec<Gone>>> {
                         break;
                     }
                 }
-                Err(error) => message("error", &format!("a line that bpf-lb-load follow does not print: {error}")),
+                Err(error) => log::error!("a line that bpf-lb-load follow does not print: {error}"),
             }
             text.clear();
         }
@@ -214,13 +205,12 @@ fn tell(outcome: &Outcome, before: &[String], counts: &Counts, begun: Instant) -
     for error in &outcome.errors {
         counts.errors.inc();
         if !before.contains(error) {
-            message("error", error);
+            log::error!("{error}");
         }
     }
     if outcome.unable {
         counts.able.set(0);
-        message(
-            "warn",
+        log::warn!(
             "this kernel cannot end sockets (CONFIG_INET_DIAG_DESTROY): clients of a backend that goes are not told",
         );
     }
@@ -236,7 +226,7 @@ fn tell(outcome: &Outcome, before: &[String], counts: &Counts, begun: Instant) -
     if !reports.is_empty() {
         let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or_default();
         let line = serde_json::json!({ "ended": reports, "milliseconds": milliseconds });
-        writeln!(io::stdout(), "{line}").context("standard output")?;
+        io::stdout().write_all(format!("{line}\n").as_bytes()).context("standard output")?;
     }
     Ok(())
 }
