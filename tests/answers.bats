@@ -21,7 +21,8 @@ setup() {
 
 # both_families CASE: calls CASE 4 and CASE 6.
 both_families() {
-  "$1" 4 && "$1" 6
+  "$1" 4
+  "$1" 6
 }
 
 own_addresses() {

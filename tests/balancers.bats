@@ -14,7 +14,7 @@ setup_file() {
 }
 
 setup() {
-  [ -z "${SUITE_SKIP-}" ] || return 0
+  [ -z "${SUITE_SKIP-}" ] || skip "$SUITE_SKIP"
   lab_reload node1
   CGROUP=$(<"$LAB/host/node1/cgroup")
 }

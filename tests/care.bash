@@ -18,12 +18,16 @@ everything() {
   { lab_snapshot node1 && lab_snapshot "node1/$1"; } | sed '/^== files/,/^==/d; s/^[0-9]*: //; s/@if[0-9]*:/:/' | sort
 }
 
-is_as_before() { [ "$(everything "$POD")" = "$before" ]; }
+# is_as_before: whether it was so when the look began, of which "now" is the time.
+is_as_before() {
+  now=${EPOCHREALTIME/./}
+  [ "$(everything "$POD")" = "$before" ]
+}
 
 # altered WHERE COMMAND: by somebody else. All is right again within a second; a machine that was busy with something else gets
 # another two chances. The agent is stopped until the alteration has been seen: one that is not seen would be right at once.
 altered() {
-  local after begin took
+  local after begin now took
   for _ in 1 2 3; do
     after=
     lab_pause agent
@@ -33,7 +37,7 @@ altered() {
     [ -n "$after" ] || fail "$2" "$(cat "$LAB/altered")" || return
     [ "$after" != "$before" ] || fail "alters nothing that is compared: $2" || return
     lab_until 5 is_as_before || fail "after: $2" "$(diff <(printf '%s\n' "$before") <(everything "$POD"))" "$(tail -3 "$LAB/log/agent")" || return
-    took=$(((${EPOCHREALTIME/./} - begin) / 1000))
+    took=$(((now - begin) / 1000))
     printf '%6d ms after %s\n' $took "$2" >&3
     [ $took -gt 1000 ] || return 0
   done

@@ -14,6 +14,10 @@ setup_file() {
   agent_start
 }
 
+teardown() {
+  [ -n "${BATS_TEST_COMPLETED-}${SUITE_SKIP-}" ] || [ ! -e "$LAB/pid/undoer" ] || lab_stop undoer
+}
+
 @test "any single object that ADD made, removed or altered by somebody else while the pod runs, is put right within a second" {
   altered_each web eth0
   lab_cnitool node1 check underlay46 web
@@ -100,11 +104,13 @@ has_no_route() { ! has_route "$@"; }
   lab_serve node2 6443 node2
   for _ in 1 2; do
     vip add node1
-    lab_until 5 reaches 10.6.0.99 node1 && lab_until 5 reaches fd00:6::99 node1
+    lab_until 5 reaches 10.6.0.99 node1
+    lab_until 5 reaches fd00:6::99 node1
     has_route web 10.6.0.99
     vip del node1
     vip add node2
-    lab_until 5 reaches 10.6.0.99 node2 && lab_until 5 reaches fd00:6::99 node2
+    lab_until 5 reaches 10.6.0.99 node2
+    lab_until 5 reaches fd00:6::99 node2
     has_no_route web 10.6.0.99
     [ -z "$(lab_in node1/web ip neighbour show 10.6.0.99 dev veth0)" ]
     expect 0 lab_cnitool node1 check underlay46 web

@@ -18,8 +18,8 @@ says() {
   for subnets in '' '--subnet 10.6.0.0/16'; do
     # shellcheck disable=SC2086 # two words
     run --separate-stderr lab_in node1 "$(lab_libexec)/check-node" $subnets
-    assert_equal "$status" "$([ "$2" = true ] && printf 0 || printf 1)"
-    assert_json "$output" ".checks[] | select(.name == \"$1\").ok" "$2"
+    assert_equal "$status" "$([ "$2" = true ] && printf 0 || printf 1)" || return
+    assert_json "$output" ".checks[] | select(.name == \"$1\").ok" "$2" || return
   done
 }
 

@@ -151,7 +151,8 @@ EOF2
 
 @test "check-node makes no table of iptables-legacy's by looking for one" {
   lab_host looked
-  lab_in looked "$(lab_libexec)/check-node" >/dev/null || true
+  expect 1 lab_in looked "$(lab_libexec)/check-node"
+  assert_json "$output" '[.checks[] | select(.name == "forward")] | length > 0' true
   assert_equal "$(lab_in looked cat /proc/net/ip_tables_names /proc/net/ip6_tables_names)" ''
 }
 

@@ -118,16 +118,15 @@ assert_same() {
 assert_answer() {
   local protocol
   for protocol in tcp udp; do
-    expect 0 lab_ask "$1" "$protocol" "$2" "$3"
-    assert_equal "${output%% *}" "$4"
-    [ -z "$5" ] || assert_equal "${output#* }" "$5"
+    expect 0 lab_ask "$1" "$protocol" "$2" "$3" || return
+    assert_equal "${output%% *}" "$4" || return
+    [ -z "${5-}" ] || assert_equal "${output#* }" "$5" || return
   done
 }
 
 # assert_no_answer FROM ADDRESS PORT: neither over TCP nor over UDP.
 assert_no_answer() {
-  expect 1 lab_ask "$1" tcp "$2" "$3"
-  expect 1 lab_ask "$1" udp "$2" "$3"
+  expect 1 lab_ask "$1" tcp "$2" "$3" && expect 1 lab_ask "$1" udp "$2" "$3"
 }
 
 # leaves_by POD NIC OTHER... -- COMMAND...: a question that succeeds, and whose packets (port 8080 at the pod) are all seen
@@ -137,7 +136,7 @@ leaves_by() {
   shift 2
   while [ "$1" != -- ]; do wrong+=("$1") && shift; done
   shift
-  for nic in "$right" "${wrong[@]}"; do lab_capture "on-$nic" "$pod" "$nic" "port 8080 or port 80"; done
+  for nic in "$right" "${wrong[@]}"; do lab_capture "on-$nic" "$pod" "$nic" "port 8080 or port 80" || return; done
   "$@" || return
   for nic in "${wrong[@]}"; do
     assert_equal "$(lab_captured "on-$nic")" '' || fail "packets on $nic of $pod: $*" || return

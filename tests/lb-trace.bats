@@ -243,13 +243,13 @@ PY
   local before='4 programs and 0 of trace, which has 0 maps'
   now() { [ "$(lb_attached)" = "$1" ]; }
   # A loader elsewhere makes the maps for a moment.
-  lab_until 10 now "$before" || fail "$(lb_attached)"
+  lab_until 60 now "$before" || fail "$(lb_attached)"
   trace_begins
-  lab_until 10 now '8 programs and 4 of trace, which has 2 maps' || fail "$(lb_attached)"
+  lab_until 60 now '8 programs and 4 of trace, which has 2 maps' || fail "$(lb_attached)"
   lab_sockets node1/pod <"$BATS_FILE_TMPDIR/calls"
   trace_has 11
   trace_ends KILL
-  lab_until 10 now "$before" || fail "$(lb_attached)"
+  lab_until 60 now "$before" || fail "$(lb_attached)"
   lab_sockets node1/pod <"$BATS_FILE_TMPDIR/calls"
 }
 

@@ -66,7 +66,7 @@ lb_stat() {
 
 # lb_under_fire CHANGES KILLS: clients connect while services change and the loader is killed (see lab/fire.py).
 lb_under_fire() {
-  expect 0 lab_served node1/pod timeout "${LAB_TIMEOUT:-60}" python3 "$LAB_SOURCE/fire.py" \
+  expect 0 lab_served node1/pod timeout "${LAB_TIMEOUT:-240}" python3 "$LAB_SOURCE/fire.py" \
     "$(lab_lb_program)" /sys/fs/bpf/underpass "$1" "$2"
   # shellcheck disable=SC2154 # set by expect
   assert_json "$output" '[.failed, .changes, .kills]' "[0,$1,$2]"

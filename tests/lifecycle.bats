@@ -19,6 +19,8 @@ teardown() {
   [ -z "${SUITE_SKIP-}" ] || return 0
   coordinator DEL
   lab_in node1 ip netns delete "$POD" 2>/dev/null || true
+  # What a test that failed leaves is not the fault of the next.
+  [ -n "${BATS_TEST_COMPLETED-}" ] || lab_snapshot node1 >"$LAB/node1.clean"
   assert_node_clean
 }
 

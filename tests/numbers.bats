@@ -174,7 +174,8 @@ EOF
     call ADD
     assert_equal "$(ours node1 4 | wc -l)" 1 || fail "$rule"
     assert_equal "$(ours node1 6 | wc -l)" 1 || fail "$rule"
-    serves || fail "$rule"
+    printf '%s:\n' "$rule"
+    serves
     call CHECK
     lab_in node1 sh -c "ip rule del $rule; ip -6 rule del ${rule//10.6.0.0\/16/fd00:6::/64}"
   done <<'EOF'

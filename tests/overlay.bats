@@ -36,7 +36,8 @@ each() {
   local kind family
   for kind in $KINDS; do
     for family in 4 6; do
-      "$1" "node1/$kind" $family || fail "$kind, IPv$family" || return
+      printf '%s, IPv%s:\n' "$kind" $family
+      "$1" "node1/$kind" $family
     done
   done
 }

@@ -3,7 +3,7 @@
 load helpers
 
 setup_file() {
-  suite_lab 1
+  suite_lab 1 || return 0
 }
 
 PODS=200
@@ -33,7 +33,7 @@ every_nth() {
 add() { lab_pod node1 "pod$1" underlay46; }
 probe() { lab_in node1 ping -c 1 -W 2 "$(lab_address "node1/pod$1" 4)" && lab_in node1 ping -c 1 -W 2 "$(lab_address "node1/pod$1" 6)"; }
 check() { lab_cnitool node1 check underlay46 "pod$1"; }
-delete() { lab_pod_delete node1 "pod$1" underlay46; }
+delete() { lab_cnitool node1 del underlay46 "pod$1" && lab_in node1 ip netns delete "pod$1" && rm -r "$LAB/host/node1/pod/pod$1"; }
 
 @test "two hundred pods, twenty at a time: added, reached, checked and deleted without a failure, and nothing is left" {
   local before

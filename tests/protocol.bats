@@ -16,6 +16,11 @@ setup() {
   config=$(cat "$LAB/config")
 }
 
+# What a test that failed has added is not the fault of the next.
+teardown() {
+  [ -n "${BATS_TEST_COMPLETED-}${SUITE_SKIP-}" ] || call DEL "$config"
+}
+
 # call COMMAND CONFIG [VARIABLE=VALUE...]: one call of the plugin for the suite's pod.
 call() {
   local command=$1 text=$2

@@ -143,7 +143,7 @@ conntrack() {
 # translations CLIENT FAMILY COMMAND...: the entries that a command leaves in which an address was replaced by a backend's.
 translations() {
   lab_in node1 conntrack --flush 2>/dev/null
-  expect 0 "${@:3}"
+  expect 0 "${@:3}" || return
   conntrack "$2" --dst-nat
 }
 
@@ -152,7 +152,7 @@ proxied() {
 }
 
 @test "beside a real kube-proxy, in iptables and nftables mode, nothing is translated twice" {
-  local mode client service family protocol address backend
+  local mode client service family protocol address backend found
   for mode in iptables nftables; do
     lab_kube_proxy_on node1 $mode
     lab_until 20 lab_proxy_healthy node1 && lab_until 20 proxied || fail "$(tail -n 5 "$LAB/log/kube-proxy-node1")"
@@ -160,11 +160,13 @@ proxied() {
       for family in 4 6; do
         address=$(lab_cluster_ip "$service" $family) backend=$(lab_address "node2/$service" $family)
         for protocol in tcp udp; do
-          assert_equal "$(translations "$client" $family ask "$client" $protocol "$address")" ''
+          found=$(translations "$client" $family ask "$client" $protocol "$address")
+          assert_equal "$found" ''
           [ "$client" = node1/under ] && continue
           # The node has seen the connection, and not that it is to a Service; by the host path it does.
           assert_contains "$(conntrack $family)" " dst=$backend "
-          assert_contains "$(translations "$client" $family lab_ask "$client" $protocol "$address" 80)" " dst=$address "
+          found=$(translations "$client" $family lab_ask "$client" $protocol "$address" 80)
+          assert_contains "$found" " dst=$address "
         done
       done
     done <<<"$CLIENTS"

@@ -24,6 +24,8 @@ teardown() {
   lab_in node1 ip netns delete "$POD"
   lab_in node1 rm -f /run/underpass/cluster.json
   gateway_back
+  # What a test that failed leaves is not the fault of the next.
+  [ -n "${BATS_TEST_COMPLETED-}" ] || lab_snapshot node1 >"$LAB/node.clean"
   assert_same "$(cat "$LAB/node.clean")" "$(lab_snapshot node1)"
 }
 
@@ -79,7 +81,8 @@ pod_ip() {
 @test "a wrong value of any setting is refused with an error that names it and says what is allowed" {
   local setting value
   while IFS='|' read -r setting value; do
-    refused ".$setting = $value" 7 "setting ${setting%%.*}: " 'allowed: ' || fail "$setting = $value"
+    printf '%s = %s:\n' "$setting" "$value"
+    refused ".$setting = $value" 7 "setting ${setting%%.*}: " 'allowed: '
   done <<'EOF2'
 mode|"overlaid"
 mode|1
@@ -533,17 +536,17 @@ veth_addresses() {
   added '.detectGateway = true'
 }
 
-# milliseconds COMMAND...: how long it takes.
+# milliseconds COMMAND...: how long it takes, in took.
 milliseconds() {
   local start=${EPOCHREALTIME/./}
-  "$@" >&2
-  printf '%d\n' $(((${EPOCHREALTIME/./} - start) / 1000))
+  "$@"
+  took=$(((${EPOCHREALTIME/./} - start) / 1000))
 }
 
 @test "detectOptions: as many probes as retries say, interval apart, then timeout" {
   local took
   lab_capture probes client eth0 "arp and ether src $(pod_ip link show eth0 | jq -r .[0].address) and arp[14:4] = 0"
-  took=$(milliseconds added '.detectIPConflict = true | .detectOptions = {"retries": 4, "interval": "200ms", "timeout": "500ms"}')
+  milliseconds added '.detectIPConflict = true | .detectOptions = {"retries": 4, "interval": "200ms", "timeout": "500ms"}'
   [ "$took" -ge 1100 ] || fail "took $took ms"
   assert_equal "$(lab_captured probes | wc -l)" 4
 }
@@ -552,21 +555,46 @@ milliseconds() {
   local took
   lab_in gateway ip address delete 10.6.0.1/16 dev net6
   lab_in gateway ip address delete fd00:6::1/64 dev net6
-  took=$(milliseconds refused '.detectIPConflict = true | .detectGateway = true
-    | .detectOptions = {"retries": 1, "timeout": "3s"}' 104 10.6.0.1 fd00:6::1)
-  [ "$took" -ge 3000 ] && [ "$took" -lt 6000 ] || fail "took $took ms"
+  milliseconds refused '.detectIPConflict = true | .detectGateway = true
+    | .detectOptions = {"retries": 1, "timeout": "10s"}' 104 10.6.0.1 fd00:6::1
+  [ "$took" -ge 10000 ] && [ "$took" -lt 19000 ] || fail "took $took ms"
 }
 
 @test "detectOptions: an answer ends the wait for a gateway, and a conflict ends it at once" {
   local took
-  took=$(milliseconds added '.detectGateway = true | .detectOptions = {"retries": 3, "interval": "20s", "timeout": "20s"}')
+  milliseconds added '.detectGateway = true | .detectOptions = {"retries": 3, "interval": "20s", "timeout": "20s"}'
   [ "$took" -lt 10000 ] || fail "took $took ms"
   coordinator DEL .
   lab_in client ip address add "$P4/16" dev eth0
-  took=$(milliseconds refused '.detectIPConflict = true | .detectOptions = {"retries": 3, "interval": "20s", "timeout": "20s"}' 103 "$P4")
+  milliseconds refused '.detectIPConflict = true | .detectOptions = {"retries": 3, "interval": "20s", "timeout": "20s"}' 103 "$P4"
   lab_in client ip address delete "$P4/16" dev eth0
   [ "$took" -lt 10000 ] || fail "took $took ms"
 }
+
+@test "detectOptions: an answer that has come in time counts for a tool that had to wait for the processor until later" {
+  local add
+  lab_in gateway ip address delete 10.6.0.1/16 dev net6
+  added '.detectGateway = true | .detectOptions = {"retries": 1, "timeout": "3s"}' >"$BATS_TEST_TMPDIR/added" 2>&1 3>&- &
+  add=$!
+  lab_until 10 asks
+  sleep 0.5
+  lab_in node1 pkill -STOP -x tune-pod
+  gateway_back
+  # What it says of itself, to all.
+  lab_in gateway python3 - net6 <<'PY'
+import socket, sys
+wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+wire.bind((sys.argv[1], 0x0806))
+mac, address = wire.getsockname()[4], socket.inet_aton("10.6.0.1")
+wire.send(b"\xff" * 6 + mac + bytes.fromhex("08060001080006040002") + mac + address + b"\xff" * 6 + address)
+PY
+  sleep 3
+  lab_in node1 pkill -CONT -x tune-pod
+  wait "$add" || fail "$(<"$BATS_TEST_TMPDIR/added")"
+}
+
+# asks: whether a tool listens to what the pod's network says.
+asks() { lab_in "node1/$POD" sed 1d /proc/net/packet | grep -q .; }
 
 @test "logOptions: messages go to the file, its directory is made, and the level chooses" {
   local log=/run/logs/deep/underpass.log

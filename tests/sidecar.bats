@@ -50,7 +50,8 @@ each() {
   local pod family
   for pod in early late; do
     for family in 4 6; do
-      "$1" "$pod" "$family" || fail "pod $pod, IPv$family" || return
+      printf 'pod %s, IPv%s:\n' "$pod" "$family"
+      "$1" "$pod" "$family"
     done
   done
 }

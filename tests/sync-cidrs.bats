@@ -12,6 +12,7 @@ setup_file() {
 
 teardown() {
   local name
+  [ ! -d "${LAB-/none}/pid" ] || [ -e "$LAB/pid/apiserver" ] || lab_apiserver
   for name in follow first second proxy; do
     [ ! -e "${LAB-/none}/pid/$name" ] || lab_stop "$name"
   done

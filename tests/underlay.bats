@@ -34,7 +34,8 @@ each() {
   local rp family
   for rp in 0 1 2; do
     for family in 4 6; do
-      "$1" $rp "$(near $rp)" "$(far $rp)" $family || fail "with rp_filter $rp, IPv$family" || return
+      printf 'with rp_filter %s, IPv%s:\n' $rp $family
+      "$1" $rp "$(near $rp)" "$(far $rp)" $family
     done
   done
 }
@@ -83,10 +84,10 @@ each() {
 }
 
 @test "a pod reaches a ClusterIP whose backends are the nodes themselves" {
-  local seen
+  local seen address turn
   backend_host() {
-    seen=
-    for _ in {1..12}; do seen+=$(lab_ask "$2/pod" tcp "$(lab_cluster_ip "host$1" "$4")" 80); done
+    address=$(lab_cluster_ip "host$1" "$4")
+    seen=$(for turn in {1..30}; do printf 'tcp %s 80 %s\n' "$address" "$turn"; done | lab_in "$2/pod" "$LAB_SOURCE/identify" each)
     assert_contains "$seen" "$2 "
     assert_contains "$seen" "$3 "
   }

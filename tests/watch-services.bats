@@ -12,6 +12,7 @@ setup_file() {
 }
 
 teardown() {
+  [ ! -d "${LAB-/none}/pid" ] || [ -e "$LAB/pid/apiserver" ] || lab_apiserver
   [ ! -e "${LAB-/none}/pid/follow" ] || stop_following
   [ -z "${CREATED-}" ] || lab_kubectl delete --ignore-not-found --wait=false --filename - <<<"$CREATED" >/dev/null
 }
@@ -41,7 +42,7 @@ stop_following() {
   lab_stop follow
 }
 
-nobody_follows() { ! lab_in node1 pgrep -x bpf-lb-load >/dev/null; }
+nobody_follows() { ! lab_in node1 pgrep --runstates D,R,S -x bpf-lb-load >/dev/null; }
 
 # kernel FILTER: what a jq filter finds in the kernel's table.
 kernel() { lab_lb node1 show | jq -c "$1"; }
@@ -175,6 +176,8 @@ printed() { lab_in node1 sh -c "cat $(state).lines" | jq -e "select($1)" >/dev/n
   oldest=$(date -u +%Y-%m-%dT%H:%M:%S.%3N1Z) later=$(date -u +%Y-%m-%dT%H:%M:%S.%3N2Z)
   create "$(slice web-2 web 10.0.0.2 | triggered "$later")" "$(slice web-3 web 10.0.0.3 | triggered "$oldest")" \
     "$(slice other-2 other 10.0.1.2 | triggered "$later")" "$(slice web-4 web 10.0.0.4 | triggered "$later")"
+  # The API server tells of a change a moment after it has answered.
+  sleep 1
   lab_in node1 kill -CONT "$pid"
   within 5 leads web 10.0.0.1 10.0.0.2 10.0.0.3 10.0.0.4
   within 5 leads other 10.0.1.1 10.0.1.2
@@ -421,15 +424,17 @@ event_there() { [ "$(events "$1")" = true ]; }
 }
 
 @test "a slow API server is followed as it answers, without an error" {
+  local begin
   create "$(service web)" "$(slice web-1 web 10.0.0.1)"
   lab_spawn slow node1 "$LAB_SOURCE/slow-proxy" 7443 10.6.0.10 6443 1
   lab_until 5 grep -qx listening "$LAB/log/slow"
   lab_proxied_kubeconfig 7443 >"$LAB/kubernetes/slow.conf"
   KUBECONFIG=$LAB/kubernetes/slow.conf follow
-  within 40 leads web 10.0.0.1
+  within 80 leads web 10.0.0.1
+  begin=${EPOCHREALTIME/./}
   create "$(slice web-2 web 10.0.0.2)"
-  ! leads web 10.0.0.1 10.0.0.2 || fail 'nothing is slow'
-  within 10 leads web 10.0.0.1 10.0.0.2
+  within 20 leads web 10.0.0.1 10.0.0.2
+  [ $((${EPOCHREALTIME/./} - begin)) -gt 1000000 ] || fail 'nothing is slow'
   ! logged 'cannot' || fail "$(cat "$LAB/log/follow")"
   lab_until 10 has_metric services_in_contact 1
   stop_following

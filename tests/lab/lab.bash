@@ -160,6 +160,7 @@ lab_in() {
 lab_spawn() {
   local name=$1 where=$2
   shift 2
+  rm -f "$LAB/ready/$name"
   mkfifo "$LAB/ready/$name"
   # shellcheck disable=SC2016 # expanded by the inner shell
   lab_in "$where" bash -c '
@@ -168,7 +169,7 @@ lab_spawn() {
     exec "$@"
   ' "$LAB/ready/$name" "$@" </dev/null >"$LAB/log/$name" 2>&1 3>&- &
   disown
-  lab_await "$name" >"$LAB/pid/$name"
+  lab_await "$name" >"$LAB/pid/$name" || { rm "$LAB/pid/$name"; return 1; }
   rm "$LAB/ready/$name"
 }
 
@@ -196,13 +197,19 @@ lab_resume() {
   done
 }
 
-# lab_until SECONDS COMMAND...: repeats a command until it succeeds.
+# lab_until SECONDS COMMAND...: repeats a command until it succeeds; the longer that takes, the less often, for a look costs more of
+# the processor than most of what is waited for.
 lab_until() {
-  local end=$((${EPOCHREALTIME/./} + $1 * 1000000))
+  local begin=${EPOCHREALTIME/./} limit=$(($1 * 1000000)) waited pause
   shift
   until "$@"; do
-    [ "${EPOCHREALTIME/./}" -lt "$end" ] || return 1
-    sleep 0.05
+    waited=$((${EPOCHREALTIME/./} - begin))
+    [ "$waited" -lt "$limit" ] || return 1
+    pause=$((waited / 8))
+    [ $pause -gt 50000 ] || pause=50000
+    [ $pause -lt 500000 ] || pause=500000
+    printf -v pause '0.%06d' $pause
+    sleep "$pause"
   done
 }
 

@@ -14,6 +14,9 @@ use crate::{packet, probe::Inquiry};
 /// Longer than any ARP or neighbour discovery packet that is read.
 const FRAME: usize = 512;
 
+/// No more frames are in a socket's queue (`net.core.rmem_default` by the least that the kernel charges for a frame).
+const QUEUE: usize = 512;
+
 /// A socket for one interface.
 #[derive(Debug)]
 pub struct Wire(Socket);
@@ -39,16 +42,16 @@ impl Wire {
         self.0.send(frame).map(|_| ())
     }
 
-    /// The next frame, cut to [`FRAME`] bytes; `None` if none comes in time.
+    /// The next frame, cut to [`FRAME`] bytes; `None` if none comes in time. Once the time is over, what has come is read all the
+    /// same: this process may have had to wait for the processor.
     fn receive(&self, buffer: &mut [u8; FRAME], end: Instant) -> io::Result<Option<usize>> {
         let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(None);
-        }
+        self.0.set_nonblocking(left.is_zero())?;
         // Zero would mean for ever; the kernel counts microseconds.
         self.0.set_read_timeout(Some(left.max(Duration::from_micros(1))))?;
         match (&self.0).read(buffer) {
             Ok(length) => Ok(Some(length)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock && left.is_zero() => Ok(None),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(Some(0)),
             Err(error) => Err(error),
         }
@@ -65,8 +68,11 @@ impl Wire {
                 self.send(&frame)?;
             }
             let wait = if attempt == options.retries { options.timeout } else { options.interval };
-            let end = Instant::now() + wait;
-            while let Some(length) = self.receive(&mut buffer, end)? {
+            let (end, mut late) = (Instant::now() + wait, 0);
+            while late < QUEUE
+                && let Some(length) = self.receive(&mut buffer, end)?
+            {
+                late += usize::from(Instant::now() >= end);
                 if let Some(Err(conflict)) = packet::claim(&buffer[..length]).map(|claim| inquiry.hear(claim)) {
                     return Ok(Err(conflict));
                 }

@@ -538,7 +538,8 @@ fn a_service_of_a_hundred_thousand_endpoints_is_mapped_in_no_time() {
     assert_eq!(web(&mut cluster).backends.len(), 100_000);
     let before = std::time::Instant::now();
     assert_eq!(tell(&mut cluster, slice("web-0", &[])).len(), 1);
-    assert!(before.elapsed().as_secs() < 5, "{:?}", before.elapsed());
+    // Minutes, if the whole Service were looked at for each slice.
+    assert!(before.elapsed().as_secs() < 60, "{:?}", before.elapsed());
 }
 
 /// One event: an object, or its end.
