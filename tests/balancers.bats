@@ -62,7 +62,7 @@ answers() { expect 0 lab_served node1/pod "$LAB_SOURCE/identify" ask tcp 10.233.
   theirs
   lab_spawn agent node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" UNDERPASS_CGROUP="$CGROUP" \
     "$LAB_REPO/scripts/node-agent" services --kubeconfig /nowhere
-  lab_until 10 grep -q "ours and Cilium's (cil_sock4_conne)" "$LAB/log/agent"
+  lab_until 30 grep -q "ours and Cilium's (cil_sock4_conne)" "$LAB/log/agent"
   lab_stop agent
 }
 

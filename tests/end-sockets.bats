@@ -345,6 +345,26 @@ PY
   done
 }
 
+@test "a first table ends no TCP connection by an address that has moved to another Service, or to nobody, while the endpoint serves" {
+  local blue green
+  blue='{"clusterIps": ["10.96.0.1"], "created": "2026-01-01T00:00:00Z", "backends": [{"address": "127.0.0.2", "port": 8080}]}'
+  green='{"clusterIps": ["10.96.0.2"], "created": "2026-02-01T00:00:00Z", "backends": [{"address": "127.0.0.3", "port": 8080}]}'
+  exec 5>&-
+  lab_stop agent
+  lab_until 5 lb_services "$(lb_service blue "$(jq -c '.externalIps = ["10.97.0.1", "10.97.0.2"]' <<<"$blue")")" "$(lb_service green "$green")"
+  es_client client <<'PY'
+hold("127.0.0.2", "127.0.0.3")
+ones = [connect(SOCK_STREAM, address) for address in ("10.97.0.1", "10.97.0.2")]
+ready()
+wait_for(sys.argv[1] + "ended")
+equal([error_of(one) for one in ones], [None, None])
+PY
+  es_begins_anew "$(lb_service blue "$blue"), $(lb_service green "$(jq -c '.externalIps = ["10.97.0.1"]' <<<"$green")")"
+  assert_json "$(<"$BATS_TEST_TMPDIR/answer")" '[.gone[] | .service, .backend, .why]' '["test/green","127.0.0.2:8080","unready"]'
+  : >"$BATS_TEST_TMPDIR/client.readyended"
+  es_ends_well client || fail "$(<"$BATS_TEST_TMPDIR/answer")"
+}
+
 @test "an IPv6 socket that was translated in both families is told when the backend goes to which it is connected" {
   es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
   es_client client <<'PY'

@@ -11,7 +11,7 @@ use std::{
 use bpf_lb_abi::Entry;
 use schemars::JsonSchema;
 use serde::Serialize;
-use service_table::{Change, Nodes, Refuse, Service, ServiceName, ServiceTable, TrafficPolicy};
+use service_table::{Change, Nodes, Protocol, Refuse, Service, ServiceName, ServiceTable, TrafficPolicy};
 use thiserror::Error;
 
 use crate::{
@@ -173,11 +173,33 @@ impl Table {
 
     fn old(&mut self) -> Vec<Gone> {
         let unseen = std::mem::take(&mut self.unseen);
-        unseen.into_iter().filter_map(|flow| self.old_flow(&flow)).collect()
+        if unseen.is_empty() {
+            return vec![];
+        }
+        let endpoints = self.endpoints();
+        unseen.into_iter().filter_map(|flow| self.old_flow(&flow, &endpoints)).collect()
     }
 
-    /// Nothing if a new connection may get that backend too.
-    fn old_flow(&self, flow: &Flow) -> Option<Gone> {
+    /// All endpoints, each as what it is the most for any service.
+    fn endpoints(&self) -> foldhash::HashMap<(Protocol, SocketAddr), State> {
+        let services = self.kernel.services();
+        let ready = services.values().flat_map(|installed| {
+            installed.backends.keys().map(|endpoint| ((installed.spec.protocol, *endpoint), State::Ready))
+        });
+        let draining = self.draining.iter().flat_map(|(key, endpoints)| {
+            let protocol = services.get(key).map(|installed| installed.spec.protocol).unwrap_or_default();
+            endpoints.iter().map(move |(endpoint, state)| ((protocol, *endpoint), *state))
+        });
+        let mut all = foldhash::HashMap::default();
+        for (endpoint, state) in ready.chain(draining) {
+            all.entry(endpoint).and_modify(|most: &mut State| *most = state.min(*most)).or_insert(state);
+        }
+        all
+    }
+
+    /// Nothing if a new connection may get that backend too, or if it is as good as before and only the address by which a client
+    /// came leads nowhere any more. Of an address that leads to another service, as [`gone::moved`] says.
+    fn old_flow(&self, flow: &Flow, endpoints: &foldhash::HashMap<(Protocol, SocketAddr), State>) -> Option<Gone> {
         let frontend = self.kernel.frontend(&flow.service).unwrap_or(flow.service);
         let owner = self.kernel.owner(&frontend);
         let installed = owner.and_then(|owner| self.kernel.services().get(owner));
@@ -191,7 +213,13 @@ impl Table {
         let why = match state {
             // Still an endpoint of its Service, and not for who comes by this address.
             None if installed.is_some_and(|installed| installed.backends.contains_key(&flow.backend)) => Why::Draining,
-            None => Why::Left,
+            None => match endpoints.get(&(flow.service.protocol, flow.backend)) {
+                None => Why::Left,
+                Some(State::Unready) => Why::Unready,
+                Some(_) if owner.is_some() => Why::Unready,
+                Some(State::Draining) => Why::Draining,
+                Some(State::Ready) => return None,
+            },
             Some(State::Unready) => Why::Unready,
             Some(_) => Why::Draining,
         };
