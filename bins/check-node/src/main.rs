@@ -100,7 +100,7 @@ fn nftables() -> Check {
             Ok(_) => "the kernel has nf_tables".to_owned(),
             Err(error) => format!("the kernel has no nf_tables: {error}"),
         },
-        remedy: "replies find their way by an nftables mark: load the module nf_tables (Linux 3.13, inet tables 3.14)",
+        remedy: "replies find their way by an nftables mark: load the module nf_tables (Linux 5.2: route chains of the family inet)",
     }
 }
 
