@@ -118,7 +118,7 @@ assert_same() {
 assert_answer() {
   local protocol
   for protocol in tcp udp; do
-    expect 0 lab_ask "$1" "$protocol" "$2" "$3" || return
+    expect 0 lab_ask "$1" "$protocol" "$2" "$3" 5 || return
     assert_equal "${output%% *}" "$4" || return
     [ -z "${5-}" ] || assert_equal "${output#* }" "$5" || return
   done
