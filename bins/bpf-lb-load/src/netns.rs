@@ -2,8 +2,6 @@
 
 use std::{fs::File, io, os::fd::AsFd, path::Path};
 
-use nix::sched::{CloneFlags, setns};
-
 use crate::sys;
 
 /// The cookie of the network namespace in which this thread is.
@@ -19,13 +17,8 @@ pub fn cookie(path: &Path) -> io::Result<u64> {
 
 /// Does `work` in the network namespace at `path`, if there is one, or else in the caller's.
 pub fn within<T: Send>(path: Option<&Path>, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    let Some(path) = path else { return work() };
-    let netns = File::open(path)?;
-    // A thread of its own, so that no other ever finds itself elsewhere.
-    let entered = || {
-        setns(netns, CloneFlags::CLONE_NEWNET)?;
-        work()
-    };
-    std::thread::scope(|scope| scope.spawn(entered).join())
-        .map_err(|_| io::Error::other("the thread that entered the namespace died"))?
+    match path {
+        Some(path) => common::netns::within(&File::open(path)?, work),
+        None => work(),
+    }
 }

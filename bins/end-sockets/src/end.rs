@@ -17,11 +17,11 @@ use bpf_lb_load::{
     peers::{Flow, Peers},
     spec::Frontend,
 };
+use common::netns;
 use service_table::Protocol;
 
 use crate::{
     diag::{Diag, Found, Query},
-    netns,
     wanted::Wanted,
 };
 

@@ -2,7 +2,6 @@
 
 mod diag;
 mod end;
-mod netns;
 mod run;
 mod wanted;
 
