@@ -122,18 +122,58 @@ not_asked() { ! asked "$@" >/dev/null 2>&1; }
   pod no '"underpass.io/socket-path": "true"'
 }
 
+# has_address POD ADDRESS: the API learns where it is.
+has_address() {
+  jq -n --arg ip "$2" '{status: {podIP: $ip, podIPs: [{ip: $ip}]}}' |
+    lab_kubectl patch pod "$1" --subresource status --type merge --patch-file /dev/stdin >/dev/null
+}
+
 @test "a pod of another plugin is left out by its annotation too" {
   lab_pod node1 other plain46
   lab_until 5 asked other
   pod other '"underpass.io/socket-path": "false"'
-  jq -n --arg ip "$(lab_address node1/other 4)" '{status: {podIP: $ip, podIPs: [{ip: $ip}]}}' |
-    lab_kubectl patch pod other --subresource status --type merge --patch-file /dev/stdin >/dev/null
+  has_address other "$(lab_address node1/other 4)"
   lab_until 5 not_asked other
 }
 
 @test "a pod that has ended has no say on whoever has its address now" {
   lab_kubectl patch pod other --subresource status --type merge --patch '{"status": {"phase": "Succeeded"}}' >/dev/null
   lab_until 5 asked other
+}
+
+# moved_asked: the same of the pod whose network namespace has no name where runtimes keep them.
+moved_asked() {
+  lab_served node1 nsenter --net=/run/elsewhere/moved "$LAB_SOURCE/identify" ask tcp 10.233.64.20 80 2 >/dev/null 2>&1
+}
+
+moved_not_asked() { ! moved_asked; }
+
+@test "a pod is found by its processes where its runtime keeps no name of its network namespace, and is named once where it is not found" {
+  local address
+  lab_pod node1 moved plain46
+  address=$(lab_address node1/moved 4)
+  lab_spawn moved node1/moved sleep 1000
+  lab_in node1 sh -c 'mkdir -p /run/elsewhere && : >/run/elsewhere/moved && mount --bind /run/netns/moved /run/elsewhere/moved &&
+    umount /run/netns/moved && rm /run/netns/moved'
+  lab_until 5 moved_asked
+  pod moved '"underpass.io/socket-path": "false"'
+  has_address moved "$address"
+  lab_until 5 moved_not_asked
+  lab_in node1 grep -qx 'underpass_scope_unfound 0' /run/underpass/scope-pods.prom
+
+  pod nowhere '"underpass.io/socket-path": "false"'
+  has_address nowhere 192.0.2.77
+  lab_until 5 logged 'pod default/nowhere: no network namespace of this node has its address'
+  lab_until 5 lab_in node1 grep -qx 'underpass_scope_unfound 1' /run/underpass/scope-pods.prom
+  pod other '"a": "c"'
+  sleep 6
+  assert_equal "$(grep -c 'pod default/nowhere: no network' "$LAB/log/agent")" 1
+  assert_equal "$(grep -c 'pod default/moved: no network' "$LAB/log/agent")" 0
+  lab_kubectl delete pod nowhere --now --wait=false >/dev/null
+  lab_until 10 lab_in node1 grep -qx 'underpass_scope_unfound 0' /run/underpass/scope-pods.prom
+  lab_stop moved
+  lab_kubectl delete pod moved --now --wait=false >/dev/null
+  lab_in node1 sh -c 'umount /run/elsewhere/moved && rm -r /run/elsewhere'
 }
 
 @test "an agent that starts while the API server is away leaves pods as their annotations said" {

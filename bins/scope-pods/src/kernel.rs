@@ -1,41 +1,41 @@
 //! The list in the kernel, and the network namespaces on this node.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs::File,
-    net::IpAddr,
-    path::{Path, PathBuf},
-    thread,
-};
+use std::{collections::BTreeSet, io, net::IpAddr};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use aya::maps::HashMap;
 use bpf_lb_abi::{Config, Participation};
 use bpf_lb_load::{
     layout,
     maps::{mapped, pinned},
-    netns,
+    netns::{cookie, own_cookie},
     pins::Pins,
 };
-use nix::{
-    ifaddrs::getifaddrs,
-    sched::{CloneFlags, setns},
-};
+use cluster_api::Name;
+use common::netns::{all, within};
+use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
 
-use crate::plan::{Place, paths};
+use crate::plan::{Place, cookies};
 
-/// Where runtimes keep pods' network namespaces.
-const NAMESPACES: [&str; 2] = ["/run/netns", "/var/run/netns"];
+/// What was changed in the kernel's list.
+#[derive(Debug, Default)]
+pub struct Change {
+    /// How many entries were written.
+    pub added: usize,
+    /// How many were removed.
+    pub removed: usize,
+    /// The pods whose network namespace was not found.
+    pub unfound: BTreeSet<Name>,
+}
 
 /// Makes the kernel's list equal to these places, and says to it whether the list is of those who are left out (`default`) or of
-/// those who take part. Returns how many entries were written and removed. A place that is not there (any more) is left out.
+/// those who take part. A path that is not there (any more) is left out.
 ///
 /// # Errors
 /// When no load balancer is loaded, or its maps cannot be written.
-pub fn converge(pins: &Pins, default: bool, places: &[Place]) -> Result<(usize, usize)> {
+pub fn converge(pins: &Pins, default: bool, places: &[Place]) -> Result<Change> {
     layout::check(pins)?;
-    let paths = paths(places, namespaces, |path| addresses_in(path).unwrap_or_default());
-    let wanted: BTreeSet<u64> = paths.iter().filter_map(|path| netns::cookie(path).ok()).collect();
+    let (wanted, unfound) = cookies(places, |path| cookie(path).ok(), look);
     let mut list: HashMap<_, u64, u32> = HashMap::try_from(pinned(&pins.maps(), "namespaces")?)?;
     let found: BTreeSet<u64> = list.keys().collect::<Result<_, _>>().context("map namespaces")?;
     // First those who come, then the meaning of the list, then those who go: nobody is left out who is not to be for longer
@@ -49,27 +49,24 @@ pub fn converge(pins: &Pins, default: bool, places: &[Place]) -> Result<(usize, 
     for cookie in found.difference(&wanted) {
         list.remove(cookie).context("map namespaces")?;
     }
-    Ok((wanted.difference(&found).count(), found.difference(&wanted).count()))
+    let (added, removed) = (wanted.difference(&found).count(), found.difference(&wanted).count());
+    Ok(Change { added, removed, unfound })
 }
 
-fn namespaces() -> Vec<PathBuf> {
-    let entries = NAMESPACES.iter().filter_map(|directory| Path::new(directory).read_dir().ok()).flatten().flatten();
-    // One of the two is often a link to the other.
-    let by_name: BTreeMap<_, _> = entries.map(|entry| (entry.file_name(), entry.path())).collect();
-    by_name.into_values().collect()
+/// The cookies of the node's network namespaces, and the addresses in them. Not its own, which no pod has to itself.
+fn look() -> Vec<(u64, Vec<IpAddr>)> {
+    let own = own_cookie().ok();
+    let here = || Ok((own_cookie()?, addresses()?));
+    // What cannot be looked into is where somebody is not found, and that is said.
+    let seen = all().0.into_iter().filter_map(|netns| within(&netns, here).ok());
+    seen.filter(|(cookie, _)| Some(*cookie) != own).collect()
 }
 
-/// The addresses in a network namespace.
-fn addresses_in(path: &Path) -> Result<Vec<IpAddr>> {
-    let netns = File::open(path)?;
-    // A thread of its own, so that no other ever finds itself elsewhere.
-    let thread = thread::spawn(move || -> Result<Vec<IpAddr>> {
-        setns(netns, CloneFlags::CLONE_NEWNET)?;
-        let address = |storage: nix::sys::socket::SockaddrStorage| {
-            let v4 = storage.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
-            v4.or_else(|| storage.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
-        };
-        Ok(getifaddrs()?.filter_map(|interface| interface.address.and_then(address)).collect())
-    });
-    thread.join().map_err(|_| anyhow!("the thread that entered the namespace died"))?
+/// The addresses in this thread's network namespace.
+fn addresses() -> io::Result<Vec<IpAddr>> {
+    let address = |storage: SockaddrStorage| {
+        let v4 = storage.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        v4.or_else(|| storage.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+    };
+    Ok(getifaddrs()?.filter_map(|interface| interface.address.and_then(address)).collect())
 }

@@ -5,7 +5,7 @@ mod plan;
 mod report;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     env,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -29,6 +29,7 @@ use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
+    kernel::Change,
     plan::{ANNOTATION, Attachment, Pod, exceptions},
     report::Report,
 };
@@ -37,7 +38,8 @@ const ABOUT: About = About {
     name: "scope-pods",
     does: "Decides for each pod of the node whether it takes part in the socket path, and keeps the list in the kernel by \
            which bpf-lb-load's programs go: by the pod's annotation underpass.io/socket-path, else by the setting socketPath \
-           of its network, else by the cluster's. Watches the pods of its own node, and no others.",
+           of its network, else by the cluster's. Watches the pods of its own node, and no others. Sees those of other \
+           plugins by the node's processes, which takes CAP_SYS_PTRACE.",
     example: "  scope-pods --node \"$(hostname)\"",
 };
 
@@ -127,9 +129,11 @@ async fn follow(
             Ok(None) if wait => (Level::Info, format!("the cluster's settings are not known yet: {STANDS}")),
             settings => {
                 match settings.and_then(|settings| converge(pins, &settings.unwrap_or_default(), &known.pods)) {
-                    Ok((0, 0)) => (Level::Info, String::new()),
-                    Ok((added, removed)) => {
-                        log::info!("{added} network namespaces are exceptions now, {removed} no longer");
+                    Ok(Change { added, removed, unfound }) => {
+                        if added + removed > 0 {
+                            log::info!("{added} network namespaces are exceptions now, {removed} no longer");
+                        }
+                        report.unfound(known.tell_unfound(unfound));
                         (Level::Info, String::new())
                     }
                     // It may come.
@@ -160,29 +164,35 @@ fn stamps() -> Stamps {
 
 /// Of a pod, what is of use here.
 fn cut_down(object: Object) -> Pod {
-    let annotation = object.metadata.annotations.as_ref().and_then(|annotations| annotations.get(ANNOTATION));
-    let says = annotation.and_then(|text| text.parse().ok());
-    let wrong = annotation.filter(|_| says.is_none()).cloned();
+    let annotations = object.metadata.annotations.unwrap_or_default();
+    let wrong = annotations.get(ANNOTATION).filter(|text| text.parse::<bool>().is_err()).cloned();
     let on_host = object.spec.is_some_and(|spec| spec.host_network == Some(true));
     let status = object.status.unwrap_or_default();
     // Its addresses may be another's then.
     let has_ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
     let addresses = status.pod_ips.into_iter().flatten().filter_map(|address| address.ip.parse().ok());
-    Pod { annotation: says, wrong, addresses: if on_host || has_ended { vec![] } else { addresses.collect() } }
+    Pod {
+        takes_part: plan::takes_part(&annotations),
+        wrong,
+        addresses: if on_host || has_ended { vec![] } else { addresses.collect() },
+        is_leaving: object.metadata.deletion_timestamp.is_some(),
+    }
 }
 
 /// What the API has said.
 #[derive(Default)]
 struct Known {
-    /// Those that say something of themselves.
+    /// Those of which annotations say something.
     pods: BTreeMap<Name, Pod>,
+    /// Those whose network namespace was not found when it was last looked for.
+    unfound: BTreeSet<Name>,
 }
 
 impl Known {
     /// Notes what the API says; whether it is of interest.
     fn take(&mut self, event: Event<Pod>) -> bool {
         match event {
-            Event::Applied(name, pod) if pod.annotation.is_some() || pod.wrong.is_some() => {
+            Event::Applied(name, pod) if pod.takes_part.is_some() || pod.wrong.is_some() => {
                 if let Some(wrong) =
                     pod.wrong.as_ref().filter(|_| self.pods.get(&name).is_none_or(|p| p.wrong != pod.wrong))
                 {
@@ -200,6 +210,18 @@ impl Known {
         }
         false
     }
+
+    /// Names each pod once that was not found in any network namespace though it is to be there; how many there are.
+    fn tell_unfound(&mut self, mut unfound: BTreeSet<Name>) -> usize {
+        unfound.retain(|name| self.pods.get(name).is_some_and(|pod| !pod.is_leaving));
+        for Name { namespace, name } in unfound.difference(&self.unfound) {
+            log::warn!(
+                "pod {namespace}/{name}: no network namespace of this node has its address: what its annotations say of the socket path has no effect"
+            );
+        }
+        self.unfound = unfound;
+        self.unfound.len()
+    }
 }
 
 const STANDS: &str = "who took part does so still, and nobody else";
@@ -210,7 +232,7 @@ fn settings() -> anyhow::Result<Option<Value>> {
     Ok((!cluster.is_null()).then(|| cluster["settings"].clone()))
 }
 
-fn converge(pins: &Pins, settings: &Value, pods: &BTreeMap<Name, Pod>) -> anyhow::Result<(usize, usize)> {
+fn converge(pins: &Pins, settings: &Value, pods: &BTreeMap<Name, Pod>) -> anyhow::Result<Change> {
     let default = takes_part(&Value::Null, settings);
     kernel::converge(pins, default, &exceptions(default, &attachments(settings), pods))
 }

@@ -1,7 +1,7 @@
 //! Who takes part in the socket path.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::{Path, PathBuf},
 };
@@ -25,12 +25,14 @@ pub struct Attachment {
 /// A pod of this node, as the API has it.
 #[derive(Clone, Debug, Default)]
 pub struct Pod {
-    /// What its annotation says.
-    pub annotation: Option<bool>,
-    /// Its annotation, if that says neither.
+    /// Whether it takes part, where its annotation decides.
+    pub takes_part: Option<bool>,
+    /// Our annotation, if that says neither.
     pub wrong: Option<String>,
     /// Its addresses, none for a pod in the node's network namespace, which is the node's, and for one that has ended.
     pub addresses: Vec<IpAddr>,
+    /// It was told to end, and may have no network namespace any more.
+    pub is_leaving: bool,
 }
 
 /// Where a network namespace is found.
@@ -38,14 +40,19 @@ pub struct Pod {
 pub enum Place {
     /// At this path.
     Path(PathBuf),
-    /// Where one of these addresses is: a pod that our plugin knows nothing of.
-    Addresses(Vec<IpAddr>),
+    /// Where this pod, of which our plugin knows nothing, has one of these addresses.
+    Addresses(Name, Vec<IpAddr>),
 }
 
-/// The network namespaces that are not as the rest of the cluster is, which is `default`. What a pod says of itself comes
+/// What a pod's annotation says of its part.
+pub fn takes_part(annotations: &BTreeMap<String, String>) -> Option<bool> {
+    annotations.get(ANNOTATION).and_then(|text| text.parse().ok())
+}
+
+/// The network namespaces that are not as the rest of the cluster is, which is `default`. What a pod's annotations say comes
 /// before what its networks say; of several networks, one that leaves the pod out is enough.
 pub fn exceptions(default: bool, attachments: &[Attachment], pods: &BTreeMap<Name, Pod>) -> Vec<Place> {
-    let annotation = |pod: &Name| pods.get(pod).and_then(|pod| pod.annotation);
+    let says = |pod: &Name| pods.get(pod).and_then(|pod| pod.takes_part);
     let mut sandboxes: BTreeMap<&PathBuf, (Option<&Name>, bool)> = BTreeMap::new();
     for Attachment { pod, netns, setting } in attachments {
         let (name, takes_part) = sandboxes.entry(netns).or_insert((pod.as_ref(), true));
@@ -54,42 +61,45 @@ pub fn exceptions(default: bool, attachments: &[Attachment], pods: &BTreeMap<Nam
     }
     let known: Vec<&Name> = sandboxes.values().filter_map(|(name, _)| *name).collect();
     let of_ours = sandboxes.iter().filter_map(|(netns, (name, setting))| {
-        let takes_part = name.and_then(annotation).unwrap_or(*setting);
+        let takes_part = name.and_then(says).unwrap_or(*setting);
         (takes_part != default).then(|| Place::Path((*netns).clone()))
     });
     let of_others = pods.iter().filter_map(|(name, pod)| {
-        let differs = pod.annotation.is_some_and(|takes_part| takes_part != default);
+        let differs = pod.takes_part.is_some_and(|takes_part| takes_part != default);
         (differs && !pod.addresses.is_empty() && !known.contains(&name))
-            .then(|| Place::Addresses(pod.addresses.clone()))
+            .then(|| Place::Addresses(name.clone(), pod.addresses.clone()))
     });
     of_ours.chain(of_others).collect()
 }
 
-/// The paths of these places. Whatever their number, each of the node's network namespaces is looked into once, and none if
-/// nobody is found by addresses.
-pub fn paths(
+/// The cookies of these places' network namespaces, and the pods that are in none. Those of the node are looked into once
+/// for all pods, and not at all if nobody is found by addresses.
+pub fn cookies(
     places: &[Place],
-    namespaces: impl Fn() -> Vec<PathBuf>,
-    addresses_in: impl Fn(&Path) -> Vec<IpAddr>,
-) -> Vec<PathBuf> {
-    let (mut paths, mut addresses) = (Vec::new(), HashSet::new());
+    cookie_at: impl Fn(&Path) -> Option<u64>,
+    look: impl FnOnce() -> Vec<(u64, Vec<IpAddr>)>,
+) -> (BTreeSet<u64>, BTreeSet<Name>) {
+    let (mut cookies, mut sought) = (BTreeSet::new(), Vec::new());
     for place in places {
         match place {
-            Place::Path(path) => paths.push(path.clone()),
-            Place::Addresses(of_pod) => addresses.extend(of_pod.iter().copied()),
+            Place::Path(path) => cookies.extend(cookie_at(path)),
+            Place::Addresses(name, addresses) => sought.push((name, addresses)),
         }
     }
-    if !addresses.is_empty() {
-        let has_one = |path: &PathBuf| addresses_in(path).iter().any(|address| addresses.contains(address));
-        paths.extend(namespaces().into_iter().filter(has_one));
+    let mut unfound: BTreeSet<Name> = sought.iter().map(|(name, _)| (*name).clone()).collect();
+    for (cookie, here) in if sought.is_empty() { vec![] } else { look() } {
+        for (name, addresses) in &sought {
+            if addresses.iter().any(|address| here.contains(address)) {
+                cookies.insert(cookie);
+                unfound.remove(*name);
+            }
+        }
     }
-    paths
+    (cookies, unfound)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-
     use super::*;
 
     fn name(text: &str) -> Name {
@@ -115,34 +125,30 @@ mod tests {
     fn one_network_that_leaves_a_pod_out_is_enough_and_its_annotation_comes_first() {
         let attachments = [attachment("a", true), attachment("a", false)];
         assert_eq!(exceptions(true, &attachments, &BTreeMap::new()), [path("a")]);
-        let says = |annotation| BTreeMap::from([(name("a"), Pod { annotation, ..Pod::default() })]);
+        let says = |takes_part| BTreeMap::from([(name("a"), Pod { takes_part, ..Pod::default() })]);
         assert_eq!(exceptions(true, &attachments, &says(Some(true))), []);
         assert_eq!(exceptions(true, &[attachment("a", true)], &says(Some(false))), [path("a")]);
     }
 
     #[test]
-    fn each_namespace_is_looked_into_once_for_all_pods_and_none_where_nobody_is_looked_for() {
-        let namespaces = || (1..=9).map(|n| PathBuf::from(format!("/run/netns/{n}"))).collect();
-        let address = |n: &str| format!("10.233.1.{n}").parse::<IpAddr>().unwrap();
-        let looks = Cell::new(0);
-        let addresses_in = |path: &Path| {
-            looks.set(looks.get() + 1);
-            vec![address(path.file_name().unwrap().to_str().unwrap())]
-        };
-        let places = ["2", "9", "77"].map(|n| Place::Addresses(vec![address(n)]));
-        let found = paths(&places, namespaces, addresses_in);
-        assert_eq!(found, ["/run/netns/2", "/run/netns/9"].map(PathBuf::from));
-        assert_eq!(looks.replace(0), 9);
-        assert_eq!(paths(&[Place::Path("/a".into())], namespaces, addresses_in), [PathBuf::from("/a")]);
-        assert_eq!(looks.get(), 0);
+    fn who_is_found_by_an_address_is_found_in_one_look_at_all_namespaces_and_who_is_not_is_named() {
+        let address = |n: u8| IpAddr::from([10, 233, 1, n]);
+        let place = |n: u8| Place::Addresses(name(&n.to_string()), vec![address(n), address(n + 100)]);
+        let places = [place(2), place(9), place(77), Place::Path("/a".into())];
+        let look = || (1..=9).map(|n| (n.into(), vec![IpAddr::from([127, 0, 0, 1]), address(n)])).collect();
+        let found = cookies(&places, |_| Some(4711), look);
+        assert_eq!(found, ([2, 9, 4711].into(), [name("77")].into()));
+        let found = cookies(&[Place::Path("/a".into())], |_| None, || panic!("nobody is looked for"));
+        assert_eq!(found, ([].into(), [].into()));
     }
 
     #[test]
     fn a_pod_of_another_plugin_is_found_by_its_addresses_and_one_on_the_host_network_is_the_nodes() {
         let addresses = vec!["10.233.1.2".parse().unwrap()];
-        let pod = |addresses: &Vec<IpAddr>| Pod { annotation: Some(false), addresses: addresses.clone(), wrong: None };
-        let pods = BTreeMap::from([(name("a"), pod(&addresses)), (name("host"), pod(&vec![]))]);
-        assert_eq!(exceptions(true, &[], &pods), [Place::Addresses(addresses)]);
+        let pod =
+            |addresses: &[IpAddr]| Pod { takes_part: Some(false), addresses: addresses.to_vec(), ..Pod::default() };
+        let pods = BTreeMap::from([(name("a"), pod(&addresses)), (name("host"), pod(&[]))]);
+        assert_eq!(exceptions(true, &[], &pods), [Place::Addresses(name("a"), addresses)]);
         assert_eq!(exceptions(true, &[attachment("a", true)], &pods), [path("a")]);
     }
 }

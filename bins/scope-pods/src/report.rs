@@ -9,18 +9,24 @@ pub struct Report {
     metrics: Metrics,
     health: Health<()>,
     known: Gauge,
+    unfound: Gauge,
     listed: bool,
 }
 
 impl Report {
     /// Nothing is known yet of the pods that are asked for.
     pub fn new(pods: &Selection) -> Self {
-        let (mut metrics, known) = (Metrics::new("scope-pods"), Gauge::default());
+        let (mut metrics, known, unfound) = (Metrics::new("scope-pods"), Gauge::default(), Gauge::default());
         let scope = metrics.registry.sub_registry_with_prefix("scope");
         scope.register("known", "Whether the kernel knows which pods take part in the socket path", known.clone());
+        scope.register(
+            "unfound",
+            "Pods whose annotations have no effect on the socket path, since their network namespace is not found",
+            unfound.clone(),
+        );
         let mut health = Health::new(scope, "pods");
         health.begin((), pods);
-        Self { metrics, health, known, listed: false }
+        Self { metrics, health, known, unfound, listed: false }
     }
 
     /// Takes what the API has to say.
@@ -39,6 +45,11 @@ impl Report {
         if self.known.set(i64::from(known)) != i64::from(known) {
             self.write();
         }
+    }
+
+    /// So many pods were not found.
+    pub fn unfound(&self, pods: usize) {
+        self.unfound.set(i64::try_from(pods).unwrap_or(i64::MAX));
     }
 
     /// Writes the metrics as they are now.
