@@ -58,7 +58,7 @@ objects() {
 agent_start() {
   # shellcheck disable=SC2086 # a list
   lab_spawn agent node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" UNDERPASS_CGROUP="${CGROUP:-$(<"$LAB/host/node1/cgroup")}" \
-    UNDERPASS_LOAD_FLAGS="${LOAD_FLAGS-}" "$LAB_REPO/scripts/node-agent" ${PARTS-} --kubeconfig "$LAB/kubernetes/${1:-admin}.conf" \
+    UNDERPASS_LOAD_FLAGS="${LOAD_FLAGS-}" UNDERPASS_SCOPE_FLAGS="${SCOPE_FLAGS-}" "$LAB_REPO/scripts/node-agent" ${PARTS-} --kubeconfig "$LAB/kubernetes/${1:-admin}.conf" \
     --node node1
 }
 
@@ -136,6 +136,34 @@ has_address() {
   lab_until 5 not_asked other
 }
 
+@test "a pod of a service mesh is left out, whoever made its interface, unless its own annotation lets it in" {
+  local name mesh
+  LAB_CNI_ARGS=$(named meshed) lab_pod node1 meshed all
+  for name in meshed other; do
+    for mesh in '"sidecar.istio.io/status": "{}"' '"linkerd.io/proxy-version": "edge-25.1.1"' '"ambient.istio.io/redirection": "enabled"'; do
+      pod $name '"a": "b"'
+      lab_until 5 asked $name
+      pod $name "$mesh"
+      lab_until 5 not_asked $name
+    done
+    pod $name "$mesh, \"underpass.io/socket-path\": \"true\""
+    lab_until 5 asked $name
+    pod $name "$mesh"
+    lab_until 5 not_asked $name
+  done
+  pod meshed '"ambient.istio.io/redirection": "disabled"'
+  lab_until 5 asked meshed
+}
+
+@test "where nobody else translates, pods of a service mesh take part too" {
+  lab_stop agent
+  SCOPE_FLAGS=--with-meshes agent_start
+  lab_until 10 asked other
+  lab_stop agent
+  agent_start
+  lab_until 10 not_asked other
+}
+
 @test "a pod that has ended has no say on whoever has its address now" {
   lab_kubectl patch pod other --subresource status --type merge --patch '{"status": {"phase": "Succeeded"}}' >/dev/null
   lab_until 5 asked other
@@ -161,7 +189,7 @@ moved_not_asked() { ! moved_asked; }
   lab_until 5 moved_not_asked
   lab_in node1 grep -qx 'underpass_scope_unfound 0' /run/underpass/scope-pods.prom
 
-  pod nowhere '"underpass.io/socket-path": "false"'
+  pod nowhere '"linkerd.io/proxy-version": "edge-25.1.1"'
   has_address nowhere 192.0.2.77
   lab_until 5 logged 'pod default/nowhere: no network namespace of this node has its address'
   lab_until 5 lab_in node1 grep -qx 'underpass_scope_unfound 1' /run/underpass/scope-pods.prom

@@ -282,7 +282,7 @@ pub const SETTINGS: &[Setting] = &[
         key: "socketPath",
         default: "true",
         allowed: "true or false",
-        effect: "whether the pod's connections to Services are translated in the kernel's sockets, where the node does that; a pod's annotation underpass.io/socket-path comes first",
+        effect: "whether the pod's connections to Services are translated in the kernel's sockets, where the node does that; a pod's annotation underpass.io/socket-path comes first, and without it pods of a service mesh are left out",
     },
     Setting {
         key: "txQueueLen",
@@ -616,6 +616,19 @@ translated in the sockets. What the sockets do not translate, as in a pod with `
 gateway. Where that has to go through the node all the same, set `serviceCIDR` and `overlayPodCIDR`: what is set there, or in
 `hijackCIDR`, counts also with `none`.
 ";
+    // By what scope-pods' `is_of_mesh` goes.
+    const MESHES: &str = "
+## Pods of a service mesh
+
+A mesh leads a pod's connections through a proxy, which knows a Service by the address that the application asks for. So the socket path leaves
+a pod out that bears what the mesh notes when it redirects: `sidecar.istio.io/status` (Istio's sidecar), `ambient.istio.io/redirection: enabled`
+or `pending` (ambient mode), `linkerd.io/proxy-version`, `kuma.io/sidecar-injected: \"true\"`, `consul.hashicorp.com/transparent-proxy-status`.
+Such a pod takes the host path; a change of its annotations takes effect while it runs. `underpass.io/socket-path: \"true\"` on the pod lets it in all
+the same: then the proxy sees backends in place of Services, and routes, retries and policies for the Service do not hold.
+
+Without kube-proxy there is no host path, and the chart's `paths=socket` lets these pods in (`scope-pods --with-meshes`, by the agent's variable
+`UNDERPASS_SCOPE_FLAGS`). The same is to be set where `podCIDRType` is `none` and underlay pods are in a mesh, or `serviceCIDR`, which gives them a host path.
+";
     const ROOM: &str = "
 ## How much the socket path holds
 
@@ -659,7 +672,7 @@ is allowed, of every setting that is wrong. DEL and GC go on with the default in
             )
         };
         let rows: String = SETTINGS.iter().map(row).collect();
-        format!("{INTRODUCTION}{rows}{NETWORKS}{CLUSTER}{ROOM}{ADDRESSES}{ERRORS}")
+        format!("{INTRODUCTION}{rows}{NETWORKS}{CLUSTER}{MESHES}{ROOM}{ADDRESSES}{ERRORS}")
     }
 
     #[test]

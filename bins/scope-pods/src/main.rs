@@ -37,9 +37,10 @@ use crate::{
 const ABOUT: About = About {
     name: "scope-pods",
     does: "Decides for each pod of the node whether it takes part in the socket path, and keeps the list in the kernel by \
-           which bpf-lb-load's programs go: by the pod's annotation underpass.io/socket-path, else by the setting socketPath \
-           of its network, else by the cluster's. Watches the pods of its own node, and no others. Sees those of other \
-           plugins by the node's processes, which takes CAP_SYS_PTRACE.",
+           which bpf-lb-load's programs go: by the pod's annotation underpass.io/socket-path; else not, if a service mesh has \
+           noted on the pod that it redirects its connections; else by the setting socketPath of its network, else by the \
+           cluster's. Watches the pods of its own node, and no others. Sees those of other plugins by the node's processes, \
+           which takes CAP_SYS_PTRACE.",
     example: "  scope-pods --node \"$(hostname)\"",
 };
 
@@ -71,6 +72,12 @@ fn main() -> ExitCode {
                 .action(ArgAction::SetTrue)
                 .help("Let the kernel's list stand until sync-cidrs --watch has the cluster's settings"),
         )
+        .arg(
+            Arg::new("with-meshes")
+                .long("with-meshes")
+                .action(ArgAction::SetTrue)
+                .help("Let pods of service meshes take part like others: where there is no kube-proxy, they have no Services else"),
+        )
         .arg(path("pin-dir", "Where bpf-lb-load keeps its maps").default_value("/sys/fs/bpf/underpass"));
     let flags = harness::matches(cli);
     harness::init_log(ABOUT.name, &LogOptions::default(), "");
@@ -79,7 +86,8 @@ fn main() -> ExitCode {
     let context = flags.get_one::<String>("context").map(String::as_str);
     let pins = Pins::new(flags.get_one::<PathBuf>("pin-dir").map_or(Path::new(""), PathBuf::as_path));
     let wait = flags.get_flag("wait-for-settings");
-    match harness::block_on(follow(kubeconfig, context, &node, &pins, wait))
+    let with_meshes = flags.get_flag("with-meshes");
+    match harness::block_on(follow(kubeconfig, context, &node, &pins, wait, with_meshes))
         .map_err(anyhow::Error::from)
         .and_then(|result| result)
     {
@@ -94,11 +102,12 @@ async fn follow(
     node: &str,
     pins: &Pins,
     wait: bool,
+    with_meshes: bool,
 ) -> anyhow::Result<()> {
     let client = cluster_api::client(kubeconfig, context, false).await?;
     let selection = Selection::of::<Object>().fields(&format!("spec.nodeName={node}"));
     let mut report = Report::new(&selection);
-    let mut events = Box::pin(cluster_api::follow(&client, selection, cut_down));
+    let mut events = Box::pin(cluster_api::follow(&client, selection, move |pod| cut_down(pod, with_meshes)));
     let mut known = Known::default();
     let (mut said, mut seen, mut full) = (String::new(), None, Instant::now());
     let (mut look, mut write) = (interval(LOOK), interval(WRITE));
@@ -163,7 +172,7 @@ fn stamps() -> Stamps {
 }
 
 /// Of a pod, what is of use here.
-fn cut_down(object: Object) -> Pod {
+fn cut_down(object: Object, with_meshes: bool) -> Pod {
     let annotations = object.metadata.annotations.unwrap_or_default();
     let wrong = annotations.get(ANNOTATION).filter(|text| text.parse::<bool>().is_err()).cloned();
     let on_host = object.spec.is_some_and(|spec| spec.host_network == Some(true));
@@ -172,7 +181,7 @@ fn cut_down(object: Object) -> Pod {
     let has_ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
     let addresses = status.pod_ips.into_iter().flatten().filter_map(|address| address.ip.parse().ok());
     Pod {
-        takes_part: plan::takes_part(&annotations),
+        takes_part: plan::takes_part(&annotations, with_meshes),
         wrong,
         addresses: if on_host || has_ended { vec![] } else { addresses.collect() },
         is_leaving: object.metadata.deletion_timestamp.is_some(),

@@ -25,7 +25,7 @@ pub struct Attachment {
 /// A pod of this node, as the API has it.
 #[derive(Clone, Debug, Default)]
 pub struct Pod {
-    /// Whether it takes part, where its annotation decides.
+    /// Whether it takes part, where its annotations decide.
     pub takes_part: Option<bool>,
     /// Our annotation, if that says neither.
     pub wrong: Option<String>,
@@ -44,9 +44,27 @@ pub enum Place {
     Addresses(Name, Vec<IpAddr>),
 }
 
-/// What a pod's annotation says of its part.
-pub fn takes_part(annotations: &BTreeMap<String, String>) -> Option<bool> {
-    annotations.get(ANNOTATION).and_then(|text| text.parse().ok())
+/// What a pod's annotations say of its part: ours, or else none where a service mesh leads its connections through a proxy.
+/// That goes by the address which the application asks for, so it has to be the Service's
+/// (<https://docs.cilium.io/en/stable/network/servicemesh/istio/>).
+pub fn takes_part(annotations: &BTreeMap<String, String>, with_meshes: bool) -> Option<bool> {
+    let ours = annotations.get(ANNOTATION).and_then(|text| text.parse().ok());
+    ours.or_else(|| (!with_meshes && is_of_mesh(annotations)).then_some(false))
+}
+
+/// By what a mesh writes on a pod whose connections it redirects, not by what asks it to. The page of settings has the list.
+fn is_of_mesh(annotations: &BTreeMap<String, String>) -> bool {
+    let has = |key| annotations.contains_key(key);
+    let is = |key, values: &[&str]| annotations.get(key).is_some_and(|value| values.contains(&value.as_str()));
+    // Istio: a sidecar, and ambient mode (istio/istio, pkg/config/constants: pending is redirected too).
+    has("sidecar.istio.io/status")
+        || is("ambient.istio.io/redirection", &["enabled", "pending"])
+        // linkerd/linkerd2, pkg/inject: injectObjectMeta.
+        || has("linkerd.io/proxy-version")
+        // kumahq/kuma, pkg/plugins/runtime/k8s/webhooks/injector: NewAnnotations.
+        || is("kuma.io/sidecar-injected", &["true"])
+        // Consul, where the proxy is transparent (hashicorp/consul-k8s, mesh_webhook.go; its CNI plugin writes other values).
+        || has("consul.hashicorp.com/transparent-proxy-status")
 }
 
 /// The network namespaces that are not as the rest of the cluster is, which is `default`. What a pod's annotations say comes
@@ -128,6 +146,39 @@ mod tests {
         let says = |takes_part| BTreeMap::from([(name("a"), Pod { takes_part, ..Pod::default() })]);
         assert_eq!(exceptions(true, &attachments, &says(Some(true))), []);
         assert_eq!(exceptions(true, &[attachment("a", true)], &says(Some(false))), [path("a")]);
+    }
+
+    #[test]
+    fn a_pod_whose_connections_a_mesh_redirects_is_left_out_unless_our_annotation_says_otherwise() {
+        let with = |annotations: &[(&str, &str)]| {
+            let owned = annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+            takes_part(&owned.collect(), false)
+        };
+        let meshes = [
+            ("sidecar.istio.io/status", "{}"),
+            ("ambient.istio.io/redirection", "enabled"),
+            ("ambient.istio.io/redirection", "pending"),
+            ("linkerd.io/proxy-version", "edge-25.1.1"),
+            ("kuma.io/sidecar-injected", "true"),
+            ("consul.hashicorp.com/transparent-proxy-status", "enabled"),
+        ];
+        for mesh in meshes {
+            assert_eq!(with(&[mesh]), Some(false), "{mesh:?}");
+            assert_eq!(with(&[mesh, (ANNOTATION, "true")]), Some(true), "{mesh:?}");
+            assert_eq!(with(&[mesh, (ANNOTATION, "neither")]), Some(false), "{mesh:?}");
+            assert_eq!(takes_part(&BTreeMap::from([(mesh.0.to_owned(), mesh.1.to_owned())]), true), None, "{mesh:?}");
+        }
+        // What asks for a sidecar, and may not have been heard; what was taken back; a proxy that redirects nothing.
+        let others = [
+            ("sidecar.istio.io/inject", "true"),
+            ("linkerd.io/inject", "enabled"),
+            ("ambient.istio.io/redirection", "disabled"),
+            ("kuma.io/sidecar-injected", "false"),
+            ("consul.hashicorp.com/connect-inject-status", "injected"),
+        ];
+        for other in others {
+            assert_eq!(with(&[other]), None, "{other:?}");
+        }
     }
 
     #[test]
