@@ -4,6 +4,7 @@
 # our ADD (pod `early`) or after it (`late`, where the sandbox's ADD has long been done).
 
 load helpers
+load lb
 
 # sidecar_rules LOOPBACK PASSTHROUGH: for iptables-restore. PASSTHROUGH is the source of what the sidecar hands to the
 # application.
@@ -105,4 +106,33 @@ from_the_sidecar() {
 
 @test "what the sidecar asks of a Service reaches a backend" {
   each from_the_sidecar
+}
+
+# original POD FAMILY: where the sidecar is told that a question of the application's was to go (SO_ORIGINAL_DST).
+original() {
+  lab_in "node1/$1" conntrack -F 2>/dev/null
+  lab_served "node1/$1" "$LAB_SOURCE/identify" ask tcp "$(lab_cluster_ip backend "$2")" 80 >/dev/null
+  lab_in "node1/$1" conntrack -L -f "ipv$2" -p tcp --reply-port-src 15001 2>/dev/null |
+    sed -n 's/^[^=]*src=[^ ]* dst=\([^ ]*\) sport=[^ ]* dport=\([^ ]*\) .*/\1 \2/p'
+}
+
+told_of_the_service() {
+  assert_equal "$(original "$1" "$2")" "$(lab_cluster_ip backend "$2") 80"
+}
+
+told_of_the_backend() {
+  assert_equal "$(original "$1" "$2")" "$(lab_address node2/backend "$2") 8080"
+}
+
+@test "the sidecar is told of the Service where the socket path leaves the pod out, and of a backend where it does not" {
+  lb_needs_program || skip "$SUITE_SKIP"
+  local pod
+  lab_balancer node1 --scope all-but
+  lb_apply "{\"services\": [$(lb_service backend "$(jq -nc --arg s4 "$(lab_cluster_ip backend 4)" --arg s6 "$(lab_cluster_ip backend 6)" \
+    --arg b4 "$(lab_address node2/backend 4)" --arg b6 "$(lab_address node2/backend 6)" \
+    '{clusterIps: [$s4, $s6], backends: [{address: $b4, port: 8080}, {address: $b6, port: 8080}]}')")]}"
+  each told_of_the_backend
+  for pod in early late; do lab_lb node1 register "/run/netns/$pod"; done
+  each told_of_the_service
+  lab_lb node1 unload
 }
