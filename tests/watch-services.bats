@@ -136,6 +136,23 @@ restart_api() {
 
 test_kernel() { [ "$(kernel "$1")" = true ]; }
 
+@test "a Service whose annotation leaves it to the host path leaves the kernel, comes back without it, and is named where it says neither" {
+  web
+  lab_kubectl annotate service web underpass.io/socket-path=false >/dev/null
+  within 5 absent web
+  expect 0 services --why default/web
+  assert_json "$output" .notServed 'its annotation underpass.io/socket-path leaves it to the host path'
+  lab_kubectl annotate --overwrite service web underpass.io/socket-path=true >/dev/null
+  within 5 leads web 10.0.0.1
+  lab_kubectl annotate --overwrite service web underpass.io/socket-path=off >/dev/null
+  lab_until 5 logged 'Service default/web: annotation underpass.io/socket-path: \"off\" is neither'
+  leads web 10.0.0.1
+  lab_kubectl annotate --overwrite service web underpass.io/socket-path=false >/dev/null
+  within 5 absent web
+  lab_kubectl annotate service web underpass.io/socket-path- >/dev/null
+  within 5 leads web 10.0.0.1
+}
+
 @test "only what is this proxy's is fetched, by three watches, and of Nodes the own one" {
   lab_in control sh -c 'printf "%s\n" "apiVersion: audit.k8s.io/v1" "kind: Policy" "omitStages: [ResponseComplete]" "rules: [{level: Metadata}]" >/run/audit'
   restart_api --audit-policy-file /run/audit --audit-log-path /run/audit.log --audit-log-mode blocking

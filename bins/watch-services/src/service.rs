@@ -15,6 +15,8 @@ pub const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
 pub const HEADLESS: &str = "service.kubernetes.io/headless";
 /// How a backend of the Service is chosen, as the service table names it.
 const ALGORITHM: &str = "underpass.io/lb-algorithm";
+/// Whether it has a place in the service table at all: "true" or "false", as on a pod.
+const SOCKET_PATH: &str = "underpass.io/socket-path";
 /// Kubernetes' own default for session affinity, in seconds.
 const AFFINITY: u32 = 10_800;
 /// Its own limit.
@@ -75,6 +77,9 @@ pub enum NotServed {
     /// Another proxy has it.
     #[error("its label {OTHER_PROXY} gives it to the proxy {0:?}")]
     OtherProxy(String),
+    /// Its owner wants it so: something of the node answers on its addresses.
+    #[error("its annotation {SOCKET_PATH} leaves it to the host path")]
+    HostPath,
 }
 
 /// How an Event names a Service, but for its UID.
@@ -110,6 +115,10 @@ impl Service {
         if cluster_ip.is_empty() {
             return Err(NotServed::NoClusterIp);
         }
+        let annotation = |name| object.metadata.annotations.as_ref().and_then(|annotations| annotations.get(name));
+        if annotation(SOCKET_PATH).is_some_and(|text| text == "false") {
+            return Err(NotServed::HostPath);
+        }
         let mut service = Self {
             internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
             external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
@@ -118,7 +127,10 @@ impl Service {
         };
         service.cluster_ips(spec);
         service.affinity(spec);
-        service.algorithm(object.metadata.annotations.as_ref().and_then(|annotations| annotations.get(ALGORITHM)));
+        service.algorithm(annotation(ALGORITHM));
+        if let Some(wrong) = annotation(SOCKET_PATH).filter(|text| *text != "true") {
+            service.problems.push(format!("annotation {SOCKET_PATH}: {wrong:?} is neither \"true\" nor \"false\""));
+        }
         service.external_ips = service.of_its_families(spec.external_ips.iter().flatten(), "externalIPs");
         service.load_balancer_ips(spec, object.status.as_ref());
         for port in spec.ports.iter().flatten() {
