@@ -270,6 +270,20 @@ through_node() {
   assert_json "$output" '.[0].dev' eth0
 }
 
+@test "hijackCIDR: the two halves of a family lead all through the node, beside the default route" {
+  local family address
+  added '.hijackCIDR = ["0.0.0.0/1", "128.0.0.0/1", "::/1", "8000::/1"]'
+  checked eth0 "$CONFIG"
+  for family in 4 6; do
+    expect 0 pod_ip -$family route show default
+    assert_json "$output" '[.[].dev]' '["eth0"]'
+  done
+  for address in 198.51.100.7 9.9.9.9 2001:db8::1 fd00:99::1; do
+    expect 0 pod_ip route get $address
+    assert_json "$output" '.[0].dev' veth0
+  done
+}
+
 @test "an address that each node has for its own pods, as node-local DNS has, is reached through the node without any setting" {
   local hijack
   # With the kernel's dummy links it would be on nodelocaldns.

@@ -40,10 +40,19 @@ pub fn resolve(settings: &Settings, cluster: &Value, command: Command, direct: &
 /// Without duplicates and without what another one contains; IPv4 first, in ascending order. A CIDR is named once, in
 /// the first section that has it.
 pub fn merged(cidrs: &Cidrs) -> Cidrs {
-    let service = IpNet::aggregate(&cidrs.service);
-    let pod = without(IpNet::aggregate(&cidrs.pod), &service);
-    let hijack = without(without(IpNet::aggregate(&cidrs.hijack), &service), &pod);
+    let service = aggregate(&cidrs.service);
+    let pod = without(aggregate(&cidrs.pod), &service);
+    let hijack = without(without(aggregate(&cidrs.hijack), &service), &pod);
     Cidrs { service, pod, hijack }
+}
+
+/// What is together a whole family stays in two halves: one route to it would be the pod's own default route.
+fn aggregate(nets: &Vec<IpNet>) -> Vec<IpNet> {
+    let halves = |net: IpNet| match net.subnets(1) {
+        Ok(halves) if net.prefix_len() == 0 && !nets.contains(&net) => halves.collect(),
+        _ => vec![net],
+    };
+    IpNet::aggregate(nets).into_iter().flat_map(halves).collect()
 }
 
 fn without(mut nets: Vec<IpNet>, named: &[IpNet]) -> Vec<IpNet> {
@@ -100,5 +109,15 @@ mod tests {
             hijack: nets(&["1.1.1.1/32"]),
         };
         assert_eq!(merged(&cidrs), expected);
+    }
+
+    #[test]
+    fn the_two_halves_of_a_family_do_not_become_a_default_route() {
+        let halves = nets(&["0.0.0.0/1", "128.0.0.0/1", "::/1", "8000::/1"]);
+        let more = nets(&["10.0.0.0/8", "128.0.0.0/2", "192.0.0.0/2"]);
+        let cidrs = Cidrs { hijack: [more, halves.clone()].concat(), ..Cidrs::default() };
+        let expected = Cidrs { hijack: halves, ..Cidrs::default() };
+        assert_eq!(merged(&cidrs), expected);
+        assert_eq!(merged(&expected), expected);
     }
 }
