@@ -371,6 +371,17 @@ EOF2
   detached underlay46 net1
 }
 
+@test "an overlay whose default route alone says that its gateway is on the link, as Terway's, is served through it" {
+  local family
+  sandbox terway
+  lab_attach node1 "$POD" underlay46 net1
+  for family in 4 6; do
+    assert_answer "node1/$POD" "$(lab_cluster_ip web $family)" 80 backend ''
+  done
+  lab_cnitool node1 check underlay46 "$POD" net1
+  detached underlay46 net1
+}
+
 @test "podDefaultRouteNic=net1 moves the default route to net1, answers stay symmetric, and DEL gives it back" {
   local family
   lab_network_config node1 owner46 46 "$(lab_coordinator_json 46 | jq -c '.podDefaultRouteNic = "net1"')"

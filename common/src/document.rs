@@ -465,6 +465,13 @@ impl Routing {
     pub fn table_of(&self, nic: &str) -> Option<&NicTable> {
         self.tables.iter().find(|table| table.nic == nic)
     }
+
+    /// The route by which an interface uses a next hop: its default route, where that is one of several.
+    pub fn way(&self, nic: &str, gateway: Option<IpAddr>) -> Option<&Route> {
+        let through = |route: &&Route| gateway.is_some() && route.gateway == gateway;
+        let table = self.table_of(nic)?;
+        table.routes.iter().filter(through).min_by_key(|route| route.destination.prefix_len())
+    }
 }
 
 impl Uplink {

@@ -1,7 +1,7 @@
 # Part of the lab (see lab.bash): pods whose eth0 comes from an overlay plugin. Node N's overlay pods have the addresses
 # 10.233.N.10 and up, fd00:233::N:10 and up; the nodes route these blocks to each other.
 
-# lab_overlay_pod NODE POD calico|cilium|flannel [FAMILIES]: a sandbox with an eth0 as that plugin leaves it (4, 6 or 46).
+# lab_overlay_pod NODE POD calico|cilium|flannel|terway [FAMILIES]: a sandbox with an eth0 as that plugin leaves it (4, 6 or 46).
 lab_overlay_pod() {
   local node=$1 pod=$2 kind=$3 families=${4:-46} number
   lab_overlay_routes "$node"
@@ -34,8 +34,8 @@ lab_overlay_veth() {
   lab_in "$1" ip link set "$3" up
 }
 
-# lab_overlay_point NODE POD HOST_END NUMBER FAMILY GATEWAY: a /32 or /128 in the pod, everything by way of a gateway that
-# is on the link, and the node's route to the pod.
+# lab_overlay_point NODE POD HOST_END NUMBER FAMILY GATEWAY [WORD...]: a /32 or /128 in the pod, everything by way of a
+# gateway that is on the link, with more words for its default route, and the node's route to the pod.
 lab_overlay_point() {
   local address length=32
   case $5 in
@@ -43,21 +43,29 @@ lab_overlay_point() {
     6) address="fd00:233::${1#node}:$4" length=128 ;;
   esac
   lab_in "$1/$2" ip "-$5" address add "$address/$length" dev eth0
-  [ "${6#fe80:}" != "$6" ] || lab_in "$1/$2" ip "-$5" route add "$6/$length" dev eth0 scope link
-  lab_in "$1/$2" ip "-$5" route add default via "$6" dev eth0
+  case "$6 ${*:7}" in
+    fe80:* | *onlink*) ;;
+    *) lab_in "$1/$2" ip "-$5" route add "$6/$length" dev eth0 scope link ;;
+  esac
+  lab_in "$1/$2" ip "-$5" route add default via "$6" dev eth0 "${@:7}"
   lab_in "$1" ip "-$5" route add "$address/$length" dev "$3" scope link
 }
 
 # Calico: the gateway 169.254.1.1 is nobody's address, the node's end answers for it (proxy ARP); for IPv6 it is that
 # end's link-local address, which follows from the MAC that all of Calico's host ends share.
 lab_overlay_calico() {
-  local node=$1 pod=$2 end="cali$4"
+  local node=$1 pod=$2 end="${5-cali}$4"
   lab_overlay_veth "$node" "$pod" "$end"
   lab_in "$node" ip link set "$end" address ee:ee:ee:ee:ee:ee
   lab_in "$node" sysctl -qw "net.ipv4.conf.$end.proxy_arp=1" "net.ipv4.neigh.$end.proxy_delay=0"
   lab_in "$node" ip address add fe80::ecee:eeff:feee:eeee/64 dev "$end" nodad 2>/dev/null || true
-  [[ $3 != *4* ]] || lab_overlay_point "$node" "$pod" "$end" "$4" 4 169.254.1.1
-  [[ $3 != *6* ]] || lab_overlay_point "$node" "$pod" "$end" "$4" 6 fe80::ecee:eeff:feee:eeee
+  [[ $3 != *4* ]] || lab_overlay_point "$node" "$pod" "$end" "$4" 4 169.254.1.1 "${@:6}"
+  [[ $3 != *6* ]] || lab_overlay_point "$node" "$pod" "$end" "$4" 6 fe80::ecee:eeff:feee:eeee "${@:6}"
+}
+
+# Terway (policy_router_linux.go): as Calico's, but that no route says that the gateway is on the link.
+lab_overlay_terway() {
+  lab_overlay_calico "$@" hostcali onlink
 }
 
 # Cilium: the gateway is the node's address in the overlay, on cilium_host. (The real one answers ARP from eBPF.)

@@ -21,7 +21,7 @@ pub fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
     if mode.opens_uplink() {
         for family in Family::ALL {
             for cidrs in [document.cidrs()?].into_iter().chain(others_cidrs(document)) {
-                let routes = into_the_node(mode, cidrs, family, MAIN_TABLE).into_iter();
+                let routes = into_the_node(document, mode, cidrs, family, MAIN_TABLE).into_iter();
                 pod.extend(routes.filter(|route| !pod.contains(route)).collect::<Vec<_>>());
             }
         }
@@ -183,7 +183,7 @@ fn route(destination: IpNet, dev: &str, table: u32) -> Route {
 }
 
 /// The way into the node: its addresses, and the CIDRs behind it.
-fn into_the_node(mode: &Mode, cidrs: &Cidrs, family: Family, table: u32) -> Vec<Route> {
+fn into_the_node(document: &PodDocument, mode: &Mode, cidrs: &Cidrs, family: Family, table: u32) -> Vec<Route> {
     let uplink = &mode.uplink;
     let Some(source) = uplink.source(family) else { return vec![] };
     let gateway = uplink.gateway(family);
@@ -192,7 +192,9 @@ fn into_the_node(mode: &Mode, cidrs: &Cidrs, family: Family, table: u32) -> Vec<
         return vec![];
     }
     let source = (table == MAIN_TABLE).then_some(source);
-    let through = |destination, gateway| Route { gateway, source, ..route(destination, &uplink.dev, table) };
+    // Where the overlay's own route says alone that the next hop is on the link, so do ours.
+    let onlink = document.routing.way(&uplink.dev, gateway).is_some_and(|way| way.onlink);
+    let through = |destination, gateway| Route { gateway, source, onlink, ..route(destination, &uplink.dev, table) };
     // In underlay mode the node's addresses are on the link; in overlay mode they are behind its next hop too.
     let node_gateway = gateway.filter(|_| mode.mode == ModeKind::Overlay);
     // The gateway is on the link, and with a route by itself nothing could be led by it (`ip6_route_check_nh`).
@@ -227,7 +229,8 @@ fn own_table(document: &PodDocument, mode: &Mode, table: &NicTable) -> Result<Ve
         if table.nic != document.settings.pod_default_cni_nic {
             cidrs.pod.clear();
         }
-        routes.extend(Family::ALL.into_iter().flat_map(|family| into_the_node(mode, &cidrs, family, table.table)));
+        let way = |family| into_the_node(document, mode, &cidrs, family, table.table);
+        routes.extend(Family::ALL.into_iter().flat_map(way));
     }
     Ok(routes)
 }
