@@ -178,6 +178,17 @@ $(lab_address node1/pair $family) 8502"
   done
 }
 
+@test "a default route without a next hop, as the CNI library makes it, leaves the main table too" {
+  by_hand
+  # First in the table, and with the scope of one that has a next hop.
+  lab_in "node1/$POD" ip route prepend default dev net1 scope global
+  attempt ADD second46 net1
+  assert_equal "$lab_status" 0 || fail "$lab_stdout"
+  assert_equal "$(default_nic 4)" eth0
+  attempt CHECK second46 net1
+  assert_equal "$lab_status" 0 || fail "$lab_stdout"
+}
+
 @test "NICs that all exist before the first call get a table each" {
   pod plain46
   lab_attach node1 "$POD" plain46 net1

@@ -22,7 +22,7 @@ use netlink_packet_route::{
     address::AddressMessage,
     link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage},
     neighbour::{NeighbourAttribute, NeighbourMessage},
-    route::{RouteAttribute, RouteFlags, RouteMessage},
+    route::{RouteAttribute, RouteFlags, RouteMessage, RouteScope},
     rule::RuleMessage,
 };
 use nix::libc;
@@ -551,7 +551,9 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub async fn delete_route(&self, route: &Route) -> io::Result<()> {
-        let message = route_message(route, self.index(&route.dev).await?);
+        let mut message = route_message(route, self.index(&route.dev).await?);
+        // Of any scope (`fib_table_delete`): others' routes without a next hop need not have ours.
+        message.header.scope = RouteScope::NoWhere;
         self.act(RouteNetlinkMessage::DelRoute(message), 0).await
     }
 
