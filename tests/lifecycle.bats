@@ -458,6 +458,22 @@ EOF
   assert_reachable
 }
 
+@test "ADD works on a node whose route for the pod's address is one that refuses packets" {
+  local type
+  for type in unreachable blackhole prohibit; do
+    lab_in node1 ip route replace "$type" 10.6.0.0/16
+    lab_in node1 ip -6 route delete fd00:6::/64 dev eth0
+    lab_in node1 ip -6 route add "$type" fd00:6::/64
+    coordinator ADD
+    lab_in node1 ip route replace 10.6.0.0/16 dev eth0 proto kernel scope link src 10.6.212.101
+    lab_in node1 ip -6 route delete "$type" fd00:6::/64
+    lab_in node1 ip -6 route add fd00:6::/64 dev eth0 proto kernel metric 256
+    assert_equal "$lab_status" 0 || fail "$type: $lab_stdout"
+    assert_reachable
+    succeeds DEL
+  done
+}
+
 @test "mode disable and mode disabled pass prevResult on and do nothing" {
   local mode
   for mode in disable disabled; do

@@ -592,8 +592,11 @@ pub fn is_absent(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || matches!(error.raw_os_error(), Some(2 | 3 | 19 | 99))
 }
 
+/// Whether the answer to a lookup is that no packet goes there: there is no route, or one of type unreachable, blackhole
+/// (EINVAL) or prohibit (EACCES; `fib_props`, `ip6_rt_type_to_error`).
 fn is_unreachable(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable)
+        || matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EACCES))
 }
 
 /// Whether an address is only valid on its link (RFC 3927, RFC 4291).
