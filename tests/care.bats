@@ -179,3 +179,19 @@ decided() { lab_in node1 jq -e '.routing.stays != []' "/run/underpass/attachment
 
 # is_ahead FAMILY: whether the node's rule comes before the first one that leads to the main table.
 is_ahead() { [[ $(lab_in node1 ip "-$1" rule show | grep -E 'proto(col)? (85|underpass)|lookup main' | head -1) != *'lookup main'* ]]; }
+
+@test "what somebody removes of a rule that has moved is put right, said and counted as at its first place" {
+  local before lines
+  lab_in node1 ip rule add pref 50 lookup main
+  lab_until 5 is_ahead 4
+  looked_at web
+  before=$(rule_repairs) lines=$(grep -c 'put right.*missing: rule pref 49' "$LAB/log/agent") || true
+  lab_in node1 ip rule delete pref 49
+  lab_until 5 is_ahead 4
+  lab_until 5 is_counted "$before"
+  [ "$(grep -c 'put right.*missing: rule pref 49' "$LAB/log/agent")" -gt "$lines" ] || fail "$(tail -5 "$LAB/log/agent")"
+  lab_in node1 ip rule delete pref 50
+}
+
+rule_repairs() { lab_in node1 awk '/^underpass_repairs_total{object="rule"}/ {n = $2} END {print n + 0}' /run/underpass/keep-pods.prom; }
+is_counted() { [ "$(rule_repairs)" -gt "$1" ]; }

@@ -289,10 +289,16 @@ fn keep(value: &Value, document: &PodDocument) -> Result<(), Failure> {
     kept["mode"] = json!(document.mode);
     kept["others"] = json!(document.others);
     kept["routing"] = json!(document.routing);
+    kept["places"] = json!(document.places);
     kept["cidrs"] = json!(document.cidrs);
     kept["veth"] = json!(document.veth);
     kept["applied"] = json!(document.applied);
-    for (section, is_empty) in [("veth", document.veth.is_none()), ("others", document.others.is_empty())] {
+    let empty = [
+        ("veth", document.veth.is_none()),
+        ("others", document.others.is_empty()),
+        ("places", document.places.is_empty()),
+    ];
+    for (section, is_empty) in empty {
         kept.as_object_mut().filter(|_| is_empty).map(|kept| kept.remove(section));
     }
     if kept == *value {
