@@ -593,6 +593,9 @@ node in). It is for overlays whose tunnels drop IPv4 packets that come from no o
 one that is not would be masqueraded as well. It needs Linux 5.7.
 ";
     const NETWORKS: &str = "
+A CIDR of length 0 is not allowed, for the pod keeps its own default route. To lead all through the node, name both halves:
+`hijackCIDR: [\"0.0.0.0/1\", \"128.0.0.0/1\", \"::/1\", \"8000::/1\"]`.
+
 ## Where the networks of a pod differ
 
 Each interface has what its own network's configuration says, and so has its routing table: `serviceCIDR`, `overlayPodCIDR`,
