@@ -382,6 +382,40 @@ EOF2
   detached underlay46 net1
 }
 
+# mtus 4|6: the MTU, if its route says one, from the test's pod to a ClusterIP, to an overlay pod of the other node, to the
+# node and, from eth0's address, to the rest.
+mtus() {
+  local to mtus=''
+  for to in "$(lab_cluster_ip web "$1")" "$(lab_address node2/backend "$1")" "$(lab_address node1 "$1")" \
+    "$(lab_address client "$1") from $(lab_address "node1/$POD" "$1")"; do
+    # shellcheck disable=SC2086 # words
+    mtus+=" $(lab_in "node1/$POD" ip -json route get $to | jq '.[0] | [.dev, .metrics[]?.mtu]' -c)"
+  done
+  printf '%s\n' "${mtus# }"
+}
+
+@test "what goes through the overlay has the MTU of its default route, also where that one moves, and CHECK names another" {
+  local family all='["eth0",1450] ["eth0",1450] ["eth0",1450] ["eth0",1450]'
+  sandbox cilium
+  chained
+  CONFIG=$(jq -c '.podDefaultRouteNic = "net1"' <<<"$CONFIG")
+  coordinator ADD
+  CONFIG=$(jq --argjson result "$lab_stdout" '.prevResult = $result' <<<"$CONFIG")
+  for family in 4 6; do
+    assert_equal "$(mtus $family)" "$all"
+  done
+  coordinator CHECK
+  lab_in "node1/$POD" ip route change 10.233.64.0/18 via 10.233.1.1 dev eth0 src "$(lab_address "node1/$POD" 4)" proto 85 mtu 1480
+  lab_plugin node1 coordinator CHECK "$POD" net1 <<<"$CONFIG"
+  assert_equal "$lab_status" 1
+  assert_contains "$lab_stdout" '10.233.64.0/18 via 10.233.1.1 dev eth0'
+  assert_contains "$lab_stdout" 'mtu 1450'
+  coordinator ADD
+  assert_equal "$(mtus 4)" "$all"
+  coordinator DEL
+  detached plain46 net1
+}
+
 @test "podDefaultRouteNic=net1 moves the default route to net1, answers stay symmetric, and DEL gives it back" {
   local family
   lab_network_config node1 owner46 46 "$(lab_coordinator_json 46 | jq -c '.podDefaultRouteNic = "net1"')"

@@ -147,6 +147,9 @@ pub struct Route {
     /// Take the gateway for reachable on the link, whatever the table says (`RTNH_F_ONLINK`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub onlink: bool,
+    /// MTU of the path, in bytes, where it is less than the link's (`RTAX_MTU`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
     /// The routing protocol number, [`PROTOCOL`] for ours.
     pub protocol: u8,
 }
@@ -248,7 +251,9 @@ impl Object {
     pub fn satisfied_by(&self, found: &Self) -> bool {
         match (self, found) {
             (Self::Route(wanted), Self::Route(found)) => {
-                *wanted == Route { protocol: wanted.protocol, ..found.clone() }
+                // Documents that were saved before routes had an MTU ask for none: they are content with any.
+                let mtu = wanted.mtu.and(found.mtu);
+                *wanted == Route { protocol: wanted.protocol, mtu, ..found.clone() }
             }
             (wanted, found) => wanted == found,
         }
@@ -465,6 +470,9 @@ impl fmt::Display for Route {
         if self.onlink {
             write!(f, " onlink")?;
         }
+        if let Some(mtu) = self.mtu {
+            write!(f, " mtu {mtu}")?;
+        }
         Ok(())
     }
 }
@@ -522,5 +530,30 @@ impl fmt::Display for Object {
             Self::QueueLength(QueueLength { dev, packets }) => write!(f, "link {dev} txqueuelen {packets}"),
             Self::LinkAddress(LinkAddress { dev, mac }) => write!(f, "link {dev} address {mac}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_of_another_mtu_is_another_unless_none_is_asked_for() {
+        let route = |mtu| Route {
+            destination: Family::Ipv4.default_route(),
+            gateway: Some(IpAddr::from([10, 233, 1, 1])),
+            dev: "eth0".to_owned(),
+            source: None,
+            table: MAIN_TABLE,
+            metric: None,
+            onlink: true,
+            mtu,
+            protocol: PROTOCOL,
+        };
+        let satisfied = |wanted, found| Object::Route(route(wanted)).satisfied_by(&Object::Route(route(found)));
+        assert!(satisfied(Some(1450), Some(1450)) && satisfied(None, None) && satisfied(None, Some(1450)));
+        assert!(!satisfied(Some(1450), None) && !satisfied(Some(1450), Some(1500)));
+        let add = Operation::Add(Placed::node(Object::Route(route(Some(1450)))));
+        assert_eq!(add.commands(None), ["ip route add 0.0.0.0/0 via 10.233.1.1 dev eth0 onlink mtu 1450 proto 85"]);
     }
 }

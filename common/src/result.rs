@@ -43,6 +43,9 @@ pub struct Route {
     /// The metric, since CNI 1.1.0.
     #[serde(default)]
     pub priority: Option<u32>,
+    /// The MTU along the path, in bytes, since CNI 1.1.0.
+    #[serde(default)]
+    pub mtu: Option<u32>,
 }
 
 /// An interface of a CNI result.
@@ -104,6 +107,7 @@ impl CniResult {
             table: route.table.unwrap_or(MAIN_TABLE),
             metric: route.priority.and_then(|metric| Family::of(route.dst.addr()).metric(metric)),
             onlink: false,
+            mtu: route.mtu.filter(|mtu| *mtu > 0),
             protocol: 0,
         };
         self.routes.iter().map(route).collect()
@@ -172,6 +176,14 @@ mod tests {
         let result = CniResult::previous(&json!({ "prevResult": { "routes": routes } })).unwrap();
         let metrics: Vec<_> = result.routes_of("eth0").iter().map(|route| route.metric).collect();
         assert_eq!(metrics, [None, Some(1024), None, None, Some(5)]);
+    }
+
+    #[test]
+    fn a_route_has_the_mtu_that_the_result_says_and_0_says_none() {
+        let routes = json!([{"dst": "::/0", "mtu": 1450}, {"dst": "10.0.0.0/8", "mtu": 0}, {"dst": "0.0.0.0/0"}]);
+        let result = CniResult::previous(&json!({ "prevResult": { "routes": routes } })).unwrap();
+        let mtus: Vec<_> = result.routes_of("eth0").iter().map(|route| route.mtu).collect();
+        assert_eq!(mtus, [Some(1450), None, None]);
     }
 
     #[test]

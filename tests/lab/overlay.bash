@@ -68,7 +68,8 @@ lab_overlay_terway() {
   lab_overlay_calico "$@" hostcali onlink
 }
 
-# Cilium: the gateway is the node's address in the overlay, on cilium_host. (The real one answers ARP from eBPF.)
+# Cilium: the gateway is the node's address in the overlay, on cilium_host. (The real one answers ARP from eBPF.) The MTU of its
+# tunnel is that of the pod's default route (RouteMTU), the link has the node's.
 lab_overlay_cilium() {
   local node=$1 pod=$2 end="lxc$4" number=${1#node}
   if ! lab_in "$node" ip link show cilium_host >/dev/null 2>&1; then
@@ -81,12 +82,12 @@ lab_overlay_cilium() {
   lab_overlay_veth "$node" "$pod" "$end"
   if [[ $3 == *4* ]]; then
     lab_in "$node" sysctl -qw "net.ipv4.conf.$end.proxy_arp=1" "net.ipv4.neigh.$end.proxy_delay=0"
-    lab_overlay_point "$node" "$pod" "$end" "$4" 4 "10.233.$number.1"
+    lab_overlay_point "$node" "$pod" "$end" "$4" 4 "10.233.$number.1" mtu 1450
   fi
   if [[ $3 == *6* ]]; then
     lab_in "$node" sysctl -qw "net.ipv6.conf.$end.proxy_ndp=1" "net.ipv6.neigh.$end.proxy_delay=0"
     lab_in "$node" ip -6 neighbour add proxy "fd00:233::$number:1" dev "$end"
-    lab_overlay_point "$node" "$pod" "$end" "$4" 6 "fd00:233::$number:1"
+    lab_overlay_point "$node" "$pod" "$end" "$4" 6 "fd00:233::$number:1" mtu 1450
   fi
 }
 

@@ -137,6 +137,7 @@ mod tests {
             table: common::object::MAIN_TABLE,
             metric: None,
             onlink: false,
+            mtu: None,
             protocol,
         };
         assert!(leads_on(&route(Some("10.6.0.1"), PROTOCOL_BOOT)));

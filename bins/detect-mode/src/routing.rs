@@ -242,6 +242,7 @@ fn subnet(nic: &str, net: IpNet) -> Option<Route> {
         table: MAIN_TABLE,
         metric: None,
         onlink: false,
+        mtu: None,
         protocol: PROTOCOL,
     })
 }

@@ -137,6 +137,7 @@ fn route(destination: IpNet, gateway: Option<IpAddr>, dev: &str) -> Route {
         table: MAIN_TABLE,
         metric: None,
         onlink: false,
+        mtu: None,
         protocol: 3,
     }
 }

@@ -178,6 +178,7 @@ fn route(destination: IpNet, dev: &str, table: u32) -> Route {
         table,
         metric: None,
         onlink: false,
+        mtu: None,
         protocol: PROTOCOL,
     }
 }
@@ -192,9 +193,10 @@ fn into_the_node(document: &PodDocument, mode: &Mode, cidrs: &Cidrs, family: Fam
         return vec![];
     }
     let source = (table == MAIN_TABLE).then_some(source);
-    // Where the overlay's own route says alone that the next hop is on the link, so do ours.
-    let onlink = document.routing.way(&uplink.dev, gateway).is_some_and(|way| way.onlink);
-    let through = |destination, gateway| Route { gateway, source, onlink, ..route(destination, &uplink.dev, table) };
+    // Where the overlay's own route says alone that the next hop is on the link, so do ours, and its MTU is theirs.
+    let (onlink, mtu) = document.routing.way(&uplink.dev, gateway).map_or((false, None), |way| (way.onlink, way.mtu));
+    let through =
+        |destination, gateway| Route { gateway, source, onlink, mtu, ..route(destination, &uplink.dev, table) };
     // In underlay mode the node's addresses are on the link; in overlay mode they are behind its next hop too.
     let node_gateway = gateway.filter(|_| mode.mode == ModeKind::Overlay);
     // The gateway is on the link, and with a route by itself nothing could be led by it (`ip6_route_check_nh`).

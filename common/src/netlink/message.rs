@@ -12,7 +12,9 @@ use netlink_packet_route::{
     },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     nsid::{NsidAttribute, NsidMessage},
-    route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType},
+    route::{
+        RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+    },
     rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
 };
 
@@ -215,6 +217,7 @@ pub(super) fn route_message(route: &Route, oif: u32) -> RouteMessage {
     message.attributes.extend(route.gateway.map(|gateway| RouteAttribute::Gateway(gateway.into())));
     message.attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(source.into())));
     message.attributes.extend(route.metric.map(RouteAttribute::Priority));
+    message.attributes.extend(route.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
     message
 }
 
@@ -251,6 +254,7 @@ pub(super) fn parse_route(message: &RouteMessage) -> Vec<Hop> {
         table: message.header.table.into(),
         metric: None,
         onlink: message.header.flags.contains(RouteFlags::Onlink),
+        mtu: None,
         protocol: message.header.protocol.into(),
     };
     let (mut oif, mut hops) = (0, vec![]);
@@ -265,6 +269,7 @@ pub(super) fn parse_route(message: &RouteMessage) -> Vec<Hop> {
             RouteAttribute::PrefSource(source) => route.source = ip(source),
             RouteAttribute::Table(table) => route.table = *table,
             RouteAttribute::Priority(metric) => route.metric = family.metric(*metric),
+            RouteAttribute::Metrics(metrics) => route.mtu = mtu(metrics),
             RouteAttribute::Oif(index) => oif = *index,
             RouteAttribute::MultiPath(next_hops) => hops.extend(next_hops),
             _ => {}
@@ -273,14 +278,23 @@ pub(super) fn parse_route(message: &RouteMessage) -> Vec<Hop> {
     if hops.is_empty() {
         return vec![Hop { oif, route }];
     }
-    let hop = |hop: &&netlink_packet_route::route::RouteNextHop| {
+    let hop = |(place, hop): (usize, &&netlink_packet_route::route::RouteNextHop)| {
         let gateway = hop.attributes.iter().find_map(|attribute| match attribute {
             RouteAttribute::Gateway(gateway) => ip(gateway),
             _ => None,
         });
-        Hop { oif: hop.interface_index, route: Route { gateway, ..route.clone() } }
+        // For IPv6 each next hop is a route of its own, and the message has the first one's MTU (`rt6_fill_node`).
+        let mtu = route.mtu.filter(|_| family == Family::Ipv4 || place == 0);
+        Hop { oif: hop.interface_index, route: Route { gateway, mtu, ..route.clone() } }
     };
-    hops.iter().map(hop).collect()
+    hops.iter().enumerate().map(hop).collect()
+}
+
+fn mtu(metrics: &[RouteMetric]) -> Option<u32> {
+    metrics.iter().find_map(|metric| match metric {
+        RouteMetric::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    })
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {
@@ -333,4 +347,38 @@ pub(super) fn parse_rule(message: RouteNetlinkMessage, family: Family) -> Option
         }
     }
     Some(RuleEntry { rule, ours: ours && plain, plain, inverted, to })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_reads_as_it_was_written() {
+        let route = Route {
+            destination: "10.96.0.0/12".parse().unwrap(),
+            gateway: Some("10.233.1.1".parse().unwrap()),
+            dev: String::new(),
+            source: Some("10.233.1.5".parse().unwrap()),
+            table: 8500,
+            metric: Some(7),
+            onlink: true,
+            mtu: Some(1450),
+            protocol: PROTOCOL,
+        };
+        let default = Route {
+            destination: Family::Ipv6.default_route(),
+            gateway: None,
+            source: None,
+            metric: None,
+            onlink: false,
+            mtu: None,
+            ..route.clone()
+        };
+        for route in [route, default] {
+            let read: Vec<_> =
+                parse_route(&route_message(&route, 2)).into_iter().map(|hop| (hop.oif, hop.route)).collect();
+            assert_eq!(read, [(2, route)]);
+        }
+    }
 }
