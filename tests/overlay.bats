@@ -21,6 +21,7 @@ setup_file() {
   lab_service web 80:8080 node2/backend
   for kind in $KINDS; do
     lab_overlay_pod node1 "$kind" "$kind"
+    lab_overlay_pod node1 "near-$kind" "$kind"
     lab_attach node1 "$kind" underlay46 net1
     lab_serve "node1/$kind" 8080
   done
@@ -128,7 +129,7 @@ coordinator() {
 
 @test "a pod of the same node's overlay reaches eth0's address, and the answer leaves by eth0" {
   overlay_neighbour() {
-    leaves_by "$1" eth0 net1 -- assert_answer node1/both "$(lab_address "$1" "$2")" 8080 "${1#*/}" ''
+    leaves_by "$1" eth0 net1 -- assert_answer "${1/\//\/near-}" "$(lab_address "$1" "$2")" 8080 "${1#*/}" ''
   }
   each overlay_neighbour
 }
