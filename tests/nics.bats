@@ -390,3 +390,50 @@ EOF2
     lab_cnitool node1 check "$name" "$POD" eth0
   done
 }
+
+@test "what a routing daemon learns on either NIC stays its own: it is neither copied nor moved, and ADD, CHECK and DEL work" {
+  local clean before nic
+  clean=$(lab_snapshot node1)
+  by_hand
+  attempt ADD second46 net1
+  before=$(ours)
+  # More than a document can hold, and a default route that cannot be removed by its next hop.
+  awk 'BEGIN {for (i = 0; i < 12000; i++) printf "route add 20.0.%d.%d/32 via 10.6.0.1 dev eth0 proto bird\n", i / 256, i % 256}' |
+    lab_in "node1/$POD" ip -batch -
+  lab_in "node1/$POD" ip nexthop add id 7 via 10.6.0.1 dev net1
+  lab_in "node1/$POD" ip route add default nhid 7 metric 20 proto bgp
+  attempt ADD second46 net1
+  assert_equal "$lab_status" 0 || fail "$lab_stdout"
+  assert_same "$before" "$(ours)"
+  attempt CHECK second46 net1
+  assert_equal "$lab_status" 0 || fail "$lab_stdout"
+  attempt CHECK underlay46 eth0
+  assert_equal "$lab_status" 0 || fail "$lab_stdout"
+  for nic in net1 eth0; do
+    attempt DEL underlay46 $nic
+    assert_equal "$lab_status" 0 || fail "$lab_stdout"
+    assert_equal "$(lab_in "node1/$POD" ip route show proto bird | wc -l)" 12000
+    lab_in "node1/$POD" ip route show proto bgp | grep -q '^default nhid 7 '
+  done
+  assert_equal "$(ours)" ''
+  assert_same "$clean" "$(lab_snapshot node1)"
+}
+
+# ours: the test's pod's routes of ours, in all tables.
+ours() { lab_in "node1/$POD" ip route show table all proto 85 && lab_in "node1/$POD" ip -6 route show table all proto 85; }
+
+@test "DEL works with a saved document that says more of the routing than another tool takes" {
+  by_hand
+  attempt ADD second46 net1
+  local nic saved
+  for nic in net1 eth0; do
+    saved=$LAB/saved-$nic
+    lab_in node1 cat "/run/underpass/attachments/lab-$POD@$nic.json" >"$saved"
+    jq -c '{destination: "20.0.0.0/32", dev: "eth0", table: 254, protocol: 3} as $route
+      | .routing.leaves = [range(20000) | $route]' "$saved" |
+      lab_in node1 sh -c "cat >/run/underpass/attachments/lab-$POD@$nic.json"
+    attempt DEL underlay46 $nic
+    assert_equal "$lab_status" 0 || fail "$lab_stdout"
+  done
+  assert_equal "$(ours)" ''
+}

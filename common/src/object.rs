@@ -20,6 +20,12 @@ use crate::{
 pub const PROTOCOL: u8 = 85;
 /// `RTPROT_BOOT`: the routing protocol number that CNI plugins give their routes, and default routes that we give back.
 pub const PROTOCOL_BOOT: u8 = 3;
+/// `RTPROT_STATIC`: the last of the routing protocol numbers that are no routing daemon's, but for the next two.
+const PROTOCOL_STATIC: u8 = 4;
+/// `RTPROT_RA`: the routing protocol number of what the kernel takes from router advertisements.
+pub const PROTOCOL_RA: u8 = 9;
+/// `RTPROT_DHCP`: that of what a DHCP client was given.
+const PROTOCOL_DHCP: u8 = 16;
 /// The kernel's main routing table (`RT_TABLE_MAIN`).
 pub const MAIN_TABLE: u32 = 254;
 
@@ -152,6 +158,14 @@ pub struct Route {
     pub mtu: Option<u32>,
     /// The routing protocol number, [`PROTOCOL`] for ours.
     pub protocol: u8,
+}
+
+impl Route {
+    /// Whether a routing daemon (BIRD, FRR) made it, by its routing protocol number (`linux/rtnetlink.h`, `RTPROT_*`). Such
+    /// a route comes and goes as the daemon says, and there may be a great many.
+    pub fn is_daemons(&self) -> bool {
+        self.protocol > PROTOCOL_STATIC && ![PROTOCOL_RA, PROTOCOL_DHCP, PROTOCOL].contains(&self.protocol)
+    }
 }
 
 /// A policy routing rule: `from` and `fwmark` select, `table` is looked up.

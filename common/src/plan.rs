@@ -42,9 +42,14 @@ pub struct Conflict {
 /// What something else is in the way of is no part of the plan, and returned beside it. Where that is a link, nothing is planned:
 /// all else is on it.
 pub fn plan(wanted: &[Placed], found: &[Found]) -> (Vec<Operation>, Vec<Conflict>) {
-    // What was found twice is there once.
+    // Of what is found most may be nobody's concern: a pod can have a great many routes. What was found twice is there once.
+    let concerns = |one: &&Found| one.owned || wanted.iter().any(|wanted| wanted.collides(&one.placed));
     let mut rest: Vec<&Found> = vec![];
-    rest.extend(found.iter().enumerate().filter(|(n, one)| !found[..*n].contains(one)).map(|(_, one)| one));
+    for one in found.iter().filter(concerns) {
+        if !rest.contains(&one) {
+            rest.push(one);
+        }
+    }
     let (mut operations, mut conflicts) = (vec![], vec![]);
     for wanted in wanted {
         match step(wanted, &mut rest) {

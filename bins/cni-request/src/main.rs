@@ -84,7 +84,10 @@ fn recall(document: &mut PodDocument) {
     let saved = state::load(&document.request).and_then(|saved| serde_json::from_value::<PodDocument>(saved).ok());
     if let Some(saved) = saved {
         document.mode = saved.mode;
-        document.routing = saved.routing;
+        if document.request.command == Command::Check {
+            // DEL finds the routes in the kernel.
+            document.routing = saved.routing;
+        }
         document.numbers = saved.numbers;
         document.cidrs = saved.cidrs;
         document.applied = saved.applied;

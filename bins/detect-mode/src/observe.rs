@@ -9,7 +9,7 @@ use std::{
 use common::{
     names::POD_VETH,
     netlink::{Link, Netlink, RouteFilter, RuleEntry, is_link_local},
-    object::Route,
+    object::{MAIN_TABLE, Route},
 };
 use ipnet::IpNet;
 
@@ -77,6 +77,11 @@ impl Pod {
         let mut seen = HashSet::new();
         let of_link = self.addresses.iter().filter(|(on, net)| Some(*on) == index && !is_link_local(net.addr()));
         of_link.map(|(_, net)| *net).filter(|net| seen.insert(net.addr())).collect()
+    }
+
+    /// The routes of the main table, without those of routing daemons.
+    pub fn main_routes(&self) -> impl Iterator<Item = &Route> {
+        self.routes.iter().filter(|route| route.table == MAIN_TABLE && !route.is_daemons())
     }
 
     /// The next hops of a link's default routes.

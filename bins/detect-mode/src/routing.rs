@@ -4,7 +4,7 @@
 //! route, for the main table has the others' subnets too, and an answer must not leave by their interfaces. In the main
 //! table all default routes give way to one: that of the interface which `podDefaultRouteNic` names, else the one that was
 //! there before. Everything else stays there, where connections of the pod's own, which have no source address yet, find
-//! their interface.
+//! their interface. Routes of routing daemons are theirs alone: they are neither copied nor moved.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -12,15 +12,12 @@ use common::{
     document::{Nic, NicTable, PodDocument, Routing, Share},
     failure::{Code, Failure},
     numbers,
-    object::{Family, MAIN_TABLE, PROTOCOL, PROTOCOL_BOOT, Route},
+    object::{Family, MAIN_TABLE, PROTOCOL, PROTOCOL_BOOT, PROTOCOL_RA, Route},
     settings::Settings,
 };
 use ipnet::IpNet;
 
 use crate::observe::Pod;
-
-/// `RTPROT_RA`: the routing protocol number of what the kernel takes from router advertisements.
-const PROTOCOL_RA: u8 = 9;
 
 /// What is known of a pod when the interface `nic` comes into it, or is checked.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +58,14 @@ pub fn routing(view: View<'_>) -> Result<Routing, Failure> {
         let chosen = owner.and_then(|owner| view.default_route(owner, family));
         let chosen = chosen.or_else(|| view.default_route(view.undisputed(family)?, family));
         routing.leaves.extend(view.leaving(chosen.as_ref(), family));
-        routing.stays.extend(chosen);
+        // Where a routing daemon has put its own in that place, it stays the daemon's.
+        let is_taken = |stay: &Route| {
+            let same = |route: &Route| {
+                (route.destination, route.table, route.metric) == (stay.destination, stay.table, stay.metric)
+            };
+            view.pod.routes.iter().any(|route| route.is_daemons() && same(route))
+        };
+        routing.stays.extend(chosen.filter(|route| !is_taken(route)));
     }
     let ifname = view.nic.name.as_str();
     let leaving = routing.leaves.iter().map(|route| route.dev.as_str());
@@ -90,9 +94,9 @@ pub fn intruders(pod: &Pod, document: &PodDocument) -> Vec<Route> {
         let family = Family::of(route.destination.addr());
         let left = route.destination == family.default_route() && document.default_leaves(&route.dev, family);
         let is_default = left || document.routing.stays.iter().any(beside);
-        route.table == MAIN_TABLE && route.protocol != PROTOCOL_RA && is_default
+        route.protocol != PROTOCOL_RA && is_default
     };
-    pod.routes.iter().filter(intrudes).cloned().collect()
+    pod.main_routes().filter(intrudes).cloned().collect()
 }
 
 /// Of the interfaces that are there the one that `podDefaultRouteNic` names. Where the pod's networks name several, that
@@ -131,17 +135,15 @@ impl<'a> View<'a> {
     fn default_route(self, nic: &str, family: Family) -> Option<Route> {
         let destination = family.default_route();
         let is_it = |route: &&Route| route.dev == nic && route.destination == destination;
-        let main = self.pod.routes.iter().filter(|route| route.table == MAIN_TABLE);
         let promised = self.promised.iter().chain(&self.decided.stays);
         let elsewhere = self.pod.routes.iter().filter(|route| route.protocol == PROTOCOL);
-        let route = main.chain(elsewhere).chain(promised).find(is_it)?;
+        let route = self.pod.main_routes().chain(elsewhere).chain(promised).find(is_it)?;
         Some(Route { table: MAIN_TABLE, protocol: PROTOCOL_BOOT, ..route.clone() })
     }
 
     fn main_defaults(self, family: Family) -> impl Iterator<Item = &'a Route> {
         let destination = family.default_route();
-        let is_default = move |route: &&Route| route.table == MAIN_TABLE && route.destination == destination;
-        self.pod.routes.iter().filter(is_default)
+        self.pod.main_routes().filter(move |route| route.destination == destination)
     }
 
     /// This interface, if no other one has a default route of the family in the main table.
@@ -194,7 +196,7 @@ impl<'a> View<'a> {
     /// default routes wherever they are, and its subnets. Routes on the link come first, for the others' next hops.
     fn table(self, nic: &str, number: u32) -> NicTable {
         let nets = self.addresses(nic);
-        let main = self.pod.routes.iter().filter(|route| route.table == MAIN_TABLE && route.protocol != PROTOCOL);
+        let main = self.pod.main_routes().filter(|route| route.protocol != PROTOCOL);
         let promised = self.promised.iter().filter(|route| matches!(route.table, MAIN_TABLE) || route.table == number);
         let decided = self.decided.tables.iter().filter(|table| table.nic == nic).flat_map(|table| &table.routes);
         let defaults: Vec<Route> =

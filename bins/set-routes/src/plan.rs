@@ -140,6 +140,10 @@ impl Teardown<'_> {
             // No attachment has this name: a plugin before this one failed on it, and its routes are the first one's.
             return false;
         }
+        if route.protocol != PROTOCOL && !is_default_of_main(route) {
+            // Before a look at all routes for each of them: a pod can have a great many.
+            return false;
+        }
         let returning = self.returning();
         let displaced = is_default_of_main(route)
             && route.dev == *ifname
