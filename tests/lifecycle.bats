@@ -474,6 +474,29 @@ EOF
   done
 }
 
+@test "ADD waits for an IPv6 address that is still tentative, and names one that another host has" {
+  local taken
+  taken=$(lab_address client 6)
+  lab_in "node1/$POD" sysctl -qw net.ipv6.conf.eth0.accept_dad=1
+  # Without a gateway no plugin before ours has waited for it.
+  configure '.prevResult.ips |= map(if .address | contains(":") then del(.gateway) else . end)'
+  tentative "$(lab_address "node1/$POD" 6)"
+  succeeds ADD
+  assert_reachable
+  succeeds DEL
+  tentative "$taken"
+  configure ".prevResult.ips |= map(if .address | contains(\":\") then .address = \"$taken/64\" else . end)"
+  fails 103 ADD
+  assert_json "$lab_stdout" ".msg | contains(\"$taken\")" true
+}
+
+# tentative ADDRESS: the test's pod has it in place of its IPv6 address, with duplicate address detection under way.
+tentative() {
+  lab_in "node1/$POD" ip -6 address flush dev eth0 scope global
+  lab_in "node1/$POD" ip -6 address add "$1/64" dev eth0
+  [ -n "$(lab_in "node1/$POD" ip -6 address show dev eth0 scope global tentative)" ]
+}
+
 @test "mode disable and mode disabled pass prevResult on and do nothing" {
   local mode
   for mode in disable disabled; do

@@ -80,6 +80,17 @@ pub struct Link {
     pub kind: String,
 }
 
+/// What duplicate address detection (RFC 4862) says of an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detection {
+    /// The address can be used.
+    Over,
+    /// Nothing yet: the kernel lets no route have it as its preferred source (`ip6_route_info_create`).
+    Underway,
+    /// Another host has it.
+    Failed,
+}
+
 /// A policy rule that the kernel has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleEntry {
@@ -244,10 +255,20 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub async fn addresses(&self) -> io::Result<Vec<(u32, IpNet)>> {
+        let addresses = self.detected_addresses().await?.into_iter();
+        let not_failed = addresses.filter(|(detection, ..)| *detection != Detection::Failed);
+        Ok(not_failed.map(|(_, index, net)| (index, net)).collect())
+    }
+
+    /// The same with those that another host has, and with what duplicate address detection says of each.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn detected_addresses(&self) -> io::Result<Vec<(Detection, u32, IpNet)>> {
         let messages = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default())).await?;
         let mut addresses: Vec<_> = messages.into_iter().filter_map(parse_address).collect();
         addresses.sort_by_key(|(second_choice, ..)| *second_choice);
-        Ok(addresses.into_iter().map(|(_, index, net)| (index, net)).collect())
+        Ok(addresses.into_iter().map(|(_, detection, index, net)| (detection, index, net)).collect())
     }
 
     /// All addresses of a link.

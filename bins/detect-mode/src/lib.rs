@@ -62,9 +62,12 @@ pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), F
         None => plan::mode(settings, &request.ifname, pod.link(POD_VETH).is_some())?,
     };
     let result = CniResult::previous(&request.config)?;
-    let mut addresses = pod.addresses_of(&request.ifname);
-    // The addresses that were given to the interface come before those that it found itself.
     let given: Vec<_> = result.ips_of(&request.ifname).map(|ip| ip.address.addr()).collect();
+    if mode != ModeKind::Disable && document.mode.is_none() {
+        pod.settle(netlink, &link, &given).await?;
+    }
+    // The addresses that were given to the interface come before those that it found itself.
+    let mut addresses = pod.addresses_of(&request.ifname);
     addresses.sort_by_key(|net| given.iter().position(|address| *address == net.addr()).unwrap_or(given.len()));
     let nic = Nic { name: link.name, mtu: link.mtu, addresses };
     let first = document.is_first();

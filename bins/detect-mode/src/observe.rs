@@ -4,22 +4,30 @@ use std::{
     collections::{BTreeSet, HashSet},
     io,
     net::IpAddr,
+    time::{Duration, Instant},
 };
 
 use common::{
+    failure::{Code, Context, Failure},
     names::POD_VETH,
-    netlink::{Link, Netlink, RouteFilter, RuleEntry, is_link_local},
+    netlink::{Detection, Link, Netlink, RouteFilter, RuleEntry, is_link_local},
     object::{MAIN_TABLE, Route},
 };
 use ipnet::IpNet;
+
+/// As the CNI library's plugins have it (`SettleAddresses`).
+const SETTLE_PATIENCE: Duration = Duration::from_secs(10);
+const SETTLE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What a pod has.
 #[derive(Clone, Debug, Default)]
 pub struct Pod {
     /// Its links.
     pub links: Vec<Link>,
-    /// The addresses of global scope, with the index of the link that each is on.
+    /// The addresses of global scope that can be used, with the index of the link that each is on.
     pub addresses: Vec<(u32, IpNet)>,
+    /// Those that cannot be used, or not yet.
+    pub unsettled: Vec<(Detection, u32, IpNet)>,
     /// The unicast routes of all tables.
     pub routes: Vec<Route>,
     /// The rules, whoever made them.
@@ -34,7 +42,51 @@ impl Pod {
     /// # Errors
     /// What the kernel says.
     pub async fn read(netlink: &Netlink) -> io::Result<Self> {
-        Ok(Self { links: netlink.links().await?, addresses: netlink.addresses().await?, ..Self::default() })
+        let mut pod = Self { links: netlink.links().await?, ..Self::default() };
+        pod.read_addresses(netlink).await?;
+        Ok(pod)
+    }
+
+    async fn read_addresses(&mut self, netlink: &Netlink) -> io::Result<()> {
+        let addresses = netlink.detected_addresses().await?.into_iter();
+        let (usable, unsettled): (Vec<_>, Vec<_>) =
+            addresses.partition(|(detection, ..)| *detection == Detection::Over);
+        self.addresses = usable.into_iter().map(|(_, index, net)| (index, net)).collect();
+        self.unsettled = unsettled;
+        Ok(())
+    }
+
+    /// Waits until duplicate address detection is over for the addresses of a link, as the CNI library does for plugins that
+    /// set a gateway (`ip.SettleAddresses`), and for as long. Reads nothing where none is under way.
+    ///
+    /// # Errors
+    /// When it is not over in time, or another host has one of the addresses `given`.
+    pub async fn settle(&mut self, netlink: &Netlink, link: &Link, given: &[IpAddr]) -> Result<(), Failure> {
+        let deadline = Instant::now() + SETTLE_PATIENCE;
+        while let Some(address) = self.unsettled_on(link, Detection::Underway).first() {
+            if Instant::now() > deadline {
+                let seconds = SETTLE_PATIENCE.as_secs();
+                let msg = format!("{address} on {} is still tentative after {seconds} s", link.name);
+                return Err(Failure::new(Code::TryAgainLater, msg)
+                    .details("duplicate address detection has not ended: has the interface a carrier?"));
+            }
+            tokio::time::sleep(SETTLE_INTERVAL).await;
+            self.read_addresses(netlink).await.context(Code::Io, "cannot read the pod's addresses")?;
+        }
+        match self.unsettled_on(link, Detection::Failed).iter().find(|address| given.contains(address)) {
+            Some(address) => {
+                let msg = format!("another host has {address}, which {} was given", link.name);
+                Err(Failure::new(Code::AddressConflict, msg).details(
+                    "duplicate address detection has failed: free the address, or take it out of the IPAM's range",
+                ))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn unsettled_on(&self, link: &Link, state: Detection) -> Vec<IpAddr> {
+        let on_link = |(detection, index, _): &&(Detection, u32, IpNet)| *detection == state && *index == link.index;
+        self.unsettled.iter().filter(on_link).map(|(_, _, net)| net.addr()).collect()
     }
 
     /// Reads the rules, and which tables others use.

@@ -18,7 +18,7 @@ use netlink_packet_route::{
     rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
 };
 
-use super::{Link, RouteFilter, RuleEntry, is_link_local};
+use super::{Detection, Link, RouteFilter, RuleEntry, is_link_local};
 use crate::{
     mac::Mac,
     netns::NetnsFile,
@@ -131,8 +131,8 @@ pub(super) fn local_address(message: &AddressMessage) -> Option<IpNet> {
     IpNet::new(address, message.header.prefix_len).ok()
 }
 
-/// An address, whether others are better as a source, and the index of its link.
-pub(super) fn parse_address(message: RouteNetlinkMessage) -> Option<(bool, u32, IpNet)> {
+/// An address, whether others are better as a source, what duplicate address detection says of it, and the index of its link.
+pub(super) fn parse_address(message: RouteNetlinkMessage) -> Option<(bool, Detection, u32, IpNet)> {
     let RouteNetlinkMessage::NewAddress(message) = message else { return None };
     let net = local_address(&message)?;
     let address = net.addr();
@@ -144,7 +144,14 @@ pub(super) fn parse_address(message: RouteNetlinkMessage) -> Option<(bool, u32, 
     let flags = message.header.flags;
     // An IPv6 address that is temporary (RFC 8981) has the same bit as an IPv4 one that is secondary.
     let second_choice = flags.intersects(AddressHeaderFlags::Secondary | AddressHeaderFlags::Deprecated);
-    (counts && !flags.contains(AddressHeaderFlags::Dadfailed)).then_some((second_choice, message.header.index, net))
+    // One that has failed is tentative too (`addrconf_dad_stop`), and an optimistic one can be used (RFC 4429).
+    let detection = match flags {
+        flags if flags.contains(AddressHeaderFlags::Dadfailed) => Detection::Failed,
+        flags if flags.contains(AddressHeaderFlags::Optimistic) => Detection::Over,
+        flags if flags.contains(AddressHeaderFlags::Tentative) => Detection::Underway,
+        _ => Detection::Over,
+    };
+    counts.then_some((second_choice, detection, message.header.index, net))
 }
 
 pub(super) fn neighbour_message(neighbour: &Neighbour, index: u32) -> NeighbourMessage {
