@@ -195,3 +195,20 @@ is_ahead() { [[ $(lab_in node1 ip "-$1" rule show | grep -E 'proto(col)? (85|und
 
 rule_repairs() { lab_in node1 awk '/^underpass_repairs_total{object="rule"}/ {n = $2} END {print n + 0}' /run/underpass/keep-pods.prom; }
 is_counted() { [ "$(rule_repairs)" -gt "$1" ]; }
+
+@test "a pod whose addresses its sandbox has taken, as gVisor does, keeps its way from the node" {
+  local family before after
+  lab_pod node1 stolen underlay46
+  looked_at web stolen
+  before=$(ways_to stolen)
+  for family in 4 6; do lab_in node1/stolen ip -$family address flush dev eth0 scope global; done
+  # Whatever the agent does about it, it has done when others have changed.
+  looked_at web
+  after=$(ways_to stolen)
+  assert_same "$before" "$after"
+  ! grep 'eth0 has no address yet' "$LAB/log/agent" || fail 'the agent has looked for a way without an address'
+  lab_pod_delete node1 stolen underlay46
+}
+
+# ways_to POD: the node's routes to it.
+ways_to() { local link; link=$(link "$1") && lab_in node1 ip route show table 500 dev "$link" && lab_in node1 ip -6 route show table 500 dev "$link"; }

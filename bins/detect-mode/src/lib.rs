@@ -76,7 +76,7 @@ pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), F
         document.mode = Some(Mode { mode, first, nic, node_addresses, uplink, host_side });
         return Ok(());
     }
-    if nic.addresses.is_empty() {
+    if nic.addresses.is_empty() && document.mode.is_none() {
         log::warn!("{} has no address yet: its way to Services comes with one, if the node agent runs", nic.name);
     }
     let undecided = document.mode.is_none();

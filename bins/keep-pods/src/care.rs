@@ -165,6 +165,10 @@ async fn care(
     }
     let mut document = before.clone();
     detect_mode::detect(&mut document, kernel).await?;
+    if is_taken(&before, &document)? {
+        note_whereabouts(&before, kernel, whereabouts).await?;
+        return Ok(Outcome::Current(vec![]));
+    }
     // A table that this attachment needs no more may be another one's.
     before.routing.tables.retain(|NicTable { nic, .. }| {
         document.routing.table_of(nic).is_some() || !document.others.iter().any(|other| other.ifname == *nic)
@@ -201,6 +205,16 @@ async fn care(
     }
     keep(&attachment.value, &document)?;
     Ok(if spared { Outcome::Contested(changes) } else { Outcome::Current(changes) })
+}
+
+/// Whether an address that the plugins before this one gave to the interface has gone from it, while the interface is there.
+/// gVisor moves them into its own network stack ("Steal IP address from NIC" in runsc/sandbox/network.go): the pod has them, and
+/// needs its way from the node.
+fn is_taken(before: &PodDocument, now: &PodDocument) -> Result<bool, Failure> {
+    let result = CniResult::previous(&before.request.config)?;
+    let has = |document: &PodDocument, address| document.nic_addresses().iter().any(|net| net.addr() == address);
+    let mut given = result.ips_of(&before.request.ifname).map(|ip| ip.address.addr());
+    Ok(given.any(|address| has(before, address) && !has(now, address)))
 }
 
 struct Care<'a> {
