@@ -29,7 +29,8 @@ state() { printf '/run/services-%s\n' "$BATS_TEST_NUMBER"; }
 follow() {
   # shellcheck disable=SC2016 # expanded by the inner shell
   lab_spawn follow node1 env KUBECONFIG="${KUBECONFIG:-$LAB/kubernetes/admin.conf}" UNDERPASS_STATE="$(state)" \
-    FOLLOW="$(lab_lb_program)" sh -c '
+    FOLLOW="$(lab_lb_program)" CGROUP="${CGROUP-}" sh -c '
+      [ -z "$CGROUP" ] || echo 0 >"$CGROUP/cgroup.procs"
       sh -c "echo \$\$ >$UNDERPASS_STATE.pid; exec \"\$0\" \"\$@\"" "$0" --watch --node node1 "$@" |
         tee "$UNDERPASS_STATE.lines" | "$FOLLOW" follow' "$(lab_libexec)/watch-services" "$@"
 }
@@ -438,6 +439,70 @@ event_there() { [ "$(events "$1")" = true ]; }
   lab_until 10 logged 'not allowed to patch events.events.k8s.io (403): it takes a ClusterRole' || fail "$(cat "$LAB/log/follow")"
   logged 'resources [events], verbs [patch]'
   lab_kubectl replace --filename "$BATS_TEST_TMPDIR/role" >/dev/null
+}
+
+# by_service: kube-proxy on node1, and a kubeconfig that leads to the API server by the ClusterIP of default/kubernetes, as a pod's does.
+# From here on what is followed is in the cgroup that the load balancer serves, as the agent is.
+by_service() {
+  [ -e "$LAB/pid/kube-proxy-node1" ] || lab_kube_proxy_on node1 iptables
+  jq '.clusters[0].cluster.server = "https://10.233.64.1:443"' "$LAB/kubernetes/admin.conf" >"$LAB/kubernetes/service.conf"
+  KUBECONFIG=$LAB/kubernetes/service.conf
+  lab_until 20 lab_in node1 curl -sk -o /dev/null https://10.233.64.1/ || fail "$(tail -n 5 "$LAB/log/kube-proxy-node1")"
+  CGROUP=$(<"$LAB/host/node1/cgroup")
+}
+
+# through ADDRESS: whether the kernel's table leads from the API server's ClusterIP to this endpoint alone.
+through() {
+  [ "$(lab_lb node1 show | jq -c '[.services[] | select(.name == "kubernetes" and .clusterIps == ["10.233.64.1"]).backends[].address]')" = "[\"$1\"]" ]
+}
+
+# elsewhere: the loader is told of an endpoint of the API server where nobody is, by who follows an older cluster.
+elsewhere() {
+  lab_lb node1 show | jq -c '{set: (.services[] | select(.name == "kubernetes") | .clusterIps = ["10.233.64.1"]
+    | .backends = [{address: "10.6.0.11", port: 6443}])}' | lab_lb node1 follow >/dev/null
+  through 10.6.0.11
+}
+
+@test "who asks the API server by its Service hears of its endpoints again after all of them were gone" {
+  by_service
+  web
+  within 5 through 10.6.0.10
+  # The next watches are by the table.
+  restart_api
+  lab_until 20 has_metric services_in_contact 1
+  lab_kubectl delete endpointslice kubernetes >/dev/null
+  # As end-sockets does with those that the table led there. (What is closed already cannot be: that is no matter.)
+  lab_in node1 ss -K dport = 6443 >/dev/null 2>&1
+  within 60 through 10.6.0.10
+  lab_until 20 has_metric services_in_contact 1
+  create "$(slice web-2 web 10.0.0.2)"
+  within 5 leads web 10.0.0.1 10.0.0.2
+}
+
+@test "who begins with a table in which the API server is where it was before asks by the host path, and mends it" {
+  by_service
+  web
+  stop_following
+  elsewhere
+  create "$(slice web-2 web 10.0.0.2)"
+  follow
+  within 60 through 10.6.0.10
+  leads web 10.0.0.1 10.0.0.2
+  logged 'connections to 10.233.64.1:443 take the host path'
+}
+
+@test "while the API server does not answer its address is left to the host path, and none of its endpoints is said to be gone" {
+  by_service
+  web
+  within 5 through 10.6.0.10
+  lab_stop apiserver KILL
+  lab_until 40 logged 'connections to 10.233.64.1:443 take the host path'
+  lab_until 5 printed '.leave == {address: "10.233.64.1", port: 443}'
+  lab_until 5 logged '"service":"default/kubernetes:https","protocol":"TCP","backend":"10.6.0.10:6443","why":"draining"'
+  lab_apiserver
+  lab_until 40 logged 'connections to 10.233.64.1:443 take the socket path again'
+  within 5 through 10.6.0.10
+  ! grep 'default/kubernetes.*"why":"left"' "$LAB/log/follow" || fail "$(cat "$LAB/log/follow")"
 }
 
 @test "a slow API server is followed as it answers, without an error" {

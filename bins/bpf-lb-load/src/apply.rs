@@ -11,7 +11,9 @@ use std::{
 use bpf_lb_abi::Entry;
 use schemars::JsonSchema;
 use serde::Serialize;
-use service_table::{Change, Nodes, Protocol, Refuse, Service, ServiceName, ServiceTable, TrafficPolicy};
+use service_table::{
+    Change, Nodes, Place, Protocol, Refuse, Service, ServiceName, ServiceTable, TrafficPolicy,
+};
 use thiserror::Error;
 
 use crate::{
@@ -374,6 +376,7 @@ impl Table {
             Change::Nodes(nodes) => self.move_nodes(nodes, &mut summary)?,
             Change::Refuse(cidrs) => self.refuse(cidrs),
             Change::Remove(name) => self.remove(name, &mut summary)?,
+            Change::Leave(place) => self.leave(place, &mut summary)?,
             Change::Table(table) => return self.apply(table),
         }
         if self.taken().iter().zip(before).any(|(now, before)| *now < before) {
@@ -487,6 +490,25 @@ impl Table {
         self.per_node.remove(key);
         summary.removed += usize::from(self.kernel.remove(key));
         self.tell([(key.clone(), before)], summary);
+        Ok(())
+    }
+
+    /// Takes one frontend out of the service that has it, for nobody else. Its endpoints go on serving those who are
+    /// connected.
+    fn leave(&mut self, place: &Place, summary: &mut Summary) -> Result<(), MapsError> {
+        let frontend = Frontend::of(place);
+        let Some(key) = self.kernel.owner(&frontend).cloned() else { return Ok(()) };
+        let before = self.holding(&key);
+        let Some(spec) = before.installed.as_ref().map(|installed| installed.spec.without(&frontend)) else {
+            return Ok(());
+        };
+        if let Some((key, spec, error)) = self.try_set(key.clone(), spec, summary)? {
+            summary.refused.push(Refused::of_spec(&key, &spec, error));
+            return Ok(());
+        }
+        let endpoints = before.endpoints().map(|endpoint| (*endpoint, State::Draining)).collect();
+        self.draining.insert(key.clone(), endpoints);
+        self.tell([(key, before)], summary);
         Ok(())
     }
 

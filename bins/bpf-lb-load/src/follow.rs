@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use common::memory;
 use serde::Serialize;
-use service_table::Line;
+use service_table::{Change, Line};
 
 use crate::{
     apply::{ApplyError, Summary, Table},
@@ -84,9 +84,11 @@ fn answer(table: &mut Table, metrics: &mut Metrics, line: usize, text: Vec<u8>) 
     let done = match read {
         Ok(Line { change, triggered }) => {
             metrics.before(&change, table);
+            // That one says nothing of the cluster.
+            let is_sync = !matches!(change, Change::Leave(_));
             table.change(&change).map(|done| {
                 metrics.unfit(table);
-                metrics.done(&done, triggered.as_deref());
+                metrics.done(&done, is_sync, triggered.as_deref());
                 Answer::done(line, done)
             })
         }

@@ -23,6 +23,7 @@ use crate::{
     kernel::{Installed, Kernel},
     neighbours::Neighbours,
     pins::Pins,
+    spec::Frontend,
     tally::Tally,
 };
 
@@ -108,6 +109,10 @@ impl Metrics {
         let key = match change {
             Change::Set(service) => service.key(),
             Change::Remove(name) => name.clone(),
+            Change::Leave(place) => match table.kernel.owner(&Frontend::of(place)) {
+                Some(owner) => (**owner).clone(),
+                None => return,
+            },
             Change::Table(_) => {
                 self.tally(table);
                 return self.tallies.values_mut().for_each(|tally| tally.sum = None);
@@ -121,9 +126,11 @@ impl Metrics {
     }
 
     /// Takes note of a line that was done.
-    pub fn done(&mut self, summary: &Summary, triggered: Option<&str>) {
+    pub fn done(&mut self, summary: &Summary, is_sync: bool, triggered: Option<&str>) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.last_sync.set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
+        if is_sync {
+            self.last_sync.set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
+        }
         self.changes.inc_by((summary.set + summary.removed) as u64);
         self.errors.inc_by(summary.refused.len() as u64);
         if let Some(triggered) = triggered.and_then(service_table::nanoseconds) {

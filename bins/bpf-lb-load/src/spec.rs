@@ -3,12 +3,12 @@
 //! Pure: nothing here looks at the kernel.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use bpf_lb_abi::{Entry, NAME_LEN, Scope};
-use service_table::{Algorithm, Backend, BackendScope, Protocol, Service, TrafficPolicy};
+use service_table::{Algorithm, Backend, BackendScope, Place, Protocol, Service, TrafficPolicy};
 use thiserror::Error;
 
 /// Why a service cannot be in the maps, whatever else is.
@@ -37,6 +37,11 @@ impl Frontend {
     /// An address with a port.
     pub const fn new(address: SocketAddr, protocol: Protocol) -> Self {
         Self { address, protocol, node: None }
+    }
+
+    /// What answers there over TCP.
+    pub const fn of(place: &Place) -> Self {
+        Self::new(SocketAddr::new(place.address.to_canonical(), place.port), Protocol::Tcp)
     }
 
     /// A node port on the addresses of the node with that number.
@@ -132,6 +137,15 @@ impl Spec {
             spec.sets.entry(set).or_insert_with(|| backends(service, set, nodes));
         }
         Ok(spec)
+    }
+
+    /// The same without this frontend.
+    pub fn without(&self, frontend: &Frontend) -> Self {
+        let mut spec = self.clone();
+        spec.frontends.remove(frontend);
+        let led_to: BTreeSet<_> = spec.frontends.iter().map(|(frontend, kind)| set_of(frontend, *kind)).collect();
+        spec.sets.retain(|set, _| led_to.contains(set));
+        spec
     }
 
     /// Whether each other node has a frontend of its own beside this one, or refuses.

@@ -5,6 +5,7 @@ use std::{
     fmt,
     hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
     mem,
+    net::IpAddr,
 };
 
 use cluster_api::{
@@ -377,6 +378,16 @@ impl Cluster {
             table.services.extend(services);
         }
         table
+    }
+
+    /// The Services with this ClusterIP are to be said again, whether they have changed or not.
+    pub fn forget(&mut self, address: &IpAddr) {
+        for (name, known) in &mut self.services {
+            if known.service.as_ref().is_some_and(|service| service.cluster_ips.contains(address)) {
+                known.said.iter_mut().for_each(|(_, hash)| *hash = !*hash);
+                self.changed.entry(name.clone()).or_default();
+            }
+        }
     }
 
     /// What is not as it was said, one line for each port of a Service, by name. From then on it has been said.

@@ -135,10 +135,10 @@ async fn online(flags: &ArgMatches) -> anyhow::Result<()> {
     let kubeconfig = flags.get_one::<PathBuf>("kubeconfig").map(PathBuf::as_path);
     let context = flags.get_one::<String>("context").map(String::as_str);
     let watching = flags.get_flag("watch");
-    let client = cluster_api::client(kubeconfig, context, !watching).await?;
+    let (client, server) = cluster_api::connect(kubeconfig, context, !watching).await?;
     let mut cluster = Cluster::new(settings(flags));
     if watching {
-        return online::watch(client, cluster).await;
+        return online::watch(client, server, cluster).await;
     }
     if let Some(name) = flags.get_one::<Name>("why") {
         return explain(&online::why(&client, name, &mut cluster).await?);

@@ -2,21 +2,22 @@
 
 use std::{
     io::{self, Write},
+    net::SocketAddr,
     time::Duration,
 };
 
 use cluster_api::{
-    Event, Health, Name, Selection, explain, follow,
+    Event, Health, Name, Reach, Selection, explain, follow,
     k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery},
     kube::{Api, Client},
-    list,
+    list, reach,
 };
 use common::memory;
 use futures_util::StreamExt;
-use service_table::{Change, Line};
+use service_table::{Change, Line, Place};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::{MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval},
 };
 
 use crate::{
@@ -34,6 +35,8 @@ const SERVED: &str = "!service.kubernetes.io/headless,!service.kubernetes.io/ser
 const WITH_ADDRESS: &str = "spec.clusterIP!=None";
 /// The metrics are written so often.
 const TICK: Duration = Duration::from_secs(2);
+/// An API server that has not answered for so long is looked for by the host path.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The three watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -99,8 +102,34 @@ pub async fn why(client: &Client, name: &Name, cluster: &mut Cluster) -> anyhow:
     Ok(why::why(name, service.as_ref(), &slices, cluster.clients()))
 }
 
+/// The way to the API server, where that is an address which the table itself may translate: who asks by a Service's ClusterIP
+/// for a table that leads to none of its endpoints any more would never hear of the others.
+struct Way {
+    server: SocketAddr,
+    /// Of each watch.
+    reach: [Reach; 3],
+    /// When it was last left to the host path.
+    left: Option<Instant>,
+}
+
+impl Way {
+    /// Whether any watch has asked in vain for too long, so that the address is to be left to the host path (again: what changed
+    /// meanwhile may have set it).
+    fn is_lost(&self) -> bool {
+        let too_long = |reach: &Reach| reach.silence().is_some_and(|silence| silence >= PATIENCE);
+        self.left.is_none_or(|left| left.elapsed() >= PATIENCE) && self.reach.iter().any(too_long)
+    }
+
+    /// Whether the host path has it, and each watch had its answer by that.
+    fn is_found(&self) -> bool {
+        self.left.is_some() && self.reach.iter().all(|reach| reach.silence().is_none())
+    }
+}
+
 /// What is being followed.
 struct Follower {
+    /// None where the table translates nothing that another one would translate in its place: without kube-proxy.
+    way: Option<Way>,
     cluster: Cluster,
     health: Health<Watch>,
     report: Report,
@@ -114,18 +143,21 @@ struct Follower {
 ///
 /// # Errors
 /// When nobody reads standard output any more.
-pub async fn watch(client: Client, cluster: Cluster) -> anyhow::Result<()> {
+pub async fn watch(client: Client, server: Option<SocketAddr>, cluster: Cluster) -> anyhow::Result<()> {
     let mut report = Report::new();
     let mut health = report.health();
     let nodes = nodes(&cluster);
     health.begin(Watch::Services, &services());
     health.begin(Watch::Slices, &slices());
     health.begin(Watch::Nodes, &nodes);
-    let mut services = follow(&client, services(), |service: core::Service| service).boxed();
-    let mut slices = follow(&client, slices(), |slice: discovery::EndpointSlice| slice).boxed();
-    let mut nodes = follow(&client, nodes, |node: core::Node| node).boxed();
+    let [(for_services, one), (for_slices, two), (for_nodes, three)] = [reach(&client), reach(&client), reach(&client)];
+    let server = server.filter(|_| !cluster.clients().all_node_ports);
+    let way = server.map(|server| Way { server, reach: [one, two, three], left: None });
+    let mut services = follow(&for_services, services(), |service: core::Service| service).boxed();
+    let mut slices = follow(&for_slices, slices(), |slice: discovery::EndpointSlice| slice).boxed();
+    let mut nodes = follow(&for_nodes, nodes, |node: core::Node| node).boxed();
     let events = Events::new(&client, &cluster.clients().place.node);
-    let mut follower = Follower { cluster, health, report, begun: false, batch: Batch::default() };
+    let mut follower = Follower { way, cluster, health, report, begun: false, batch: Batch::default() };
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut terminate = signal(SignalKind::terminate())?;
@@ -138,6 +170,7 @@ pub async fn watch(client: Client, cluster: Cluster) -> anyhow::Result<()> {
             () = follower.batch.due() => follower.print()?,
             _ = tick.tick() => {
                 follower.report.write(&follower.cluster, &mut follower.health);
+                follower.mind_way()?;
                 events.tell(follower.cluster.problems(), &unfit::problems());
             }
             _ = terminate.recv() => return Ok(()),
@@ -183,6 +216,26 @@ impl Follower {
         if news {
             self.batch.add();
         }
+    }
+
+    /// Leaves the API server's address to the host path, which kube-proxy keeps right, while it does not answer.
+    fn mind_way(&mut self) -> anyhow::Result<()> {
+        let Some(way) = &mut self.way else { return Ok(()) };
+        let server = way.server;
+        if way.is_lost() {
+            if way.left.replace(Instant::now()).is_none() {
+                log::warn!("the API server does not answer: until it does, connections to {server} take the host path");
+            }
+            let place = Place { address: server.ip(), port: server.port() };
+            return print(&[Line { change: Change::Leave(place), triggered: None }]);
+        }
+        if way.is_found() {
+            way.left = None;
+            log::info!("the API server answers: connections to {server} take the socket path again");
+            self.cluster.forget(&server.ip());
+            self.noted();
+        }
+        Ok(())
     }
 
     fn print(&mut self) -> anyhow::Result<()> {

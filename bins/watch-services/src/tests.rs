@@ -376,6 +376,7 @@ fn lines(cluster: &mut Cluster) -> Vec<String> {
         Change::Remove(name) => format!("remove {name}"),
         Change::Nodes(nodes) => format!("nodes {:?}", nodes.node_addresses),
         Change::Refuse(cidrs) => format!("refuse {:?}", cidrs.0),
+        Change::Leave(place) => format!("leave {place:?}"),
         Change::Table(_) => "table".into(),
     };
     cluster.changes().into_iter().map(line).collect()
@@ -408,6 +409,22 @@ fn only_what_has_changed_is_said() {
     // Slices that are left over lead nowhere, until there is a Service of that name again.
     assert!(tell(&mut cluster, slice("web-3", &["10.0.0.3"])).is_empty());
     assert_eq!(tell(&mut cluster, service(&json!({}))), ["set default/web [10.96.0.1] 10.0.0.2:8080 10.0.0.3:8080"]);
+}
+
+#[test]
+fn what_was_left_to_the_host_path_is_said_again_though_nothing_has_changed() {
+    let mut other = service(&json!({"clusterIP": "10.96.0.2", "clusterIPs": ["10.96.0.2"]}));
+    other["metadata"]["name"] = json!("other");
+    let mut cluster = cluster([service(&json!({})), other, slice("web-1", &["10.0.0.1"])]);
+    cluster.table();
+    cluster.forget(&"10.96.0.1".parse().unwrap());
+    assert!(cluster.has_changed());
+    assert_eq!(lines(&mut cluster), ["set default/web [10.96.0.1] 10.0.0.1:8080"]);
+    assert!(!cluster.has_changed());
+    // And a port that goes meanwhile is not forgotten.
+    cluster.forget(&"10.96.0.1".parse().unwrap());
+    let renamed = json!({"ports": [{"name": "http", "port": 80}]});
+    assert_eq!(tell(&mut cluster, service(&renamed)), ["set default/web:http [10.96.0.1] ", "remove default/web"]);
 }
 
 fn name(name: &str) -> Name {
@@ -631,6 +648,7 @@ proptest::proptest! {
 fn take(table: &mut ServiceTable, change: Change) {
     match change {
         Change::Refuse(cidrs) => table.refuse = cidrs,
+        Change::Leave(place) => panic!("nothing is left: {place:?}"),
         Change::Nodes(nodes) => (table.node_addresses, table.nodes) = (nodes.node_addresses, nodes.nodes),
         Change::Set(service) => {
             assert!(!table.services.contains(&service), "said before: {service:?}");

@@ -1,6 +1,6 @@
 //! The way to the API server: credentials, proxies, and how its silence is noticed.
 
-use std::{env, path::Path, time::Duration};
+use std::{env, net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
 use http::Uri;
@@ -43,6 +43,18 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 /// # Errors
 /// When there are no credentials, or they cannot be read.
 pub async fn client(kubeconfig: Option<&Path>, context: Option<&str>, retry: bool) -> anyhow::Result<Client> {
+    Ok(connect(kubeconfig, context, retry).await?.0)
+}
+
+/// The same with the address and port that it connects to: none of an API server that has a name there, or of one behind a proxy.
+///
+/// # Errors
+/// As [`client`].
+pub async fn connect(
+    kubeconfig: Option<&Path>,
+    context: Option<&str>,
+    retry: bool,
+) -> anyhow::Result<(Client, Option<SocketAddr>)> {
     let options = KubeConfigOptions { context: context.map(str::to_owned), ..Default::default() };
     let mut config = match (kubeconfig, context) {
         (Some(path), _) => {
@@ -63,7 +75,15 @@ pub async fn client(kubeconfig: Option<&Path>, context: Option<&str>, retry: boo
         },
     };
     config.default_retry = retry;
-    connected(&config).context("cannot make a client of these credentials")
+    let client = connected(&config).context("cannot make a client of these credentials")?;
+    let is_direct = proxy(&config)?.is_none();
+    Ok((client, address(&config.cluster_url).filter(|_| is_direct)))
+}
+
+fn address(url: &Uri) -> Option<SocketAddr> {
+    let host = url.host()?.trim_start_matches('[').trim_end_matches(']');
+    let default = if url.scheme_str() == Some("http") { 80 } else { 443 };
+    Some(SocketAddr::new(host.parse().ok()?, url.port_u16().unwrap_or(default)))
 }
 
 /// kube's own way to a client (`Client::try_from`), but with a connector that probes its connections. A firewall or a load
@@ -147,4 +167,18 @@ where
         .map_err(BoxError::from)
         .service(hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector));
     Ok(Client::new(service, config.default_namespace.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_api_servers_address_has_a_port_and_a_name_is_none() {
+        let of = |url: &str| url.parse().ok().and_then(|url| address(&url)).map(|address| address.to_string());
+        assert_eq!(of("https://10.96.0.1").as_deref(), Some("10.96.0.1:443"));
+        assert_eq!(of("https://[fd00::1]:6443/").as_deref(), Some("[fd00::1]:6443"));
+        assert_eq!(of("http://127.0.0.1").as_deref(), Some("127.0.0.1:80"));
+        assert_eq!(of("https://kubernetes.default.svc"), None);
+    }
 }

@@ -7,13 +7,15 @@
 mod client;
 mod follow;
 mod health;
+mod reach;
 mod refusal;
 mod selection;
 
-pub use client::client;
+pub use client::{client, connect};
 pub use follow::{Event, Name, backoff, follow, follow_objects};
 pub use health::Health;
 pub use k8s_openapi;
 pub use kube;
+pub use reach::{Reach, reach};
 pub use refusal::{causes, explain, status};
 pub use selection::{Selection, list};

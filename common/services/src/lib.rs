@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use time::Time;
 pub use time::{nanoseconds, rfc3339, seconds};
 
-object!(ServiceTable, Node, Service, SessionAffinity, Backend, Draining, Nodes, ServiceName);
+object!(ServiceTable, Node, Service, SessionAffinity, Backend, Draining, Nodes, ServiceName, Place);
 object!(Protocol, TrafficPolicy, Algorithm, BackendScope);
 
 /// All Services that a node's pods can reach through their sockets.
@@ -249,6 +249,9 @@ pub enum Change {
     Set(Box<Service>),
     /// The service is to be gone.
     Remove(ServiceName),
+    /// What is asked of this place over TCP is left to the host path, until the service that answers there is set again. The
+    /// service stays, and so do the connections to its backends.
+    Leave(Place),
     /// The table is to be like this, and contain nothing else.
     Table(ServiceTable),
 }
@@ -264,6 +267,20 @@ pub struct Nodes {
     /// See [`ServiceTable::nodes`].
     #[serde(default)]
     pub nodes: Vec<Node>,
+}
+
+/// Where a service answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, remote = "Self")]
+pub struct Place {
+    /// One of its addresses.
+    #[serde(deserialize_with = "host::one")]
+    #[schemars(with = "Host")]
+    pub address: IpAddr,
+    /// Its port there.
+    #[serde(deserialize_with = "number::port")]
+    #[schemars(range(min = 1))]
+    pub port: u16,
 }
 
 /// What tells a service from others.

@@ -24,7 +24,7 @@ pub struct Line {
 }
 
 const TRIGGERED: &str = "triggered";
-const KEYS: &[&str] = &["set", "remove", "table", "nodes", "refuse", TRIGGERED];
+const KEYS: &[&str] = &["set", "remove", "table", "nodes", "refuse", "leave", TRIGGERED];
 
 impl Serialize for Line {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -35,6 +35,7 @@ impl Serialize for Line {
             Change::Table(table) => map.serialize_entry("table", table)?,
             Change::Nodes(nodes) => map.serialize_entry("nodes", nodes)?,
             Change::Refuse(cidrs) => map.serialize_entry("refuse", cidrs)?,
+            Change::Leave(place) => map.serialize_entry("leave", place)?,
         }
         if let Some(triggered) = &self.triggered {
             map.serialize_entry(TRIGGERED, triggered)?;
@@ -55,7 +56,7 @@ impl<'de> Visitor<'de> for LineVisitor {
     type Value = Line;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object with one of the keys set, remove, table, nodes and refuse")
+        f.write_str("an object with one of the keys set, remove, table, nodes, refuse and leave")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Line, A::Error> {
@@ -77,14 +78,16 @@ impl<'de> Visitor<'de> for LineVisitor {
                 "table" => Change::Table(map.next_value()?),
                 "nodes" => Change::Nodes(map.next_value()?),
                 "refuse" => Change::Refuse(map.next_value()?),
+                "leave" => Change::Leave(map.next_value()?),
                 _ => return Err(A::Error::unknown_field(&key, KEYS)),
             };
             if change.replace(one).is_some() {
                 return Err(A::Error::custom("more than one change on a line"));
             }
         }
-        let change = change
-            .ok_or_else(|| A::Error::custom("no change: one of the keys set, remove, table, nodes and refuse"))?;
+        let change = change.ok_or_else(|| {
+            A::Error::custom("no change: one of the keys set, remove, table, nodes, refuse and leave")
+        })?;
         Ok(Line { change, triggered: triggered.flatten() })
     }
 }
@@ -109,9 +112,10 @@ impl JsonSchema for Line {
         let table = one("table", generator.subschema_for::<crate::ServiceTable>());
         let nodes = one("nodes", generator.subschema_for::<crate::Nodes>());
         let refuse = one("refuse", generator.subschema_for::<crate::Refuse>());
+        let leave = one("leave", generator.subschema_for::<crate::Place>());
         json_schema!({
             "description": "One change, and perhaps when what it follows from happened in the cluster.",
-            "oneOf": [set, remove, table, nodes, refuse]
+            "oneOf": [set, remove, table, nodes, refuse, leave]
         })
     }
 }

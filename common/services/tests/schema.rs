@@ -206,7 +206,8 @@ fn line() -> Json {
         change("remove", remove),
         change("table", table()),
         change("nodes", object(vec![], nodes())),
-        change("refuse", list(cidr()))
+        change("refuse", list(cidr())),
+        change("leave", object(vec![("address", address()), ("port", port())], vec![]))
     ]
     .boxed()
 }
