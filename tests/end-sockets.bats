@@ -242,6 +242,34 @@ PY
   es_moves false
 }
 
+@test "an address that is left to the host path ends no connection and goes to nobody else, and with its Service set again who led to what went is told" {
+  local both='{"clusterIps": ["10.96.0.1"], "created": "2026-01-01T00:00:00Z", "backends": [{"address": "127.0.0.2", "port": 8080}, {"address": "127.0.0.3", "port": 8080}]}'
+  es_set api "$both"
+  es_set thief '{"clusterIps": ["10.96.0.2"], "externalIps": ["10.96.0.1"], "created": "2026-02-01T00:00:00Z", "backends": [{"address": "127.0.0.4", "port": 8080}]}'
+  es_client client <<'PY'
+hold("127.0.0.2", "127.0.0.3")
+until_connects(SOCK_STREAM, "10.96.0.1")
+ones = {}
+while len(ones) < 2:
+    one = connect(SOCK_STREAM, "10.96.0.1")
+    ones[answer(one)] = one
+ready()
+equal(told([ones["127.0.0.2"]], 20), ["ECONNABORTED"])
+equal(error_of(ones["127.0.0.3"]), None)
+equal(answer(connect(SOCK_STREAM, "10.96.0.1")), "127.0.0.3")
+PY
+  printf '{"leave": {"address": "10.96.0.1", "port": 80}}\n' >&5
+  lab_until 5 es_leads '[]'
+  sleep 1
+  ! grep '"ended"' "$LAB/log/agent" || fail 'a socket was ended'
+  es_set api "$(jq -c 'del(.backends[0])' <<<"$both")"
+  lab_until 5 es_leads '["api"]'
+  es_ends_well client || fail "$(<"$LAB/log/agent")"
+}
+
+# es_leads NAMES: which Services have 10.96.0.1.
+es_leads() { [ "$(lab_lb node1 show | jq -c '[.services[] | select(.clusterIps + .externalIps | index("10.96.0.1")).name]')" = "$1" ]; }
+
 @test "the sockets of a Service that is removed and made again by another name are told, also when both come at once" {
   for protocol in TCP UDP; do es_set "old-$protocol" "$(jq -c ".protocol = \"$protocol\"" <<<"$ES_ALL")"; done
   es_client client <<'PY'

@@ -508,7 +508,10 @@ impl Table {
         }
         let endpoints = before.endpoints().map(|endpoint| (*endpoint, State::Draining)).collect();
         self.draining.insert(key.clone(), endpoints);
-        self.tell([(key, before)], summary);
+        // The address is no orphan: it is its service's again, which says then what became of the endpoints.
+        if self.tells {
+            summary.gone.extend(gone::gone(&key, &before, &self.holding(&key)));
+        }
         Ok(())
     }
 
