@@ -191,7 +191,7 @@ moved_not_asked() { ! moved_asked; }
 
   pod nowhere '"linkerd.io/proxy-version": "edge-25.1.1"'
   has_address nowhere 192.0.2.77
-  lab_until 5 logged 'pod default/nowhere: no network namespace of this node has its address'
+  lab_until 20 logged 'pod default/nowhere: no network namespace of this node has its address'
   lab_until 5 lab_in node1 grep -qx 'underpass_scope_unfound 1' /run/underpass/scope-pods.prom
   pod other '"a": "c"'
   sleep 6

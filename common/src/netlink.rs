@@ -573,6 +573,10 @@ impl Netlink {
     /// What the kernel says.
     pub async fn delete_route(&self, route: &Route) -> io::Result<()> {
         let mut message = route_message(route, self.index(&route.dev).await?);
+        match self.act(RouteNetlinkMessage::DelRoute(message.clone()), 0).await {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+            done => return done,
+        }
         // Of any scope (`fib_table_delete`): others' routes without a next hop need not have ours.
         message.header.scope = RouteScope::NoWhere;
         self.act(RouteNetlinkMessage::DelRoute(message), 0).await

@@ -11,9 +11,7 @@ use std::{
 use bpf_lb_abi::Entry;
 use schemars::JsonSchema;
 use serde::Serialize;
-use service_table::{
-    Change, Nodes, Place, Protocol, Refuse, Service, ServiceName, ServiceTable, TrafficPolicy,
-};
+use service_table::{Change, Nodes, Place, Protocol, Refuse, Service, ServiceName, ServiceTable, TrafficPolicy};
 use thiserror::Error;
 
 use crate::{
@@ -255,7 +253,11 @@ impl Table {
         }
         self.close(&summary);
         for gone in self.old() {
-            if !summary.gone.contains(&gone) {
+            // What was said of the change itself holds, whoever else still has the endpoint.
+            let same = |said: &Gone| {
+                (&said.service, said.protocol, said.backend) == (&gone.service, gone.protocol, gone.backend)
+            };
+            if !summary.gone.iter().any(same) {
                 summary.gone.push(gone);
             }
         }

@@ -65,7 +65,7 @@ fn lock(words: &OsStr) -> io::Result<()> {
     let file = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     match file.try_lock() {
         Err(TryLockError::WouldBlock) => {
-            writeln!(io::stderr(), "{}", words.display())?;
+            say(&words.display().to_string())?;
             file.lock()
         }
         result => Ok(result?),
@@ -92,6 +92,11 @@ fn until_one_ends(pids: impl Iterator<Item = OsString>) -> io::Result<()> {
 }
 
 fn fail(message: &str, code: u8) -> ExitCode {
-    let _ = writeln!(io::stderr(), "{message}");
+    let _ = say(message);
     ExitCode::from(code)
+}
+
+/// In one write: others have the same log.
+fn say(message: &str) -> io::Result<()> {
+    io::stderr().write_all(format!("{message}\n").as_bytes())
 }

@@ -193,14 +193,15 @@ fn cut_down(object: Object, with_meshes: bool) -> Pod {
 struct Known {
     /// Those of which annotations say something.
     pods: BTreeMap<Name, Pod>,
-    /// Those whose network namespace was not found when it was last looked for.
-    unfound: BTreeSet<Name>,
+    /// Those whose network namespace was not found when it was last looked for, since when, and whether that was said.
+    unfound: BTreeMap<Name, (Instant, bool)>,
 }
 
 impl Known {
     /// Notes what the API says; whether it is of interest.
     fn take(&mut self, event: Event<Pod>) -> bool {
         match event {
+            Event::Applied(name, pod) if self.pods.get(&name) == Some(&pod) => return false,
             Event::Applied(name, pod) if pod.takes_part.is_some() || pod.wrong.is_some() => {
                 if let Some(wrong) =
                     pod.wrong.as_ref().filter(|_| self.pods.get(&name).is_none_or(|p| p.wrong != pod.wrong))
@@ -220,16 +221,23 @@ impl Known {
         false
     }
 
-    /// Names each pod once that was not found in any network namespace though it is to be there; how many there are.
+    /// Names each pod once that is not found in any network namespace though it is to be there; how many there are. The namespace
+    /// of a pod that ends may have gone before the API says so: it is looked for once more.
     fn tell_unfound(&mut self, mut unfound: BTreeSet<Name>) -> usize {
         unfound.retain(|name| self.pods.get(name).is_some_and(|pod| !pod.is_leaving));
-        for Name { namespace, name } in unfound.difference(&self.unfound) {
-            log::warn!(
-                "pod {namespace}/{name}: no network namespace of this node has its address: what its annotations say of the socket path has no effect"
-            );
+        self.unfound.retain(|name, _| unfound.contains(name));
+        for pod in unfound {
+            let Name { namespace, name } = &pod;
+            let text = format!("pod {namespace}/{name}");
+            let (since, said) = self.unfound.entry(pod).or_insert_with(|| (Instant::now(), false));
+            if !*said && since.elapsed() >= FULL_LOOK {
+                log::warn!(
+                    "{text}: no network namespace of this node has its address: what its annotations say of the socket path has no effect"
+                );
+                *said = true;
+            }
         }
-        self.unfound = unfound;
-        self.unfound.len()
+        self.unfound.values().filter(|(_, said)| *said).count()
     }
 }
 

@@ -23,7 +23,7 @@ pub struct Attachment {
 }
 
 /// A pod of this node, as the API has it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
     /// Whether it takes part, where its annotations decide.
     pub takes_part: Option<bool>,

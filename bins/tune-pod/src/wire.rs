@@ -46,7 +46,9 @@ impl Wire {
     /// same: this process may have had to wait for the processor.
     fn receive(&self, buffer: &mut [u8; FRAME], end: Instant) -> io::Result<Option<usize>> {
         let left = end.saturating_duration_since(Instant::now());
-        self.0.set_nonblocking(left.is_zero())?;
+        if left.is_zero() {
+            self.0.set_nonblocking(true)?;
+        }
         // Zero would mean for ever; the kernel counts microseconds.
         self.0.set_read_timeout(Some(left.max(Duration::from_micros(1))))?;
         match (&self.0).read(buffer) {
@@ -64,6 +66,7 @@ impl Wire {
     pub fn inquire(&self, inquiry: &mut Inquiry, options: &DetectOptions) -> io::Result<Result<(), Failure>> {
         let mut buffer = [0; FRAME];
         for attempt in 1..=options.retries {
+            self.0.set_nonblocking(false)?;
             for frame in inquiry.frames() {
                 self.send(&frame)?;
             }
