@@ -196,7 +196,7 @@ impl Model {
             addresses: self.cards.values().flat_map(|(index, nets)| nets.iter().map(|net| (*index, *net))).collect(),
             routes: self.routes.clone(),
             rules: self.rules.iter().map(entry).collect(),
-            foreign_tables: BTreeSet::new(),
+            ..Pod::default()
         }
     }
 
