@@ -193,6 +193,7 @@ is_ahead() { [[ $(lab_in node1 ip "-$1" rule show | grep -E 'proto(col)? (85|und
   lab_in node1 ip rule delete pref 50
 }
 
+# shellcheck disable=SC2016 # expanded by awk
 rule_repairs() { lab_in node1 awk '/^underpass_repairs_total{object="rule"}/ {n = $2} END {print n + 0}' /run/underpass/keep-pods.prom; }
 is_counted() { [ "$(rule_repairs)" -gt "$1" ]; }
 

@@ -645,6 +645,22 @@ agent has them as flags of `bpf-lb-load load`. A Service that finds no room stay
 | maps.sockets | `--max-sockets` | 65536 | translated sockets of each family in the fast way; more work as well, and slower | only after `node-agent --uninstall` on the node; until then the agent's log says so |
 | maps.clients | `--max-clients` | 61440 | pairs of a pod and a Service with session affinity; more push out the oldest | as above |
 ";
+    // By watch-services' `NotServed::HostPath`.
+    const LEFT: &str = "
+## Services that are left to the host path
+
+`kubectl annotate service NAME underpass.io/socket-path=false` takes a Service out of the socket path on every node: its clients
+reach it by the host path alone, as long as the annotation is there. Connections that the socket path made to it end once, as if it were
+deleted. A value that is neither `\"true\"` nor `\"false\"` is of no account, and an Event on the Service says so. Where there is no host path (no
+kube-proxy, or `podCIDRType` none) such a Service leads nowhere. It is for
+
+* NodeLocal DNSCache that listens on kube-dns' ClusterIP, as Kubernetes' own manifest has it beside kube-proxy in iptables mode:
+  `kubectl -n kube-system annotate service kube-dns underpass.io/socket-path=false`. By the host path the address is the node's own and the
+  cache answers; the socket path leads to the DNS server's pods, past the cache. A cache on an address of its own, as 169.254.20.10, needs
+  nothing.
+* NFS and SMB servers behind a Service, on kernels whose clients keep the backend's address in place of the Service's: when the server moves,
+  the mount hangs.
+";
     const ERRORS: &str = "
 ## Errors
 
@@ -675,7 +691,7 @@ is allowed, of every setting that is wrong. DEL and GC go on with the default in
             )
         };
         let rows: String = SETTINGS.iter().map(row).collect();
-        format!("{INTRODUCTION}{rows}{NETWORKS}{CLUSTER}{MESHES}{ROOM}{ADDRESSES}{ERRORS}")
+        format!("{INTRODUCTION}{rows}{NETWORKS}{CLUSTER}{MESHES}{ROOM}{LEFT}{ADDRESSES}{ERRORS}")
     }
 
     #[test]
