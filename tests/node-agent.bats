@@ -223,7 +223,7 @@ moved_not_asked() { ! moved_asked; }
     --patch '{"data": {"settings": "podCIDRType: none\nsocketPath: false\n"}}' >/dev/null
   lab_until 10 not_asked plain
   lab_until 5 asked yes
-  lab_kubectl patch configmap underpass -n kube-system --type merge --patch '{"data": {"settings": "podCIDRType: none\n"}}' >/dev/null
+  settings
   lab_until 10 asked plain
 }
 
@@ -249,7 +249,7 @@ moved_not_asked() { ! moved_asked; }
   agent_start
   lab_until 10 asked yes
   not_asked plain
-  lab_kubectl patch configmap underpass -n kube-system --type merge --patch '{"data": {"settings": "podCIDRType: none\n"}}' >/dev/null
+  settings
   lab_until 10 asked plain
 }
 
@@ -356,7 +356,7 @@ another_part() {
   lab_in node1 rm /run/underpass/zeros
   lab_until 10 lab_in node1 grep -q '10.233.64.0/18' /run/underpass/cluster.json
   for name in watch-services sync-cidrs keep-pods; do lab_until 10 lab_in node1 test -s "/run/underpass/$name.prom"; done
-  lab_kubectl patch configmap underpass -n kube-system --type merge --patch '{"data": {"settings": "podCIDRType: none\n"}}' >/dev/null
+  settings
   lab_stop agent
   lab_in node1 umount /run/underpass
 }

@@ -215,10 +215,9 @@ impl Table {
             None if installed.is_some_and(|installed| installed.backends.contains_key(&flow.backend)) => Why::Draining,
             None => match endpoints.get(&(flow.service.protocol, flow.backend)) {
                 None => Why::Left,
-                Some(State::Unready) => Why::Unready,
-                Some(_) if owner.is_some() => Why::Unready,
-                Some(State::Draining) => Why::Draining,
-                Some(State::Ready) => return None,
+                Some(State::Ready) if owner.is_none() => return None,
+                Some(State::Draining) if owner.is_none() => Why::Draining,
+                Some(_) => Why::Unready,
             },
             Some(State::Unready) => Why::Unready,
             Some(_) => Why::Draining,

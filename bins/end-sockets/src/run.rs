@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{self, BufRead as _, Write as _},
+    io::{self, BufRead as _},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{
@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use bpf_lb_load::{gone::Gone, peers::Peers, pins::Pins};
+use bpf_lb_load::{gone::Gone, peers::Peers, pins::Pins, print};
 use clap::Parser;
 use metrics_file::{
     Metrics,
@@ -226,7 +226,7 @@ fn tell(outcome: &Outcome, before: &[String], counts: &Counts, begun: Instant) -
     if !reports.is_empty() {
         let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or_default();
         let line = serde_json::json!({ "ended": reports, "milliseconds": milliseconds });
-        io::stdout().write_all(format!("{line}\n").as_bytes()).context("standard output")?;
+        print::line(&line).context("standard output")?;
     }
     Ok(())
 }
