@@ -211,5 +211,24 @@ is_counted() { [ "$(rule_repairs)" -gt "$1" ]; }
   lab_pod_delete node1 stolen underlay46
 }
 
+@test "an address that two pods have stays with the one that had it first, and the other is named, until that gives it up" {
+  local shared=10.6.66.66
+  lab_pod node1 first underlay46
+  lab_pod node1 second underlay46
+  lab_in node1/first ip address add $shared/32 dev eth0
+  lab_until 5 leads_to $shared first
+  lab_in node1/second ip address add $shared/32 dev eth0
+  lab_until 5 grep -q "another pod of this node, $(container_of first)/eth0" "$LAB/log/agent"
+  looked_at first second
+  leads_to $shared first
+  lab_in node1/first ip address delete $shared/32 dev eth0
+  lab_until 5 leads_to $shared second
+  lab_pod_delete node1 first underlay46
+  lab_pod_delete node1 second underlay46
+}
+
+# leads_to ADDRESS POD: by the node's routes.
+leads_to() { [[ $(lab_in node1 ip route get "$1") == *" dev $(link "$2") "* ]]; }
+
 # ways_to POD: the node's routes to it.
 ways_to() { local link; link=$(link "$1") && lab_in node1 ip route show table 500 dev "$link" && lab_in node1 ip -6 route show table 500 dev "$link"; }

@@ -497,6 +497,28 @@ tentative() {
   [ -n "$(lab_in "node1/$POD" ip -6 address show dev eth0 scope global tentative)" ]
 }
 
+@test "an address that another pod of the node has, as in an isolated network of the same range, is refused, and it keeps its way" {
+  local twin=twin first=$POD
+  succeeds ADD
+  lab_sandbox node1 $twin
+  lab_in node1/$twin ip link add eth0 type veth peer name nowhere
+  lab_in node1/$twin ip address add "$(lab_address "node1/$POD" 4)/16" dev eth0
+  lab_in node1/$twin ip address add "$(lab_address "node1/$POD" 6)/64" dev eth0 nodad
+  lab_in node1/$twin ip link set nowhere up
+  lab_in node1/$twin ip link set eth0 up
+  POD=$twin fails 103 ADD
+  assert_contains "$lab_stdout" "lab-$first/eth0"
+  assert_reachable
+  succeeds CHECK
+  expect 1 lab_in node1/$twin ip link show veth0
+  # Once it has gone without a DEL, its address is free.
+  lab_in node1 ip netns delete "$first"
+  POD=$twin succeeds ADD
+  POD=$twin assert_reachable
+  POD=$twin succeeds DEL
+  lab_in node1 ip netns delete $twin
+}
+
 @test "mode disable and mode disabled pass prevResult on and do nothing" {
   local mode
   for mode in disable disabled; do

@@ -124,6 +124,18 @@ $(lab_address node1/pair $family) 8502"
   assert_same "$(sed '/attachments/d' <<<"$before")" "$(lab_snapshot "node1/$POD" | sed '/attachments/d')"
 }
 
+@test "with the default route taken off eth0 for net1, as by Multus' default-route, each NIC answers by its own gateway" {
+  local family
+  pod
+  lab_serve node1 9090 2>/dev/null || true
+  for family in 4 6; do lab_in "node1/$POD" ip -$family route delete default dev eth0; done
+  lab_attach node1 "$POD" second46 net1
+  symmetric net1
+  lab_cnitool node1 check second46 "$POD" net1
+  lab_cnitool node1 del second46 "$POD" net1
+  assert_equal "$(default_nic 4) $(default_nic 6)" 'eth0 eth0'
+}
+
 @test "podDefaultRouteNic=net2 works although net2 comes after net1" {
   pod
   lab_attach node1 "$POD" later-for-net2 net1

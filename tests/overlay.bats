@@ -439,6 +439,54 @@ mtus() {
   detached owner46 net1
 }
 
+# without_default NIC: as Multus takes default routes off a NIC.
+without_default() {
+  local family
+  for family in 4 6; do lab_in "node1/$POD" ip -$family route delete default dev "$1" 2>/dev/null || true; done
+}
+
+@test "an overlay whose default route Multus has taken away, for its default-route names net1, leads to Services all the same" {
+  local kind family
+  for kind in $KINDS; do
+    sandbox "$kind"
+    without_default eth0
+    lab_attach node1 "$POD" underlay46 net1
+    without_default net1
+    lab_in "node1/$POD" ip route add default via 10.6.0.1 dev net1
+    lab_in "node1/$POD" ip -6 route add default via fd00:6::1 dev net1
+    lab_serve "node1/$POD" 8080 "$POD"
+    for family in 4 6; do
+      leaves_by "node1/$POD" eth0 net1 -- \
+        assert_answer "node1/$POD" "$(lab_cluster_ip web $family)" 80 backend "$(lab_address "node1/$POD" $family)"
+      leaves_by "node1/$POD" eth0 net1 -- \
+        assert_answer node2/backend "$(lab_address "node1/$POD" $family)" 8080 "$POD" "$(lab_address node2/backend $family)"
+      # To an address of which only a default route knows.
+      expect 0 lab_in "node1/$POD" ip route get "$(lab_address client $family)" from "$(lab_address "node1/$POD" $family)"
+      assert_contains "$output" ' dev eth0 '
+      leaves_by "node1/$POD" net1 eth0 -- \
+        assert_answer client "$(lab_address "node1/$POD" $family net1)" 8080 "$POD" "$(lab_address client $family)"
+    done
+    lab_cnitool node1 check underlay46 "$POD" net1
+    lab_cnitool node1 del underlay46 "$POD" net1
+    expect 0 lab_in "node1/$POD" ip -json route show default
+    assert_json "$output" '[.[].dev]' '["eth0"]'
+    assert_same "$NODE_BEFORE" "$(node_state)"
+  done
+}
+
+@test "an overlay interface by which nothing leads out is refused, and nothing has changed" {
+  sandbox calico 4
+  chained
+  lab_in "node1/$POD" ip route flush dev eth0
+  local before
+  before=$(lab_snapshot "node1/$POD")
+  lab_plugin node1 coordinator ADD "$POD" net1 <<<"$CONFIG"
+  assert_json "$lab_stdout" .code 7
+  assert_contains "$lab_stdout" default-route
+  assert_same "$before" "$(lab_snapshot "node1/$POD")"
+  assert_same "$NODE_BEFORE" "$(node_state)"
+}
+
 @test "a mode that an interface cannot have is refused with what to change" {
   sandbox calico
   chained

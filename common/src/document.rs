@@ -142,6 +142,9 @@ pub struct Share {
     pub cidrs: Cidrs,
     /// The settings of its network.
     pub settings: Settings,
+    /// The default routes that prevResult has for it: somebody may have taken them away since.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub promised: Vec<Route>,
     /// How its ADD changed `rp_filter` of what is not its interface's alone.
     pub applied: Vec<Operation>,
 }
@@ -435,7 +438,9 @@ impl Share {
         };
         let applied = document.applied.iter().filter(is_shared).cloned().collect();
         let (settings, cidrs) = (document.settings.clone(), document.cidrs.clone().unwrap_or_default());
-        Some(Self { ifname, opens_uplink: mode.opens_uplink(), cidrs, settings, applied })
+        let mut promised = CniResult::previous(&document.request.config).unwrap_or_default().routes_of(&ifname);
+        promised.retain(|route| route.destination.prefix_len() == 0);
+        Some(Self { ifname, opens_uplink: mode.opens_uplink(), cidrs, settings, promised, applied })
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
     kernel::{self, Kernel},
     netlink::Netlink,
     object::{Netns, Operation, Placed},
-    plan::{Found, plan},
+    plan::{Conflict, Found, plan},
     settings::LogOptions,
     state::Lock,
     table::{one_line, table},
@@ -274,14 +274,19 @@ async fn planned<T: Tool>(
     known: &[Placed],
 ) -> Result<(Vec<Operation>, Vec<Failure>), Failure> {
     let mut found = T::observe(document, kernel).await?;
-    for found in &mut found {
+    for found in found.iter_mut().filter(|found| found.holder.is_none()) {
         let replaced =
             |known: &Placed| known.collides(&found.placed) && !known.object.satisfied_by(&found.placed.object);
         found.owned |= known.contains(&found.placed) || known.iter().any(replaced);
     }
     let (operations, conflicts) = plan(&T::wanted(document)?, &found);
-    let failure = |conflict| {
-        Failure::new(Code::Kernel, conflict).details("remove it, or configure Underpass to use something else")
+    let failure = |conflict: Conflict| match &conflict.holder {
+        None => Failure::new(Code::Kernel, conflict).details("remove it, or configure Underpass to use something else"),
+        Some(holder) => Failure::new(
+            Code::AddressConflict,
+            format!("another pod of this node, {holder}, has its address: {conflict}"),
+        )
+        .details("give one of the two another address, or serve one of their networks with mode disable"),
     };
     Ok((operations, conflicts.into_iter().map(failure).collect()))
 }

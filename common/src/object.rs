@@ -161,6 +161,21 @@ pub struct Route {
 }
 
 impl Route {
+    /// A route of ours on the link.
+    pub fn new(destination: IpNet, dev: &str, table: u32) -> Self {
+        Self {
+            destination,
+            gateway: None,
+            dev: dev.to_owned(),
+            source: None,
+            table,
+            metric: None,
+            onlink: false,
+            mtu: None,
+            protocol: PROTOCOL,
+        }
+    }
+
     /// Whether a routing daemon (BIRD, FRR) made it, by its routing protocol number (`linux/rtnetlink.h`, `RTPROT_*`). Such
     /// a route comes and goes as the daemon says, and there may be a great many.
     pub fn is_daemons(&self) -> bool {

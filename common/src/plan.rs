@@ -9,17 +9,24 @@ pub struct Found {
     pub placed: Placed,
     /// Whether Underpass made it, for this attachment: only such an object is ever replaced or removed.
     pub owned: bool,
+    /// Of another container, which has it rightly: it is never this attachment's, whatever that knew of it.
+    pub holder: Option<String>,
 }
 
 impl Found {
+    /// An object, ours or somebody else's.
+    pub fn new(placed: Placed, owned: bool) -> Self {
+        Self { placed, owned, holder: None }
+    }
+
     /// An object of ours.
     pub fn ours(placed: Placed) -> Self {
-        Self { placed, owned: true }
+        Self::new(placed, true)
     }
 
     /// An object that somebody else made.
     pub fn foreign(placed: Placed) -> Self {
-        Self { placed, owned: false }
+        Self::new(placed, false)
     }
 }
 
@@ -31,6 +38,8 @@ pub struct Conflict {
     pub wanted: Placed,
     /// What is there.
     pub found: Placed,
+    /// See [`Found::holder`].
+    pub holder: Option<String>,
 }
 
 /// The operations that turn `found` into `wanted`, removals first; of rules last, for two of them never exclude each other, and
@@ -82,6 +91,10 @@ fn step(wanted: &Placed, found: &mut Vec<&Found>) -> Result<Option<Operation>, B
     }
     match found.iter().find(in_the_way) {
         None => Ok(Some(Operation::Add(wanted.clone()))),
-        Some(found) => Err(Box::new(Conflict { wanted: wanted.clone(), found: found.placed.clone() })),
+        Some(found) => Err(Box::new(Conflict {
+            wanted: wanted.clone(),
+            found: found.placed.clone(),
+            holder: found.holder.clone(),
+        })),
     }
 }

@@ -100,15 +100,11 @@ impl CniResult {
             self.ips_of(ifname).filter_map(|ip| ip.gateway).find(|gw| gw.is_ipv4() == dst.addr().is_ipv4())
         };
         let route = |route: &Route| object::Route {
-            destination: route.dst.trunc(),
             gateway: route.gw.or_else(|| gateway(route.dst)),
-            dev: ifname.to_owned(),
-            source: None,
-            table: route.table.unwrap_or(MAIN_TABLE),
             metric: route.priority.and_then(|metric| Family::of(route.dst.addr()).metric(metric)),
-            onlink: false,
             mtu: route.mtu.filter(|mtu| *mtu > 0),
             protocol: 0,
+            ..object::Route::new(route.dst.trunc(), ifname, route.table.unwrap_or(MAIN_TABLE))
         };
         self.routes.iter().map(route).collect()
     }

@@ -6,6 +6,7 @@ use std::{
     fs::{self, DirEntry, File, Metadata, OpenOptions},
     io::{self, Write},
     mem,
+    net::IpAddr,
     os::{
         fd::{AsFd, BorrowedFd, RawFd},
         unix::fs::MetadataExt,
@@ -199,6 +200,19 @@ pub fn others(request: &Request) -> Vec<Share> {
     let mut shares: Vec<Share> = done.filter_map(|other| Share::of(&other)).collect();
     shares.sort_by(|a, b| a.ifname.cmp(&b.ifname));
     shares
+}
+
+/// The attachment of another container that has an address on its interface: its ADD is done, its DEL has not begun, and its
+/// network namespace is there.
+pub fn holder(address: IpAddr, request: &Request) -> Option<String> {
+    let saved = files().filter_map(|file| Saved::of(&file.file_name()));
+    let others = saved.filter(|other| other.container_id != request.container_id);
+    let mut documents = others.filter_map(|other| serde_json::from_value::<PodDocument>(other.read().ok()?).ok());
+    let holder = documents.find(|other| {
+        let is_there = other.request.netns.as_ref().is_some_and(|netns| netns.exists());
+        other.error.is_none() && is_there && other.nic_addresses().iter().any(|net| net.addr() == address)
+    });
+    holder.map(|other| other.request.attachment())
 }
 
 /// Whether a DEL or GC of another attachment of the request's pod has begun and not ended.

@@ -5,11 +5,15 @@ pub mod observe;
 pub mod plan;
 pub mod routing;
 
+use std::io;
+
 use common::{
     document::{Command, Mode, ModeKind, Nic, PodDocument, Routing},
     failure::{Code, Context, Failure},
     kernel::Kernel,
     names::{POD_VETH, host_veth},
+    netlink::{Link, Netlink},
+    object::{Family, Route},
     result::CniResult,
     state,
 };
@@ -70,10 +74,10 @@ pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), F
     let mut addresses = pod.addresses_of(&request.ifname);
     addresses.sort_by_key(|net| given.iter().position(|address| *address == net.addr()).unwrap_or(given.len()));
     let nic = Nic { name: link.name, mtu: link.mtu, addresses };
-    let first = document.is_first();
+    let is_first = document.is_first();
     if mode == ModeKind::Disable {
         let (node_addresses, uplink, host_side) = Default::default();
-        document.mode = Some(Mode { mode, first, nic, node_addresses, uplink, host_side });
+        document.mode = Some(Mode { mode, first: is_first, nic, node_addresses, uplink, host_side });
         return Ok(());
     }
     if nic.addresses.is_empty() && document.mode.is_none() {
@@ -91,14 +95,19 @@ pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), F
         let node_table = node_table.context(Code::Io, "cannot read the node's rules and routes")?;
         document.numbers = Some(plan::numbers(settings, &pod, node_table));
     }
-    let towards = match first {
+    let first = &settings.pod_default_cni_nic;
+    let towards = match is_first {
         true => towards(&nic.addresses, &result),
-        false => towards(&pod.addresses_of(&settings.pod_default_cni_nic), &CniResult::default()),
+        false => towards(&pod.addresses_of(first), &CniResult::default()),
     };
     let node_addresses =
         node::addresses(&kernel.node, &towards, &host_veth(&request.container_id), mode == ModeKind::Overlay).await;
     let node_addresses = node_addresses.context(Code::Io, "cannot read the node's addresses")?;
-    let uplink = plan::uplink(mode, settings, &nic, &pod, &node_addresses)?;
+    let ways = match pod.link(first).filter(|_| mode == ModeKind::Overlay) {
+        Some(link) => ways_out(&pod, link, &kernel.node).await.context(Code::Io, "cannot read the node's addresses")?,
+        None => vec![],
+    };
+    let uplink = plan::uplink(mode, settings, &nic, &pod, &node_addresses, &ways)?;
     let promised = result.routes_of(&nic.name);
     let view = View {
         settings,
@@ -106,6 +115,7 @@ pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), F
         nic: &nic,
         uplink_table: document.numbers().pod_table,
         overlay: mode == ModeKind::Overlay,
+        ways: &ways,
         pod: &pod,
         promised: &promised,
         decided: &document.routing,
@@ -117,9 +127,29 @@ pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), F
             .context(Code::Io, "cannot read the node's links and routes")?,
         None => vec![],
     };
-    document.mode = Some(Mode { mode, first, nic, node_addresses, uplink, host_side });
+    document.mode = Some(Mode { mode, first: is_first, nic, node_addresses, uplink, host_side });
     document.routing = routing;
     Ok(())
+}
+
+/// The ways out by the pod's overlay interface, one of each family at most.
+async fn ways_out(pod: &Pod, link: &Link, node: &Netlink) -> io::Result<Vec<Route>> {
+    let nets = pod.addresses_of(&link.name);
+    let mut ways = vec![];
+    for family in Family::ALL {
+        if !nets.iter().any(|net| Family::of(net.addr()) == family) {
+            continue;
+        }
+        let way = match pod.default_route(&link.name, family) {
+            Some(route) => Some(route.clone()),
+            None => {
+                let near = node::near(node, link, &nets).await?;
+                pod.way_out(&link.name, family, &near)
+            }
+        };
+        ways.extend(way);
+    }
+    Ok(ways)
 }
 
 /// The addresses that the node is asked its way to, with the next hop where prevResult has one.

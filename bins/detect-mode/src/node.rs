@@ -62,6 +62,32 @@ pub async fn addresses(node: &Netlink, pod: &[PodAddress], host_veth: &str, over
     Ok(addresses)
 }
 
+/// The node's addresses that a pod's interface with the addresses `nets` has on its link: of the other end of its veth pair or,
+/// where that is a port of a bridge, of the bridge.
+///
+/// # Errors
+/// What the kernel says.
+pub async fn near(node: &Netlink, nic: &Link, nets: &[IpNet]) -> io::Result<Vec<IpAddr>> {
+    let link = match other_end(node, nic).await? {
+        Some(Link { controller: Some(bridge), .. }) => node.link_by_index(bridge).await?,
+        end => end,
+    };
+    let Some(link) = link else { return Ok(vec![]) };
+    let is_near =
+        |address: &IpAddr| address.is_ipv6() && is_link_local(*address) || nets.iter().any(|net| net.contains(address));
+    Ok(node.addresses_of(&link).await?.iter().map(IpNet::addr).filter(is_near).collect())
+}
+
+/// The other end, on the node, of a pod's veth. None if it is no veth: its link's index may then mean anything, such as the
+/// node's own interface below a macvlan.
+async fn other_end(node: &Netlink, nic: &Link) -> io::Result<Option<Link>> {
+    let peer = match nic.peer {
+        Some(index) => node.link_by_index(index).await?,
+        None => None,
+    };
+    Ok(peer.filter(|peer| peer.peer == Some(nic.index)))
+}
+
 /// Whether a link of the node leads to other hosts.
 async fn leads_out(node: &Netlink, link: &Link, nets: &[IpNet]) -> io::Result<bool> {
     Ok(match plan::purpose(link, nets) {
@@ -98,17 +124,12 @@ pub async fn table(node: &Netlink, base: u32) -> io::Result<u32> {
 }
 
 /// The node's links to a pod's overlay interface `nic`: the other end of its veth pair or, where that is a port of a
-/// bridge, whatever the node routes its addresses to. None if it is no veth: its link's index may then mean anything,
-/// such as the node's own interface below a macvlan.
+/// bridge, whatever the node routes its addresses to. None if it is no veth.
 ///
 /// # Errors
 /// What the kernel says.
 pub async fn sides(node: &Netlink, nic: &Link, uplink: &Uplink) -> io::Result<Vec<HostSide>> {
-    let peer = match nic.peer {
-        Some(index) => node.link_by_index(index).await?,
-        None => None,
-    };
-    let Some(peer) = peer.filter(|peer| peer.peer == Some(nic.index)) else { return Ok(vec![]) };
+    let Some(peer) = other_end(node, nic).await? else { return Ok(vec![]) };
     let mut sides = vec![];
     for address in &uplink.sources {
         let dev = match peer.controller {
@@ -122,7 +143,7 @@ pub async fn sides(node: &Netlink, nic: &Link, uplink: &Uplink) -> io::Result<Ve
 
 #[cfg(test)]
 mod tests {
-    use common::object::{Family, PROTOCOL_BOOT};
+    use common::object::{Family, MAIN_TABLE, PROTOCOL_BOOT};
 
     use super::*;
 
@@ -130,15 +151,9 @@ mod tests {
     fn a_bridge_behind_which_somebody_elses_router_is_leads_on_and_one_with_routes_of_ours_or_to_its_own_subnet_does_not()
      {
         let route = |gateway: Option<&str>, protocol| Route {
-            destination: Family::Ipv4.default_route(),
             gateway: gateway.map(|gateway| gateway.parse().unwrap()),
-            dev: "br-ex".to_owned(),
-            source: None,
-            table: common::object::MAIN_TABLE,
-            metric: None,
-            onlink: false,
-            mtu: None,
             protocol,
+            ..Route::new(Family::Ipv4.default_route(), "br-ex", MAIN_TABLE)
         };
         assert!(leads_on(&route(Some("10.6.0.1"), PROTOCOL_BOOT)));
         assert!(!leads_on(&route(Some("10.6.0.1"), PROTOCOL)));

@@ -11,7 +11,7 @@ use common::{
     failure::{Code, Context, Failure},
     names::POD_VETH,
     netlink::{Detection, Link, Netlink, RouteFilter, RuleEntry, is_link_local},
-    object::{MAIN_TABLE, Route},
+    object::{Family, MAIN_TABLE, PROTOCOL, Route},
 };
 use ipnet::IpNet;
 
@@ -136,9 +136,37 @@ impl Pod {
         self.routes.iter().filter(|route| route.table == MAIN_TABLE && !route.is_daemons())
     }
 
-    /// The next hops of a link's default routes.
-    pub fn gateways_of(&self, name: &str) -> Vec<IpAddr> {
-        let default = |route: &&Route| route.dev == name && route.destination.prefix_len() == 0;
-        self.routes.iter().filter(default).filter_map(|route| route.gateway).collect()
+    /// The default route of a link.
+    pub fn default_route(&self, name: &str, family: Family) -> Option<&Route> {
+        let destination = family.default_route();
+        self.routes.iter().find(|route| route.dev == name && route.destination == destination)
+    }
+
+    /// The way out by a link whose default route is gone, as by Multus' `default-route` for another interface, as far as it can
+    /// be told: by the next hop of its other routes, by the one host that is on the link by a route of its own, or by the
+    /// first of the node's addresses on the link, `near`.
+    pub fn way_out(&self, name: &str, family: Family, near: &[IpAddr]) -> Option<Route> {
+        let of_link = |route: &&Route| route.dev == name && Family::of(route.destination.addr()) == family;
+        let routes = || self.routes.iter().filter(of_link).filter(|route| !route.is_daemons());
+        let next_hop = || {
+            let routed = routes().filter(|route| route.gateway.is_some());
+            routed.min_by_key(|route| route.destination.prefix_len()).map(|route| (route.gateway, Some(route)))
+        };
+        let host = || {
+            let own = self.addresses_of(name);
+            let is_host = |route: &&Route| {
+                let destination = route.destination;
+                let is_own = own.iter().any(|net| net.addr() == destination.addr());
+                destination.prefix_len() == destination.max_prefix_len() && !is_own
+            };
+            let mut hosts =
+                routes().filter(is_host).filter(|route| route.protocol != PROTOCOL && route.gateway.is_none());
+            let host = hosts.next().filter(|_| hosts.next().is_none())?;
+            Some((Some(host.destination.addr()), Some(host)))
+        };
+        let of_node = || Some((Some(*near.iter().find(|address| Family::of(**address) == family)?), None));
+        let (gateway, like) = next_hop().or_else(host).or_else(of_node)?;
+        let (onlink, mtu) = like.map_or((false, None), |route| (route.onlink, route.mtu));
+        Some(Route { gateway, onlink, mtu, ..Route::new(family.default_route(), name, MAIN_TABLE) })
     }
 }

@@ -8,6 +8,7 @@ use common::{
     names::POD_VETH,
     netlink::Link,
     numbers::{self, Numbers},
+    object::Route,
     settings::{ModeSetting, Settings},
 };
 use ipnet::IpNet;
@@ -118,16 +119,17 @@ pub fn node_addresses(all: &[IpNet], pod: IpNet, routed: Option<IpAddr>) -> Vec<
     addresses.into_iter().map(IpNet::addr).filter(|address| seen.insert(*address)).collect()
 }
 
-/// The link that leads into the node.
+/// The link that leads into the node. In overlay mode `ways` are those out by the pod's first interface.
 ///
 /// # Errors
-/// In overlay mode, when the pod has no overlay interface with an address.
+/// In overlay mode, when the pod has no overlay interface with an address, or none by which anything leads out.
 pub fn uplink(
     mode: ModeKind,
     settings: &Settings,
     nic: &Nic,
     pod: &Pod,
     node_addresses: &[IpAddr],
+    ways: &[Route],
 ) -> Result<Uplink, Failure> {
     let first = &settings.pod_default_cni_nic;
     let nets = if nic.name == *first { nic.addresses.clone() } else { pod.addresses_of(first) };
@@ -144,8 +146,19 @@ pub fn uplink(
         )
         .details("set podDefaultCniNic to the name of the pod's first interface")),
         ModeKind::Overlay => {
-            let gateways = one_of_each_family(pod.gateways_of(first).into_iter());
-            Ok(Uplink { dev: first.clone(), sources, gateways })
+            let leads = |source: &IpAddr| ways.iter().any(|way| way.destination.addr().is_ipv4() == source.is_ipv4());
+            let (sources, lost): (Vec<_>, Vec<_>) = sources.into_iter().partition(leads);
+            if sources.is_empty() {
+                return Err(Failure::new(
+                    Code::InvalidConfiguration,
+                    format!("overlay mode needs a way out by the overlay interface {first}, and the pod has no default route there"),
+                )
+                .details("let that interface keep its default route: Multus' default-route for another one takes it away"));
+            }
+            for source in lost {
+                log::warn!("nothing leads out of {first} from {source}: the pod has no Services over its family");
+            }
+            Ok(Uplink { dev: first.clone(), sources, gateways: ways.iter().filter_map(|way| way.gateway).collect() })
         }
     }
 }

@@ -32,6 +32,8 @@ pub struct View<'a> {
     pub uplink_table: u32,
     /// Whether the pod's first interface is an overlay one, whose table is the uplink's.
     pub overlay: bool,
+    /// In overlay mode, the ways out by that interface.
+    pub ways: &'a [Route],
     /// The pod's network as it is.
     pub pod: &'a Pod,
     /// The routes that prevResult has for the interface.
@@ -130,14 +132,15 @@ impl<'a> View<'a> {
         .details(format!("allowed: one of the pod's interfaces ({list}), or one that can still be added")))
     }
 
-    /// An interface's default route, as the main table is to have it. A further interface may never have had it there:
-    /// the CNI library leaves out what another interface has already.
+    /// An interface's default route, as the main table is to have it. A further interface may never have had it there, for
+    /// the CNI library leaves out what another interface has already; and Multus' `default-route` takes away the others'.
     fn default_route(self, nic: &str, family: Family) -> Option<Route> {
         let destination = family.default_route();
         let is_it = |route: &&Route| route.dev == nic && route.destination == destination;
         let promised = self.promised.iter().chain(&self.decided.stays);
+        let others = self.others.iter().flat_map(|other| &other.promised).chain(self.ways);
         let elsewhere = self.pod.routes.iter().filter(|route| route.protocol == PROTOCOL);
-        let route = self.pod.main_routes().chain(elsewhere).chain(promised).find(is_it)?;
+        let route = self.pod.main_routes().chain(elsewhere).chain(promised).chain(others).find(is_it)?;
         Some(Route { table: MAIN_TABLE, protocol: PROTOCOL_BOOT, ..route.clone() })
     }
 
@@ -236,15 +239,5 @@ fn belongs_to_link(destination: IpNet) -> bool {
 
 fn subnet(nic: &str, net: IpNet) -> Option<Route> {
     let source = Some(net.addr()).filter(IpAddr::is_ipv4);
-    (net.prefix_len() < net.max_prefix_len()).then(|| Route {
-        destination: net.trunc(),
-        gateway: None,
-        dev: nic.to_owned(),
-        source,
-        table: MAIN_TABLE,
-        metric: None,
-        onlink: false,
-        mtu: None,
-        protocol: PROTOCOL,
-    })
+    (net.prefix_len() < net.max_prefix_len()).then(|| Route { source, ..Route::new(net.trunc(), nic, MAIN_TABLE) })
 }

@@ -12,7 +12,7 @@ use common::{
     document::{Cidrs, Command, Mode, ModeKind, Nic, PodDocument, Request, Routing, Share, Uplink, VethPair},
     names,
     netlink::{Link, RuleEntry},
-    object::{Family, MAIN_TABLE, Netns, Object, Operation, PROTOCOL, Placed, Route, Rule},
+    object::{Family, MAIN_TABLE, Netns, Object, Operation, PROTOCOL, PROTOCOL_BOOT, Placed, Route, Rule},
     plan::{Found, plan},
     settings::{PolicyRoute, Settings},
 };
@@ -129,17 +129,7 @@ fn scenario() -> impl Strategy<Value = Scenario> {
 }
 
 fn route(destination: IpNet, gateway: Option<IpAddr>, dev: &str) -> Route {
-    Route {
-        destination,
-        gateway,
-        dev: dev.to_owned(),
-        source: None,
-        table: MAIN_TABLE,
-        metric: None,
-        onlink: false,
-        mtu: None,
-        protocol: 3,
-    }
+    Route { gateway, protocol: PROTOCOL_BOOT, ..Route::new(destination, dev, MAIN_TABLE) }
 }
 
 /// The pod's part of the kernel.
@@ -269,15 +259,15 @@ fn has(card: &Card, family: Family) -> bool {
 fn found_rules(model: &Model, document: &PodDocument) -> Vec<Found> {
     let ours = model.routes.iter().filter(|route| route.protocol == PROTOCOL);
     let tables: BTreeSet<u32> = ours.map(|route| route.table).collect();
-    let found = |(rule, ours): &(Rule, bool)| Found {
-        owned: *ours && set_rules::plan::owns(document, rule, !tables.contains(&rule.table)),
-        placed: Placed::pod(Object::Rule(rule.clone())),
+    let found = |(rule, ours): &(Rule, bool)| {
+        let owned = *ours && set_rules::plan::owns(document, rule, !tables.contains(&rule.table));
+        Found::new(Placed::pod(Object::Rule(rule.clone())), owned)
     };
     model.rules.iter().map(found).collect()
 }
 
 fn found_routes(model: &Model, owned: impl Fn(&Route) -> bool) -> Vec<Found> {
-    let found = |route: &Route| Found { owned: owned(route), placed: Placed::pod(Object::Route(route.clone())) };
+    let found = |route: &Route| Found::new(Placed::pod(Object::Route(route.clone())), owned(route));
     model.routes.iter().map(found).collect()
 }
 
@@ -332,7 +322,9 @@ fn document(model: &Model, scenario: &Scenario, card: &Card, command: Command, d
         let uplink_table = document.numbers().pod_table;
         let (pod, overlay) = (model.pod(), scenario.overlay);
         let (settings, others, nic, promised) = (&document.settings, &document.others[..], &nic, &promised[..]);
-        let view = View { settings, others, nic, uplink_table, overlay, pod: &pod, promised, decided };
+        let ways: Vec<Route> =
+            Family::ALL.into_iter().filter_map(|family| pod.default_route(&first.name, family).cloned()).collect();
+        let view = View { settings, others, nic, uplink_table, overlay, ways: &ways, pod: &pod, promised, decided };
         let alone = card.name == first.name && card.owner.is_none() && others.is_empty();
         document.routing = if alone { Routing::default() } else { routing(view).unwrap() };
     }

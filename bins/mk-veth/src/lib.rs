@@ -67,7 +67,7 @@ async fn standing(document: &PodDocument, wanted: &[Placed], kernel: &Kernel) ->
             .iter()
             .all(|(link, mac)| link.as_ref().is_some_and(|link| link.mac == Some(*mac)));
         let owned = host.as_ref().is_some_and(|host| host.alias.is_empty() || host.alias == alias || macs);
-        found.push(Found { placed: veth(host.as_ref(), Some(&peer.clone().unwrap_or_default())), owned });
+        found.push(Found::new(veth(host.as_ref(), Some(&peer.clone().unwrap_or_default())), owned));
     }
     if let Some(peer) = peer.as_ref().filter(|_| first) {
         found.extend(addresses(&pod.netlink, peer).await?);
@@ -138,9 +138,9 @@ fn veth(host: Option<&Link>, peer: Option<&Link>) -> Placed {
 
 async fn neighbours(netns: Netns, netlink: &Netlink, link: &Link, ours: &[IpAddr]) -> io::Result<Vec<Found>> {
     let neighbours = netlink.neighbours(link).await?;
-    let found = neighbours.into_iter().map(|neighbour| Found {
-        owned: ours.contains(&neighbour.address),
-        placed: Placed { netns, object: Object::Neighbour(neighbour) },
+    let found = neighbours.into_iter().map(|neighbour| {
+        let owned = ours.contains(&neighbour.address);
+        Found::new(Placed { netns, object: Object::Neighbour(neighbour) }, owned)
     });
     Ok(found.collect())
 }

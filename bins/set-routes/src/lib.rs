@@ -70,7 +70,7 @@ async fn in_the_pod(document: &mut PodDocument, kernel: &Kernel) -> io::Result<V
     } else {
         routes.iter().map(|route| plan::is_replaced(document, route)).collect()
     };
-    let found = |(route, owned)| Found { placed: Placed::pod(Object::Route(route)), owned };
+    let found = |(route, owned)| Found::new(Placed::pod(Object::Route(route)), owned);
     Ok(routes.into_iter().zip(ours).map(found).collect())
 }
 
@@ -118,8 +118,13 @@ async fn on_the_node(document: &PodDocument, kernel: &Kernel) -> io::Result<Vec<
     let found = |route: Route| {
         // By the same link go routes to the addresses of the pod's other interfaces.
         let own = all || addresses.iter().any(|address| route.destination == IpNet::from(*address));
-        let owned = own && route.protocol == PROTOCOL && plan::is_of_this_pod(document, &route, &overlay);
-        Found { placed: Placed::node(Object::Route(route)), owned }
+        let ours = own && route.protocol == PROTOCOL;
+        let elsewhere = ours && !plan::leads_to_this_pod(document, &route, &overlay);
+        // A pod that had the address before may have left it, or has it still.
+        let holder = Some(route.destination.addr()).filter(|_| elsewhere && !deletes);
+        let holder = holder.and_then(|address| state::holder(address, &document.request));
+        let owned = ours && holder.is_none() && !(elsewhere && deletes);
+        Found { holder, ..Found::new(Placed::node(Object::Route(route)), owned) }
     };
     Ok(routes.into_iter().map(found).collect())
 }

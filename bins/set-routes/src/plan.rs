@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use common::{
-    document::{Cidrs, Command, Mode, ModeKind, NicTable, PodDocument},
+    document::{Cidrs, Mode, ModeKind, NicTable, PodDocument},
     failure::Failure,
     names::{POD_VETH, host_veth},
     object::{Family, MAIN_TABLE, Object, PROTOCOL, PROTOCOL_BOOT, Placed, Route},
@@ -162,29 +162,13 @@ impl Teardown<'_> {
     }
 }
 
-/// Whether a route of ours on the node may be replaced or removed: in DEL only if it still leads to this pod, which has
-/// the addresses `pod`. Another pod may have got the address meanwhile.
-pub fn is_of_this_pod(document: &PodDocument, route: &Route, pod: &[IpAddr]) -> bool {
+/// Whether a route of the node's leads to this pod, which has the addresses `pod`.
+pub fn leads_to_this_pod(document: &PodDocument, route: &Route, pod: &[IpAddr]) -> bool {
     let through_overlay = |address: &IpAddr| route.gateway == Some(*address);
     let sides = document.mode.iter().flat_map(|mode| &mode.host_side).map(|side| side.address);
-    document.request.command != Command::Del
-        || route.dev == host_veth(&document.request.container_id)
+    route.dev == host_veth(&document.request.container_id)
         || pod.iter().any(through_overlay)
         || sides.into_iter().any(|address| through_overlay(&address))
-}
-
-fn route(destination: IpNet, dev: &str, table: u32) -> Route {
-    Route {
-        destination,
-        gateway: None,
-        dev: dev.to_owned(),
-        source: None,
-        table,
-        metric: None,
-        onlink: false,
-        mtu: None,
-        protocol: PROTOCOL,
-    }
 }
 
 /// The way into the node: its addresses, and the CIDRs behind it.
@@ -200,7 +184,7 @@ fn into_the_node(document: &PodDocument, mode: &Mode, cidrs: &Cidrs, family: Fam
     // Where the overlay's own route says alone that the next hop is on the link, so do ours, and its MTU is theirs.
     let (onlink, mtu) = document.routing.way(&uplink.dev, gateway).map_or((false, None), |way| (way.onlink, way.mtu));
     let through =
-        |destination, gateway| Route { gateway, source, onlink, mtu, ..route(destination, &uplink.dev, table) };
+        |destination, gateway| Route { gateway, source, onlink, mtu, ..Route::new(destination, &uplink.dev, table) };
     // In underlay mode the node's addresses are on the link; in overlay mode they are behind its next hop too.
     let node_gateway = gateway.filter(|_| mode.mode == ModeKind::Overlay);
     // The gateway is on the link, and with a route by itself nothing could be led by it (`ip6_route_check_nh`).
@@ -216,7 +200,7 @@ fn replies(mode: &Mode, table: u32) -> impl Iterator<Item = Route> + '_ {
     let gateways =
         Family::ALL.into_iter().filter(|family| mode.uplink.source(*family).is_some()).filter_map(move |family| {
             let gateway = mode.uplink.gateway(family)?;
-            Some(Route { gateway: Some(gateway), ..route(family.default_route(), &mode.uplink.dev, table) })
+            Some(Route { gateway: Some(gateway), ..Route::new(family.default_route(), &mode.uplink.dev, table) })
         });
     gateways.filter(|_| mode.mode == ModeKind::Underlay)
 }
@@ -247,11 +231,11 @@ fn to_the_pod(document: &PodDocument) -> Vec<Route> {
     let Some(mode) = &document.mode else { return vec![] };
     let table = document.numbers().node_table;
     let towards = |address: IpAddr| match &document.veth {
-        Some(pair) => Some(route(IpNet::from(address), &pair.host, table)),
+        Some(pair) => Some(Route::new(IpNet::from(address), &pair.host, table)),
         None => {
             let side = mode.host_side.iter().find(|side| side.address.is_ipv4() == address.is_ipv4())?;
             let gateway = Some(side.address);
-            Some(Route { gateway, onlink: true, ..route(IpNet::from(address), &side.dev, table) })
+            Some(Route { gateway, onlink: true, ..Route::new(IpNet::from(address), &side.dev, table) })
         }
     };
     mode.nic.addresses.iter().filter_map(|net| towards(net.addr())).collect()
@@ -267,5 +251,5 @@ fn policy_routes(document: &PodDocument, mode: &Mode) -> impl Iterator<Item = Ro
 }
 
 fn policy_route(policy: &PolicyRoute, nic: &str, table: u32) -> Route {
-    Route { gateway: Some(policy.gw), ..route(policy.dst, nic, table) }
+    Route { gateway: Some(policy.gw), ..Route::new(policy.dst, nic, table) }
 }

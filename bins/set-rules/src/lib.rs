@@ -41,7 +41,7 @@ impl Tool for SetRules {
             found.extend(in_the_pod(document, pod).await.context(Code::Io, "cannot read the pod's rules")?);
             let table = kernel.within(Netns::Pod, marks::find).context(Code::Io, "cannot read the pod's nftables")?;
             let owned = plan::owns_uplink(document, &found);
-            found.extend(table.map(|table| Found { placed: Placed::pod(Object::Marks(table)), owned }));
+            found.extend(table.map(|table| Found::new(Placed::pod(Object::Marks(table)), owned)));
         }
         found.extend(transits(document, kernel, &found).await.context(Code::Io, "cannot read the node's nftables")?);
         Ok(found)
@@ -75,7 +75,7 @@ async fn on_the_node(document: &mut PodDocument, node: &Netlink) -> io::Result<V
             entry.insert(in_use || node.links_of_routes(filter).await?.iter().any(|link| Some(*link) != goes));
         }
         let owned = ours && (!needed[&rule.table] || plan::has_moved(document, &rule));
-        found.push(Found { placed: Placed::node(Object::Rule(rule)), owned });
+        found.push(Found::new(Placed::node(Object::Rule(rule)), owned));
     }
     Ok(found)
 }
@@ -91,7 +91,7 @@ async fn transits(document: &PodDocument, kernel: &Kernel, found: &[Found]) -> i
     if altered && !tears_down {
         return Ok(vec![]);
     }
-    let found = |rule| Found { placed: Placed::node(Object::Transit(rule)), owned: tears_down };
+    let found = |rule| Found::new(Placed::node(Object::Transit(rule)), tears_down);
     Ok(rules.into_iter().map(found).collect())
 }
 
@@ -116,9 +116,9 @@ async fn in_the_pod(document: &mut PodDocument, pod: &Pod) -> io::Result<Vec<Fou
     let tables: HashSet<u32> = routes.iter().map(|route| route.table).collect();
     let rules = pod.netlink.rules().await?;
     document.places.extend(plan::places(document, Netns::Pod, &rules));
-    let found = rules.into_iter().filter(|entry| entry.plain).map(|RuleEntry { rule, ours, .. }| Found {
-        owned: ours && plan::owns(document, &rule, !tables.contains(&rule.table)),
-        placed: Placed::pod(Object::Rule(rule)),
+    let found = rules.into_iter().filter(|entry| entry.plain).map(|RuleEntry { rule, ours, .. }| {
+        let owned = ours && plan::owns(document, &rule, !tables.contains(&rule.table));
+        Found::new(Placed::pod(Object::Rule(rule)), owned)
     });
     Ok(found.collect())
 }

@@ -254,15 +254,9 @@ pub(super) fn parse_route(message: &RouteMessage) -> Vec<Hop> {
         return vec![];
     }
     let mut route = Route {
-        destination: family.default_route(),
-        gateway: None,
-        dev: String::new(),
-        source: None,
-        table: message.header.table.into(),
-        metric: None,
         onlink: message.header.flags.contains(RouteFlags::Onlink),
-        mtu: None,
         protocol: message.header.protocol.into(),
+        ..Route::new(family.default_route(), "", message.header.table.into())
     };
     let (mut oif, mut hops) = (0, vec![]);
     for attribute in &message.attributes {
@@ -373,15 +367,7 @@ mod tests {
             mtu: Some(1450),
             protocol: PROTOCOL,
         };
-        let default = Route {
-            destination: Family::Ipv6.default_route(),
-            gateway: None,
-            source: None,
-            metric: None,
-            onlink: false,
-            mtu: None,
-            ..route.clone()
-        };
+        let default = Route::new(Family::Ipv6.default_route(), "", 8500);
         for route in [route, default] {
             let read: Vec<_> =
                 parse_route(&route_message(&route, 2)).into_iter().map(|hop| (hop.oif, hop.route)).collect();
