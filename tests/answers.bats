@@ -168,7 +168,7 @@ counted() {
 
 # stray WHERE SOURCE DESTINATION: a TCP segment with SYN and ACK that belongs to nothing.
 stray() {
-  lab_in "$1" python3 - "$2" "$3" <<'PYTHON'
+  lab_in "$1" /usr/bin/python3 - "$2" "$3" <<'PYTHON'
 import socket, struct, sys
 source, destination = (socket.inet_aton(text) for text in sys.argv[1:])
 segment = struct.pack("!HHIIBBHHH", 8080, 4321, 1, 1, 5 << 4, 0x12, 1024, 0, 0)

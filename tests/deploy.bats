@@ -15,7 +15,7 @@ chart() {
 
 # objects [FLAG...]: the same as JSON, a list.
 objects() {
-  chart "$@" | python3 -c '
+  chart "$@" | /usr/bin/python3 -c '
 import json, sys, yaml
 print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if document]))'
 }
@@ -215,7 +215,7 @@ END
 
 @test "alerts and the dashboard ask for no label but those that a metric is documented with, and the monitors' node" {
   objects --set metrics.alerts=true,metrics.dashboard=true >"$BATS_TEST_TMPDIR/objects"
-  assert_same "$(python3 - "$BATS_TEST_TMPDIR/objects" "$LAB_REPO/deploy/metrics.md" <<'PYTHON'
+  assert_same "$(/usr/bin/python3 - "$BATS_TEST_TMPDIR/objects" "$LAB_REPO/deploy/metrics.md" <<'PYTHON'
 import json, re, sys
 
 labels = {}

@@ -492,7 +492,7 @@ wait_for(sys.argv[1] + "over")
 PY
   # A name that is no namespace's, and cannot be opened.
   lab_in node1 mkdir -p /run/netns
-  lab_in node1 python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind("/run/netns/none")'
+  lab_in node1 /usr/bin/python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind("/run/netns/none")'
   es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
   lab_until 45 grep -q 'may stay' "$LAB/log/agent" || fail "$(<"$LAB/log/agent")"
   sleep 5

@@ -69,7 +69,7 @@ expect() {
 # at_terminal COMMAND...: runs it on node1 with standard output and error at a terminal and standard input from $LAB/stdin. Sets output, without
 # carriage returns, and status.
 at_terminal() {
-  run lab_in node1 python3 - "$LAB/stdin" "$@" <<'PYTHON'
+  run lab_in node1 /usr/bin/python3 - "$LAB/stdin" "$@" <<'PYTHON'
 import os, pty, sys
 child, terminal = pty.fork()
 if child == 0:

@@ -287,7 +287,7 @@ lb_load_alone() {
 
 # lb_cgroups: how many links are pinned, and to how many cgroups they are attached.
 lb_cgroups() {
-  lab_in node1 python3 - /sys/fs/bpf/underpass/links <<'PY'
+  lab_in node1 /usr/bin/python3 - /sys/fs/bpf/underpass/links <<'PY'
 import ctypes, os, platform, struct, sys
 call = {"x86_64": 321, "aarch64": 280}[platform.machine()]
 bpf = lambda command, attr: ctypes.CDLL(None).syscall(call, command, attr, len(attr))
@@ -425,7 +425,7 @@ has_links() {
 
 # The loader's programs, the first instruction of connect4 replaced by one that reads a register that nobody wrote.
 lb_spoilt_object() {
-  python3 - "$(lab_lb_program)" <<'PY'
+  /usr/bin/python3 - "$(lab_lb_program)" <<'PY'
 import re, struct, sys
 loader = open(sys.argv[1], "rb").read()
 EM_BPF = struct.pack("<HH", 1, 247)
@@ -517,7 +517,7 @@ lb_served_from() {
   # shellcheck disable=SC2016 # expanded by the inner shell
   { printf 'from sockets import *\n' && cat; } <<<'serve("127.0.0.2"); print(errno_of(reach, SOCK_STREAM, "10.96.0.1"))' |
     lab_in node1/pod sh -c 'printf "0\n" >"$0/cgroup.procs" && exec "$@"' "$1" \
-      env PYTHONPATH="$LAB_SOURCE" PYTHONDONTWRITEBYTECODE=1 timeout 30 python3 -
+      env PYTHONPATH="$LAB_SOURCE" PYTHONDONTWRITEBYTECODE=1 timeout 30 /usr/bin/python3 -
 }
 
 @test "load --cgroup serves that cgroup from then on, and no longer the one from before" {

@@ -208,7 +208,7 @@ PY
 
 # lb_name_record NAMESPACE/NAME OFFSET BYTE: writes into what `names` says of a service, as a writer that is killed has.
 lb_name_record() {
-  lab_in node1 python3 - /sys/fs/bpf/underpass/maps/names "$@" <<'PY'
+  lab_in node1 /usr/bin/python3 - /sys/fs/bpf/underpass/maps/names "$@" <<'PY'
 import ctypes, mmap, struct, sys
 path = ctypes.create_string_buffer(sys.argv[1].encode())
 attributes = struct.pack("QII", ctypes.addressof(path), 0, 0)
@@ -239,7 +239,7 @@ PY
   local cgroup
   cgroup=$(lab_cgroup sizes)
   lab_lb node1 --pin-dir /sys/fs/bpf/sizes load --cgroup "$cgroup"
-  lab_in node1 python3 - /sys/fs/bpf/sizes/maps >"$BATS_TEST_TMPDIR/bytes" <<'PY'
+  lab_in node1 /usr/bin/python3 - /sys/fs/bpf/sizes/maps >"$BATS_TEST_TMPDIR/bytes" <<'PY'
 import ctypes, os, struct, sys
 libc, total = ctypes.CDLL(None, use_errno=True), 0
 for name in os.listdir(sys.argv[1]):

@@ -90,11 +90,11 @@ sendmsg IPv6 UDP [fd02::2]:80 test/none-udp no-backends 111'
 }
 
 @test "every line fits the JSON Schema" {
-  python3 -c 'import jsonschema' 2>/dev/null || skip 'python3-jsonschema is not installed: run scripts/setup'
+  /usr/bin/python3 -c 'import jsonschema' 2>/dev/null || skip 'python3-jsonschema is not installed: run scripts/setup'
   trace_of_calls 11
   printf '{"lost":3}\n' >>"$trace"
   lab_lb node1 schema trace >"$trace.schema"
-  python3 - "$trace" "$trace.schema" <<'PY'
+  /usr/bin/python3 - "$trace" "$trace.schema" <<'PY'
 import json, jsonschema, sys
 schema = json.load(open(sys.argv[2]))
 lines = [json.loads(line) for line in open(sys.argv[1])]
@@ -204,7 +204,7 @@ PY
 # lb_attached: how many programs are attached to the node's cgroup on the hooks of connect() and sendmsg(), and how many of trace's
 # own there are in the kernel, programs and maps.
 lb_attached() {
-  python3 - "$(<"$LAB/host/node1/cgroup")" <<'PY'
+  /usr/bin/python3 - "$(<"$LAB/host/node1/cgroup")" <<'PY'
 import ctypes, os, platform, struct, sys
 call = {"x86_64": 321, "aarch64": 280}[platform.machine()]
 libc = ctypes.CDLL(None)

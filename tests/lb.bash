@@ -21,7 +21,7 @@ lb_needs_program() {
 # lb_of_another_layout: the maps say that their layout is 4711.
 lb_of_another_layout() {
   # The layout is the first word of the map config.
-  lab_in node1 python3 - /sys/fs/bpf/underpass/maps/config <<'PY'
+  lab_in node1 /usr/bin/python3 - /sys/fs/bpf/underpass/maps/config <<'PY'
 import ctypes, mmap, os, struct, sys
 path = ctypes.create_string_buffer(sys.argv[1].encode())
 libc = ctypes.CDLL(None, use_errno=True)
@@ -66,7 +66,7 @@ lb_stat() {
 
 # lb_under_fire CHANGES KILLS: clients connect while services change and the loader is killed (see lab/fire.py).
 lb_under_fire() {
-  expect 0 lab_served node1/pod timeout "${LAB_TIMEOUT:-240}" python3 "$LAB_SOURCE/fire.py" \
+  expect 0 lab_served node1/pod timeout "${LAB_TIMEOUT:-240}" /usr/bin/python3 "$LAB_SOURCE/fire.py" \
     "$(lab_lb_program)" /sys/fs/bpf/underpass "$1" "$2"
   # shellcheck disable=SC2154 # set by expect
   assert_json "$output" '[.failed, .changes, .kills]' "[0,$1,$2]"
@@ -79,7 +79,7 @@ lb_same() {
   local sockets=$1
   shift
   lab_balancer node1 --max-sockets "$sockets"
-  run --separate-stderr lab_in node1 python3 -B "$LAB_SOURCE/same/same.py" "$(lab_lb_program)" \
+  run --separate-stderr lab_in node1 /usr/bin/python3 -B "$LAB_SOURCE/same/same.py" "$(lab_lb_program)" \
     "$(<"$LAB/host/node1/cgroup")" "$LAB_REPO/tests/fixtures/same" "$@"
   lab_lb node1 unload
   printf '# seeds %s and on: %s\n' "$1" "${output##*$'\n'}" >&3

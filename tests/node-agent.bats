@@ -568,7 +568,7 @@ served() { lab_in node1 curl -fsS "http://$1:10299/livez" >/dev/null 2>&1; }
   lab_stop serve
   lab_in node1 sysctl -qw net.ipv6.bindv6only=0
   # socket(AF_INET6, ...) fails as with ipv6.disable=1 on the kernel's command line.
-  serve python3 -c '
+  serve /usr/bin/python3 -c '
 import ctypes, os, struct, sys
 number = {"x86_64": 41, "aarch64": 198}[os.uname().machine]
 steps = [(0x20, 0, 0, 0), (0x15, 0, 3, number), (0x20, 0, 0, 16), (0x15, 0, 1, 10), (0x06, 0, 0, 0x50061), (0x06, 0, 0, 0x7fff0000)]

@@ -66,7 +66,7 @@ ambient() {
 # from_mesh ADDRESS PORT SOURCE: what ztunnel does with a connection that it has taken over: one to the pod from the
 # client's own address, with its mark.
 from_mesh() {
-  lab_in "node1/$POD" timeout 5 python3 - "$@" <<'PYTHON'
+  lab_in "node1/$POD" timeout 5 /usr/bin/python3 - "$@" <<'PYTHON'
 import socket, sys
 address, port, source = sys.argv[1:]
 made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)

@@ -24,7 +24,7 @@ backends() {
   lab_plug backends eth0 6 0.60 60
   lab_in backends ip route add local 10.50.0.0/16 dev lo
   lab_in backends ip -6 route add local fd00:50::/32 dev lo
-  lab_spawn backends backends python3 "$LAB_SOURCE/reach.py" serve 8080 8081
+  lab_spawn backends backends /usr/bin/python3 "$LAB_SOURCE/reach.py" serve 8080 8081
   lab_until 10 grep -q serving "$LAB/log/backends"
   lab_in node1 ip route add 10.50.0.0/16 via 10.6.0.60
   lab_in node1 ip -6 route add fd00:50::/32 via fd00:6::60
@@ -39,11 +39,11 @@ frontends() { cases | jq -r '.expect | keys[]'; }
 
 # by_host_path, by_socket_path: whom a process on the node reaches.
 by_host_path() {
-  frontends | lab_in node1 python3 "$LAB_SOURCE/reach.py" ask 40 0.5
+  frontends | lab_in node1 /usr/bin/python3 "$LAB_SOURCE/reach.py" ask 40 0.5
 }
 
 by_socket_path() {
-  frontends | lab_served node1 python3 "$LAB_SOURCE/reach.py" ask 40 0.5
+  frontends | lab_served node1 /usr/bin/python3 "$LAB_SOURCE/reach.py" ask 40 0.5
 }
 
 # What differs of two results, one line a case. Whom nobody answers is refused or left waiting: in the node's own namespace the

@@ -12,7 +12,7 @@ setup_file() {
   # So many refusals at once are more than a node tells one client of.
   for node in $(lab_nodes); do lab_in "$node" sysctl -qw net.ipv4.icmp_ratelimit=0 net.ipv6.icmp.ratelimit=0; done
   lab_pod node2 backend underlay46
-  lab_spawn backend node2/backend python3 "$LAB_SOURCE/reach.py" serve 8080
+  lab_spawn backend node2/backend /usr/bin/python3 "$LAB_SOURCE/reach.py" serve 8080
   lab_until 10 grep -q serving "$LAB/log/backend"
   # Objects in the API, and no rules.
   LAB_HOLD=1 lab_service full 80:8080 --node-port 30080 --local node2/backend
@@ -65,7 +65,7 @@ seen() {
   shift
   frontends=$(each_frontend)
   # Linux hears only by its second SYN, after a second, that an IPv6 address refuses.
-  expect 0 "$@" python3 "$LAB_SOURCE/reach.py" ask 1 2.5 8 < <(cut -d'|' -f2 <<<"$frontends")
+  expect 0 "$@" /usr/bin/python3 "$LAB_SOURCE/reach.py" ask 1 2.5 8 < <(cut -d'|' -f2 <<<"$frontends")
   assert_same "$(while IFS='|' read -r case where; do
     printf '%s: %s: %s\n' "$case" "$where" "$(grep -F "$case|" <<<"$CASES" | head -n 1 | cut -d'|' -f"$column")"
   done <<<"$frontends")" "$(while IFS='|' read -r case where; do

@@ -428,7 +428,7 @@ EOF2
 
 # mac_of PREFIX ADDRESS: the prefix and the last four bytes of the address.
 mac_of() {
-  python3 -c 'import ipaddress, sys
+  /usr/bin/python3 -c 'import ipaddress, sys
 print(":".join([sys.argv[1]] + ["%02x" % b for b in ipaddress.ip_address(sys.argv[2]).packed[-4:]]))' "$1" "$2"
 }
 
@@ -595,7 +595,7 @@ milliseconds() {
   lab_in node1 pkill -STOP -x tune-pod
   gateway_back
   # What it says of itself, to all.
-  lab_in gateway python3 - net6 <<'PY'
+  lab_in gateway /usr/bin/python3 - net6 <<'PY'
 import socket, sys
 wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
 wire.bind((sys.argv[1], 0x0806))

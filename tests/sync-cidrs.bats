@@ -532,7 +532,7 @@ has_errors() { [ "$(metric cidrs_errors_total)" -ge "$1" ]; }
 
 # a_proxy [OPTION...]: a proxy on the client's host, which says where it is asked to connect to.
 a_proxy() {
-  lab_spawn proxy client python3 -u "$BATS_TEST_DIRNAME/lab/connect-proxy" 3128 "$@"
+  lab_spawn proxy client /usr/bin/python3 -u "$BATS_TEST_DIRNAME/lab/connect-proxy" 3128 "$@"
   lab_until 5 grep -q listening "$LAB/log/proxy"
 }
 

@@ -48,7 +48,7 @@ request() {
 
 # written COMMAND...: what a tool that gets no JSON writes to standard error, each write as a line of JSON.
 written() {
-  lab_in node1 python3 - "$@" <<'PYTHON'
+  lab_in node1 /usr/bin/python3 - "$@" <<'PYTHON'
 import json, socket, subprocess, sys
 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
 ours.settimeout(0)

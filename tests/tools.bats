@@ -71,11 +71,11 @@ eth0
 }
 
 @test "the document's JSON Schema is printed, and every document on the way fits it" {
-  python3 -c 'import jsonschema' 2>/dev/null || skip 'python3-jsonschema is not installed: run scripts/setup'
+  /usr/bin/python3 -c 'import jsonschema' 2>/dev/null || skip 'python3-jsonschema is not installed: run scripts/setup'
   local name
   tool cni-request --schema </dev/null >"$BATS_TEST_TMPDIR/schema"
   for name in detect-mode sync-cidrs mk-veth set-routes set-rules tune-pod cni-result; do
-    before "$name" ADD | python3 -c '
+    before "$name" ADD | /usr/bin/python3 -c '
 import json, jsonschema, sys
 jsonschema.validate(json.load(sys.stdin), json.load(open(sys.argv[1])))' "$BATS_TEST_TMPDIR/schema"
   done

@@ -13,7 +13,7 @@ cluster_e2e() {
 
 # cluster_e2e_results DIRECTORY: what became of each test that was run, a line each.
 cluster_e2e_results() {
-  python3 - "$1"/junit*.xml <<'END'
+  /usr/bin/python3 - "$1"/junit*.xml <<'END'
 import sys
 import xml.etree.ElementTree as xml
 for file in sys.argv[1:]:

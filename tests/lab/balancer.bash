@@ -39,7 +39,7 @@ lab_sockets() {
   local where=$1
   shift
   { printf 'from sockets import *\n' && cat; } |
-    lab_served "$where" env PYTHONPATH="$LAB_SOURCE" PYTHONDONTWRITEBYTECODE=1 timeout "${LAB_TIMEOUT:-60}" python3 - "$@"
+    lab_served "$where" env PYTHONPATH="$LAB_SOURCE" PYTHONDONTWRITEBYTECODE=1 timeout "${LAB_TIMEOUT:-60}" /usr/bin/python3 - "$@"
 }
 
 # lab_lb_services NODE: gives the load balancer there the Services that lab_service made.

@@ -51,7 +51,7 @@ lab_compact() {
 
 # lab_etcd_gateway PATH JSON: a call of etcd's API.
 lab_etcd_gateway() {
-  lab_in control python3 -c 'import sys, urllib.request
+  lab_in control /usr/bin/python3 -c 'import sys, urllib.request
 print(urllib.request.urlopen("http://127.0.0.1:2379/v3/" + sys.argv[1], sys.argv[2].encode(), 5).read().decode())' "$@"
 }
 

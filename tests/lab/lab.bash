@@ -51,11 +51,14 @@ lab_require() {
 # lab_up [NODES]: the fabric with its gateway and client, and nodes (two by default) on it. With LAB_KEEP set the lab
 # outlives the shell that made it; else it goes when that shell does, and after LAB_LIFETIME seconds (1800) in any case.
 lab_up() {
-  local number hosts=(fabric gateway client)
+  local number client hosts=(fabric gateway client)
   LAB=$(mktemp -d "${TMPDIR:-/tmp}/$LAB_PREFIX.XXXXXX")
   export LAB
   mkdir "$LAB/host" "$LAB/proc" "$LAB/pid" "$LAB/ready" "$LAB/log" "$LAB/bin"
   ln -s "$LAB_REPO/scripts/coordinator" "$LAB/bin/coordinator"
+  # The CNI project's own client, or without Go the lab's.
+  client=$("$LAB_REPO/tests/tools/build" --where cnitool 2>/dev/null) && client+=/cnitool || client=$LAB_SOURCE/cni-client
+  ln -s "$client" "$LAB/bin/cnitool"
   lab_root
   [ -n "${LAB_KEEP-}" ] || lab_watch
   for ((number = 1; number <= ${1:-2}; number++)); do hosts+=("node$number"); done

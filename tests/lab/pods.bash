@@ -71,14 +71,12 @@ lab_sandbox() {
   lab_in "$1/$2" ip link set lo up
 }
 
-# lab_cnitool NODE COMMAND NETWORK POD [IFNAME]: one CNI call through the whole chain, by the CNI project's own client, or
-# without Go by the lab's. COMMAND is add, check, del, gc or status.
+# lab_cnitool NODE COMMAND NETWORK POD [IFNAME]: one CNI call through the whole chain. COMMAND is add, check, del, gc or
+# status.
 lab_cnitool() {
-  local client
-  client=$("$LAB_REPO/tests/tools/build" --where cnitool 2>/dev/null) && client+=/cnitool || client=$LAB_SOURCE/cni-client
   lab_known_network "$1" "$3"
   lab_in "$1" env CNI_PATH="$(lab_cni_path)" CNI_IFNAME="${5:-eth0}" CNI_ARGS="${LAB_CNI_ARGS-}" NETCONFPATH=/etc/cni/net.d \
-    UNDERPASS_LIBEXEC="$(lab_libexec)" "$client" "$2" "$3" "/run/netns/$4"
+    UNDERPASS_LIBEXEC="$(lab_libexec)" "$LAB/bin/cnitool" "$2" "$3" "/run/netns/$4"
 }
 
 # Where the runtime finds plugins: ours, then newer ones than the distribution's when LAB_CNI_PLUGINS says so.
@@ -111,7 +109,9 @@ lab_pod_delete() {
 
 # lab_address HOST[/POD] 4|6 [IFNAME]: the global address there.
 lab_address() {
-  lab_in "$1" ip -json "-$2" address show dev "${3:-eth0}" scope global | jq -er '[.[].addr_info[]?.local | values][0]'
+  local address=
+  read -r _ _ _ address _ < <(lab_in "$1" ip -oneline "-$2" address show dev "${3:-eth0}" scope global)
+  [ -n "$address" ] && printf '%s\n' "${address%/*}"
 }
 
 # lab_plugin NODE PLUGIN COMMAND POD IFNAME [VARIABLE=VALUE...] <configuration: one call of one plugin, by hand, as the
