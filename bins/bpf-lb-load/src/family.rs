@@ -11,7 +11,7 @@ use service_table::Protocol;
 
 use crate::{
     grace::Limbo,
-    maps::{MapsError, mapped},
+    maps::{MapsError, hash_key, mapped},
     space::Space,
     spec::Frontend,
     sys::Mapped,
@@ -166,6 +166,7 @@ struct Moved {
 /// The maps of a family.
 #[derive(Debug)]
 pub struct Tables<A: Family> {
+    key: u64,
     cells: Mapped<Cell<A>>,
     taken: Vec<bool>,
     /// Programs may have found the frontend that was here, and not yet read where it leads.
@@ -177,9 +178,9 @@ pub struct Tables<A: Family> {
 
 const CELLS_PER_BUCKET: u32 = CELLS as u32;
 
-/// The cells of the buckets in which a key can be, of so many cells, in the order in which programs look into them.
-pub fn buckets<A: Family>(key: &Endpoint<A>, cells: u32) -> impl Iterator<Item = Range<u32>> {
-    let (hash, buckets) = (key.hash(), cells / CELLS_PER_BUCKET);
+/// The cells of the buckets in which a frontend can be, of so many cells, in the order in which programs look into them.
+pub fn buckets<A: Family>(frontend: &Endpoint<A>, key: u64, cells: u32) -> impl Iterator<Item = Range<u32>> {
+    let (hash, buckets) = (frontend.hash(key), cells / CELLS_PER_BUCKET);
     (0..PROBES).map(move |probe| {
         let bucket = hash.wrapping_add(probe) & (buckets - 1);
         bucket * CELLS_PER_BUCKET..(bucket + 1) * CELLS_PER_BUCKET
@@ -195,8 +196,10 @@ impl<A: Family> Tables<A> {
     fn open_each(frontends: &Path, slots: &Path) -> Result<Self, MapsError> {
         let name = |stem: &str| format!("{stem}{}", A::SUFFIX);
         let cells: Mapped<Cell<A>> = mapped(frontends, &name("frontends"))?;
+        let key = hash_key(slots)?;
         let slots: Mapped<Slot<A>> = mapped(slots, &name("slots"))?;
         Ok(Self {
+            key,
             taken: vec![false; cells.capacity() as usize],
             retired_cells: Limbo::default(),
             slot_space: Space::new(slots.capacity(), []),
@@ -284,7 +287,7 @@ impl<A: Family> Tables<A> {
     }
 
     fn allocate(&mut self, key: &Endpoint<A>) -> Option<u32> {
-        let mut cells = buckets(key, self.cells.capacity()).flatten();
+        let mut cells = buckets(key, self.key, self.cells.capacity()).flatten();
         let cell = cells.find(|cell| self.taken.get(*cell as usize) == Some(&false))?;
         self.set_taken(cell, true);
         Some(cell)

@@ -21,7 +21,7 @@ use crate::{
     btf::Sockets,
     grow::Grown,
     layout,
-    maps::{mapped, pinned_data},
+    maps::{hash_key, mapped, pinned_data},
     netns,
     pins::Pins,
     probe::{self, HOOKS, Hook, LINUX},
@@ -140,7 +140,7 @@ fn load_and_attach(request: &Request, cgroup: Option<&File>, fresh: bool) -> Res
         pins.forget_new()?;
         if let Some(left) = Grown::left(pins.clone()) {
             let (entries, _) = sizes(pins, Sizes::default(), false)?;
-            let object = open_object(request, &pins.maps(), &entries, &left, &abilities)?;
+            let object = open_object(request, &pins.maps(), &entries, &left, hash_key(&pins.maps())?, &abilities)?;
             take_over(request, object, cgroup, &left, &mut Vec::new())?;
         }
     }
@@ -148,9 +148,10 @@ fn load_and_attach(request: &Request, cgroup: Option<&File>, fresh: bool) -> Res
     let grown = if fresh { Grown::none(pins.clone()) } else { Grown::begin(pins.clone(), &entries)? };
     // Nobody sees maps that are not whole.
     let folder = if fresh { pins.new_maps() } else { pins.maps() };
-    let object = open_object(request, &folder, &entries, &grown, &abilities)?;
+    let key = if fresh { random() } else { hash_key(&folder)? };
+    let object = open_object(request, &folder, &entries, &grown, key, &abilities)?;
     grown.fill()?;
-    configure(request, &folder, fresh)?;
+    configure(request, &folder, fresh.then_some(key))?;
     if fresh {
         pins.publish()?;
     }
@@ -284,18 +285,23 @@ fn sizes(pins: &Pins, asked: Sizes, fresh: bool) -> Result<(Entries, Vec<String>
     Ok((entries.into(), kept))
 }
 
+/// A random number: the standard library's own keys for a hash map are.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
 fn open_object(
     request: &Request,
     folder: &Path,
     entries: &[(&'static str, u32)],
     grown: &Grown,
+    key: u64,
     abilities: &Abilities,
 ) -> Result<Ebpf> {
     let of = |name| entries.iter().find(|(map, _)| *map == name).map_or(0, |(_, entries)| *entries);
     let (peer_mask, frontend_mask) = (of("peers4") - 1, of("frontends4") - 1);
     let (retval, kernel_sockets) = (u32::from(abilities.set_retval), u32::from(abilities.kernel_sockets));
-    // The standard library's own keys for a hash map are random.
-    let seed = RandomState::new().build_hasher().finish() as u32;
+    let seed = random() as u32;
     let globals = [
         ("PEER_MASK", &peer_mask),
         ("FRONTEND_MASK", &frontend_mask),
@@ -303,7 +309,7 @@ fn open_object(
         ("KERNEL_SOCKETS", &kernel_sockets),
         ("SEED", &seed),
     ];
-    let mut loader = loader(folder, &globals);
+    let mut loader = loader(folder, &globals, &key);
     let protected = request.protect.as_ref().map_or([0, 0], |ports| [*ports.start(), *ports.end()]);
     loader.override_global("PROTECTED", &protected, true);
     for (map, entries) in entries {
@@ -324,8 +330,9 @@ fn open_object(
 }
 
 /// What makes the maps in `folder`, or takes those that are there, and gives the programs these values.
-fn loader<'a>(folder: &Path, globals: &[(&'a str, &'a u32)]) -> EbpfLoader<'a> {
+fn loader<'a>(folder: &Path, globals: &[(&'a str, &'a u32)], hash_key: &'a u64) -> EbpfLoader<'a> {
     let mut loader = EbpfLoader::new();
+    loader.override_global("FRONTEND_KEY", hash_key, true);
     for (name, value) in globals {
         loader.override_global(name, *value, true);
     }
@@ -352,7 +359,8 @@ pub fn open_tracer(folder: &Path, ring: u32, others: bool, get_retval: bool) -> 
         ("GET_RETVAL", &retval),
         ("TRACE_OTHERS", &others),
     ];
-    let mut loader = loader(folder, &globals);
+    let key = hash_key(folder)?;
+    let mut loader = loader(folder, &globals, &key);
     loader.map_max_entries("trace_ring", ring);
     loader.load(OBJECT).context("open the maps; this takes CAP_BPF and CAP_NET_ADMIN")
 }
@@ -366,10 +374,11 @@ pub fn capacity(folder: &Path, map: &str) -> Result<u32> {
     Ok(info.max_entries())
 }
 
-fn configure(request: &Request, folder: &Path, fresh: bool) -> Result<()> {
+fn configure(request: &Request, folder: &Path, fresh: Option<u64>) -> Result<()> {
     let config: Mapped<Config> = mapped(folder, "config")?;
     let config = config.get(0).context("the map config is empty")?;
-    if fresh {
+    if let Some(key) = fresh {
+        config.hash_key.store(key);
         config.layout.store(LAYOUT);
     }
     if let Some(participation) = request.participation {

@@ -6,13 +6,14 @@ use bpf_lb_abi::{Cell, Entry, Slot};
 
 use crate::{
     family::{Family, Run, address, buckets, key},
-    maps::{MapsError, values},
+    maps::{MapsError, hash_key, values},
     spec::Frontend,
     sys::Values,
 };
 
 /// The maps of a family.
 pub struct Lookup<A: Family> {
+    key: u64,
     cells: Values<Cell<A>>,
     slots: Values<Slot<A>>,
 }
@@ -21,13 +22,17 @@ impl<A: Family> Lookup<A> {
     /// Opens the maps that are pinned in `folder`.
     pub fn open(folder: &Path) -> Result<Self, MapsError> {
         let map = |stem: &str| format!("{stem}{}", A::SUFFIX);
-        Ok(Self { cells: values(folder, &map("frontends"))?, slots: values(folder, &map("slots"))? })
+        Ok(Self {
+            key: hash_key(folder)?,
+            cells: values(folder, &map("frontends"))?,
+            slots: values(folder, &map("slots"))?,
+        })
     }
 
     /// Where a frontend leads, found as the programs find it.
     pub fn find(&self, frontend: &Frontend) -> io::Result<Option<Entry>> {
         let Some(wanted) = key::<A>(frontend) else { return Ok(None) };
-        for bucket in buckets(&wanted, self.cells.capacity()) {
+        for bucket in buckets(&wanted, self.key, self.cells.capacity()) {
             let cells = self.cells.window(bucket.clone())?;
             let mut cells = bucket.filter_map(|cell| cells.get(cell));
             let mut found = cells.clone().filter(|cell| cell.key == wanted).map(|cell| Entry(cell.entry.load()));

@@ -3,6 +3,7 @@
 use std::{io, path::Path};
 
 use aya::maps::{Map, MapData, MapError};
+use bpf_lb_abi::Config;
 use thiserror::Error;
 
 use crate::sys::{Mapped, Values};
@@ -71,4 +72,10 @@ pub fn values<T>(folder: &Path, name: &str) -> Result<Values<T>, MapsError> {
 /// All of them, shared with the programs.
 pub fn mapped<T>(folder: &Path, name: &str) -> Result<Mapped<T>, MapsError> {
     values(folder, name)?.all().map_err(|error| MapsError::io(name, error))
+}
+
+/// The key by which frontends are hashed.
+pub fn hash_key(folder: &Path) -> Result<u64, MapsError> {
+    let config: Mapped<Config> = mapped(folder, "config")?;
+    Ok(config.get(0).map_or(0, |config| config.hash_key.load()))
 }

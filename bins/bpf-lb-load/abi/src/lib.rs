@@ -30,7 +30,7 @@ pub use trace::{Call, Traced, Verdict};
 pub use word::{Long, Word};
 
 /// Raised whenever a type or the meaning of a field changes: maps with another number are not touched.
-pub const LAYOUT: u32 = 7;
+pub const LAYOUT: u32 = 8;
 
 /// An address family: `u32` is IPv4, `[u32; 4]` is IPv6, both in network byte order.
 pub trait Address: Copy + Eq {
@@ -129,10 +129,11 @@ impl<A: Address> Endpoint<A> {
         self.port as u32 | (self.protocol as u32) << 16
     }
 
-    /// The hash by which a frontend is found. Its low bits are the number of the bucket.
+    /// The hash by which a frontend is found. Its low bits are the number of the bucket. Who makes Services must not be able to
+    /// choose addresses and ports that have one bucket, for they would keep others out of it: so there is a secret `key`.
     #[inline(always)]
-    pub fn hash(&self) -> u32 {
-        mix(self.address.fold() ^ (self.transport() as u64) << 32) as u32
+    pub fn hash(&self, key: u64) -> u32 {
+        scramble(self.address.fold() ^ (self.transport() as u64) << 32 ^ key) as u32
     }
 }
 
@@ -475,6 +476,8 @@ pub struct Config {
     pub pad: Word,
     /// In these CIDRs, what no frontend has is refused on an address that has a frontend [`any_port`].
     pub refuse: [Prefix; REFUSE],
+    /// The key of [`Endpoint::hash`], a random number. The programs have it from the loader.
+    pub hash_key: Long,
 }
 
 /// How many words `node_ports` has: a bit for each port of TCP, then one for each port of UDP.
@@ -541,14 +544,14 @@ const _: () = {
     assert!(size_of::<Overflow>() == 48 * (2 + FLOWS) + 8 && FLOWS.is_power_of_two());
     assert!(size_of::<Node>() == 4 + NODE_NAME_LEN);
     assert!(size_of::<Client>() == 16 && size_of::<Affinity>() == 16);
-    assert!(size_of::<Config>() == 32 + 32 * REFUSE);
+    assert!(size_of::<Config>() == 32 + 32 * REFUSE + 8);
     assert!(size_of::<Name>() == NAME_LEN + 16);
     assert!(size_of::<SockTypes>() == 24);
 };
 
 #[cfg(test)]
 mod tests {
-    use super::scramble;
+    use super::{Endpoint, TCP, scramble};
 
     /// How far the numbers of times that each of `N` was drawn are from what chance makes of them, in its standard deviations
     /// (Pearson's chi-squared test).
@@ -561,6 +564,24 @@ mod tests {
         let chi_squared: f64 = counts.iter().map(|count| (f64::from(*count) - expected).powi(2) / expected).sum();
         let freedom = (N - 1) as f64;
         (chi_squared - freedom).abs() / (2.0 * freedom).sqrt()
+    }
+
+    #[test]
+    fn ports_that_share_a_bucket_by_one_key_are_spread_by_another() {
+        let bucket = |port: u16, key| {
+            Endpoint { address: u32::from_ne_bytes([10, 96, 0, 1]), port: port.to_be(), protocol: TCP }.hash(key)
+                as usize
+                % 1024
+        };
+        for key in [0, 1, 0x1234_5678_9abc_def0, u64::MAX] {
+            let chosen = || (1..u16::MAX).filter(|port| bucket(*port, key) == 7);
+            assert!(chosen().count() > 32, "not enough to fill what can be looked into");
+            for other in [key ^ 1, key ^ 1 << 32, key ^ 1 << 63, scramble(key ^ 5)] {
+                let mut counts = [0_u32; 1024];
+                chosen().for_each(|port| counts[bucket(port, other)] += 1);
+                assert!(counts.iter().all(|count| *count <= 4), "{key:x}, {other:x}");
+            }
+        }
     }
 
     #[test]

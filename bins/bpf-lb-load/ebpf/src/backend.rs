@@ -22,6 +22,10 @@ use crate::{
 #[unsafe(no_mangle)]
 static FRONTEND_MASK: u32 = 1023;
 
+/// By which frontends are hashed. The loader sets it.
+#[unsafe(no_mangle)]
+static FRONTEND_KEY: u64 = 0;
+
 /// A Service's address, as it was at one moment.
 #[derive(Clone, Copy)]
 pub(crate) struct Frontend<A> {
@@ -166,7 +170,7 @@ fn is_in(prefix: &Prefix, address: &[u32; 4]) -> bool {
 #[inline(always)]
 fn find<A: Tables>(wanted: &Endpoint<A>) -> Option<Entry> {
     let mask = setting(&FRONTEND_MASK);
-    let hash = wanted.hash();
+    let hash = wanted.hash(setting(&FRONTEND_KEY));
     for probe in 0..PROBES {
         let bucket = A::frontends().get((hash + probe) & mask)?;
         for cell in &bucket.cells {
