@@ -260,7 +260,10 @@ equal(answer(connect(SOCK_STREAM, "10.96.0.1")), "127.0.0.3")
 PY
   printf '{"leave": {"address": "10.96.0.1", "port": 80}}\n' >&5
   lab_until 5 es_leads '[]'
+  # Nor to one that is set again meanwhile.
+  es_set thief '{"clusterIps": ["10.96.0.2"], "externalIps": ["10.96.0.1"], "created": "2026-02-01T00:00:00Z", "backends": [{"address": "127.0.0.5", "port": 8080}]}'
   sleep 1
+  es_leads '[]'
   ! grep '"ended"' "$LAB/log/agent" || fail 'a socket was ended'
   es_set api "$(jq -c 'del(.backends[0])' <<<"$both")"
   lab_until 5 es_leads '["api"]'

@@ -122,6 +122,24 @@ for address, backends in (("10.96.0.2", {"127.0.0.4"}), ("10.96.0.1", {"127.0.0.
 PY
 }
 
+@test "what a connected UDP socket sends goes to its backend, also where that is an address of another Service" {
+  lab_lb node1 follow >/dev/null <<<"{\"set\": $(lb_service outer "{\"protocol\": \"UDP\", \"clusterIps\": [\"10.96.0.6\"],
+    \"backends\": $(lb_backends 127.0.0.2)}")}
+{\"set\": $(lb_service inner "{\"protocol\": \"UDP\", \"port\": 8080, \"clusterIps\": [\"10.96.0.7\"],
+    \"externalIps\": [\"127.0.0.2\"], \"backends\": $(lb_backends 127.0.0.3)}")}"
+  lab_sockets node1/pod <<'PY'
+serve("127.0.0.2", "127.0.0.3")
+for address, family in ("10.96.0.6", AF_INET), ("::ffff:10.96.0.6", AF_INET6):
+    socket = connect(SOCK_DGRAM, address, family=family)
+    for _ in range(3):
+        socket.send(b"?")
+        equal(socket.recv(64), b"127.0.0.2", address)
+# By its own address it is the other Service.
+equal(ask(new(SOCK_DGRAM, AF_INET), "127.0.0.2", 8080), ("127.0.0.3", ("127.0.0.2", 8080)))
+PY
+  for name in outer inner; do printf '{"remove": {"namespace": "test", "name": "%s"}}\n' $name; done | lab_lb node1 follow >/dev/null
+}
+
 @test "getpeername shows the Service for TCP and UDP, over IPv4 and IPv6" {
   lab_sockets node1/pod <<<"$reaches_both"'
 for kind in SOCK_STREAM, SOCK_DGRAM:

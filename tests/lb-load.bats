@@ -441,8 +441,16 @@ sys.stdout.buffer.write(image)
 PY
 }
 
-@test "programs that the kernel refuses are an error with the verifier's log, and what was loaded goes on" {
+@test "programs that the kernel refuses are an error with the verifier's log, and what was loaded goes on as it was" {
+  local before
+  before=$(lab_lb node1 show)
+  # The reason comes before anything changes, be it the programs or the cgroup.
+  expect 1 lab_lb node1 load --cgroup /proc --scope only
+  assert_contains "$stderr" 'not a directory of cgroup v2'
+  assert_equal "$(lab_lb node1 show)" "$before"
   lb_spoilt_object >"$BATS_TEST_TMPDIR/object"
+  expect 1 lab_reload node1 --object "$BATS_TEST_TMPDIR/object" --scope only
+  assert_equal "$(lab_lb node1 show)" "$before"
   expect 1 lab_reload node1 --object "$BATS_TEST_TMPDIR/object"
   assert_contains "$stderr" 'load connect4'
   assert_contains "$stderr" 'R9 !read_ok'

@@ -195,6 +195,21 @@ with connect(SOCK_STREAM, "fd01::9", 30080) as connected:
 '
 }
 
+@test "a node port whose protocol changes is served by the new one" {
+  local protocol
+  lb_nodes
+  for protocol in TCP UDP TCP; do
+    lab_lb node1 follow >/dev/null <<<"{\"set\": $(lb_service turns "{\"protocol\": \"$protocol\", \"clusterIps\": [\"10.96.0.77\"], \"nodePort\": 30777,
+      \"backends\": $(lb_backends 127.0.0.2)}")}"
+    assert_json "$(lab_lb node1 show)" '.services[] | select(.name == "turns") | .protocol' "$protocol"
+    lab_sockets node1/pod <<PY
+serve("127.0.0.2")
+equal(reach({"TCP": SOCK_STREAM, "UDP": SOCK_DGRAM}["$protocol"], "127.9.9.9", 30777), "127.0.0.2")
+PY
+  done
+  lab_lb node1 follow >/dev/null <<<'{"remove": {"namespace": "test", "name": "turns"}}'
+}
+
 @test "an external address with the number of a node port is the external address" {
   lb_nodes "$(lb_node_port web '{}')" "$(lb_service external "{\"clusterIps\": [\"10.96.0.3\"], \"port\": 30080,
     \"externalIps\": [\"127.9.9.2\"], \"backends\": $(lb_backends 127.0.0.5)}")"

@@ -153,6 +153,12 @@ $nodes"
 {\"set\": $young}
 {\"set\": $(jq -c 'del(.externalIps)' <<<"$old")}"
   assert_equal "$(lb_who 192.0.2.1)" '["a-young"]'
+  # And when the one that has it was made anew since: then it is the younger one.
+  expect 0 lab_lb node1 follow <<<"{\"set\": $old}
+{\"set\": $young}
+{\"set\": $(jq -c '.created = "2022-01-01T00:00:00Z"' <<<"$old")}"
+  assert_json "$(tail -n 1 <<<"$output")" '[.conflicts[] | .service, .owner]' '["test/z-old","test/a-young"]'
+  assert_equal "$(lb_who 192.0.2.1)" '["a-young"]'
 }
 
 @test "an address goes over to the younger service without a gap" {

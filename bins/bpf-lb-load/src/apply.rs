@@ -118,7 +118,7 @@ struct News {
 pub struct Table {
     /// The maps.
     pub kernel: Kernel,
-    /// Services that lack addresses which another one has, as they were to be.
+    /// Services that lack addresses which another one has, or which they have left, as they were to be.
     lost: BTreeMap<Key, Spec>,
     /// Services that are not as they were to be, by name.
     unfit: BTreeMap<String, Refused>,
@@ -408,11 +408,11 @@ impl Table {
         drains: Option<Endpoints>,
         summary: &mut Summary,
     ) -> Result<(), MapsError> {
+        let before = if self.tells { self.holders(&key, &spec) } else { BTreeMap::new() };
+        let (conflicts, losers, whole) = self.contest(&key, &mut spec);
         let old = self.kernel.services().get(&key);
         let freed = old.iter().flat_map(|old| old.spec.frontends.keys());
         let freed = freed.copied().filter(|frontend| !spec.frontends.contains_key(frontend)).collect();
-        let before = if self.tells { self.holders(&key, &spec) } else { BTreeMap::new() };
-        let (conflicts, losers, whole) = self.contest(&key, &mut spec);
         self.hand_over(&key, freed, summary)?;
         if let Some((key, spec, error)) = self.try_set(key.clone(), spec, summary)? {
             let wanted = whole.unwrap_or(spec);
@@ -459,7 +459,16 @@ impl Table {
     fn contest(&self, key: &Key, spec: &mut Spec) -> (Vec<Conflict>, BTreeMap<Key, Spec>, Option<Spec>) {
         let (mut conflicts, mut losers, mut lost) = (Vec::new(), BTreeMap::new(), Vec::new());
         for frontend in spec.frontends.keys() {
-            let Some(owner) = self.kernel.owner(frontend).filter(|owner| *owner != key) else { continue };
+            let Some(owner) = self.kernel.owner(frontend).filter(|owner| *owner != key) else {
+                // Who lacks it may have the better claim by now, or has left it for a while.
+                let claim = Claim::of(key, spec, frontend);
+                let is_better = |best: &Claim<'_>| Some(*best) < claim && !claims::is_of_same(best.service, key);
+                if let Some(best) = self.best_claim(frontend, key).filter(is_better) {
+                    conflicts.push(Conflict::new(frontend, key, best.service));
+                    lost.push(*frontend);
+                }
+                continue;
+            };
             let Some(other) = self.kernel.services().get(owner) else { continue };
             // A port that takes the place of another of its Service comes before that one goes.
             let whole = self.lost.get(owner).unwrap_or(&other.spec);
@@ -480,13 +489,20 @@ impl Table {
         (conflicts, losers, whole)
     }
 
+    /// The best claim to a frontend of a service that lacks it, other than `key`'s.
+    fn best_claim(&self, frontend: &Frontend, key: &Key) -> Option<Claim<'_>> {
+        let others = self.lost.iter().filter(|(other, _)| *other != key);
+        others.filter_map(|(other, spec)| Claim::of(other, spec, frontend)).min()
+    }
+
     fn remove(&mut self, name: &ServiceName, summary: &mut Summary) -> Result<(), MapsError> {
         let key = &Key::new(name.clone());
         let before = self.holding(key);
-        self.lost.remove(key);
+        let left = self.lost.remove(key).into_iter().flat_map(|whole| whole.frontends.into_keys());
+        let left: Vec<Frontend> = left.filter(|frontend| self.kernel.owner(frontend).is_none()).collect();
         self.unfit.remove(&key.to_string());
         self.waiting.remove(key);
-        self.hand_over(key, before.frontends().copied().collect(), summary)?;
+        self.hand_over(key, before.frontends().copied().chain(left).collect(), summary)?;
         self.draining.remove(key);
         self.per_node.remove(key);
         summary.removed += usize::from(self.kernel.remove(key));
@@ -494,19 +510,18 @@ impl Table {
         Ok(())
     }
 
-    /// Takes one frontend out of the service that has it, for nobody else. Its endpoints go on serving those who are
-    /// connected.
+    /// Takes one frontend out of the service that has it, for nobody else until that is set again. Its endpoints go on serving
+    /// those who are connected.
     fn leave(&mut self, place: &Place, summary: &mut Summary) -> Result<(), MapsError> {
         let frontend = Frontend::of(place);
         let Some(key) = self.kernel.owner(&frontend).cloned() else { return Ok(()) };
         let before = self.holding(&key);
-        let Some(spec) = before.installed.as_ref().map(|installed| installed.spec.without(&frontend)) else {
-            return Ok(());
-        };
-        if let Some((key, spec, error)) = self.try_set(key.clone(), spec, summary)? {
+        let Some(whole) = before.installed.as_ref().map(|installed| installed.spec.clone()) else { return Ok(()) };
+        if let Some((key, spec, error)) = self.try_set(key.clone(), whole.without(&frontend), summary)? {
             summary.refused.push(Refused::of_spec(&key, &spec, error));
             return Ok(());
         }
+        self.lost.entry(key.clone()).or_insert(whole);
         let endpoints = before.endpoints().map(|endpoint| (*endpoint, State::Draining)).collect();
         self.draining.insert(key.clone(), endpoints);
         // The address is no orphan: it is its service's again, which says then what became of the endpoints.
@@ -563,9 +578,7 @@ impl Table {
     /// Gives frontends that `from` has and is to lose to those who claimed them in vain, before there is a gap.
     fn hand_over(&mut self, from: &Key, freed: Vec<Frontend>, summary: &mut Summary) -> Result<(), MapsError> {
         for frontend in freed {
-            let claims = self.lost.iter().filter(|(key, _)| *key != from);
-            let best = claims.filter_map(|(key, spec)| Claim::of(key, spec, &frontend)).min();
-            let Some(heir) = best.map(|claim| claim.service.clone()) else { continue };
+            let Some(heir) = self.best_claim(&frontend, from).map(|claim| claim.service.clone()) else { continue };
             let (Some(whole), Some(installed)) = (self.lost.get(&heir), self.kernel.services().get(&heir)) else {
                 continue;
             };

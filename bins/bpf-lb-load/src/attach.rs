@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 
 use common::cgroup;
 
@@ -93,6 +94,17 @@ pub fn root() -> Result<PathBuf> {
         path.display()
     );
     Ok(path)
+}
+
+/// Opens the directory of a cgroup.
+///
+/// # Errors
+/// Also when it is none of cgroup v2.
+pub fn open(path: &Path) -> Result<File> {
+    let file = File::open(path).with_context(|| format!("cgroup {}", path.display()))?;
+    let magic = fstatfs(&file).with_context(|| path.display().to_string())?.filesystem_type();
+    ensure!(magic == CGROUP2_SUPER_MAGIC, "{} is not a directory of cgroup v2", path.display());
+    Ok(file)
 }
 
 /// Where the cgroup with that number is mounted.

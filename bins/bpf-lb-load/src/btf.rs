@@ -78,6 +78,14 @@ impl Sockets {
     }
 }
 
+/// Whether the kernel takes a program that calls a helper with the socket of its context alone.
+pub fn can_call_with_socket(helper: i32) -> bool {
+    /// Of `sk` in `struct bpf_sock_addr`.
+    const SK: i16 = 64;
+    let program = [LOAD_LONG.to(1).from(1).at(SK), CALL_HELPER.with(helper), MOVE.with(1), EXIT];
+    sys::verify(sys::CONNECT, &program).is_ok()
+}
+
 /// The kernel's `struct bpf_insn` (include/uapi/linux/bpf.h), on a machine with the low byte first.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -100,8 +108,10 @@ const COPY: Instruction = instruction(0xbf);
 const LOAD_LONG: Instruction = instruction(0x79);
 /// `BPF_LDX | BPF_MEM | BPF_B`.
 const LOAD_BYTE: Instruction = instruction(0x71);
-/// `BPF_JMP | BPF_CALL`, of `BPF_PSEUDO_KFUNC_CALL`.
-const CALL_KERNEL_FUNCTION: Instruction = instruction(0x85).from(2);
+/// `BPF_JMP | BPF_CALL`.
+const CALL_HELPER: Instruction = instruction(0x85);
+/// The same, of `BPF_PSEUDO_KFUNC_CALL`.
+const CALL_KERNEL_FUNCTION: Instruction = CALL_HELPER.from(2);
 /// `BPF_JMP | BPF_EXIT`.
 const EXIT: Instruction = instruction(0x95);
 

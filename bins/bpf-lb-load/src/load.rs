@@ -140,8 +140,9 @@ fn load_and_attach(request: &Request, cgroup: Option<&File>, fresh: bool) -> Res
         pins.forget_new()?;
         if let Some(left) = Grown::left(pins.clone()) {
             let (entries, _) = sizes(pins, Sizes::default(), false)?;
-            let object = open_object(request, &pins.maps(), &entries, &left, hash_key(&pins.maps())?, &abilities)?;
-            take_over(request, object, cgroup, &left, &mut Vec::new())?;
+            let mut object = open_object(request, &pins.maps(), &entries, &left, hash_key(&pins.maps())?, &abilities)?;
+            let loaded = load_programs(request, &mut object, &mut Vec::new())?;
+            take_over(request, object, &loaded, cgroup, &left, &mut Vec::new())?;
         }
     }
     let (entries, kept) = sizes(pins, request.sizes, fresh)?;
@@ -149,43 +150,53 @@ fn load_and_attach(request: &Request, cgroup: Option<&File>, fresh: bool) -> Res
     // Nobody sees maps that are not whole.
     let folder = if fresh { pins.new_maps() } else { pins.maps() };
     let key = if fresh { random() } else { hash_key(&folder)? };
-    let object = open_object(request, &folder, &entries, &grown, key, &abilities)?;
+    let mut object = open_object(request, &folder, &entries, &grown, key, &abilities)?;
     grown.fill()?;
+    // Before anything changes for those that are attached.
+    let loaded = load_programs(request, &mut object, &mut missing)?;
     configure(request, &folder, fresh.then_some(key))?;
     if fresh {
         pins.publish()?;
     }
     let reserved = reserve::reserve(request.node_netns.as_deref(), &pins.maps(), request.protect.as_ref())
         .context("net.ipv4.ip_local_reserved_ports in the node's network namespace")?;
-    take_over(request, object, cgroup, &grown, &mut missing)?;
+    take_over(request, object, &loaded, cgroup, &grown, &mut missing)?;
     Ok(Loaded { missing, kept, reserved })
 }
 
-/// Puts the programs of the object in the place of those that are attached, and then the maps that have grown in that of the
+fn wanted(request: &Request) -> impl Iterator<Item = &'static Hook> {
+    let protects = request.protect.is_some();
+    HOOKS.iter().filter(move |hook| protects || !hook.protects)
+}
+
+/// Gives the object's programs to the kernel. Of those that need not work it returns those that do, and notes the others as missing.
+fn load_programs(request: &Request, object: &mut Ebpf, missing: &mut Vec<String>) -> Result<Vec<&'static Hook>> {
+    let mut loaded = Vec::new();
+    for hook in wanted(request) {
+        if worked(hook, load_program(object, hook), missing)? {
+            loaded.push(hook);
+        }
+    }
+    Ok(loaded)
+}
+
+/// Puts the programs that were loaded in the place of those that are attached, and then the maps that have grown in that of the
 /// old ones. What need not work, and does not, is noted as missing.
 fn take_over(
     request: &Request,
     mut object: Ebpf,
+    loaded: &[&Hook],
     cgroup: Option<&File>,
     grown: &Grown,
     missing: &mut Vec<String>,
 ) -> Result<()> {
     let pins = &request.pins;
-    let wanted = |hook: &&Hook| request.protect.is_some() || !hook.protects;
-    let mut loaded = Vec::new();
-    for hook in HOOKS.iter().filter(wanted) {
-        if worked(hook, load_program(&mut object, hook), missing)? {
-            loaded.push(hook);
-        }
-    }
     grown.begin_use()?;
     for hook in loaded {
         worked(hook, install(&mut object, hook, cgroup, pins), missing)?;
     }
     grown.publish()?;
-    for obsolete in
-        pins.links().iter().filter(|link| HOOKS.iter().filter(wanted).all(|hook| hook.program != link.as_str()))
-    {
+    for obsolete in pins.links().iter().filter(|link| wanted(request).all(|hook| hook.program != link.as_str())) {
         std::fs::remove_file(pins.link(obsolete)).with_context(|| format!("unpin {obsolete}"))?;
     }
     Ok(())
@@ -377,6 +388,11 @@ pub fn capacity(folder: &Path, map: &str) -> Result<u32> {
 fn configure(request: &Request, folder: &Path, fresh: Option<u64>) -> Result<()> {
     let config: Mapped<Config> = mapped(folder, "config")?;
     let config = config.get(0).context("the map config is empty")?;
+    let node_netns = match &request.node_netns {
+        Some(path) => netns::cookie(path).with_context(|| path.display().to_string()),
+        None => netns::own_cookie().context("the loader's network namespace"),
+    };
+    config.node_netns.store(node_netns.context("SO_NETNS_COOKIE (Linux 5.14)")?);
     if let Some(key) = fresh {
         config.hash_key.store(key);
         config.layout.store(LAYOUT);
@@ -384,11 +400,6 @@ fn configure(request: &Request, folder: &Path, fresh: Option<u64>) -> Result<()>
     if let Some(participation) = request.participation {
         config.participation.store(participation as u32);
     }
-    let node_netns = match &request.node_netns {
-        Some(path) => netns::cookie(path).with_context(|| path.display().to_string()),
-        None => netns::own_cookie().context("the loader's network namespace"),
-    };
-    config.node_netns.store(node_netns.context("SO_NETNS_COOKIE (Linux 5.14)")?);
     Ok(())
 }
 
@@ -402,7 +413,7 @@ fn cgroup(request: &Request) -> Result<Option<File>> {
         })?),
         (None, Served::Nobody | Served::Removed) => Some(attach::root()?),
     };
-    path.map(|path| File::open(&path).with_context(|| format!("cgroup {}", path.display()))).transpose()
+    path.map(|path| attach::open(&path)).transpose()
 }
 
 fn load_program(object: &mut Ebpf, hook: &Hook) -> Result<()> {

@@ -6,6 +6,8 @@ use aya::{
     sys::{BpfHelper, is_helper_supported},
 };
 
+use crate::btf;
+
 /// The first version that has the hooks and all that the programs use.
 pub const LINUX: &str = "Linux 5.14 (arm64: 5.18)";
 
@@ -58,6 +60,8 @@ pub fn has_get_retval() -> Result<bool> {
 
 /// Whether programs can find the socket of which another one is a subflow, and read what the kernel knows of a socket.
 pub fn has_kernel_sockets() -> Result<bool> {
-    is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_skc_to_mptcp_sock)
-        .context("look for bpf_skc_to_mptcp_sock")
+    let helper = is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_skc_to_mptcp_sock)
+        .context("look for bpf_skc_to_mptcp_sock")?;
+    // Without BTF the verifier knows no type of what the helper returns, and says so only of a call that is right otherwise.
+    Ok(helper && btf::can_call_with_socket(BpfHelper::BPF_FUNC_skc_to_mptcp_sock as i32))
 }

@@ -77,11 +77,12 @@ impl Kernel {
             self.lead(&key, frontend, entry(&spec, frontend, &runs), draft.new_cells.get(frontend).copied());
         }
         let runs = runs.into_iter().map(|(set, run)| (set, vec![run])).collect();
-        let node_port = (old.and_then(|old| old.spec.node_port), spec.node_port);
+        let node_port = |spec: &Spec| spec.node_port.map(|port| (port, spec.protocol));
+        let moves = old.and_then(|old| node_port(&old.spec)) != node_port(&spec);
         let mut new = Installed { runs, backends, ..Installed::new(draft.id, spec) };
         self.clear(&key, old, &mut new, &replaced);
         self.services.insert(key, new.into());
-        if node_port.0 != node_port.1 {
+        if moves {
             self.write_node_ports();
         }
     }

@@ -49,6 +49,12 @@ pub fn parse(text: &str) -> Option<IpAddr> {
     Some(address.to_canonical()).filter(|address| service_table::is_host(*address))
 }
 
+/// The same for an address on which others than the own host can be asked: each pod's loopback is its own, and no proxy takes it
+/// from the pod.
+pub fn parse_reachable(text: &str) -> Option<IpAddr> {
+    parse(text).filter(|address| !address.is_loopback())
+}
+
 /// Four decimal numbers, with zeros before them or not.
 fn decimal(text: &str) -> Option<Ipv4Addr> {
     let number = |part: &str| {

@@ -23,7 +23,7 @@ use crate::{
     choose::Place,
     map::{self, For},
     node::{Node, NodePortAddresses},
-    service::{self, Service},
+    service::{self, Claim, NotServed, Service},
     slice::{Ignored, Names, Slice},
 };
 
@@ -45,6 +45,8 @@ pub struct Cluster {
     node_port_addresses: NodePortAddresses,
     names: Names,
     services: BTreeMap<Name, Known>,
+    /// What Services leave to the host path, and nobody else gets by naming it as an external address.
+    reserved: BTreeMap<Name, Vec<Claim>>,
     /// The Service that each slice names.
     slices: HashMap<Name, Name>,
     nodes: BTreeMap<String, Node>,
@@ -116,10 +118,29 @@ impl Known {
         }
     }
 
-    /// Notes what is said.
-    fn say(&mut self, services: &[table::Service]) {
-        self.said = services.iter().map(|service| (service.port_name.as_str().into(), hash(service))).collect();
+    /// Notes what is said. Returns what was said before.
+    fn say(&mut self, services: &[table::Service]) -> Vec<(Box<str>, u64)> {
+        let said = services.iter().map(|service| (service.port_name.as_str().into(), hash(service))).collect();
+        mem::replace(&mut self.said, said)
     }
+}
+
+/// Takes out of a Service's ports the addresses that another Service leaves to the host path. Returns what was taken, for a person.
+fn withhold(reserved: &BTreeMap<Name, Vec<Claim>>, name: &Name, services: &mut [table::Service]) -> Vec<String> {
+    let mut taken = vec![];
+    for (owner, claims) in reserved.iter().filter(|(owner, _)| *owner != name) {
+        for service in &mut *services {
+            let (port, protocol) = (service.port, service.protocol);
+            for addresses in [&mut service.external_ips, &mut service.load_balancer_ips] {
+                let gone = addresses.extract_if(.., |address| claims.contains(&(*address, port, protocol)));
+                let owner = title("Service", owner);
+                taken.extend(gone.map(|address| {
+                    format!("{address} port {port} belongs to {owner}, which leaves it to the host path")
+                }));
+            }
+        }
+    }
+    taken
 }
 
 /// An object's name for a person.
@@ -151,6 +172,7 @@ impl Cluster {
             node_port_addresses: settings.node_port_addresses,
             names: Names::default(),
             services: BTreeMap::new(),
+            reserved: BTreeMap::new(),
             slices: HashMap::new(),
             nodes: BTreeMap::new(),
             changed: BTreeMap::new(),
@@ -168,6 +190,7 @@ impl Cluster {
         let name = Name::of(object);
         match Service::of(object) {
             Ok(service) => {
+                self.reserve(&name, service.reserved());
                 self.note(title("Service", &name), Problem::of(object, service.problems.clone()));
                 let known = &mut self.services.entry(name.clone()).or_default().service;
                 let before = known.as_ref().map_or(&[][..], |before| &before.cluster_ips);
@@ -175,12 +198,33 @@ impl Cluster {
                 *known = Some(service);
                 self.touch(name, None);
             }
+            Err(NotServed::HostPath(claims)) => {
+                self.service_gone(&name);
+                self.reserve(&name, claims);
+            }
             Err(_) => self.service_gone(&name),
+        }
+    }
+
+    /// Notes what a Service leaves to the host path. Others that name any of it are to be said again.
+    fn reserve(&mut self, name: &Name, claims: Vec<Claim>) {
+        let before = self.reserved.remove(name).unwrap_or_default();
+        if before != claims {
+            let names = |service: &Service| {
+                before.iter().chain(&claims).any(|(address, ..)| service.external_addresses().any(|own| own == address))
+            };
+            let claimants = self.services.iter().filter(|(_, known)| known.service.as_ref().is_some_and(names));
+            let claimants: Vec<Name> = claimants.map(|(name, _)| name.clone()).collect();
+            claimants.into_iter().for_each(|name| self.touch(name, None));
+        }
+        if !claims.is_empty() {
+            self.reserved.insert(name.clone(), claims);
         }
     }
 
     /// A Service is gone.
     pub fn service_gone(&mut self, name: &Name) {
+        self.reserve(name, vec![]);
         self.note(title("Service", name), None);
         if let Some(known) = self.services.get_mut(name) {
             self.cluster_ips_changed |= known.service.take().is_some();
@@ -372,18 +416,29 @@ impl Cluster {
         self.refuse_said = self.cluster_cidrs();
         let refuse = self.refuse_said.clone();
         let mut table = ServiceTable { node_addresses, nodes, refuse, services: vec![] };
-        for (name, known) in &mut self.services {
-            let services = known.services(name, &self.clients);
-            known.say(&services);
-            table.services.extend(services);
+        let names: Vec<Name> = self.services.keys().cloned().collect();
+        for name in &names {
+            table.services.extend(self.say(name).1);
         }
         table
     }
 
-    /// The Services with this ClusterIP are to be said again, whether they have changed or not.
+    /// What is to be said of a Service now, noted as said, after what was said of it before.
+    fn say(&mut self, name: &Name) -> (Vec<(Box<str>, u64)>, Vec<table::Service>) {
+        let Some(known) = self.services.get_mut(name) else { return Default::default() };
+        let mut services = known.services(name, &self.clients);
+        let texts = withhold(&self.reserved, name, &mut services);
+        let before = known.say(&services);
+        let problem = Problem { reason: "AddressTaken".into(), texts, object: service::reference(name), service: None };
+        let problem = Some(problem).filter(|problem| !problem.texts.is_empty());
+        self.note(format!("{}, its addresses", title("Service", name)), problem);
+        (before, services)
+    }
+
+    /// The Services with this address are to be said again, whether they have changed or not.
     pub fn forget(&mut self, address: &IpAddr) {
         for (name, known) in &mut self.services {
-            if known.service.as_ref().is_some_and(|service| service.cluster_ips.contains(address)) {
+            if known.service.as_ref().is_some_and(|service| service.addresses().any(|own| own == address)) {
                 known.said.iter_mut().for_each(|(_, hash)| *hash = !*hash);
                 self.changed.entry(name.clone()).or_default();
             }
@@ -414,10 +469,8 @@ impl Cluster {
     }
 
     fn changes_of(&mut self, name: &Name, triggered: Option<Timestamp>, lines: &mut Vec<Line>) {
-        let Some(known) = self.services.get_mut(name) else { return };
-        let services = known.services(name, &self.clients);
-        let before = mem::take(&mut known.said);
-        known.say(&services);
+        let (before, services) = self.say(name);
+        let Some(known) = self.services.get(name) else { return };
         let line = |change| Line { change, triggered: triggered.map(|time| time.to_string()) };
         // What is to be gone comes last: another port may take its address over, and that is to have no gap.
         for (service, said) in services.into_iter().zip(&known.said) {

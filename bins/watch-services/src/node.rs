@@ -28,10 +28,12 @@ impl Node {
         let all = || object.status.iter().flat_map(|status| status.addresses.iter().flatten());
         for kind in ["InternalIP", "ExternalIP"] {
             for text in all().filter(|address| address.type_ == kind).map(|address| &address.address) {
-                match address::parse(text) {
+                match address::parse_reachable(text) {
                     Some(address) if !node.addresses.contains(&address) => node.addresses.push(address),
                     Some(_) => {}
-                    None => node.problems.push(format!("{kind} {text:?} is not an address of a host")),
+                    None => {
+                        node.problems.push(format!("{kind} {text:?} is not an address by which others reach a host"))
+                    }
                 }
             }
         }

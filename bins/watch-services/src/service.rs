@@ -43,6 +43,8 @@ pub struct Service {
     pub algorithm: Algorithm,
     /// Its age, in RFC 3339.
     pub created: Option<String>,
+    /// Of the load balancer's, those that only some clients may use.
+    pub restricted_ips: Vec<IpAddr>,
     /// What of it is left to the host path, for a person.
     pub left: Vec<String>,
     /// What is wrong with it, for a person.
@@ -79,8 +81,11 @@ pub enum NotServed {
     OtherProxy(String),
     /// Its owner wants it so: something of the node answers on its addresses.
     #[error("its annotation {SOCKET_PATH} leaves it to the host path")]
-    HostPath,
+    HostPath(Vec<Claim>),
 }
+
+/// Where a Service answers: address, port and protocol.
+pub type Claim = (IpAddr, u16, Protocol);
 
 /// How an Event names a Service, but for its UID.
 pub fn reference(name: &Name) -> core::ObjectReference {
@@ -116,9 +121,6 @@ impl Service {
             return Err(NotServed::NoClusterIp);
         }
         let annotation = |name| object.metadata.annotations.as_ref().and_then(|annotations| annotations.get(name));
-        if annotation(SOCKET_PATH).is_some_and(|text| text == "false") {
-            return Err(NotServed::HostPath);
-        }
         let mut service = Self {
             internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
             external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
@@ -128,7 +130,7 @@ impl Service {
         service.cluster_ips(spec);
         service.affinity(spec);
         service.algorithm(annotation(ALGORITHM));
-        if let Some(wrong) = annotation(SOCKET_PATH).filter(|text| *text != "true") {
+        if let Some(wrong) = annotation(SOCKET_PATH).filter(|text| !["true", "false"].contains(&text.as_str())) {
             service.problems.push(format!("annotation {SOCKET_PATH}: {wrong:?} is neither \"true\" nor \"false\""));
         }
         service.external_ips = service.of_its_families(spec.external_ips.iter().flatten(), "externalIPs");
@@ -136,7 +138,21 @@ impl Service {
         for port in spec.ports.iter().flatten() {
             service.port(port);
         }
+        if annotation(SOCKET_PATH).is_some_and(|text| text == "false") {
+            return Err(NotServed::HostPath(service.claims(service.addresses().chain(&service.restricted_ips))));
+        }
         Ok(service)
+    }
+
+    /// What nobody else gets, though it is left to the host path.
+    pub fn reserved(&self) -> Vec<Claim> {
+        self.claims(self.restricted_ips.iter())
+    }
+
+    fn claims<'a>(&self, addresses: impl Iterator<Item = &'a IpAddr>) -> Vec<Claim> {
+        let ports =
+            |address: &IpAddr| self.ports.iter().map(|port| (*address, port.port, port.protocol)).collect::<Vec<_>>();
+        addresses.flat_map(ports).collect()
     }
 
     /// As `GetClusterIPByFamily`: the families say which ClusterIPs count.
@@ -215,6 +231,7 @@ impl Service {
             let restricts = of_family().next().is_some() && of_family().all(|range| range.prefix_len() > 0);
             // A range that cannot be read may be all that keeps others out.
             if restricts || !are_known {
+                self.restricted_ips.push(address);
                 self.left.push(format!(
                     "{address}: loadBalancerSourceRanges says who may come, which the host path enforces"
                 ));
@@ -259,7 +276,7 @@ impl Service {
     fn of_its_families<'a>(&mut self, texts: impl IntoIterator<Item = &'a String>, field: &str) -> Vec<IpAddr> {
         let mut addresses = vec![];
         for text in texts {
-            match address::parse(text) {
+            match address::parse_reachable(text) {
                 Some(address) if !self.has(Family::of(&address)) => {
                     let family = Family::of(&address).name();
                     self.left.push(format!("{address} of {field}: the Service has no {family} ClusterIP"));
@@ -267,10 +284,20 @@ impl Service {
                 Some(address) if !addresses.contains(&address) => addresses.push(address),
                 Some(_) => {}
                 None if text.trim().is_empty() => {}
-                None => self.problems.push(format!("{field}: {text:?} is not an address of a host")),
+                None => self.problems.push(format!("{field}: {text:?} is not an address by which others reach a host")),
             }
         }
         addresses
+    }
+
+    /// All addresses of its own.
+    pub fn addresses(&self) -> impl Iterator<Item = &IpAddr> {
+        self.cluster_ips.iter().chain(self.external_addresses())
+    }
+
+    /// Those that anybody can name.
+    pub fn external_addresses(&self) -> impl Iterator<Item = &IpAddr> {
+        self.external_ips.iter().chain(&self.load_balancer_ips)
     }
 
     /// Whether it is there in this family.

@@ -415,12 +415,15 @@ fn only_what_has_changed_is_said() {
 fn what_was_left_to_the_host_path_is_said_again_though_nothing_has_changed() {
     let mut other = service(&json!({"clusterIP": "10.96.0.2", "clusterIPs": ["10.96.0.2"]}));
     other["metadata"]["name"] = json!("other");
-    let mut cluster = cluster([service(&json!({})), other, slice("web-1", &["10.0.0.1"])]);
+    let mut cluster = cluster([service(&json!({"externalIPs": ["192.0.2.7"]})), other, slice("web-1", &["10.0.0.1"])]);
     cluster.table();
     cluster.forget(&"10.96.0.1".parse().unwrap());
     assert!(cluster.has_changed());
     assert_eq!(lines(&mut cluster), ["set default/web [10.96.0.1] 10.0.0.1:8080"]);
     assert!(!cluster.has_changed());
+    // An external address is one of its own too.
+    cluster.forget(&"192.0.2.7".parse().unwrap());
+    assert_eq!(lines(&mut cluster).len(), 1);
     // And a port that goes meanwhile is not forgotten.
     cluster.forget(&"10.96.0.1".parse().unwrap());
     let renamed = json!({"ports": [{"name": "http", "port": 80}]});
@@ -662,4 +665,50 @@ fn take(table: &mut ServiceTable, change: Change) {
         }
         Change::Table(all) => *table = all,
     }
+}
+
+/// The addresses of the Service `thief` that are no ClusterIPs, and what is said of it.
+fn of_thief(cluster: &mut Cluster) -> (Vec<String>, String) {
+    let table = cluster.table();
+    let thief = table.services.iter().find(|service| service.name == "thief").unwrap();
+    let addresses = thief.external_ips.iter().chain(&thief.load_balancer_ips).map(ToString::to_string).collect();
+    (addresses, format!("{:?}", cluster.problems().values().flat_map(|problem| &problem.texts).collect::<Vec<_>>()))
+}
+
+#[test]
+fn what_a_service_leaves_to_the_host_path_is_nobody_elses_by_an_external_address() {
+    let spec =
+        json!({"clusterIP": "10.96.0.66", "clusterIPs": ["10.96.0.66"], "externalIPs": ["10.96.0.1", "192.0.2.7"]});
+    let mut thief = service(&spec);
+    thief["metadata"]["name"] = "thief".into();
+    let mut left = service(&json!({}));
+    left["metadata"]["annotations"] = json!({"underpass.io/socket-path": "false"});
+    let mut cluster = cluster([thief, left.clone()]);
+    let (addresses, said) = of_thief(&mut cluster);
+    assert_eq!(addresses, ["192.0.2.7"]);
+    assert!(
+        said.contains("10.96.0.1 port 80 belongs to Service default/web, which leaves it to the host path"),
+        "{said}"
+    );
+    // An address that only some clients may use is left too.
+    let mut balanced = service(&json!({"type": "LoadBalancer", "loadBalancerSourceRanges": ["10.0.0.0/8"]}));
+    balanced["status"] = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.7"}]}});
+    assert_eq!(tell(&mut cluster, balanced), ["set default/thief [10.96.0.66] ", "set default/web [10.96.0.1] "]);
+    assert_eq!(of_thief(&mut cluster).0, ["10.96.0.1"]);
+    // With the Service its claim is gone.
+    cluster.service_gone(&name("web"));
+    let (addresses, said) = of_thief(&mut cluster);
+    assert_eq!((addresses.len(), said.as_str()), (2, "[]"));
+}
+
+#[test]
+fn a_loopback_address_is_each_pods_own_and_no_services() {
+    let mut balanced = service(&json!({"type": "LoadBalancer", "externalIPs": ["127.0.0.1"]}));
+    balanced["status"] = json!({"loadBalancer": {"ingress": [{"ip": "127.0.0.1"}, {"ip": "192.0.2.7"}]}});
+    let mut cluster = cluster([node("node1", "a", &["127.0.0.1", "10.6.212.101"]), balanced]);
+    let table = cluster.table();
+    assert_eq!(table.node_addresses.len(), 1);
+    let [web] = table.services.as_slice() else { panic!("{table:?}") };
+    assert_eq!((web.external_ips.len(), web.load_balancer_ips.len()), (0, 1));
+    assert!(format!("{:?}", cluster.problems()).contains("127.0.0.1"));
 }

@@ -45,7 +45,7 @@ pub(crate) struct Socket<A: Tables> {
     /// The socket was seen to get its cookie just now, so nothing is remembered of it.
     is_new: bool,
     place: Place<A>,
-    dual: bool,
+    pub(crate) dual: bool,
     pub(crate) socket: *mut bpf_sock,
 }
 
@@ -228,15 +228,22 @@ impl<A: Tables> Socket<A> {
         true
     }
 
-    /// A datagram to what is no Service. Should it be a backend, then it answers by its own name; unless the socket is
-    /// connected to it by a Service: then this may be send(), which for an IPv4-mapped peer runs the hook with its address.
+    /// A datagram to what is no Service. Should it be a backend, then it answers by its own name; unless it may be sent on a
+    /// connection.
     #[inline(always)]
     pub(crate) fn ask(&self, wanted: &Endpoint<A>) {
         let first = self.first().filter(|first| first.backend == *wanted);
-        if first.is_none() && !overflowed(self.config) || self.is_connected() && self.peer(wanted).is_some() {
+        if first.is_none() && !overflowed(self.config) || self.is_sent_on(wanted) {
             return;
         }
         name(self.cookie, self.socket, *wanted, *wanted);
+    }
+
+    /// Whether this may be send() on a connection to `backend` by a Service: for an IPv4-mapped peer that runs the hook, with
+    /// its address.
+    #[inline(always)]
+    pub(crate) fn is_sent_on(&self, backend: &Endpoint<A>) -> bool {
+        self.is_connected() && self.peer(backend).is_some()
     }
 
     #[inline(always)]

@@ -83,6 +83,10 @@ fn send<S: Sockaddr>(sockaddr: S) -> i32 {
         return ALLOW;
     };
     let Some(socket) = Socket::of(config, sockaddr) else { return ALLOW };
+    if socket.dual && socket.is_sent_on(&wanted) {
+        // The backend is an address of some Service's too.
+        return ALLOW;
+    }
     if let Some(known) = socket.sent_to(&wanted) {
         if frontend.still_leads_to(&known) {
             return send_again(sockaddr, &socket, &known);
