@@ -207,6 +207,20 @@ container_id() {
   lab_cnitool node1 del follows gone
 }
 
+@test "a pod that is there, and whose namespace the agent does not find at its path, is named and counted as failing" {
+  lab_pod node1 hidden follows
+  lab_serve node1/hidden 8080
+  lab_in node1 umount /run/netns/hidden
+  service_cidr more 10.77.0.0/16
+  lab_until 5 has_metric 'attachments{state="failing"}' 1
+  grep -q "cannot open the network namespace /run/netns/hidden\|/run/netns/hidden is not a network namespace" "$LAB/log/agent"
+  no_service_cidr more
+  lab_in node1 rm /run/netns/hidden
+  lab_stop serve-hidden-8080 KILL
+  lab_cnitool node1 del follows hidden
+  lab_until 5 has_metric 'attachments{state="failing"}' 0
+}
+
 @test "what changes while the agent is down, pods catch up with when it is back" {
   lab_stop agent
   service_cidr more 10.77.0.0/16

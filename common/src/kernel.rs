@@ -42,8 +42,10 @@ impl Kernel {
             (Some(path), true) => NetnsFile::open(path).ok().and_then(|netns| Pod::new(netns).ok()),
             (Some(path), false) => {
                 let hint = "CNI_NETNS must be the path of a pod's network namespace";
-                let netns =
-                    NetnsFile::open(path).map_err(|error| Failure::new(Code::InvalidNetns, error).details(hint))?;
+                let netns = NetnsFile::open(path).map_err(|error| {
+                    let code = if error.is_there() { Code::Io } else { Code::InvalidNetns };
+                    Failure::new(code, error).details(hint)
+                })?;
                 Some(Pod::new(netns).context(Code::Io, "cannot open a netlink socket in the pod")?)
             }
         };

@@ -47,6 +47,14 @@ pub enum NetnsError {
     Own(String),
 }
 
+impl NetnsError {
+    /// Whether there may be a namespace all the same, which could not be opened: for want of a right or of a descriptor.
+    pub fn is_there(&self) -> bool {
+        let is_absent = |errno| matches!(errno, libc::ENOENT | libc::ENOTDIR | libc::ESRCH);
+        matches!(self, Self::Open { source, .. } if !source.raw_os_error().is_some_and(is_absent))
+    }
+}
+
 impl NetnsFile {
     /// Opens the namespace at `path`, and makes sure that it is one and not the caller's own.
     ///

@@ -40,6 +40,8 @@ pub enum Outcome {
     Locked,
     /// Its sandbox is gone: a DEL will come.
     Gone,
+    /// So it seems, but the node's link to it is there: it is going, or its path leads nowhere from here.
+    Unseen(Failure),
     /// It could not be done, but for these changes.
     Failed(Failure, Vec<Change>),
 }
@@ -49,7 +51,7 @@ impl Outcome {
     pub fn changes(&self) -> &[Change] {
         match self {
             Self::Current(changes) | Self::Contested(changes) | Self::Failed(_, changes) => changes,
-            Self::Locked | Self::Gone => &[],
+            Self::Locked | Self::Gone | Self::Unseen(_) => &[],
         }
     }
 }
@@ -127,11 +129,24 @@ pub fn container(job: Job, cluster: &Value) -> Done {
     match harness::block_on(work).flatten() {
         Ok(()) => done(outcomes, Some(whereabouts)),
         Err(failure) => {
-            let outcome = outcome_of(failure);
+            let outcome = match outcome_of(failure.clone()) {
+                Outcome::Gone if has_link(&container) => Outcome::Unseen(
+                    failure.details("the node's link to the pod is there: is this path mounted where keep-pods runs?"),
+                ),
+                outcome => outcome,
+            };
             let open = open.iter().map(|attachment| (attachment.saved.clone(), outcome.clone()));
             done(outcomes.into_iter().chain(open).collect(), None)
         }
     }
+}
+
+/// Whether the node has a link of ours to the container.
+fn has_link(container: &str) -> bool {
+    let link = async {
+        Ok(harness::node()?.link(&host_veth(container)).await.context(Code::Io, "cannot read the node's links")?)
+    };
+    harness::block_on(link).flatten().is_ok_and(|link| link.is_some())
 }
 
 fn outcome_of(failure: Failure) -> Outcome {

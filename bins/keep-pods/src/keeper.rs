@@ -238,6 +238,15 @@ impl Keeper {
                 log::error!("{name}: somebody keeps undoing this; leaving it alone for {seconds} s: {object}");
             }
         }
+        let outcome = match outcome {
+            // A namespace that is taken down has its link for a moment; one that still has it is there.
+            Outcome::Unseen(failure)
+                if matches!(attachment.outcome, Some(Outcome::Unseen(_) | Outcome::Failed(..))) =>
+            {
+                Outcome::Failed(failure, vec![])
+            }
+            outcome => outcome,
+        };
         let next = match &outcome {
             Outcome::Current(_) | Outcome::Contested(_) => {
                 attachment.delay = RETRY;
@@ -248,6 +257,7 @@ impl Keeper {
                 log::debug!("{name}: its sandbox is gone");
                 now + LOOK
             }
+            Outcome::Unseen(_) => now + RETRY,
             Outcome::Failed(failure, _) => {
                 self.report.errors.inc();
                 // Said once, however often something happens in such a pod; its state is in the metrics.

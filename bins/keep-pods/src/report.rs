@@ -39,7 +39,7 @@ const STATES: [(&str, Which); 5] = [
     ("current", |outcome| matches!(outcome, Outcome::Current(_))),
     ("contested", |outcome| matches!(outcome, Outcome::Contested(_))),
     ("locked", |outcome| matches!(outcome, Outcome::Locked)),
-    ("gone", |outcome| matches!(outcome, Outcome::Gone)),
+    ("gone", |outcome| matches!(outcome, Outcome::Gone | Outcome::Unseen(_))),
     ("failing", |outcome| matches!(outcome, Outcome::Failed(..))),
 ];
 
