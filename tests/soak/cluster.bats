@@ -303,7 +303,7 @@ other_version() {
 taken_out() {
   cluster_helm upgrade underpass "$LAB_REPO/deploy/chart" --namespace kube-system --reset-then-reuse-values --set remove=true >/dev/null &&
     lab_kubectl rollout status -n kube-system daemonset/underpass-node --timeout 90s >/dev/null &&
-    lab_kubectl logs -n kube-system daemonset/underpass-node -c remove | grep -q 'interfaces of running pods' &&
+    lab_kubectl logs -n kube-system -l app.kubernetes.io/component=node -c remove --prefix --tail=-1 | grep -q 'interfaces of running pods' &&
     cluster_helm uninstall underpass --namespace kube-system --wait
 }
 
