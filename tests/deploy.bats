@@ -49,6 +49,13 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
     | .spec.template.spec.containers[0].env[] | select(.name | startswith("KUBERNETES")).value' $'10.6.0.10\n6443'
 }
 
+@test "what the agent does otherwise without kube-proxy it does itself, whatever flags node.env has" {
+  local names='.[] | select(.kind == "DaemonSet").spec.template.spec.containers[0].env | map(select(.name | test("PATHS|_FLAGS")) | [.name, .value])'
+  assert_json "$(objects)" "$names" '[]'
+  assert_json "$(objects --set paths=socket,api.host=10.6.0.10 --set-json 'node.env=[{"name": "UNDERPASS_SERVICES_FLAGS", "value": "--node-port-addresses=primary"}]')" \
+    "$names" '[["UNDERPASS_PATHS","socket"],["UNDERPASS_SERVICES_FLAGS","--node-port-addresses=primary"]]'
+}
+
 @test "sizes of the maps are given to the agent as it gives them to the loader, and without any nothing is" {
   local flags='.[] | select(.kind == "DaemonSet") | .spec.template.spec.containers[0].env[] | select(.name == "UNDERPASS_LOAD_FLAGS").value'
   assert_json "$(objects --set maps.backends=1048576,maps.clients=70000)" "$flags" '--max-backends 1048576 --max-clients 70000'
@@ -177,6 +184,8 @@ node-agent cidr
 bench add --against
 bench lb --against
 END
+  expect 2 env UNDERPASS_PATHS=sideways UNDERPASS_LIBEXEC=/nowhere "$LAB_REPO/scripts/node-agent"
+  assert_contains "$stderr" 'Usage: '
 }
 
 @test "an image's command may have options, which jq does not take for its own" {

@@ -58,7 +58,7 @@ objects() {
 agent_start() {
   # shellcheck disable=SC2086 # a list
   lab_spawn agent node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" UNDERPASS_CGROUP="${CGROUP:-$(<"$LAB/host/node1/cgroup")}" \
-    UNDERPASS_LOAD_FLAGS="${LOAD_FLAGS-}" UNDERPASS_SCOPE_FLAGS="${SCOPE_FLAGS-}" "$LAB_REPO/scripts/node-agent" ${PARTS-} --kubeconfig "$LAB/kubernetes/${1:-admin}.conf" \
+    UNDERPASS_LOAD_FLAGS="${LOAD_FLAGS-}" UNDERPASS_SCOPE_FLAGS="${SCOPE_FLAGS-}" UNDERPASS_PATHS="${PATHS-}" "$LAB_REPO/scripts/node-agent" ${PARTS-} --kubeconfig "$LAB/kubernetes/${1:-admin}.conf" \
     --node node1
 }
 
@@ -155,10 +155,12 @@ has_address() {
   lab_until 5 asked meshed
 }
 
-@test "where nobody else translates, pods of a service mesh take part too" {
+@test "where nobody else translates, pods of a service mesh take part too, and node ports answer on all nodes" {
   lab_stop agent
-  SCOPE_FLAGS=--with-meshes agent_start
+  # The flag that is there already is not given twice.
+  PATHS=socket SCOPE_FLAGS=--with-meshes agent_start
   lab_until 10 asked other
+  lab_until 10 lab_in node1 pgrep -f 'watch-services --watch --all-node-ports' >/dev/null
   lab_stop agent
   agent_start
   lab_until 10 not_asked other
@@ -410,7 +412,7 @@ another() {
   lab_stop agent
   expect 0 agent --uninstall
   lab_in node1 rm -rf /run/cgroup
-  CGROUP=/run/cgroup agent_start
+  CGROUP=/run/cgroup PATHS=socket agent_start
   lab_until 20 logged 'services: starting again in 2 s'
   # Another reason is said as well.
   lab_in node1 mkdir /run/cgroup
@@ -428,6 +430,21 @@ another() {
   lab_in node1 ln -s "$(<"$LAB/host/node1/cgroup")" /run/cgroup
   lab_until 60 agent --ready
   lab_in node1 curl -fsS http://localhost:10266/metrics | grep -qx 'underpass_lb_attached 1'
+  lab_stop agent
+}
+
+@test "where pods have the host path an agent is ready without the socket path, unless programs of before serve by a table that nobody follows" {
+  lab_until 20 agent --ready
+  lab_stop agent
+  PATHS=both CGROUP=/run/nowhere agent_start
+  lab_until 10 logged 'cgroup /run/nowhere: No such file'
+  lab_until 10 unready 'the socket path does not work yet'
+  lab_stop agent
+  expect 0 agent --uninstall
+  CGROUP=/run/nowhere agent_start
+  lab_until 20 agent --ready
+  expect 0 agent --ready
+  assert_equal "$output" 'node-agent: the socket path does not work: pods take the host path'
   lab_stop agent
 }
 
