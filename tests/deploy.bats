@@ -70,6 +70,25 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
   assert_contains "$stderr" UNDERPASS_LOAD_FLAGS
 }
 
+@test "a variable of the agent that the chart sets is refused in node.env, with what to set instead" {
+  local name instead
+  while read -r name instead; do
+    expect 1 chart --set api.host=10.6.0.10 --set-json "node.env=[{\"name\": \"HTTPS_PROXY\", \"value\": \"p\"}, {\"name\": \"$name\", \"value\": \"1\"}]"
+    assert_contains "$stderr" "node.env has $name, which the chart sets: $instead"
+  done <<'END'
+NODE_NAME it is
+UNDERPASS_LISTEN set metrics.port
+UNDERPASS_SYSCTL it is
+UNDERPASS_PATHS set paths
+KUBERNETES_SERVICE_HOST set api.host
+KUBERNETES_SERVICE_PORT set api.port
+END
+  # Whatever the chart gives the agent is on that list.
+  assert_same "$(objects --set paths=socket,api.host=10.6.0.10,maps.clients=70000 |
+    jq -r '.[] | select(.kind == "DaemonSet").spec.template.spec.containers[0].env[].name' | sort)" \
+    "$(sed -n 's/.*"\([A-Z_]*\)" "\(set\|it is\) .*/\1/p' "$LAB_REPO/deploy/chart/templates/_helpers.tpl" | sort)"
+}
+
 @test "whoever loads or unloads has /proc/sys where it can be written" {
   local remove
   for remove in true false; do
@@ -86,7 +105,7 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
   assert_json "$found" '[.[].rules[]? | select(.resources[] == "services" or .resources[] == "endpointslices") | [.resources, .resourceNames]]' \
     '[[["services"],["kubernetes"]]]'
   assert_json "$found" '.[] | select(.kind == "DaemonSet") | .spec.template.spec.containers[0].securityContext.capabilities.add' \
-    '["NET_ADMIN","NET_BROADCAST","SYS_ADMIN","DAC_OVERRIDE"]'
+    '["NET_ADMIN","NET_BROADCAST","SYS_ADMIN","DAC_OVERRIDE","SYS_PTRACE"]'
 }
 
 @test "nothing is privileged, and every container drops what it does not name" {
@@ -109,6 +128,11 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
   assert_json "$(objects --set cni.bin=/usr/lib/cni)" '.[] | select(.kind == "DaemonSet").spec.template.spec
     | (.initContainers[0].command + ["--keep"] == .containers[1].command), .containers[1].volumeMounts' \
     $'true\n[{"name":"bin","mountPath":"/host/usr/lib/cni"}]'
+}
+
+@test "what is mounted on the node after the agent's start is seen in its container" {
+  assert_json "$(objects)" '[.[] | select(.kind == "DaemonSet").spec.template.spec.containers[0].volumeMounts[]
+    | select(.mountPropagation == "HostToContainer").mountPath]' '["/run/netns","/var/run/netns","/sys/fs/bpf","/sys/fs/cgroup"]'
 }
 
 @test "no pod goes to a node with another system than Linux" {

@@ -9,8 +9,25 @@
 {{- fail "paths is socket: say in api.host where the API server is, because nobody translates its Service before the agent does" }}
 {{- end }}
 {{- end }}
-{{- define "underpass.pull" -}}
-imagePullPolicy: {{ .Values.image.pullPolicy }}
+{{- /* Fails where node.env has a variable that the chart sets: it would be there twice, and the second one would hold. */ -}}
+{{- define "underpass.env" -}}
+{{- $ours := dict
+  "NODE_NAME" "it is the name of the pod's node"
+  "UNDERPASS_LISTEN" "set metrics.port"
+  "UNDERPASS_SYSCTL" "it is where /proc/sys is mounted"
+  "UNDERPASS_PATHS" "set paths" }}
+{{- if include "underpass.maps" . | trim }}
+{{- $_ := set $ours "UNDERPASS_LOAD_FLAGS" "set either maps or this, with the sizes as flags" }}
+{{- end }}
+{{- if .Values.api.host }}
+{{- $_ := set $ours "KUBERNETES_SERVICE_HOST" "set api.host" }}
+{{- $_ := set $ours "KUBERNETES_SERVICE_PORT" "set api.port" }}
+{{- end }}
+{{- range .Values.node.env }}
+{{- if hasKey $ours .name }}
+{{- fail (printf "node.env has %s, which the chart sets: %s" .name (get $ours .name)) }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- define "underpass.maps" -}}
 {{- range $map, $size := .Values.maps }}{{ with $size }} --max-{{ $map }} {{ int64 . }}{{ end }}{{ end }}
