@@ -251,7 +251,8 @@ END
   assert_same "$(/usr/bin/python3 - "$BATS_TEST_TMPDIR/objects" "$LAB_REPO/deploy/metrics.md" <<'PYTHON'
 import json, re, sys
 
-labels = {}
+# Prometheus' own of whom it asks.
+labels = {"up": {"node", "job"}}
 for line in open(sys.argv[2]):
     if found := re.match(r"\| `(underpass_\w+)` \| \w+ \| ([\w, ]*)\|", line):
         labels[found[1]] = {"node", *re.findall(r"\w+", found[2])}
@@ -268,7 +269,7 @@ for found in json.load(open(sys.argv[1])):
 if len(asked) < 20:
     print("only", len(asked), "expressions were found")
 for expression, names in asked:
-    metric = re.search(r"underpass_\w+", expression)[0].removesuffix("_bucket")
+    metric = re.search(r"^up|underpass_\w+", expression)[0].removesuffix("_bucket")
     for group in re.findall(r"by \(([^)]*)\)", expression):
         names = names + re.findall(r"\w+", group)
     names = names + re.findall(r"[{,]\s*(\w+)\s*[=!]", expression)
@@ -280,11 +281,15 @@ PYTHON
 
 @test "the monitors choose what the chart makes" {
   local found
-  found=$(objects --set metrics.podMonitor=true,metrics.serviceMonitor=true,metrics.dashboard=true)
+  found=$(objects --set metrics.podMonitor=true,metrics.serviceMonitor=true,metrics.dashboard=true,metrics.alerts=true)
   # shellcheck disable=SC2016 # variables of jq
   assert_json "$found" '(.[] | select(.kind == "DaemonSet").spec.template.metadata.labels) as $pod
     | (.[] | select(.kind == "Service")) as $service
     | [(.[] | select(.kind == "PodMonitor").spec.selector.matchLabels), $service.spec.selector | inside($pod)]
       + [.[] | select(.kind == "ServiceMonitor").spec.selector.matchLabels | inside($service.metadata.labels)]' '[true,true,true]'
+  # The operator's jobs: a PodMonitor's namespace and name, and the Service's name.
+  assert_json "$found" '.[] | select(.kind == "PrometheusRule").spec.groups[].rules[] | select(.alert == "UnderpassAgentDown").expr' \
+    "up{job=~\"$(jq -r '[(.[] | select(.kind == "PodMonitor").metadata | "\(.namespace)/\(.name)"), (.[] | select(.kind == "Service").metadata.name)]
+      | join("|")' <<<"$found")\"} == 0"
   assert_json "$found" '.[] | select(.kind == "ConfigMap").data["underpass.json"] | select(.) | fromjson.title' Underpass
 }

@@ -303,11 +303,13 @@ logged() { grep -qF "$1" "$LAB/log/agent"; }
 }
 
 @test "a part of the agent that is killed is started again, with all of its tools" {
-  local name before
+  local name before count
   for name in cidrs services scope metrics; do
     before=$(part $name)
+    count=$(starts $name)
     lab_in node1 kill -KILL "$before"
     lab_until 10 another_part $name "$before" || fail "$name is not started again"
+    lab_until 10 more_starts $name "$count" || fail "$name: $count starts, and then $(starts $name)"
   done
   for tool in watch-services bpf-lb-load end-sockets scope-pods keep-pods sync-cidrs-kube serve-metrics; do
     lab_until 10 pids $tool >/dev/null || fail "$tool does not run"
@@ -319,6 +321,13 @@ logged() { grep -qF "$1" "$LAB/log/agent"; }
 part() {
   lab_in node1 pgrep -f -- "node-agent --part $1 "
 }
+
+# starts NAME: how often that part was started, as its metric says.
+starts() {
+  lab_in node1 sed -n "s/^underpass_part_starts_total{part=\"$1\"} //p" "/run/underpass/node-agent.starts.$1.prom"
+}
+
+more_starts() { [ "$(starts "$1")" = $(($2 + 1)) ]; }
 
 another_part() {
   local now
@@ -563,6 +572,10 @@ END
   lab_until 20 agent --ready
   expect 0 lab_in node1 curl -fsS http://localhost:10266/metrics
   assert_contains "$output" underpass_cidrs_known
+  # Prometheus' text format has these lines once for each metric, before all of its series.
+  assert_equal "$(grep -E '^# (HELP|TYPE)' <<<"$output" | cut -d ' ' -f 2,3 | sort | uniq -d)" ''
+  assert_equal "$(grep -A 4 '^# TYPE underpass_part_starts_total' <<<"$output" | sed -n 's/^underpass_part_starts_total{part="\([a-z]*\)"} [1-9].*/\1/p')" \
+    $'cidrs\nmetrics\nscope\nservices'
   expect 0 lab_in node1 curl -fsS http://localhost:10266/healthz
   assert_json "$output" 'keys' '["currentTime","lastUpdated"]'
   expect 0 lab_in node1 curl -fsS http://localhost:10266/livez
