@@ -53,7 +53,8 @@ not_here() {
     deploy/start.md:*) printf 'where pods start: tests/soak/cluster.bats' ;;
     *:scripts/demo) printf 'tests/demo.bats' ;;
     *:scripts/test) printf 'this is it' ;;
-    *:'scripts/build && scripts/image') printf 'before each test; tests/deploy.bats' ;;
+    *:'scripts/build && scripts/image >underpass.tar') printf 'before each test; tests/deploy.bats' ;;
+    *:'ctr '*) printf 'where containerd runs: tests/cluster/node.bash' ;;
     deploy/upgrade.md:*remove=true | deploy/upgrade.md:'helm uninstall '*) printf 'where nodes are: tests/soak/cluster.bats' ;;
     *:'kubectl -n kube-system rollout status '*) printf 'where pods start: tests/soak/cluster.bats' ;;
     *) return 1 ;;

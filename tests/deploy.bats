@@ -26,7 +26,8 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
 
 @test "the manifests are what the chart renders" {
   mkdir "$BATS_TEST_TMPDIR/deploy"
-  "$LAB_REPO/scripts/render" "$BATS_TEST_TMPDIR/deploy"
+  # A directory that is named from where the caller stands.
+  env -C "$BATS_TEST_TMPDIR" "$LAB_REPO/scripts/render" deploy
   local file
   for file in "$BATS_TEST_TMPDIR"/deploy/*; do
     assert_same "$(<"$file")" "$(<"$LAB_REPO/deploy/${file##*/}")" || fail "run scripts/render: ${file##*/}"
@@ -170,6 +171,12 @@ END
   cmp "$BATS_TEST_TMPDIR/one" "$BATS_TEST_TMPDIR/two"
 }
 
+@test "no image is written to a terminal" {
+  expect 1 /usr/bin/python3 -c 'import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))' \
+    "$LAB_REPO/scripts/image" </dev/null
+  assert_contains "$output" 'scripts/image >underpass.tar'
+}
+
 @test "an image whose loader has no eBPF programs is said to have the host path alone, and no other is" {
   command -v busybox >/dev/null || skip 'no busybox: run scripts/setup'
   local repo=$BATS_TEST_TMPDIR/repo words='built without its kernel side'
@@ -179,7 +186,8 @@ END
   mkdir -p "$repo/target/release"
   ln -s "$LAB_REPO"/{scripts,bins,Cargo.toml} "$repo"
   ln -s "$LAB_REPO"/target/release/* "$repo/target/release"
-  expect 0 "$repo/scripts/image" --root "$BATS_TEST_TMPDIR/whole"
+  expect 0 env -C "$BATS_TEST_TMPDIR" "$repo/scripts/image" --root whole
+  [ -x "$BATS_TEST_TMPDIR/whole/usr/local/bin/node-agent" ]
   assert_equal "$stderr" ''
   rm "$repo/target/release/bpf-lb-load"
   grep -F "$words" "$LAB_REPO/bins/bpf-lb-load/src/load.rs" >"$repo/target/release/bpf-lb-load"
