@@ -38,6 +38,7 @@ object() { lab_kubectl get -n kube-system "$1" "$2" --output json; }
     expect 0 helm install underpass "$LAB_REPO/deploy/chart" -n kube-system --dry-run=server \
       --set "paths=$paths,api.host=10.6.0.10,status.enabled=true"
     assert_contains "$output" underpass-node
+    assert_contains "$output" 'Uninstalling begins with remove=true'
   done
 }
 
