@@ -630,7 +630,7 @@ Such a pod takes the host path; a change of its annotations takes effect while i
 the same: then the proxy sees backends in place of Services, and routes, retries and policies for the Service do not hold.
 
 Without kube-proxy there is no host path, and the chart's `paths=socket` lets these pods in (`scope-pods --with-meshes`, by the agent's variable
-`UNDERPASS_SCOPE_FLAGS`). The same is to be set where `podCIDRType` is `none` and underlay pods are in a mesh, or `serviceCIDR`, which gives them a host path.
+`UNDERPASS_PATHS=socket`). The flag is to be set too, in `UNDERPASS_SCOPE_FLAGS`, where `podCIDRType` is `none` and underlay pods are in a mesh, or `serviceCIDR`, which gives them a host path.
 ";
     const ROOM: &str = "
 ## How much the socket path holds
