@@ -211,6 +211,33 @@ is_counted() { [ "$(rule_repairs)" -gt "$1" ]; }
   lab_pod_delete node1 stolen underlay46
 }
 
+@test "a dual-stack pod whose NIC was down and up, and so has lost its IPv6 address, is looked after as before" {
+  lab_pod node1 flapping underlay46
+  looked_at flapping
+  lab_in node1/flapping ip link set eth0 down
+  lab_in node1/flapping ip link set eth0 up
+  lab_in node1/flapping ip route delete 10.233.64.0/18
+  lab_until 5 has_route flapping 10.233.64.0/18
+  lab_in node1/flapping ip route replace default via 10.6.0.1
+  assert_answer node1/flapping "$(lab_cluster_ip echo 4)" 80 backend
+  lab_pod_delete node1 flapping underlay46
+}
+
+@test "a pod whose address is replaced by another is reached at that one" {
+  local old
+  lab_pod node1 moving underlay4
+  old=$(lab_address node1/moving 4)
+  lab_in node1/moving ip address add 10.6.66.67/16 dev eth0
+  lab_in node1/moving ip address delete "$old/16" dev eth0
+  lab_in node1/moving ip address replace 10.6.66.67/16 dev eth0
+  lab_until 5 leads_to 10.6.66.67 moving
+  lab_until 5 has_no_way "$old" moving
+  lab_pod_delete node1 moving underlay4
+}
+
+# has_no_way ADDRESS POD: no longer by the node's routes.
+has_no_way() { ! leads_to "$@"; }
+
 @test "an address that two pods have stays with the one that had it first, and the other is named, until that gives it up" {
   local shared=10.6.66.66
   lab_pod node1 first underlay46

@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::{
     failure::{Code, Failure},
     mac::Mac,
+    netlink::is_link_local,
     numbers::Numbers,
     object::{Family, Netns, Object, Operation, Placed, Route},
     result::CniResult,
@@ -311,11 +312,14 @@ impl PodDocument {
         previous.ips_of(&self.request.ifname).map(|ip| ip.address).collect()
     }
 
-    /// The MAC address that the interface is to get: `podMACPrefix` and the last four bytes of its first address; `None` to
-    /// leave it.
+    /// The MAC address that the interface is to get: `podMACPrefix` and the last four bytes of the first address that it was
+    /// given, else of the first that it has; `None` to leave it.
     pub fn nic_mac(&self) -> Option<Mac> {
         let [a, b] = self.settings.pod_mac_prefix?;
-        let (c, d, e, f) = match self.nic_addresses().first()?.addr() {
+        let previous = CniResult::previous(&self.request.config).unwrap_or_default();
+        let given = previous.ips_of(&self.request.ifname).map(|ip| ip.address.addr());
+        let mut addresses = given.chain(self.nic_addresses().iter().map(IpNet::addr).collect::<Vec<_>>());
+        let (c, d, e, f) = match addresses.find(|address| !is_link_local(*address))? {
             IpAddr::V4(address) => address.octets().into(),
             IpAddr::V6(address) => {
                 let [.., c, d, e, f] = address.octets();
@@ -576,5 +580,23 @@ mod tests {
         assert!(!leaves(&routed("eth0", &["eth0"], &[]), "eth0"));
         assert!(!leaves(&routed("net1", &[], &["eth0"]), "net1"));
         assert!(!chosen.default_leaves("net1", Family::Ipv6));
+    }
+
+    #[test]
+    fn the_mac_address_is_by_the_first_address_that_was_given_also_while_the_interface_has_lost_it() {
+        let mac = |config: Value, addresses: &[&str]| {
+            let nic = json!({"name": "eth0", "mtu": 1500, "addresses": addresses});
+            let uplink = json!({"dev": "veth0", "sources": [], "gateways": []});
+            let mode = json!({"mode": "underlay", "first": true, "nic": nic, "nodeAddresses": [], "uplink": uplink});
+            let mut document = routed("eth0", &[], &[]);
+            document.request.config = config;
+            document.settings.pod_mac_prefix = Some([0x0a, 0x1b]);
+            document.mode = serde_json::from_value(mode).unwrap();
+            document.nic_mac().unwrap().to_string()
+        };
+        let given = json!({"prevResult": {"ips": [{"address": "fe80::7/64"}, {"address": "10.6.10.1/16"}, {"address": "fd00:6::1/64"}]}});
+        assert_eq!(mac(given.clone(), &["10.6.10.1/16", "fd00:6::1/64"]), "0a:1b:0a:06:0a:01");
+        assert_eq!(mac(given, &["fd00:6::1/64"]), "0a:1b:0a:06:0a:01");
+        assert_eq!(mac(json!({"prevResult": {}}), &["10.6.10.2/16"]), "0a:1b:0a:06:0a:02");
     }
 }

@@ -29,6 +29,9 @@ use crate::{contest::Contest, whereabouts::Whereabouts};
 /// No pod takes longer than this.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// A sandbox that takes an interface's addresses takes one after the other, and is done within this.
+pub const TAKING: Duration = Duration::from_secs(1);
+
 /// What became of one attachment.
 #[derive(Clone, Debug)]
 pub enum Outcome {
@@ -63,6 +66,8 @@ pub struct Job {
     pub container: String,
     /// Its attachments, with what is known of who undoes what.
     pub attachments: Vec<(Saved, Contest)>,
+    /// As [`Whereabouts::lacking`], of the last look.
+    pub lacking: Option<Instant>,
 }
 
 /// What became of it.
@@ -80,6 +85,7 @@ pub struct Done {
 struct Attachment {
     saved: Saved,
     contest: Contest,
+    lacking: Option<Instant>,
     value: Value,
     document: PodDocument,
 }
@@ -87,7 +93,7 @@ struct Attachment {
 /// Brings a container up to date, while no ADD or DEL works on it. `cluster` is what the cluster says, null if nothing is
 /// known.
 pub fn container(job: Job, cluster: &Value) -> Done {
-    let Job { container, attachments } = job;
+    let Job { container, attachments, lacking } = job;
     let all = |outcome: &Outcome| attachments.iter().map(|(saved, _)| (saved.clone(), outcome.clone())).collect();
     let done = |outcomes, whereabouts| Done { container: container.clone(), outcomes, whereabouts };
     let _lock = match Lock::Container(&container).try_acquire() {
@@ -101,7 +107,7 @@ pub fn container(job: Job, cluster: &Value) -> Done {
     let (mut open, mut outcomes) = (vec![], vec![]);
     for (saved, contest) in attachments.iter().cloned() {
         match read(&saved) {
-            Ok((value, document)) => open.push(Attachment { saved, contest, value, document }),
+            Ok((value, document)) => open.push(Attachment { saved, contest, lacking, value, document }),
             Err(outcome) => outcomes.push((saved, outcome)),
         }
     }
@@ -180,7 +186,16 @@ async fn care(
     }
     let mut document = before.clone();
     detect_mode::detect(&mut document, kernel).await?;
-    if is_taken(&before, &document)? {
+    let lost = loss(&before, &document)?;
+    if lost == Loss::Some {
+        let since = attachment.lacking.unwrap_or_else(Instant::now);
+        whereabouts.lacking = Some(since);
+        if since.elapsed() < TAKING {
+            note_whereabouts(&before, kernel, whereabouts).await?;
+            return Ok(Outcome::Current(vec![]));
+        }
+    }
+    if lost == Loss::All {
         note_whereabouts(&before, kernel, whereabouts).await?;
         return Ok(Outcome::Current(vec![]));
     }
@@ -222,14 +237,25 @@ async fn care(
     Ok(if spared { Outcome::Contested(changes) } else { Outcome::Current(changes) })
 }
 
-/// Whether an address that the plugins before this one gave to the interface has gone from it, while the interface is there.
-/// gVisor moves them into its own network stack ("Steal IP address from NIC" in runsc/sandbox/network.go): the pod has them, and
-/// needs its way from the node.
-fn is_taken(before: &PodDocument, now: &PodDocument) -> Result<bool, Failure> {
+/// What has gone of the addresses that the plugins before this one gave to an interface.
+#[derive(Debug, PartialEq)]
+enum Loss {
+    None,
+    Some,
+    /// All, and the interface has no other. gVisor moves them into its own network stack ("Steal IP address from NIC" in
+    /// runsc/sandbox/network.go): the pod has them, and needs its way from the node.
+    All,
+}
+
+fn loss(before: &PodDocument, now: &PodDocument) -> Result<Loss, Failure> {
     let result = CniResult::previous(&before.request.config)?;
     let has = |document: &PodDocument, address| document.nic_addresses().iter().any(|net| net.addr() == address);
     let mut given = result.ips_of(&before.request.ifname).map(|ip| ip.address.addr());
-    Ok(given.any(|address| has(before, address) && !has(now, address)))
+    Ok(match given.any(|address| has(before, address) && !has(now, address)) {
+        false => Loss::None,
+        true if now.nic_addresses().is_empty() => Loss::All,
+        true => Loss::Some,
+    })
 }
 
 struct Care<'a> {
@@ -338,7 +364,10 @@ fn keep(value: &Value, document: &PodDocument) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
-    use common::{document::Request, settings::Settings};
+    use common::{
+        document::{Mode, ModeKind, Nic, Request, Uplink},
+        settings::Settings,
+    };
 
     use super::*;
 
@@ -373,5 +402,32 @@ mod tests {
     fn while_nothing_is_known_of_the_cluster_a_pod_keeps_what_it_has() {
         let before = document(json!({}));
         assert_eq!(renewed(before.clone(), &Value::Null).unwrap().cidrs, before.cidrs);
+    }
+
+    #[test]
+    fn addresses_are_taken_when_none_is_left_that_was_given_and_no_other_has_come() {
+        let config = json!({ "prevResult": { "ips": [{ "address": "10.6.10.1/16" }, { "address": "fd00:6::1/64" }] } });
+        let with = |addresses: &[&str]| PodDocument {
+            mode: Some(Mode {
+                mode: ModeKind::Underlay,
+                first: true,
+                nic: Nic {
+                    name: "eth0".to_owned(),
+                    mtu: 1500,
+                    addresses: addresses.iter().map(|net| net.parse().unwrap()).collect(),
+                },
+                node_addresses: vec![],
+                uplink: Uplink::default(),
+                host_side: vec![],
+            }),
+            ..document(config.clone())
+        };
+        let both = with(&["10.6.10.1/16", "fd00:6::1/64"]);
+        let loss = |before: &PodDocument, now: &[&str]| loss(before, &with(now)).unwrap();
+        assert_eq!(loss(&both, &[]), Loss::All);
+        assert_eq!(loss(&both, &["10.6.10.1/16"]), Loss::Some);
+        assert_eq!(loss(&both, &["10.6.77.7/16"]), Loss::Some);
+        assert_eq!(loss(&both, &["10.6.10.1/16", "fd00:6::1/64", "10.6.77.7/16"]), Loss::None);
+        assert_eq!(loss(&with(&["10.6.10.1/16"]), &["10.6.10.1/16"]), Loss::None);
     }
 }

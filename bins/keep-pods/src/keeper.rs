@@ -189,7 +189,7 @@ impl Keeper {
     fn work(&mut self) {
         let now = Instant::now();
         let due = self.containers.iter().filter(|(_, container)| container.next <= now);
-        let job = |(id, _): (&String, &Container)| Job {
+        let job = |(id, container): (&String, &Container)| Job {
             container: id.clone(),
             attachments: self
                 .attachments
@@ -197,6 +197,7 @@ impl Keeper {
                 .take_while(|(saved, _)| saved.container_id == *id)
                 .map(|(saved, attachment)| (saved.clone(), attachment.contest.clone()))
                 .collect(),
+            lacking: container.whereabouts.lacking,
         };
         let queue: VecDeque<Job> = due.map(job).collect();
         for done in in_parallel(queue, &self.cluster) {
@@ -214,6 +215,9 @@ impl Keeper {
         container.looked = Some(now);
         container.next = next;
         let Some(whereabouts) = done.whereabouts else { return };
+        // More of its addresses may be about to go.
+        let again = whereabouts.lacking.map(|since| since + care::TAKING).filter(|again| now < *again);
+        container.next = next.min(again.unwrap_or(next));
         let before = mem::replace(&mut container.whereabouts, whereabouts);
         if container.whereabouts.gateways != before.gateways {
             // From here on the ways to these routers count: the pod was just looked at with what they are now.

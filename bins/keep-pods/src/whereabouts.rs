@@ -1,6 +1,6 @@
 //! Which container a notification of the kernel's concerns. Pure.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use common::object::PROTOCOL;
 
@@ -23,6 +23,8 @@ pub struct Whereabouts {
     pub gateways: BTreeSet<IpAddr>,
     /// The place of the node's rule, the later one of the two families'.
     pub rule: u32,
+    /// Since when one of its interfaces has lacked some of the addresses that it was given.
+    pub lacking: Option<Instant>,
 }
 
 impl Whereabouts {
