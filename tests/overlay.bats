@@ -226,6 +226,37 @@ coordinator() {
   done
 }
 
+@test "an overlay's own routes to the cluster's CIDRs and to its own block do for ours, and stay when ADD, CHECK and DEL are over" {
+  local before cidr
+  sandbox flannel
+  for cidr in 10.233.0.0/18 10.233.64.0/18; do lab_in "node1/$POD" ip route add $cidr via 10.233.1.1 dev eth0; done
+  before=$(lab_in "node1/$POD" ip route show | sort)
+  lab_network_config node1 block46 46 "$(lab_coordinator_json 46 | jq -c '.overlayPodCIDR = ["10.233.1.0/24"]')"
+  lab_attach node1 "$POD" underlay46 net1
+  lab_attach node1 "$POD" block46 net2
+  assert_answer "node1/$POD" "$(lab_cluster_ip web 4)" 80 backend ''
+  lab_cnitool node1 check underlay46 "$POD" net1
+  lab_cnitool node1 check block46 "$POD" net2
+  # As in a sandbox of which the overlay has forgotten one.
+  lab_in "node1/$POD" ip route delete 10.233.64.0/18
+  expect 1 lab_cnitool node1 check underlay46 "$POD" net1
+  assert_contains "$stderr" 'missing: route 10.233.64.0/18'
+  lab_in "node1/$POD" ip route add 10.233.64.0/18 via 10.233.1.1 dev eth0
+  lab_cnitool node1 del block46 "$POD" net2
+  lab_cnitool node1 del underlay46 "$POD" net1
+  assert_same "$before" "$(lab_in "node1/$POD" ip route show | sort)"
+}
+
+@test "a further NIC whose network counts the subnet of another one to the overlay's pods is added, and that stays reached directly" {
+  lab_network_config node1 counting46 46 "$(lab_coordinator_json 46 | jq -c '.overlayPodCIDR = ["10.6.0.0/16"]')" eth1
+  sandbox calico
+  lab_attach node1 "$POD" underlay46 net1
+  lab_attach node1 "$POD" counting46 net2
+  lab_cnitool node1 check underlay46 "$POD" net1
+  lab_cnitool node1 check counting46 "$POD" net2
+  assert_json "$(lab_in "node1/$POD" ip -json route get 10.6.0.50)" '.[0].dev' net1
+}
+
 @test "DEL leaves the overlay pod's way to Services as long as another NIC needs it, in either order" {
   local first last
   network() { [ "$1" = net1 ] && printf underlay46 || printf second46; }

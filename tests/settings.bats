@@ -284,6 +284,16 @@ through_node() {
   done
 }
 
+@test "hijackCIDR: the pod's own subnet is reached directly all the same, also where a further interface has come" {
+  added '.hijackCIDR = ["10.6.0.0/16", "fd00:6::/64"]'
+  checked eth0 "$CONFIG"
+  further
+  added '.hijackCIDR = ["10.6.0.0/16", "fd00:6::/64"]'
+  checked eth0 "$CONFIG"
+  expect 0 pod_ip route get 10.6.0.50
+  assert_json "$output" '.[0].dev' eth0
+}
+
 @test "an address that each node has for its own pods, as node-local DNS has, is reached through the node without any setting" {
   local hijack
   # With the kernel's dummy links it would be on nodelocaldns.

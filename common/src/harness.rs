@@ -274,7 +274,7 @@ async fn planned<T: Tool>(
     known: &[Placed],
 ) -> Result<(Vec<Operation>, Vec<Failure>), Failure> {
     let mut found = T::observe(document, kernel).await?;
-    for found in found.iter_mut().filter(|found| found.holder.is_none()) {
+    for found in found.iter_mut().filter(|found| found.holder.is_none() && !found.serves) {
         let replaced =
             |known: &Placed| known.collides(&found.placed) && !known.object.satisfied_by(&found.placed.object);
         found.owned |= known.contains(&found.placed) || known.iter().any(replaced);

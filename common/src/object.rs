@@ -18,6 +18,8 @@ use crate::{
 
 /// The routing protocol number of every route and rule that Underpass makes (`rt_protos`: `underpass`).
 pub const PROTOCOL: u8 = 85;
+/// `RTPROT_KERNEL`: the routing protocol number of the routes to the subnets of a link's addresses.
+pub const PROTOCOL_KERNEL: u8 = 2;
 /// `RTPROT_BOOT`: the routing protocol number that CNI plugins give their routes, and default routes that we give back.
 pub const PROTOCOL_BOOT: u8 = 3;
 /// `RTPROT_STATIC`: the last of the routing protocol numbers that are no routing daemon's, but for the next two.

@@ -11,12 +11,14 @@ pub struct Found {
     pub owned: bool,
     /// Of another container, which has it rightly: it is never this attachment's, whatever that knew of it.
     pub holder: Option<String>,
+    /// Somebody else's, which does what ours in its place would do: ours is not needed.
+    pub serves: bool,
 }
 
 impl Found {
     /// An object, ours or somebody else's.
     pub fn new(placed: Placed, owned: bool) -> Self {
-        Self { placed, owned, holder: None }
+        Self { placed, owned, holder: None, serves: false }
     }
 
     /// An object of ours.
@@ -78,7 +80,9 @@ pub fn plan(wanted: &[Placed], found: &[Found]) -> (Vec<Operation>, Vec<Conflict
 /// Takes the object that becomes `wanted` out of those that were found. Several may collide with it: the next hops of an
 /// IPv6 multipath route are routes of their own.
 fn step(wanted: &Placed, found: &mut Vec<&Found>) -> Result<Option<Operation>, Box<Conflict>> {
-    let is_so = |found: &&Found| wanted.collides(&found.placed) && wanted.object.satisfied_by(&found.placed.object);
+    let is_so = |found: &&Found| {
+        wanted.collides(&found.placed) && (found.serves || wanted.object.satisfied_by(&found.placed.object))
+    };
     if let Some(index) = found.iter().position(is_so) {
         found.remove(index);
         return Ok(None);

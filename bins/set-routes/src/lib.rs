@@ -57,7 +57,8 @@ async fn in_the_pod(document: &mut PodDocument, kernel: &Kernel) -> io::Result<V
         return Ok(vec![]);
     };
     let routes = pod.netlink.routes(RouteFilter::default()).await?;
-    let ours: Vec<bool> = if document.request.command == Command::Del {
+    let deletes = document.request.command == Command::Del;
+    let ours: Vec<bool> = if deletes {
         if document.numbers.is_none() {
             // The document was lost, or the first version made it.
             document.numbers = document.numbers().as_in(&pod.netlink.rules().await?);
@@ -70,7 +71,10 @@ async fn in_the_pod(document: &mut PodDocument, kernel: &Kernel) -> io::Result<V
     } else {
         routes.iter().map(|route| plan::is_replaced(document, route)).collect()
     };
-    let found = |(route, owned)| Found::new(Placed::pod(Object::Route(route)), owned);
+    let found = |(route, owned)| {
+        let serves = !deletes && plan::serves(document, &route);
+        Found { serves, ..Found::new(Placed::pod(Object::Route(route)), owned) }
+    };
     Ok(routes.into_iter().zip(ours).map(found).collect())
 }
 

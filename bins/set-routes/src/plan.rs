@@ -6,7 +6,7 @@ use common::{
     document::{Cidrs, Mode, ModeKind, NicTable, PodDocument},
     failure::Failure,
     names::{POD_VETH, host_veth},
-    object::{Family, MAIN_TABLE, Object, PROTOCOL, PROTOCOL_BOOT, Placed, Route},
+    object::{Family, MAIN_TABLE, Object, PROTOCOL, PROTOCOL_BOOT, PROTOCOL_KERNEL, Placed, Route},
     settings::PolicyRoute,
 };
 use ipnet::IpNet;
@@ -46,6 +46,22 @@ pub fn is_replaced(document: &PodDocument, route: &Route) -> bool {
     let own = route.dev == mode.nic.name && route.table == MAIN_TABLE;
     let made = route.protocol == PROTOCOL && (in_uplink || in_table || own);
     made || document.routing.leaves.contains(route)
+}
+
+/// In ADD and CHECK: whether a route that somebody else has put into the pod's main table leads where ours to the same
+/// destination would: in overlay mode by the overlay's own interface, as OVN-Kubernetes has one to each of the cluster's CIDRs.
+/// What is a subnet of the pod's own is reached directly, unless it is a Service CIDR.
+pub fn serves(document: &PodDocument, route: &Route) -> bool {
+    let Some(mode) = &document.mode else { return false };
+    let is_policy = |policy: &PolicyRoute| policy.dst == route.destination;
+    if route.protocol == PROTOCOL || route.table != MAIN_TABLE || is_default_of_main(route) {
+        return false;
+    }
+    let by_overlay = mode.mode == ModeKind::Overlay && route.dev == mode.uplink.dev;
+    let is_service = |cidrs: &Cidrs| cidrs.service.contains(&route.destination);
+    let mut all = document.cidrs.iter().chain(others_cidrs(document));
+    let is_subnet = route.protocol == PROTOCOL_KERNEL && route.gateway.is_none() && !all.any(is_service);
+    (by_overlay || is_subnet) && !document.settings.policy_routes.iter().any(is_policy)
 }
 
 /// The CIDRs of the pod's other attachments that lead into the node by the same link as this one's.
@@ -220,7 +236,11 @@ fn own_table(document: &PodDocument, mode: &Mode, table: &NicTable) -> Result<Ve
             cidrs.pod.clear();
         }
         let way = |family| into_the_node(document, mode, &cidrs, family, table.table);
-        routes.extend(Family::ALL.into_iter().flat_map(way));
+        let ways: Vec<_> = Family::ALL.into_iter().flat_map(way).collect();
+        // Its subnet it reaches directly.
+        let is_there = |way: &Route| routes.iter().any(|route: &Route| route.destination == way.destination);
+        let ways: Vec<_> = ways.into_iter().filter(|way| !is_there(way)).collect();
+        routes.extend(ways);
     }
     Ok(routes)
 }
