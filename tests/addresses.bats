@@ -80,6 +80,69 @@ move_addresses() {
   lab_in node1 ip -6 route replace default via fd00:6::1
 }
 
+@test "addresses that only the node's way to the pods tells for the node's stay so: when ADD comes again, for further NICs, for the agent" {
+  local config pod
+  move_addresses br-mgmt eth0
+  lab_in node1 ip route delete default
+  lab_in node1 ip -6 route delete default
+  lab_network_config node1 mgmt46 46 '' eth0
+  lab_in node1 sed -i 's/"master": "eth0"/"master": "br-mgmt"/' /etc/cni/net.d/mgmt46.conflist
+  lab_pod node1 managed mgmt46
+  config=$(lab_chained node1 managed underlay46 | jq -c 'del(.prevResult.ips[].gateway, .prevResult.routes)')
+  for _ in 1 2; do
+    lab_plugin node1 coordinator ADD managed eth0 <<<"$config"
+    reaches_node managed
+  done
+  lab_attach node1 managed mgmt46 net1
+  further managed
+  reaches_node managed
+  lab_overlay_pod node1 overlaid calico
+  lab_attach node1 overlaid mgmt46 net1
+  for _ in 1 2; do
+    further overlaid
+    reaches_node overlaid
+  done
+  agent_start
+  lab_in node1/managed ip route delete 10.6.212.101
+  for pod in managed overlaid; do lab_until 5 reaches_node $pod; done
+  lab_stop agent
+  ! grep 'the node has no' "$LAB/log/agent" || fail "$(cat "$LAB/log/agent")"
+  for pod in managed overlaid; do lab_pod_delete node1 $pod mgmt46; done
+  lab_in node1 ip link set eth0 nomaster
+  move_addresses eth0 br-mgmt
+  lab_in node1 ip link delete br-mgmt
+}
+
+# further POD: our ADD for its net1, whose network names no gateway.
+further() {
+  lab_plugin node1 coordinator ADD "$1" net1 <<<"$(lab_chained node1 "$1" underlay46 net1)"
+  [ "$lab_status" = 0 ] || fail "$lab_stdout" "$lab_stderr"
+}
+
+# reaches_node POD: by the way into it.
+reaches_node() {
+  local family dev
+  for family in 4 6; do
+    dev=$(lab_in "node1/$1" ip -json "-$family" route get "$(lab_address node1 $family br-mgmt)" | jq -r '.[0].dev')
+    [[ "$1 $dev" == @(managed veth0|overlaid eth0) ]] || return
+  done
+}
+
+@test "the node's address on a link that leads nowhere is the node's where routes have it as their source, as FRR's do" {
+  # With the kernel's dummy links it would be on one of these.
+  lab_in node1 ip link add anycast type veth peer name nowhere
+  lab_in node1 ip link set nowhere up
+  lab_in node1 ip link set anycast up
+  lab_in node1 ip address add 10.66.0.1/32 dev anycast
+  lab_in node1 ip route change 10.6.0.0/16 dev eth0 src 10.66.0.1
+  lab_pod node1 routed underlay4
+  expect 0 lab_ask node1/routed tcp 10.66.0.1 9090
+  lab_cnitool node1 check underlay4 routed
+  lab_pod_delete node1 routed underlay4
+  lab_in node1 ip route change 10.6.0.0/16 dev eth0 src 10.6.212.101
+  lab_in node1 ip link delete anycast
+}
+
 @test "an IPv6 address that the pod's NIC found itself is served beside an IPv4 IPAM, and CHECK and DEL know it" {
   lab_pod node1 own6 plain4
   lab_in node1/own6 sysctl -qw net.ipv6.conf.eth0.disable_ipv6=0

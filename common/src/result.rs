@@ -109,6 +109,11 @@ impl CniResult {
         self.routes.iter().map(route).collect()
     }
 
+    /// The default gateway of an address's subnet.
+    pub fn gateway_of(&self, address: IpAddr) -> Option<IpAddr> {
+        self.ips.iter().find(|ip| ip.address.addr() == address)?.gateway
+    }
+
     /// The addresses of an interface in the sandbox; all addresses where none says which interface it is on.
     pub fn ips_of(&self, ifname: &str) -> impl Iterator<Item = &Ip> {
         let on = move |ip: &&Ip| match ip.interface.and_then(|index| self.interfaces.get(index)) {

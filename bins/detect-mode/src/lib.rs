@@ -5,13 +5,13 @@ pub mod observe;
 pub mod plan;
 pub mod routing;
 
-use std::io;
+use std::{io, net::IpAddr};
 
 use common::{
-    document::{Command, Mode, ModeKind, Nic, PodDocument, Routing},
+    document::{Command, Mode, ModeKind, Nic, PodDocument, Routing, Share},
     failure::{Code, Context, Failure},
     kernel::Kernel,
-    names::{POD_VETH, host_veth},
+    names::POD_VETH,
     netlink::{Link, Netlink},
     object::{Family, Route},
     result::CniResult,
@@ -96,14 +96,18 @@ pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), F
         document.numbers = Some(plan::numbers(settings, &pod, node_table));
     }
     let first = &settings.pod_default_cni_nic;
-    let towards = match is_first {
-        true => towards(&nic.addresses, &result),
-        false => towards(&pod.addresses_of(first), &CniResult::default()),
+    let own = towards(&nic.addresses, |net| result.gateway_of(net.addr()));
+    let (pod_addresses, beside) = match is_first {
+        true => (own, vec![]),
+        false => {
+            let gateway = |net: &IpNet| gateway_of(&document.others, first, Family::of(net.addr()));
+            (towards(&pod.addresses_of(first), gateway), own)
+        }
     };
-    let node_addresses =
-        node::addresses(&kernel.node, &towards, &host_veth(&request.container_id), mode == ModeKind::Overlay).await;
+    let overlay = mode == ModeKind::Overlay;
+    let node_addresses = node::addresses(&kernel.node, &pod_addresses, &beside, overlay).await;
     let node_addresses = node_addresses.context(Code::Io, "cannot read the node's addresses")?;
-    let ways = match pod.link(first).filter(|_| mode == ModeKind::Overlay) {
+    let ways = match pod.link(first).filter(|_| overlay) {
         Some(link) => ways_out(&pod, link, &kernel.node).await.context(Code::Io, "cannot read the node's addresses")?,
         None => vec![],
     };
@@ -114,14 +118,14 @@ pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), F
         others: &document.others,
         nic: &nic,
         uplink_table: document.numbers().pod_table,
-        overlay: mode == ModeKind::Overlay,
+        overlay,
         ways: &ways,
         pod: &pod,
         promised: &promised,
         decided: &document.routing,
     };
     let routing = if alone { Routing::default() } else { routing::routing(view)? };
-    let host_side = match pod.link(&uplink.dev).filter(|_| mode == ModeKind::Overlay) {
+    let host_side = match pod.link(&uplink.dev).filter(|_| overlay) {
         Some(link) => node::sides(&kernel.node, link, &uplink)
             .await
             .context(Code::Io, "cannot read the node's links and routes")?,
@@ -152,8 +156,13 @@ async fn ways_out(pod: &Pod, link: &Link, node: &Netlink) -> io::Result<Vec<Rout
     Ok(ways)
 }
 
-/// The addresses that the node is asked its way to, with the next hop where prevResult has one.
-fn towards(addresses: &[IpNet], result: &CniResult) -> Vec<PodAddress> {
-    let gateway = |net: &IpNet| result.ips.iter().find(|ip| ip.address.addr() == net.addr())?.gateway;
+/// The addresses that the node is asked its way to, with the next hop where one is known.
+fn towards(addresses: &[IpNet], gateway: impl Fn(&IpNet) -> Option<IpAddr>) -> Vec<PodAddress> {
     addresses.iter().map(|net| (*net, gateway(net))).collect()
+}
+
+/// The next hop of the default route that another of the pod's attachments was given.
+fn gateway_of(others: &[Share], nic: &str, family: Family) -> Option<IpAddr> {
+    let of_nic = others.iter().filter(|other| other.ifname == nic).flat_map(|other| &other.promised);
+    of_nic.filter(|route| route.destination == family.default_route()).find_map(|route| route.gateway)
 }

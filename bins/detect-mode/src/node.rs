@@ -1,7 +1,8 @@
 //! The node's side: its addresses, and its links to a pod.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
 };
@@ -10,7 +11,7 @@ use common::{
     document::{HostSide, Uplink},
     netlink::{Link, Netlink, RouteFilter, is_link_local},
     numbers,
-    object::{PROTOCOL, Route},
+    object::{MAIN_TABLE, PROTOCOL, Route},
 };
 use ipnet::IpNet;
 
@@ -19,20 +20,37 @@ use crate::plan::{self, Purpose};
 /// An address of the pod, and the next hop of its subnet if it has one.
 pub type PodAddress = (IpNet, Option<IpAddr>);
 
-/// The node's addresses for a pod, the best one of each family first.
+/// How the node sends something: with this source address, if it is known, by the link of this name.
+type Way = (Option<IpAddr>, String);
+
+const LOOPBACK: &str = "lo";
+
+/// The node's addresses for a pod, the best one of each family first. Its ways to the addresses `pod`, and to `beside`, say
+/// which links have its own.
 ///
 /// # Errors
 /// What the kernel says.
-pub async fn addresses(node: &Netlink, pod: &[PodAddress], host_veth: &str, overlay: bool) -> io::Result<Vec<IpAddr>> {
+pub async fn addresses(
+    node: &Netlink,
+    pod: &[PodAddress],
+    beside: &[PodAddress],
+    overlay: bool,
+) -> io::Result<Vec<IpAddr>> {
     let mut ways = vec![];
-    for (net, gateway) in pod {
-        let way = node.source_towards(gateway.unwrap_or(net.addr())).await?;
-        // After an earlier ADD the pod's address is routed through the veth pair, which says nothing.
-        ways.push((*net, way.filter(|(_, dev)| dev != host_veth)));
+    for address in pod {
+        ways.push((address.0, way(node, *address).await?));
     }
     // The way to an overlay pod is the overlay's link to its containers.
-    let used = ways.iter().filter(|_| !overlay).filter_map(|(_, way)| Some(way.as_ref()?.1.as_str()));
-    let used: HashSet<&str> = used.collect();
+    let mut used: Vec<Way> = ways.iter().filter(|_| !overlay).filter_map(|(_, way)| way.clone()).collect();
+    for address in beside {
+        used.extend(way(node, *address).await?);
+    }
+    // An address of the node's own says nothing either.
+    used.retain(|(_, dev)| dev != LOOPBACK);
+    let is_used = |link: &Link, nets: &[IpNet]| {
+        let has = |source: &Option<IpAddr>| nets.iter().any(|net| Some(net.addr()) == *source);
+        used.iter().any(|(source, dev)| *dev == link.name || has(source))
+    };
     let mut links: BTreeMap<u32, Vec<IpNet>> = BTreeMap::new();
     for (index, net) in node.addresses().await? {
         links.entry(index).or_default().push(net);
@@ -44,22 +62,38 @@ pub async fn addresses(node: &Netlink, pod: &[PodAddress], host_veth: &str, over
             continue;
         }
         let Some(link) = node.link_by_index(index).await? else { continue };
-        if !nets.is_empty() && (used.contains(link.name.as_str()) || leads_out(node, &link, &nets).await?) {
+        if !nets.is_empty() && (is_used(&link, &nets) || leads_out(node, &link, &nets).await?) {
             all.extend(nets);
         }
-        if link.kind == "dummy" || link.name == "lo" {
+        if link.kind == "dummy" || link.name == LOOPBACK {
             all.extend(own.into_iter().filter(plan::is_node_local));
         }
     }
     let mut addresses: Vec<IpAddr> = vec![];
     for (net, way) in ways {
-        for address in plan::node_addresses(&all, net, way.map(|(source, _)| source)) {
+        for address in plan::node_addresses(&all, net, way.and_then(|(source, _)| source)) {
             if !addresses.contains(&address) {
                 addresses.push(address);
             }
         }
     }
     Ok(addresses)
+}
+
+/// The node's way to an address, or to the next hop of its subnet. After an earlier ADD a route of ours leads to the address
+/// itself, which says nothing: then it is what the main table says.
+async fn way(node: &Netlink, (net, gateway): PodAddress) -> io::Result<Option<Way>> {
+    let towards = gateway.unwrap_or(net.addr());
+    let is_ours = |route: Route| route.protocol == PROTOCOL;
+    let is_led = gateway.is_none() && node.matching_route(towards).await?.is_some_and(is_ours);
+    if !is_led && let Some((source, dev)) = node.source_towards(towards).await? {
+        return Ok(Some((Some(source), dev)));
+    }
+    let main = node.routes(RouteFilter { table: Some(MAIN_TABLE), ..RouteFilter::default() }).await?;
+    let matching = main.into_iter().filter(|route| route.destination.contains(&towards));
+    // Of equal ones the kernel names the better first.
+    let best = matching.min_by_key(|route| Reverse(route.destination.prefix_len()));
+    Ok(best.map(|route| (route.source, route.dev)))
 }
 
 /// The node's addresses that a pod's interface with the addresses `nets` has on its link: of the other end of its veth pair or,
@@ -90,13 +124,15 @@ async fn other_end(node: &Netlink, nic: &Link) -> io::Result<Option<Link>> {
 
 /// Whether a link of the node leads to other hosts.
 async fn leads_out(node: &Netlink, link: &Link, nets: &[IpNet]) -> io::Result<bool> {
+    let routes = async |table| node.routes(RouteFilter { table, oif: Some(link.index), ..Default::default() }).await;
     Ok(match plan::purpose(link, nets) {
         Purpose::Hosts => true,
-        Purpose::Containers => false,
+        // An overlay's has routes to the blocks of other nodes, by way of these.
+        Purpose::Containers => {
+            routes(Some(MAIN_TABLE)).await?.iter().any(|route| leads_on(route) && route.destination.prefix_len() == 0)
+        }
         Purpose::Ports => {
-            let ports = node.ports(link.index).await?;
-            let filter = RouteFilter { oif: Some(link.index), ..RouteFilter::default() };
-            ports.iter().any(plan::is_cable) || node.routes(filter).await?.iter().any(leads_on)
+            node.ports(link.index).await?.iter().any(plan::is_cable) || routes(None).await?.iter().any(leads_on)
         }
     })
 }
@@ -143,7 +179,7 @@ pub async fn sides(node: &Netlink, nic: &Link, uplink: &Uplink) -> io::Result<Ve
 
 #[cfg(test)]
 mod tests {
-    use common::object::{Family, MAIN_TABLE, PROTOCOL_BOOT};
+    use common::object::{Family, PROTOCOL_BOOT};
 
     use super::*;
 
