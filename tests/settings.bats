@@ -550,6 +550,8 @@ veth_addresses() {
   coordinator DEL .
   lab_in gateway ip address delete 10.6.0.1/16 dev net6
   refused '.detectGateway = true' 104 10.6.0.1 'set detectGateway to false'
+  # As where only a route names it.
+  refused '.detectGateway = true | del(.prevResult.ips[].gateway) | .prevResult.routes = [{"dst": "0.0.0.0/0", "gw": "10.6.0.1"}]' 104 10.6.0.1
   # Off, which is the default, nobody asks.
   added 'del(.detectGateway)'
   coordinator DEL .

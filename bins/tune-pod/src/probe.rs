@@ -35,7 +35,10 @@ impl Inquiry {
             addresses = document.nic_addresses().iter().map(|net| net.addr()).collect();
         }
         if settings.detect_gateway {
-            gateways = result.ips_of(&document.request.ifname).filter_map(|ip| ip.gateway).collect();
+            let ifname = &document.request.ifname;
+            let defaults = result.routes_of(ifname).into_iter().filter(|route| route.destination.prefix_len() == 0);
+            let next_hops = defaults.filter_map(|route| route.gateway);
+            gateways = result.ips_of(ifname).filter_map(|ip| ip.gateway).chain(next_hops).collect();
             gateways.sort();
             gateways.dedup();
         }
