@@ -345,6 +345,26 @@ flannel state
 EOF2
 }
 
+@test "DEL takes away what an ADD that was killed has made for a further NIC, also where no prevResult says its addresses" {
+  local kind tools=$BATS_TEST_TMPDIR/tools tool
+  mkdir "$tools"
+  for tool in cni-request detect-mode sync-cidrs mk-veth set-routes set-rules cni-result; do ln -s "$(lab_libexec)/$tool" "$tools/"; done
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  printf '#!/bin/sh\nkill -KILL $$\n' >"$tools/tune-pod"
+  chmod +x "$tools/tune-pod"
+  for kind in $KINDS; do
+    sandbox "$kind"
+    chained
+    lab_plugin node1 coordinator ADD "$POD" net1 UNDERPASS_LIBEXEC="$tools" <<<"$CONFIG"
+    assert_equal "$lab_status" 1
+    [ "$NODE_BEFORE" != "$(node_state)" ]
+    CONFIG=$(jq -c 'del(.prevResult)' <<<"$CONFIG")
+    coordinator DEL
+    assert_same "$NODE_BEFORE" "$(node_state)"
+    assert_equal "$(lab_snapshot "node1/$POD" | grep -e 'proto 85' -e 'table inet')" ''
+  done
+}
+
 @test "CHECK names any single object of an overlay pod's that is missing or altered, and ADD puts it right" {
   sandbox calico
   chained

@@ -227,6 +227,7 @@ async fn work<T: Tool>(document: &mut PodDocument, output: Output, node: Netlink
         _ => None,
     };
     let kernel = Kernel::open(node, &document.request)?;
+    recover_addresses(document, &kernel).await.context(Code::Io, "cannot read the pod's addresses")?;
     let (operations, conflicts) = planned::<T>(document, &kernel, &[]).await?;
     if let Some(conflict) = conflicts.first() {
         return Err(conflict.clone());
@@ -235,6 +236,20 @@ async fn work<T: Tool>(document: &mut PodDocument, output: Output, node: Netlink
         Some(text) => Ok(Some(text)),
         None => carry_out::<T>(document, &kernel, operations).await.map(|()| None),
     }
+}
+
+/// In DEL, where neither a saved document nor prevResult has the interface's addresses, those that it has stand for prevResult's.
+async fn recover_addresses(document: &mut PodDocument, kernel: &Kernel) -> io::Result<()> {
+    let request = &document.request;
+    let is_lost = request.command == Command::Del && document.mode.is_none() && document.nic_addresses().is_empty();
+    let Some(pod) = kernel.pod.as_ref().filter(|_| is_lost) else { return Ok(()) };
+    let Some(link) = pod.netlink.link(&request.ifname).await? else { return Ok(()) };
+    let addresses = pod.netlink.addresses().await?.into_iter().filter(|(index, _)| *index == link.index);
+    let ips: Vec<_> = addresses.map(|(_, net)| json!({ "address": net })).collect();
+    if let Some(config) = document.request.config.as_object_mut() {
+        config.insert("prevResult".to_owned(), json!({ "ips": ips }));
+    }
+    Ok(())
 }
 
 /// Applies the plan; in CHECK, expects it to be empty.
