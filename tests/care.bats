@@ -45,6 +45,25 @@ EOF
   lab_cnitool node1 check underlay46 web
 }
 
+@test "an nftables table that somebody makes dormant, or whose chain drops, is named by CHECK and put right within a second" {
+  local where change
+  # shellcheck disable=SC2034 # is_as_before's
+  POD=web before=$(everything web)
+  while IFS='|' read -r where change <&4; do
+    lab_pause agent
+    lab_in "$where" nft "$change"
+    expect 1 lab_cnitool node1 check underlay46 web
+    lab_resume agent
+    altered "$where" "nft '$change'" || return
+  done 4<<'EOF'
+node1/web|add table inet underpass { flags dormant; }
+node1/web|chain inet underpass output { policy drop; }
+node1|add table inet underpass { flags dormant; }
+node1|chain inet underpass prerouting { policy drop; }
+EOF
+  expect 0 lab_cnitool node1 check underlay46 web
+}
+
 @test "attachments whose networks differ in what they share leave each other alone: nothing is put right, and CHECK passes" {
   local repairs
   lab_network_config node1 own46 46 "$(lab_coordinator_json 46 | jq -c '.podRPFilter = 1 | .hijackCIDR = ["198.51.100.0/24"]

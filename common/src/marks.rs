@@ -11,7 +11,7 @@ use std::{
 
 use netlink_bindings::nftables::{
     self, Chained, CmpOps, CtKeys, ExprOps, IterableExprAttrs, IterableExprListAttrs, MetaKeys, Nfgenmsg, PayloadBase,
-    PushExprListAttrs, Registers,
+    PushExprListAttrs, Registers, TableFlags,
 };
 use netlink_socket2::{NetlinkSocket, ReplyError};
 use nix::{
@@ -32,6 +32,8 @@ pub(crate) const NF_IP_PRI_MANGLE: i32 = -150;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 /// `NF_CT_STATE_BIT(IP_CT_NEW)`.
 const CT_STATE_NEW: u32 = 8;
+/// What a base chain does with a packet on which none of its rules decides, if nobody says it.
+pub(crate) const NF_ACCEPT: u32 = 1;
 const IP_CT_DIR_REPLY: u8 = 1;
 const IFNAMSIZ: usize = 16;
 /// What has nothing but a name.
@@ -100,6 +102,7 @@ pub(crate) struct Chain {
     pub(crate) kind: String,
     pub(crate) hook: u32,
     pub(crate) priority: i32,
+    pub(crate) policy: u32,
     pub(crate) rules: Vec<Statements>,
 }
 
@@ -169,6 +172,7 @@ fn chains(dev: &str, mark: Mark) -> Vec<Chain> {
         kind: kind.to_owned(),
         hook,
         priority: NF_IP_PRI_MANGLE,
+        policy: NF_ACCEPT,
         rules,
     };
     vec![
@@ -204,14 +208,14 @@ pub(crate) fn script(Marks { dev, mark: Mark { value, mask }, .. }: &Marks) -> V
 /// When the kernel refuses a dump for another reason than that there is no such table or no nf_tables.
 pub fn find() -> io::Result<Option<Marks>> {
     let mut socket = NetlinkSocket::new();
-    if !exists(&mut socket)? {
-        return Ok(None);
-    }
+    let Some(dormant) = is_dormant(&mut socket)? else { return Ok(None) };
     let found = dump(&mut socket)?;
     let dev = found.iter().flat_map(|chain| &chain.rules).find_map(input_dev).unwrap_or_default();
     let mark = found.iter().flat_map(|chain| &chain.rules).rev().find_map(mark_of).unwrap_or_default();
+    let as_written = !dormant && found == chains(&dev, mark);
+    let state = dormant.then(|| "flags dormant".to_owned());
     let altered =
-        if found == chains(&dev, mark) { vec![] } else { found.iter().map(|chain| format!("{chain:?}")).collect() };
+        if as_written { vec![] } else { state.into_iter().chain(found.iter().map(|c| format!("{c:?}"))).collect() };
     Ok(Some(Marks { dev, mark, altered }))
 }
 
@@ -294,6 +298,7 @@ pub(crate) fn add_chain(batch: &mut Chained<'_>, table: &CStr, chain: &Chain) {
         .push_num(chain.hook)
         .push_priority(chain.priority)
         .end_nested()
+        .push_policy(chain.policy)
         .push_type(&cstring(&chain.kind));
     for rule in &chain.rules {
         let request = batch.request().set_create().set_append().op_newrule_do(&header());
@@ -356,15 +361,41 @@ fn encode<P: netlink_bindings::traits::Pusher>(
     .end_nested()
 }
 
-fn exists(socket: &mut NetlinkSocket) -> io::Result<bool> {
+/// Whether the table is dormant, so that none of its chains is in use (`NFT_TABLE_F_DORMANT`); `None` where there is no table.
+pub(crate) fn is_dormant(socket: &mut NetlinkSocket) -> io::Result<Option<bool>> {
     let mut request = nftables::Request::new().op_gettable_do(&header());
     request.encode().push_name(&cstring(TABLE));
-    let found = socket.request(&request)?.recv_one().map(|_| ()).map_err(io::Error::from);
-    match found {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
+    let mut replies = socket.request(&request)?;
+    present(
+        replies.recv_one().map(|(_, table)| table.get_flags().unwrap_or_default() & TableFlags::Dormant as u32 != 0),
+    )
+}
+
+fn present<T>(found: Result<T, ReplyError>) -> io::Result<Option<T>> {
+    match found.map_err(io::Error::from) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        found => found.map(Some),
     }
+}
+
+/// A base chain of the table, without its rules.
+pub(crate) fn chain(socket: &mut NetlinkSocket, name: &str) -> io::Result<Option<Chain>> {
+    let mut request = nftables::Request::new().op_getchain_do(&header());
+    request.encode().push_table(&cstring(TABLE)).push_name(&cstring(name));
+    let mut replies = socket.request(&request)?;
+    Ok(present(replies.recv_one().map(|(_, attributes)| parse_chain(&attributes).ok()))?.flatten())
+}
+
+fn parse_chain(attributes: &nftables::IterableChainAttrs<'_>) -> Result<Chain, ReplyError> {
+    let hook = attributes.get_hook()?;
+    Ok(Chain {
+        name: attributes.get_name()?.to_string_lossy().into_owned(),
+        kind: attributes.get_type()?.to_string_lossy().into_owned(),
+        hook: hook.get_num()?,
+        priority: hook.get_priority()?,
+        policy: attributes.get_policy().unwrap_or(NF_ACCEPT),
+        rules: vec![],
+    })
 }
 
 fn dump(socket: &mut NetlinkSocket) -> io::Result<Vec<Chain>> {
@@ -373,18 +404,8 @@ fn dump(socket: &mut NetlinkSocket) -> io::Result<Vec<Chain>> {
     let mut replies = socket.request(&request)?;
     while let Some(reply) = replies.recv() {
         let (_, attributes) = reply.map_err(io::Error::from)?;
-        let parse = || -> Result<Chain, ReplyError> {
-            let hook = attributes.get_hook()?;
-            Ok(Chain {
-                name: attributes.get_name()?.to_string_lossy().into_owned(),
-                kind: attributes.get_type()?.to_string_lossy().into_owned(),
-                hook: hook.get_num()?,
-                priority: hook.get_priority()?,
-                rules: vec![],
-            })
-        };
         if attributes.get_table().is_ok_and(|table| table.to_bytes() == TABLE.as_bytes()) {
-            chains.extend(parse().ok());
+            chains.extend(parse_chain(&attributes).ok());
         }
     }
     for chain in &mut chains {

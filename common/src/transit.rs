@@ -18,8 +18,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::marks::{
-    self, Chain, Expression, NF_INET_PRE_ROUTING, NF_IP_PRI_MANGLE, Statements, TABLE, add_chain, close_in_child,
-    cstring, header, masked, transaction,
+    self, Chain, Expression, NF_ACCEPT, NF_INET_PRE_ROUTING, NF_IP_PRI_MANGLE, Statements, TABLE, add_chain,
+    close_in_child, cstring, header, masked, transaction,
 };
 
 const NF_INET_POST_ROUTING: u32 = 4;
@@ -55,7 +55,14 @@ fn chain(transit: &Transit) -> Chain {
     } else {
         ("prerouting", "filter", NF_INET_PRE_ROUTING, NF_IP_PRI_MANGLE)
     };
-    Chain { name: name.to_owned(), kind: kind.to_owned(), hook, priority, rules: vec![statements(transit)] }
+    Chain {
+        name: name.to_owned(),
+        kind: kind.to_owned(),
+        hook,
+        priority,
+        policy: NF_ACCEPT,
+        rules: vec![statements(transit)],
+    }
 }
 
 /// The offset of the destination in an IP header, and the family's `NFPROTO_`.
@@ -175,14 +182,38 @@ pub(crate) fn removal(transit: &Transit) -> Vec<String> {
     ]
 }
 
-/// The rules of ours in the calling thread's network namespace, and whether somebody put others into the table.
+/// The names of the chains that our rules are in.
+const CHAINS: [&str; 2] = ["prerouting", "postrouting"];
+
+/// The rules of ours in the calling thread's network namespace, and whether somebody put others into the table, made it dormant,
+/// or gave a chain another policy.
 ///
 /// # Errors
 /// When the kernel refuses the dump.
 pub fn find() -> io::Result<(Vec<Transit>, bool)> {
     let entries = entries()?;
-    let altered = entries.iter().any(|entry| entry.transit.is_none());
+    let state = State::read()?;
+    let altered = entries.iter().any(|entry| entry.transit.is_none()) || state.dormant || !state.closed.is_empty();
     Ok((entries.into_iter().filter_map(|entry| entry.transit).collect(), altered))
+}
+
+/// What somebody may have changed of the table beside its rules.
+struct State {
+    dormant: bool,
+    /// The chains whose policy is not to accept, without their rules.
+    closed: Vec<Chain>,
+}
+
+impl State {
+    fn read() -> io::Result<Self> {
+        let mut socket = NetlinkSocket::new();
+        let dormant = marks::is_dormant(&mut socket)?;
+        let mut closed = vec![];
+        for name in CHAINS.iter().filter(|_| dormant.is_some()) {
+            closed.extend(marks::chain(&mut socket, name)?.filter(|chain| chain.policy != NF_ACCEPT));
+        }
+        Ok(Self { dormant: dormant == Some(true), closed })
+    }
 }
 
 fn entries() -> io::Result<Vec<Entry>> {
@@ -215,10 +246,15 @@ pub fn create<'a>(transits: impl Iterator<Item = &'a Transit>) -> io::Result<()>
     let transits: Vec<_> = transits.collect();
     let stays = |entry: &Entry| entry.transit.as_ref().is_some_and(|transit| !transits.contains(&transit));
     let goes: Vec<_> = entries()?.into_iter().filter(|entry| !stays(entry)).collect();
+    let State { dormant, closed } = State::read()?;
+    let opened = closed.into_iter().map(|chain| Chain { policy: NF_ACCEPT, ..chain });
     transaction(|batch, table| {
         batch.request().set_create().op_newtable_do(&header()).encode().push_name(table);
+        if dormant {
+            batch.request().op_newtable_do(&header()).encode().push_name(table).push_flags(0);
+        }
         remove(batch, table, &goes);
-        for chain in chains(&transits) {
+        for chain in opened.chain(chains(&transits)) {
             add_chain(batch, table, &chain);
         }
     })
