@@ -143,6 +143,8 @@ EOF
 pref 10 lookup main
 pref 20 from 10.6.0.0/16 lookup 77
 pref 30 fwmark 0x200/0xf00 lookup 77
+pref 40 goto 32766
+pref 41 unreachable
 EOF
   rules true
 }

@@ -7,7 +7,7 @@ mod message;
 use std::{
     cell::RefCell,
     collections::{BTreeSet, HashMap, HashSet, hash_map::Entry},
-    io,
+    fmt, io,
     net::IpAddr,
 };
 
@@ -98,12 +98,23 @@ pub struct RuleEntry {
     pub rule: Rule,
     /// Whether it is ours.
     pub ours: bool,
-    /// Whether it selects by nothing but source and mark, so that `rule` is all of it.
+    /// Whether it selects by nothing but source and mark and looks a table up, so that `rule` is all of it.
     pub plain: bool,
+    /// What it does in place of looking a table up, as `ip rule` says it: `goto 32766`, `blackhole`.
+    pub action: Option<String>,
     /// Whether it is for all packets but those that it describes (`FIB_RULE_INVERT`).
     pub inverted: bool,
     /// Only packets to here.
     pub to: Option<IpNet>,
+}
+
+impl fmt::Display for RuleEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.action {
+            Some(action) => write!(f, "{} {action}", self.rule.selector()),
+            None => write!(f, "{}", self.rule),
+        }
+    }
 }
 
 /// Which routes to dump.
@@ -422,7 +433,7 @@ impl Netlink {
         Ok(Some(Route { dev, ..route }))
     }
 
-    /// The rules of both families that look a table up.
+    /// The rules of both families that decide anything.
     ///
     /// # Errors
     /// What the kernel says.

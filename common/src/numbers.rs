@@ -57,7 +57,7 @@ pub fn free_mark(base: u32, rules: &[RuleEntry]) -> Mark {
 /// Whether a rule of somebody else can decide on a packet to one of these addresses (on any packet where there are none) before a rule of ours behind it
 /// does. One that selects by mark is for packets that somebody has picked out, and the local table has no address of a pod.
 pub fn catches(entry: &RuleEntry, towards: &[IpAddr]) -> bool {
-    let local = [LOCAL_TABLE, 0].contains(&entry.rule.table);
+    let local = entry.action.is_none() && [LOCAL_TABLE, 0].contains(&entry.rule.table);
     let elsewhere = |to: ipnet::IpNet| !towards.is_empty() && !towards.iter().any(|address| to.contains(address));
     !entry.ours && !local && (entry.inverted || (entry.rule.fwmark.is_none() && !entry.to.is_some_and(elsewhere)))
 }
@@ -82,7 +82,7 @@ mod tests {
 
     fn foreign(priority: u32, table: u32) -> RuleEntry {
         let rule = Rule { priority, family: Family::Ipv4, from: None, fwmark: None, fwmask: None, table };
-        RuleEntry { rule, ours: false, plain: true, inverted: false, to: None }
+        RuleEntry { rule, ours: false, plain: true, action: None, inverted: false, to: None }
     }
 
     fn marked(priority: u32, value: u32, mask: Option<u32>) -> RuleEntry {
@@ -124,6 +124,9 @@ mod tests {
         let to = |net: &str| RuleEntry { to: net.parse().ok(), plain: false, ..foreign(9, 254) };
         assert!(!catches(&marked(9, 0x200, Some(0xf00)), &[]));
         assert!(catches(&RuleEntry { inverted: true, ..marked(9, 0xca6c, None) }, &[address]));
+        let action = |action: &str| RuleEntry { action: Some(action.to_owned()), plain: false, ..foreign(50, 0) };
+        assert!(catches(&action("goto 32766"), &[address]) && catches(&action("blackhole"), &[]));
+        assert_eq!(action("goto 32766").to_string(), "pref 50 goto 32766");
         assert!(catches(&to("10.6.0.0/16"), &[address]) && !catches(&to("10.7.0.0/16"), &[address]));
     }
 }

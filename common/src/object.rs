@@ -474,6 +474,21 @@ impl Rule {
     fn option(&self) -> &'static str {
         if self.family == Family::Ipv6 { "-6 " } else { "" }
     }
+
+    /// Its place, and which packets it is for.
+    pub(crate) fn selector(&self) -> String {
+        let mut selector = format!("pref {}", self.priority);
+        if let Some(from) = self.from {
+            selector += &format!(" from {from}");
+        }
+        if let Some(mark) = self.fwmark {
+            selector += &format!(" fwmark {mark:#x}");
+        }
+        if let Some(mask) = self.fwmask {
+            selector += &format!("/{mask:#x}");
+        }
+        selector
+    }
 }
 
 impl fmt::Display for Neighbour {
@@ -510,17 +525,7 @@ impl fmt::Display for Route {
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "pref {}", self.priority)?;
-        if let Some(from) = self.from {
-            write!(f, " from {from}")?;
-        }
-        if let Some(mark) = self.fwmark {
-            write!(f, " fwmark {mark:#x}")?;
-        }
-        if let Some(mask) = self.fwmask {
-            write!(f, "/{mask:#x}")?;
-        }
-        write!(f, " lookup {}", self.table)
+        write!(f, "{} lookup {}", self.selector(), self.table)
     }
 }
 

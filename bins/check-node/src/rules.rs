@@ -38,7 +38,7 @@ pub fn check(pods: io::Result<Vec<IpAddr>>) -> Vec<Check> {
             let shared = rules.iter().find(|entry| entry.ours && foreign.contains(&entry.rule.table));
             match (ahead.first(), shared) {
                 (Some(entry), _) => {
-                    (false, format!("the rule \"{}\" gets ahead of the one that leads to the pods", entry.rule))
+                    (false, format!("the rule \"{entry}\" gets ahead of the one that leads to the pods"))
                 }
                 (None, Some(entry)) => {
                     (false, format!("table {}, which leads to the pods, has routes of others", entry.rule.table))

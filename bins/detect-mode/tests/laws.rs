@@ -178,6 +178,7 @@ impl Model {
             rule: rule.clone(),
             ours: *ours,
             plain: true,
+            action: None,
             inverted: false,
             to: None,
         };

@@ -327,13 +327,19 @@ pub(super) fn rule_message(rule: &Rule) -> RuleMessage {
 
 pub(super) fn parse_rule(message: RouteNetlinkMessage, family: Family) -> Option<RuleEntry> {
     let RouteNetlinkMessage::NewRule(message) = message else { return None };
-    if message.header.action != RuleAction::ToTable {
-        return None;
-    }
+    let action = match message.header.action {
+        RuleAction::ToTable => None,
+        RuleAction::Goto => Some("goto"),
+        RuleAction::Blackhole => Some("blackhole"),
+        RuleAction::Unreachable => Some("unreachable"),
+        RuleAction::Prohibit => Some("prohibit"),
+        _ => return None,
+    };
+    let mut action = action.map(str::to_owned);
     let table = message.header.table.into();
     let mut rule = Rule { priority: 0, family, from: None, fwmark: None, fwmask: None, table };
     let inverted = message.header.flags.contains(RuleFlags::Invert);
-    let (mut ours, mut plain, mut to) = (false, message.header.dst_len == 0 && !inverted, None);
+    let (mut ours, mut plain, mut to) = (false, message.header.dst_len == 0 && !inverted && action.is_none(), None);
     for attribute in message.attributes {
         match attribute {
             RuleAttribute::Priority(priority) => rule.priority = priority,
@@ -343,11 +349,12 @@ pub(super) fn parse_rule(message: RouteNetlinkMessage, family: Family) -> Option
             RuleAttribute::FwMask(mask) => rule.fwmask = Some(mask),
             RuleAttribute::Destination(address) => to = IpNet::new(address, message.header.dst_len).ok(),
             RuleAttribute::Source(address) => rule.from = IpNet::new(address, message.header.src_len).ok(),
+            RuleAttribute::Goto(target) => action = action.map(|action| format!("{action} {target}")),
             RuleAttribute::Protocol(protocol) => ours = u8::from(protocol) == PROTOCOL,
             _ => plain = false,
         }
     }
-    Some(RuleEntry { rule, ours: ours && plain, plain, inverted, to })
+    Some(RuleEntry { rule, ours: ours && plain, plain, action, inverted, to })
 }
 
 #[cfg(test)]
