@@ -126,6 +126,8 @@ pub struct RouteFilter {
     pub oif: Option<u32>,
     /// Only [`PROTOCOL`].
     pub ours: bool,
+    /// Also those that refuse packets.
+    pub refusing: bool,
 }
 
 impl Netlink {
@@ -308,7 +310,7 @@ impl Netlink {
         Ok(messages.into_iter().filter_map(|message| parse_neighbour(message, &link.name)).collect())
     }
 
-    /// The unicast routes that pass the filter, of both families, multipath ones as one route per next hop.
+    /// The routes that pass the filter, unicast ones unless it asks for others too, of both families, multipath ones as one route per next hop.
     ///
     /// # Errors
     /// What the kernel says.
@@ -317,7 +319,7 @@ impl Netlink {
         let mut routes = Vec::new();
         for Hop { oif, route } in self.hops(filter).await? {
             if let Entry::Vacant(entry) = names.entry(oif) {
-                let link = self.link_by_index(oif).await?;
+                let link = if oif == 0 { None } else { self.link_by_index(oif).await? };
                 entry.insert(link.map(|link| link.name).unwrap_or_default());
             }
             routes.push(Route { dev: names[&oif].clone(), ..route });
@@ -339,6 +341,7 @@ impl Netlink {
             filter.oif.is_none_or(|oif| hop.oif == oif)
                 && filter.table.is_none_or(|table| hop.route.table == table)
                 && (!filter.ours || hop.route.protocol == PROTOCOL)
+                && (filter.refusing || hop.route.refusal.is_none())
         };
         let mut hops = Vec::new();
         for family in Family::ALL {
@@ -428,6 +431,8 @@ impl Netlink {
             RouteNetlinkMessage::NewRoute(message) => parse_route(message).into_iter().next(),
             _ => None,
         });
+        // IPv4 answers with an error in its place.
+        let hop = hop.filter(|hop| hop.route.refusal.is_none());
         let Some(Hop { oif, route }) = hop else { return Ok(None) };
         let dev = self.link_by_index(oif).await?.map(|link| link.name).unwrap_or_default();
         Ok(Some(Route { dev, ..route }))
@@ -568,12 +573,16 @@ impl Netlink {
         self.act(RouteNetlinkMessage::DelNeighbour(message), 0).await
     }
 
+    async fn output(&self, route: &Route) -> io::Result<Option<u32>> {
+        Ok(if route.refusal.is_some() { None } else { Some(self.index(&route.dev).await?) })
+    }
+
     /// Adds a route. One that is not ours comes back beside another of its destination, as the kernel had it.
     ///
     /// # Errors
     /// What the kernel says.
     pub async fn add_route(&self, route: &Route) -> io::Result<()> {
-        let message = route_message(route, self.index(&route.dev).await?);
+        let message = route_message(route, self.output(route).await?);
         let beside = if route.protocol == PROTOCOL { NLM_F_EXCL } else { NLM_F_APPEND };
         self.act(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | beside).await
     }
@@ -583,7 +592,7 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub async fn delete_route(&self, route: &Route) -> io::Result<()> {
-        let mut message = route_message(route, self.index(&route.dev).await?);
+        let mut message = route_message(route, self.output(route).await?);
         match self.act(RouteNetlinkMessage::DelRoute(message.clone()), 0).await {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
             done => return done,

@@ -133,7 +133,34 @@ pub struct Neighbour {
     pub mac: Mac,
 }
 
-/// A unicast route. Without a gateway the destination is on the link (IPv4 scope `link`).
+/// What a route does with packets that it does not send anywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Refusal {
+    /// `RTN_BLACKHOLE`: drops them.
+    Blackhole,
+    /// `RTN_UNREACHABLE`: answers that the host is unreachable.
+    Unreachable,
+    /// `RTN_PROHIBIT`: answers that it is prohibited.
+    Prohibit,
+}
+
+impl Refusal {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Blackhole, Self::Unreachable, Self::Prohibit];
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Blackhole => "blackhole",
+            Self::Unreachable => "unreachable",
+            Self::Prohibit => "prohibit",
+        })
+    }
+}
+
+/// A route: a unicast one, or one that refuses packets. Without a gateway the destination is on the link (IPv4 scope `link`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Route {
     /// The destination; `0.0.0.0/0` or `::/0` for a default route.
@@ -142,8 +169,11 @@ pub struct Route {
     /// The next hop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<IpAddr>,
-    /// Name of the output link.
+    /// Name of the output link; empty for a route that refuses.
     pub dev: String,
+    /// Whether, and how, it refuses packets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<Refusal>,
     /// Preferred source address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<IpAddr>,
@@ -169,6 +199,7 @@ impl Route {
             destination,
             gateway: None,
             dev: dev.to_owned(),
+            refusal: None,
             source: None,
             table,
             metric: None,
@@ -499,11 +530,16 @@ impl fmt::Display for Neighbour {
 
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(refusal) = self.refusal {
+            write!(f, "{refusal} ")?;
+        }
         write!(f, "{}", self.destination)?;
         if let Some(gateway) = self.gateway {
             write!(f, " via {gateway}")?;
         }
-        write!(f, " dev {}", self.dev)?;
+        if self.refusal.is_none() {
+            write!(f, " dev {}", self.dev)?;
+        }
         if let Some(source) = self.source {
             write!(f, " src {source}")?;
         }
@@ -579,6 +615,7 @@ mod tests {
             destination: Family::Ipv4.default_route(),
             gateway: Some(IpAddr::from([10, 233, 1, 1])),
             dev: "eth0".to_owned(),
+            refusal: None,
             source: None,
             table: MAIN_TABLE,
             metric: None,

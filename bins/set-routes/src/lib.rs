@@ -56,8 +56,8 @@ async fn in_the_pod(document: &mut PodDocument, kernel: &Kernel) -> io::Result<V
         document.routing = Routing::default();
         return Ok(vec![]);
     };
-    let routes = pod.netlink.routes(RouteFilter::default()).await?;
     let deletes = document.request.command == Command::Del;
+    let routes = pod.netlink.routes(RouteFilter { refusing: !deletes, ..RouteFilter::default() }).await?;
     let ours: Vec<bool> = if deletes {
         if document.numbers.is_none() {
             // The document was lost, or the first version made it.
@@ -113,7 +113,10 @@ async fn on_the_node(document: &PodDocument, kernel: &Kernel) -> io::Result<Vec<
             routes.extend(through(&side.dev, kernel).await?);
         }
         for address in addresses.iter().copied() {
-            let matching = kernel.node.matching_route(address).await?;
+            let matching = match kernel.node.matching_route(address).await? {
+                None => refusing_route(address, document, kernel).await?,
+                matching => matching,
+            };
             routes.extend(matching.filter(|route| route.destination == IpNet::from(address)));
         }
     }
@@ -122,8 +125,9 @@ async fn on_the_node(document: &PodDocument, kernel: &Kernel) -> io::Result<Vec<
     let found = |route: Route| {
         // By the same link go routes to the addresses of the pod's other interfaces.
         let own = all || addresses.iter().any(|address| route.destination == IpNet::from(*address));
-        let ours = own && route.protocol == PROTOCOL;
-        let elsewhere = ours && !plan::leads_to_this_pod(document, &route, &overlay);
+        let refuses = route.refusal.is_some();
+        let ours = own && (route.protocol == PROTOCOL || refuses);
+        let elsewhere = ours && !refuses && !plan::leads_to_this_pod(document, &route, &overlay);
         // A pod that had the address before may have left it, or has it still.
         let holder = Some(route.destination.addr()).filter(|_| elsewhere && !deletes);
         let holder = holder.and_then(|address| state::holder(address, &document.request));
@@ -131,6 +135,13 @@ async fn on_the_node(document: &PodDocument, kernel: &Kernel) -> io::Result<Vec<
         Found { holder, ..Found::new(Placed::node(Object::Route(route)), owned) }
     };
     Ok(routes.into_iter().map(found).collect())
+}
+
+/// The route in our table on the node that refuses what goes to an address, which the lookup does not find.
+async fn refusing_route(address: IpAddr, document: &PodDocument, kernel: &Kernel) -> io::Result<Option<Route>> {
+    let filter = RouteFilter { table: Some(document.numbers().node_table), refusing: true, ..RouteFilter::default() };
+    let mut routes = kernel.node.routes(filter).await?.into_iter();
+    Ok(routes.find(|route| route.refusal.is_some() && route.destination == IpNet::from(address)))
 }
 
 /// In GC: the node's routes to stale attachments. Those of a pod whose pair went have gone with it.

@@ -45,7 +45,10 @@ pub fn is_replaced(document: &PodDocument, route: &Route) -> bool {
     let in_table = document.routing.tables.iter().any(|table| table.table == route.table);
     let own = route.dev == mode.nic.name && route.table == MAIN_TABLE;
     let made = route.protocol == PROTOCOL && (in_uplink || in_table || own);
-    made || document.routing.leaves.contains(route)
+    // What refuses packets in the place of one of ours does so by no link. A table of ours is nobody else's.
+    let uplink_table = mode.opens_uplink() && route.table == document.numbers().pod_table;
+    let in_place = uplink_table || in_table || (route.table == MAIN_TABLE && route.protocol == PROTOCOL);
+    made || (route.refusal.is_some() && in_place) || document.routing.leaves.contains(route)
 }
 
 /// In ADD and CHECK: whether a route that somebody else has put into the pod's main table leads where ours to the same
@@ -54,7 +57,8 @@ pub fn is_replaced(document: &PodDocument, route: &Route) -> bool {
 pub fn serves(document: &PodDocument, route: &Route) -> bool {
     let Some(mode) = &document.mode else { return false };
     let is_policy = |policy: &PolicyRoute| policy.dst == route.destination;
-    if route.protocol == PROTOCOL || route.table != MAIN_TABLE || is_default_of_main(route) {
+    let refuses = route.refusal.is_some();
+    if refuses || route.protocol == PROTOCOL || route.table != MAIN_TABLE || is_default_of_main(route) {
         return false;
     }
     let by_overlay = mode.mode == ModeKind::Overlay && route.dev == mode.uplink.dev;

@@ -22,7 +22,7 @@ use super::{Detection, Link, RouteFilter, RuleEntry, is_link_local};
 use crate::{
     mac::Mac,
     netns::NetnsFile,
-    object::{Address, Family, Neighbour, PROTOCOL, Route, Rule, Veth},
+    object::{Address, Family, Neighbour, PROTOCOL, Refusal, Route, Rule, Veth},
 };
 
 pub(super) fn address_family(family: Family) -> AddressFamily {
@@ -202,22 +202,33 @@ pub(super) fn route_query(family: Family, filter: RouteFilter) -> RouteMessage {
     message
 }
 
-pub(super) fn route_message(route: &Route, oif: u32) -> RouteMessage {
+fn kind(refusal: Option<Refusal>) -> RouteType {
+    match refusal {
+        None => RouteType::Unicast,
+        Some(Refusal::Blackhole) => RouteType::BlackHole,
+        Some(Refusal::Unreachable) => RouteType::Unreachable,
+        Some(Refusal::Prohibit) => RouteType::Prohibit,
+    }
+}
+
+/// `oif` is the output link's index, none for a route that refuses.
+pub(super) fn route_message(route: &Route, oif: Option<u32>) -> RouteMessage {
     let family = Family::of(route.destination.addr());
     let mut message = RouteMessage::default();
     message.header.address_family = address_family(family);
     message.header.destination_prefix_length = route.destination.prefix_len();
     message.header.table = u8::try_from(route.table).unwrap_or(0);
     message.header.protocol = RouteProtocol::from(route.protocol);
-    message.header.kind = RouteType::Unicast;
+    message.header.kind = kind(route.refusal);
     message.header.scope = match (family, route.gateway) {
-        (Family::Ipv4, None) => RouteScope::Link,
+        (Family::Ipv4, None) if route.refusal.is_none() => RouteScope::Link,
         _ => RouteScope::Universe,
     };
     if route.onlink {
         message.header.flags = RouteFlags::Onlink;
     }
-    message.attributes = vec![RouteAttribute::Table(route.table), RouteAttribute::Oif(oif)];
+    message.attributes = vec![RouteAttribute::Table(route.table)];
+    message.attributes.extend(oif.map(RouteAttribute::Oif));
     if route.destination.prefix_len() > 0 {
         message.attributes.push(RouteAttribute::Destination(route.destination.addr().into()));
     }
@@ -250,10 +261,12 @@ pub(super) fn parse_route(message: &RouteMessage) -> Vec<Hop> {
         AddressFamily::Inet6 => Family::Ipv6,
         _ => return vec![],
     };
-    if message.header.kind != RouteType::Unicast {
+    let refusal = Refusal::ALL.into_iter().find(|refusal| kind(Some(*refusal)) == message.header.kind);
+    if message.header.kind != kind(refusal) {
         return vec![];
     }
     let mut route = Route {
+        refusal,
         onlink: message.header.flags.contains(RouteFlags::Onlink),
         protocol: message.header.protocol.into(),
         ..Route::new(family.default_route(), "", message.header.table.into())
@@ -271,7 +284,8 @@ pub(super) fn parse_route(message: &RouteMessage) -> Vec<Hop> {
             RouteAttribute::Table(table) => route.table = *table,
             RouteAttribute::Priority(metric) => route.metric = family.metric(*metric),
             RouteAttribute::Metrics(metrics) => route.mtu = mtu(metrics),
-            RouteAttribute::Oif(index) => oif = *index,
+            // IPv6 names the loopback for one that refuses.
+            RouteAttribute::Oif(index) if refusal.is_none() => oif = *index,
             RouteAttribute::MultiPath(next_hops) => hops.extend(next_hops),
             _ => {}
         }
@@ -367,6 +381,7 @@ mod tests {
             destination: "10.96.0.0/12".parse().unwrap(),
             gateway: Some("10.233.1.1".parse().unwrap()),
             dev: String::new(),
+            refusal: None,
             source: Some("10.233.1.5".parse().unwrap()),
             table: 8500,
             metric: Some(7),
@@ -377,8 +392,13 @@ mod tests {
         let default = Route::new(Family::Ipv6.default_route(), "", 8500);
         for route in [route, default] {
             let read: Vec<_> =
-                parse_route(&route_message(&route, 2)).into_iter().map(|hop| (hop.oif, hop.route)).collect();
+                parse_route(&route_message(&route, Some(2))).into_iter().map(|hop| (hop.oif, hop.route)).collect();
             assert_eq!(read, [(2, route)]);
+        }
+        for refusal in Refusal::ALL {
+            let route = Route { refusal: Some(refusal), ..Route::new("10.96.0.0/12".parse().unwrap(), "", 8500) };
+            let read: Vec<_> = parse_route(&route_message(&route, None)).into_iter().map(|hop| hop.route).collect();
+            assert_eq!(read, [route]);
         }
     }
 }
