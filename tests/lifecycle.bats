@@ -336,6 +336,7 @@ without_indexes() {
   while IFS='|' read -r where change named; do
     change=${change//HOST/$host} change=${change//POD4/$(lab_address "node1/$POD" 4)}
     change=${change//POD6/$(lab_address "node1/$POD" 6)}
+    named=${named/POD4/$(lab_address "node1/$POD" 4)} named=${named/POD6/$(lab_address "node1/$POD" 6)}
     lab_in "${where/POD/$POD}" sh -c "$change"
     printf 'after: %s\n' "$change"
     fails 101 CHECK
@@ -354,6 +355,15 @@ node1/POD|ip -6 route delete fd00:233:64::/108|fd00:233:64::/108
 node1/POD|ip -6 route delete fd00:233::/48|fd00:233::/48
 node1/POD|ip -6 route delete fd00:6::101|fd00:6::101
 node1/POD|ip -6 route delete default table 8500|table 8500
+node1/POD|ip route replace blackhole 10.233.64.0/18 proto 85|blackhole 10.233.64.0/18
+node1/POD|ip -6 route replace prohibit fd00:233:64::/108 proto 85|prohibit fd00:233:64::/108
+node1/POD|ip route replace unreachable default table 8500|unreachable 0.0.0.0/0
+node1|ip route replace prohibit POD4 table 500|prohibit POD4/32 table 500
+node1|ip -6 route replace blackhole POD6 table 500|blackhole POD6/128 table 500
+node1/POD|nft 'add table inet underpass { flags dormant; }'|nftables
+node1/POD|nft 'chain inet underpass output { policy drop; }'|nftables
+node1|nft 'add table inet underpass { flags dormant; }'|nftables
+node1|nft 'chain inet underpass prerouting { policy drop; }'|nftables
 node1/POD|ip rule delete pref 85|pref 85
 node1/POD|ip -6 rule delete pref 85|pref 85
 node1/POD|ip neighbour delete 10.6.212.101 dev veth0|10.6.212.101
