@@ -187,10 +187,11 @@ reaches() { [[ $(lab_ask node1/web tcp "$1" 6443 1) == "$2 "* ]]; }
 decided() { lab_in node1 jq -e '.routing.stays != []' "/run/underpass/attachments/$(container_of "$1")@eth0.json"; }
 
 @test "a rule that somebody puts before the node's, with which pods would not be reached, is behind it within a second" {
-  local family action pref=55
+  local family action pref=60
   # shellcheck disable=SC2086 # several words
   for action in 'lookup main' 'goto 32766' unreachable blackhole prohibit; do
-    ((pref--))
+    # Ours goes to the place before this one, and the next rule before that.
+    ((pref -= 2))
     for family in 4 6; do lab_in node1 ip -$family rule add pref $pref $action; done
     for family in 4 6; do lab_until 5 is_ahead $family; done
     expect 0 lab_cnitool node1 check underlay46 web

@@ -235,8 +235,8 @@ EOF
 
 @test "a lab goes when the shell that made it is killed" {
   export LAB_PREFIX=underpass-killed-$$
-  expect 137 bash -c "source '$LAB_SOURCE/lab.bash' && lab_up 1 && kill -KILL \$\$"
-  [ -n "$(lab_leaks)" ]
+  expect 137 bash -c "source '$LAB_SOURCE/lab.bash' && lab_up 1 && echo made && kill -KILL \$\$"
+  assert_equal "$output" made
   lab_until 5 no_leaks
 }
 

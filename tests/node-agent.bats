@@ -327,7 +327,7 @@ starts() {
   lab_in node1 sed -n "s/^underpass_part_starts_total{part=\"$1\"} //p" "/run/underpass/node-agent.starts.$1.prom"
 }
 
-more_starts() { [ "$(starts "$1")" = $(($2 + 1)) ]; }
+more_starts() { [ "$(starts "$1")" -gt "$2" ]; }
 
 another_part() {
   local now
@@ -427,7 +427,7 @@ another() {
   lab_in node1 mkdir /run/cgroup
   lab_until 20 logged 'services: starting again in 8 s'
   assert_equal "$(grep -c 'cgroup /run/cgroup: No such file' "$LAB/log/agent")" 1
-  assert_equal "$(grep -c 'is it one of cgroup v2?' "$LAB/log/agent")" 1
+  assert_equal "$(grep -c '/run/cgroup is not a directory of cgroup v2' "$LAB/log/agent")" 1
   expect 1 agent --ready
   assert_equal "$output" 'node-agent: the socket path does not work yet'
   lab_in node1 curl -fsS http://localhost:10266/metrics | grep -qx 'underpass_lb_attached 0'
@@ -543,6 +543,8 @@ END
   PARTS=services UNDERPASS_LIBEXEC=$BATS_TEST_TMPDIR/tools agent_start
   lab_until 10 lab_in node1 grep -qx 'underpass_lb_attached 0' /run/underpass/bpf-lb-load.prom || fail "$(cat "$LAB/log/agent")"
   logged 'no room'
+  # Until a version loads again, the node is not ready with the host path alone: nothing is to follow it.
+  lab_in node1 test -e /run/underpass/node-agent.unloaded
   : >"$BATS_TEST_TMPDIR/end"
   lab_stop agent
 }

@@ -128,6 +128,8 @@ pub struct RouteFilter {
     pub ours: bool,
     /// Also those that refuse packets.
     pub refusing: bool,
+    /// Only those to what contains this address.
+    pub towards: Option<IpAddr>,
 }
 
 impl Netlink {
@@ -342,9 +344,13 @@ impl Netlink {
                 && filter.table.is_none_or(|table| hop.route.table == table)
                 && (!filter.ours || hop.route.protocol == PROTOCOL)
                 && (filter.refusing || hop.route.refusal.is_none())
+                && filter.towards.is_none_or(|address| hop.route.destination.contains(&address))
         };
         let mut hops = Vec::new();
         for family in Family::ALL {
+            if filter.towards.is_some_and(|address| Family::of(address) != family) {
+                continue;
+            }
             let message = route_query(family, filter);
             let messages = match self.dump(RouteNetlinkMessage::GetRoute(message)).await {
                 Err(error) if is_absent(&error) => continue,

@@ -458,7 +458,7 @@ fn install(object: &mut Ebpf, hook: &Hook, cgroup: Option<&File>, pins: &Pins) -
 }
 
 fn attach(hook: &Hook) -> String {
-    format!("attach {} to the cgroup; is it one of cgroup v2?", hook.program)
+    format!("attach {} to the cgroup", hook.program)
 }
 
 fn replace(pin: &Path, program: std::os::fd::BorrowedFd<'_>) -> Result<()> {

@@ -111,7 +111,21 @@ pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), F
         Some(link) => ways_out(&pod, link, &kernel.node).await.context(Code::Io, "cannot read the node's addresses")?,
         None => vec![],
     };
-    let uplink = plan::uplink(mode, settings, &nic, &pod, &node_addresses, &ways)?;
+    let uplink = match (plan::uplink(mode, settings, &nic, &pod, &node_addresses, &ways), &document.mode) {
+        // A running pod that has lost its routes gets back what it had.
+        (Err(_), Some(decided)) => decided.uplink.clone(),
+        (uplink, _) => uplink?,
+    };
+    for net in pod.addresses_of(&uplink.dev).iter().filter(|_| undecided && overlay) {
+        let family = Family::of(net.addr());
+        if uplink.source(family).is_none() {
+            log::warn!(
+                "nothing leads out of {} from {}: the pod has no Services over {family}",
+                uplink.dev,
+                net.addr()
+            );
+        }
+    }
     let promised = result.routes_of(&nic.name);
     let view = View {
         settings,

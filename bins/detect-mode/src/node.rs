@@ -11,7 +11,7 @@ use common::{
     document::{HostSide, Uplink},
     netlink::{Link, Netlink, RouteFilter, is_link_local},
     numbers,
-    object::{MAIN_TABLE, PROTOCOL, Route},
+    object::{Family, MAIN_TABLE, PROTOCOL, Route},
 };
 use ipnet::IpNet;
 
@@ -55,14 +55,14 @@ pub async fn addresses(
     for (index, net) in node.addresses().await? {
         links.entry(index).or_default().push(net);
     }
-    let mut all = vec![];
+    let (mut all, mut defaults) = (vec![], None);
     for (index, nets) in links {
         let (own, nets): (Vec<_>, Vec<_>) = nets.into_iter().partition(|net| is_link_local(net.addr()));
         if nets.is_empty() && !own.iter().any(plan::is_node_local) {
             continue;
         }
         let Some(link) = node.link_by_index(index).await? else { continue };
-        if !nets.is_empty() && (is_used(&link, &nets) || leads_out(node, &link, &nets).await?) {
+        if !nets.is_empty() && (is_used(&link, &nets) || leads_out(node, &link, &nets, &mut defaults).await?) {
             all.extend(nets);
         }
         if link.kind == "dummy" || link.name == LOOPBACK {
@@ -89,11 +89,15 @@ async fn way(node: &Netlink, (net, gateway): PodAddress) -> io::Result<Option<Wa
     if !is_led && let Some((source, dev)) = node.source_towards(towards).await? {
         return Ok(Some((Some(source), dev)));
     }
-    let main = node.routes(RouteFilter { table: Some(MAIN_TABLE), ..RouteFilter::default() }).await?;
-    let matching = main.into_iter().filter(|route| route.destination.contains(&towards));
+    let matching = main_routes(node, towards).await?.into_iter();
     // Of equal ones the kernel names the better first.
     let best = matching.min_by_key(|route| Reverse(route.destination.prefix_len()));
     Ok(best.map(|route| (route.source, route.dev)))
+}
+
+/// The routes of the main table to what contains an address.
+async fn main_routes(node: &Netlink, towards: IpAddr) -> io::Result<Vec<Route>> {
+    node.routes(RouteFilter { table: Some(MAIN_TABLE), towards: Some(towards), ..RouteFilter::default() }).await
 }
 
 /// The node's addresses that a pod's interface with the addresses `nets` has on its link: of the other end of its veth pair or,
@@ -123,18 +127,33 @@ async fn other_end(node: &Netlink, nic: &Link) -> io::Result<Option<Link>> {
 }
 
 /// Whether a link of the node leads to other hosts.
-async fn leads_out(node: &Netlink, link: &Link, nets: &[IpNet]) -> io::Result<bool> {
-    let routes = async |table| node.routes(RouteFilter { table, oif: Some(link.index), ..Default::default() }).await;
+async fn leads_out(node: &Netlink, link: &Link, nets: &[IpNet], defaults: &mut Option<Vec<Route>>) -> io::Result<bool> {
     Ok(match plan::purpose(link, nets) {
         Purpose::Hosts => true,
         // An overlay's has routes to the blocks of other nodes, by way of these.
         Purpose::Containers => {
-            routes(Some(MAIN_TABLE)).await?.iter().any(|route| leads_on(route) && route.destination.prefix_len() == 0)
+            let known = match defaults.take() {
+                Some(known) => known,
+                None => default_routes(node).await?,
+            };
+            defaults.insert(known).iter().any(|route| route.dev == link.name)
         }
         Purpose::Ports => {
-            node.ports(link.index).await?.iter().any(plan::is_cable) || routes(None).await?.iter().any(leads_on)
+            let filter = RouteFilter { oif: Some(link.index), ..RouteFilter::default() };
+            node.ports(link.index).await?.iter().any(plan::is_cable) || node.routes(filter).await?.iter().any(leads_on)
         }
     })
+}
+
+/// The node's default routes by way of a router.
+async fn default_routes(node: &Netlink) -> io::Result<Vec<Route>> {
+    let mut routes = vec![];
+    for family in Family::ALL {
+        // No other route leads there.
+        routes.extend(main_routes(node, family.default_route().addr()).await?);
+    }
+    routes.retain(|route| leads_on(route) && route.destination.prefix_len() == 0);
+    Ok(routes)
 }
 
 /// Whether a route leads to a router. Ours lead to pods.
@@ -179,7 +198,7 @@ pub async fn sides(node: &Netlink, nic: &Link, uplink: &Uplink) -> io::Result<Ve
 
 #[cfg(test)]
 mod tests {
-    use common::object::{Family, PROTOCOL_BOOT};
+    use common::object::PROTOCOL_BOOT;
 
     use super::*;
 

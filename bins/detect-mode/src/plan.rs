@@ -147,16 +147,13 @@ pub fn uplink(
         .details("set podDefaultCniNic to the name of the pod's first interface")),
         ModeKind::Overlay => {
             let leads = |source: &IpAddr| ways.iter().any(|way| way.destination.addr().is_ipv4() == source.is_ipv4());
-            let (sources, lost): (Vec<_>, Vec<_>) = sources.into_iter().partition(leads);
+            let sources: Vec<_> = sources.into_iter().filter(leads).collect();
             if sources.is_empty() {
                 return Err(Failure::new(
                     Code::InvalidConfiguration,
                     format!("overlay mode needs a way out by the overlay interface {first}, and the pod has no default route there"),
                 )
                 .details("let that interface keep its default route: Multus' default-route for another one takes it away"));
-            }
-            for source in lost {
-                log::warn!("nothing leads out of {first} from {source}: the pod has no Services over its family");
             }
             Ok(Uplink { dev: first.clone(), sources, gateways: ways.iter().filter_map(|way| way.gateway).collect() })
         }

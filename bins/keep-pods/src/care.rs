@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     io,
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -242,7 +243,7 @@ async fn care(
 enum Loss {
     None,
     Some,
-    /// All, and the interface has no other. gVisor moves them into its own network stack ("Steal IP address from NIC" in
+    /// All, and of a family the interface has no other. gVisor moves them into its own network stack ("Steal IP address from NIC" in
     /// runsc/sandbox/network.go): the pod has them, and needs its way from the node.
     All,
 }
@@ -250,11 +251,15 @@ enum Loss {
 fn loss(before: &PodDocument, now: &PodDocument) -> Result<Loss, Failure> {
     let result = CniResult::previous(&before.request.config)?;
     let has = |document: &PodDocument, address| document.nic_addresses().iter().any(|net| net.addr() == address);
-    let mut given = result.ips_of(&before.request.ifname).map(|ip| ip.address.addr());
-    Ok(match given.any(|address| has(before, address) && !has(now, address)) {
-        false => Loss::None,
-        true if now.nic_addresses().is_empty() => Loss::All,
-        true => Loss::Some,
+    let given = || result.ips_of(&before.request.ifname).map(|ip| ip.address.addr());
+    let mut lost = given().filter(|address| has(before, *address) && !has(now, *address)).peekable();
+    let has_family = |address: IpAddr| now.nic_addresses().iter().any(|net| net.addr().is_ipv4() == address.is_ipv4());
+    Ok(if lost.peek().is_none() {
+        Loss::None
+    } else if !given().any(|address| has(now, address)) && lost.any(|address| !has_family(address)) {
+        Loss::All
+    } else {
+        Loss::Some
     })
 }
 
@@ -426,7 +431,9 @@ mod tests {
         let loss = |before: &PodDocument, now: &[&str]| loss(before, &with(now)).unwrap();
         assert_eq!(loss(&both, &[]), Loss::All);
         assert_eq!(loss(&both, &["10.6.10.1/16"]), Loss::Some);
-        assert_eq!(loss(&both, &["10.6.77.7/16"]), Loss::Some);
+        assert_eq!(loss(&both, &["10.6.77.7/16", "fd00:6::77/64"]), Loss::Some);
+        // An address that the interface found by itself since.
+        assert_eq!(loss(&both, &["fd00:6::77/64"]), Loss::All);
         assert_eq!(loss(&both, &["10.6.10.1/16", "fd00:6::1/64", "10.6.77.7/16"]), Loss::None);
         assert_eq!(loss(&with(&["10.6.10.1/16"]), &["10.6.10.1/16"]), Loss::None);
     }

@@ -61,7 +61,8 @@ pub fn serves(document: &PodDocument, route: &Route) -> bool {
     if refuses || route.protocol == PROTOCOL || route.table != MAIN_TABLE || is_default_of_main(route) {
         return false;
     }
-    let by_overlay = mode.mode == ModeKind::Overlay && route.dev == mode.uplink.dev;
+    let next_hop = mode.uplink.gateway(Family::of(route.destination.addr()));
+    let by_overlay = mode.mode == ModeKind::Overlay && route.dev == mode.uplink.dev && route.gateway == next_hop;
     let is_service = |cidrs: &Cidrs| cidrs.service.contains(&route.destination);
     let mut all = document.cidrs.iter().chain(others_cidrs(document));
     let is_subnet = route.protocol == PROTOCOL_KERNEL && route.gateway.is_none() && !all.any(is_service);

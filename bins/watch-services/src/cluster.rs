@@ -23,7 +23,7 @@ use crate::{
     choose::Place,
     map::{self, For},
     node::{Node, NodePortAddresses},
-    service::{self, Claim, NotServed, Service},
+    service::{self, NotServed, Reserved, Service},
     slice::{Ignored, Names, Slice},
 };
 
@@ -46,7 +46,7 @@ pub struct Cluster {
     names: Names,
     services: BTreeMap<Name, Known>,
     /// What Services leave to the host path, and nobody else gets by naming it as an external address.
-    reserved: BTreeMap<Name, Vec<Claim>>,
+    reserved: BTreeMap<Name, Reserved>,
     /// The Service that each slice names.
     slices: HashMap<Name, Name>,
     nodes: BTreeMap<String, Node>,
@@ -126,21 +126,32 @@ impl Known {
 }
 
 /// Takes out of a Service's ports the addresses that another Service leaves to the host path. Returns what was taken, for a person.
-fn withhold(reserved: &BTreeMap<Name, Vec<Claim>>, name: &Name, services: &mut [table::Service]) -> Vec<String> {
+fn withhold(reserved: &BTreeMap<Name, Reserved>, name: &Name, services: &mut [table::Service]) -> Vec<String> {
+    // As the loader has it: without a date, a Service is the youngest.
+    let age = |created: &Option<String>, name: &Name| (created.is_none(), created.clone(), name.clone());
     let mut taken = vec![];
-    for (owner, claims) in reserved.iter().filter(|(owner, _)| *owner != name) {
+    for (owner, reserved) in reserved.iter().filter(|(owner, _)| *owner != name) {
         for service in &mut *services {
             let (port, protocol) = (service.port, service.protocol);
+            let is_older = age(&reserved.created, owner) < age(&service.created, name);
+            let is_owners = |address: &IpAddr| {
+                let place = (*address, port, protocol);
+                reserved.cluster.contains(&place) || is_older && reserved.external.contains(&place)
+            };
             for addresses in [&mut service.external_ips, &mut service.load_balancer_ips] {
-                let gone = addresses.extract_if(.., |address| claims.contains(&(*address, port, protocol)));
                 let owner = title("Service", owner);
-                taken.extend(gone.map(|address| {
+                taken.extend(addresses.extract_if(.., |address| is_owners(address)).map(|address| {
                     format!("{address} port {port} belongs to {owner}, which leaves it to the host path")
                 }));
             }
         }
     }
     taken
+}
+
+/// What is said of a Service's addresses by this name is not said of the Service itself.
+fn addresses_of(name: &Name) -> String {
+    format!("{}, its addresses", title("Service", name))
 }
 
 /// An object's name for a person.
@@ -198,33 +209,34 @@ impl Cluster {
                 *known = Some(service);
                 self.touch(name, None);
             }
-            Err(NotServed::HostPath(claims)) => {
+            Err(NotServed::HostPath(reserved)) => {
                 self.service_gone(&name);
-                self.reserve(&name, claims);
+                self.reserve(&name, reserved);
             }
             Err(_) => self.service_gone(&name),
         }
     }
 
     /// Notes what a Service leaves to the host path. Others that name any of it are to be said again.
-    fn reserve(&mut self, name: &Name, claims: Vec<Claim>) {
+    fn reserve(&mut self, name: &Name, reserved: Reserved) {
         let before = self.reserved.remove(name).unwrap_or_default();
-        if before != claims {
+        if before != reserved {
             let names = |service: &Service| {
-                before.iter().chain(&claims).any(|(address, ..)| service.external_addresses().any(|own| own == address))
+                let mut addresses = before.addresses().chain(reserved.addresses());
+                addresses.any(|address| service.external_addresses().any(|own| own == address))
             };
             let claimants = self.services.iter().filter(|(_, known)| known.service.as_ref().is_some_and(names));
             let claimants: Vec<Name> = claimants.map(|(name, _)| name.clone()).collect();
             claimants.into_iter().for_each(|name| self.touch(name, None));
         }
-        if !claims.is_empty() {
-            self.reserved.insert(name.clone(), claims);
+        if reserved.addresses().next().is_some() {
+            self.reserved.insert(name.clone(), reserved);
         }
     }
 
     /// A Service is gone.
     pub fn service_gone(&mut self, name: &Name) {
-        self.reserve(name, vec![]);
+        self.reserve(name, Reserved::default());
         self.note(title("Service", name), None);
         if let Some(known) = self.services.get_mut(name) {
             self.cluster_ips_changed |= known.service.take().is_some();
@@ -431,8 +443,13 @@ impl Cluster {
         let before = known.say(&services);
         let problem = Problem { reason: "AddressTaken".into(), texts, object: service::reference(name), service: None };
         let problem = Some(problem).filter(|problem| !problem.texts.is_empty());
-        self.note(format!("{}, its addresses", title("Service", name)), problem);
+        self.note(addresses_of(name), problem);
         (before, services)
+    }
+
+    /// Which addresses the Service was last said without, since another one leaves them to the host path.
+    fn lacks(&self, name: &Name) -> Vec<String> {
+        self.problems.get(&addresses_of(name)).map(|problem| problem.texts.clone()).unwrap_or_default()
     }
 
     /// The Services with this address are to be said again, whether they have changed or not.
@@ -462,10 +479,21 @@ impl Cluster {
                 lines.push(Line { change: Change::Refuse(refuse), triggered: None });
             }
         }
+        // Who does not get an address any more is said before the Service that leaves it to the host path, and who gets one after it.
+        let (mut usual, mut last) = (vec![], vec![]);
         for (name, triggered) in mem::take(&mut self.changed) {
-            self.changes_of(&name, triggered, &mut lines);
+            let (lacked, mut own) = (self.lacks(&name), vec![]);
+            self.changes_of(&name, triggered, &mut own);
+            let lacks = self.lacks(&name);
+            if lacked.iter().any(|address| !lacks.contains(address)) {
+                last.append(&mut own);
+            } else if lacks.is_empty() {
+                usual.append(&mut own);
+            } else {
+                lines.append(&mut own);
+            }
         }
-        lines
+        lines.into_iter().chain(usual).chain(last).collect()
     }
 
     fn changes_of(&mut self, name: &Name, triggered: Option<Timestamp>, lines: &mut Vec<Line>) {

@@ -81,11 +81,22 @@ pub enum NotServed {
     OtherProxy(String),
     /// Its owner wants it so: something of the node answers on its addresses.
     #[error("its annotation {SOCKET_PATH} leaves it to the host path")]
-    HostPath(Vec<Claim>),
+    HostPath(Reserved),
 }
 
 /// Where a Service answers: address, port and protocol.
-pub type Claim = (IpAddr, u16, Protocol);
+pub type Place = (IpAddr, u16, Protocol);
+
+/// What a Service leaves to the host path, and others do not get by naming it as an external address.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Reserved {
+    /// By its ClusterIPs: nobody gets these.
+    pub cluster: Vec<Place>,
+    /// By other addresses: who is older gets these.
+    pub external: Vec<Place>,
+    /// See [`Service::created`].
+    pub created: Option<String>,
+}
 
 /// How an Event names a Service, but for its UID.
 pub fn reference(name: &Name) -> core::ObjectReference {
@@ -95,6 +106,13 @@ pub fn reference(name: &Name) -> core::ObjectReference {
         namespace: Some(name.namespace.clone()),
         name: Some(name.name.clone()),
         ..Default::default()
+    }
+}
+
+impl Reserved {
+    /// The addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = &IpAddr> {
+        self.cluster.iter().chain(&self.external).map(|(address, ..)| address)
     }
 }
 
@@ -139,20 +157,23 @@ impl Service {
             service.port(port);
         }
         if annotation(SOCKET_PATH).is_some_and(|text| text == "false") {
-            return Err(NotServed::HostPath(service.claims(service.addresses().chain(&service.restricted_ips))));
+            let external = service.external_addresses().chain(&service.restricted_ips);
+            let (cluster, external) = (service.places(service.cluster_ips.iter()), service.places(external));
+            return Err(NotServed::HostPath(Reserved { cluster, external, created: service.created }));
         }
         Ok(service)
     }
 
-    /// What nobody else gets, though it is left to the host path.
-    pub fn reserved(&self) -> Vec<Claim> {
-        self.claims(self.restricted_ips.iter())
+    /// What of it is left to the host path.
+    pub fn reserved(&self) -> Reserved {
+        let external = self.places(self.restricted_ips.iter());
+        Reserved { external, created: self.created.clone(), ..Reserved::default() }
     }
 
-    fn claims<'a>(&self, addresses: impl Iterator<Item = &'a IpAddr>) -> Vec<Claim> {
-        let ports =
+    fn places<'a>(&self, addresses: impl Iterator<Item = &'a IpAddr>) -> Vec<Place> {
+        let at =
             |address: &IpAddr| self.ports.iter().map(|port| (*address, port.port, port.protocol)).collect::<Vec<_>>();
-        addresses.flat_map(ports).collect()
+        addresses.flat_map(at).collect()
     }
 
     /// As `GetClusterIPByFamily`: the families say which ClusterIPs count.

@@ -681,6 +681,7 @@ fn what_a_service_leaves_to_the_host_path_is_nobody_elses_by_an_external_address
         json!({"clusterIP": "10.96.0.66", "clusterIPs": ["10.96.0.66"], "externalIPs": ["10.96.0.1", "192.0.2.7"]});
     let mut thief = service(&spec);
     thief["metadata"]["name"] = "thief".into();
+    thief["metadata"]["creationTimestamp"] = "2026-05-06T07:08:09Z".into();
     let mut left = service(&json!({}));
     left["metadata"]["annotations"] = json!({"underpass.io/socket-path": "false"});
     let mut cluster = cluster([thief, left.clone()]);
@@ -693,8 +694,20 @@ fn what_a_service_leaves_to_the_host_path_is_nobody_elses_by_an_external_address
     // An address that only some clients may use is left too.
     let mut balanced = service(&json!({"type": "LoadBalancer", "loadBalancerSourceRanges": ["10.0.0.0/8"]}));
     balanced["status"] = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.7"}]}});
-    assert_eq!(tell(&mut cluster, balanced), ["set default/thief [10.96.0.66] ", "set default/web [10.96.0.1] "]);
+    // Who gets an address comes after the Service that had left it, so that nobody has it for a moment who is to lose it again.
+    assert_eq!(
+        tell(&mut cluster, balanced.clone()),
+        ["set default/web [10.96.0.1] ", "set default/thief [10.96.0.66] "]
+    );
     assert_eq!(of_thief(&mut cluster).0, ["10.96.0.1"]);
+    // And who loses one comes before.
+    let mut both = balanced.clone();
+    both["metadata"]["annotations"] = left["metadata"]["annotations"].clone();
+    assert_eq!(tell(&mut cluster, both), ["set default/thief [10.96.0.66] ", "remove default/web"]);
+    // Of other addresses the older Service's count, as everywhere.
+    balanced["metadata"]["creationTimestamp"] = "2026-06-07T08:09:10Z".into();
+    assert_eq!(tell(&mut cluster, balanced).len(), 2);
+    assert_eq!(of_thief(&mut cluster).0, ["10.96.0.1", "192.0.2.7"]);
     // With the Service its claim is gone.
     cluster.service_gone(&name("web"));
     let (addresses, said) = of_thief(&mut cluster);

@@ -45,7 +45,7 @@ pub(crate) struct Socket<A: Tables> {
     /// The socket was seen to get its cookie just now, so nothing is remembered of it.
     is_new: bool,
     place: Place<A>,
-    pub(crate) dual: bool,
+    dual: bool,
     pub(crate) socket: *mut bpf_sock,
 }
 
@@ -115,7 +115,13 @@ impl<A: Tables> Socket<A> {
     /// Whether the kernel refuses an IPv4-mapped address, since the socket is for IPv6 alone. For where few get: it takes long.
     #[inline(always)]
     pub(crate) fn is_v6only(&self, protocol: u16) -> bool {
-        A::FAMILY == <u32 as Address>::FAMILY && self.dual && sock::is_v6only(self.socket, protocol)
+        self.is_mapped() && sock::is_v6only(self.socket, protocol)
+    }
+
+    /// Whether an IPv6 socket was given an IPv4-mapped address.
+    #[inline(always)]
+    pub(crate) fn is_mapped(&self) -> bool {
+        A::FAMILY == <u32 as Address>::FAMILY && self.dual
     }
 
     /// Remembers the translation of a connection, in place of the one before it. Says whether it could, and has it counted then.

@@ -83,7 +83,7 @@ fn send<S: Sockaddr>(sockaddr: S) -> i32 {
         return ALLOW;
     };
     let Some(socket) = Socket::of(config, sockaddr) else { return ALLOW };
-    if socket.dual && socket.is_sent_on(&wanted) {
+    if socket.is_mapped() && socket.is_sent_on(&wanted) {
         // The backend is an address of some Service's too.
         return ALLOW;
     }
