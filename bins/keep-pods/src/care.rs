@@ -150,9 +150,8 @@ pub fn container(job: Job, cluster: &Value) -> Done {
 
 /// Whether the node has a link of ours to the container.
 fn has_link(container: &str) -> bool {
-    let link = async {
-        Ok(harness::node()?.link(&host_veth(container)).await.context(Code::Io, "cannot read the node's links")?)
-    };
+    let link =
+        async { harness::node()?.link(&host_veth(container)).await.context(Code::Io, "cannot read the node's links") };
     harness::block_on(link).flatten().is_ok_and(|link| link.is_some())
 }
 
