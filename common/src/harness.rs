@@ -20,7 +20,7 @@ use crate::{
     kernel::{self, Kernel},
     netlink::Netlink,
     object::{Netns, Operation, Placed},
-    plan::{Conflict, Found, plan},
+    plan::{Conflict, Found, Owner, plan},
     settings::LogOptions,
     state::Lock,
     table::{one_line, table},
@@ -289,19 +289,21 @@ async fn planned<T: Tool>(
     known: &[Placed],
 ) -> Result<(Vec<Operation>, Vec<Failure>), Failure> {
     let mut found = T::observe(document, kernel).await?;
-    for found in found.iter_mut().filter(|found| found.holder.is_none() && !found.serves) {
+    for found in found.iter_mut().filter(|found| found.owner == Owner::Foreign) {
         let replaced =
             |known: &Placed| known.collides(&found.placed) && !known.object.satisfied_by(&found.placed.object);
-        found.owned |= known.contains(&found.placed) || known.iter().any(replaced);
+        if known.contains(&found.placed) || known.iter().any(replaced) {
+            found.owner = Owner::Ours;
+        }
     }
     let (operations, conflicts) = plan(&T::wanted(document)?, &found);
-    let failure = |conflict: Conflict| match &conflict.holder {
-        None => Failure::new(Code::Kernel, conflict).details("remove it, or configure Underpass to use something else"),
-        Some(holder) => Failure::new(
+    let failure = |conflict: Conflict| match &conflict.found.owner {
+        Owner::Pod(holder) => Failure::new(
             Code::AddressConflict,
             format!("another pod of this node, {holder}, has its address: {conflict}"),
         )
         .details("give one of the two another address, or serve one of their networks with mode disable"),
+        _ => Failure::new(Code::Kernel, conflict).details("remove it, or configure Underpass to use something else"),
     };
     Ok((operations, conflicts.into_iter().map(failure).collect()))
 }

@@ -2,23 +2,32 @@
 
 use crate::object::{Object, Operation, Placed};
 
+/// Whose an object is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// Underpass made it, for this attachment: only such an object is ever replaced or removed.
+    Ours,
+    /// Somebody else's, or not this attachment's.
+    Foreign,
+    /// Of another container's attachment, which has it rightly: it is never this one's, whatever this one knew of it.
+    Pod(String),
+    /// Somebody else's, which does what ours in its place would do: ours is not needed.
+    Serves,
+}
+
 /// An object that the kernel has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     /// What it is, and where.
     pub placed: Placed,
-    /// Whether Underpass made it, for this attachment: only such an object is ever replaced or removed.
-    pub owned: bool,
-    /// Of another container, which has it rightly: it is never this attachment's, whatever that knew of it.
-    pub holder: Option<String>,
-    /// Somebody else's, which does what ours in its place would do: ours is not needed.
-    pub serves: bool,
+    /// Whose it is.
+    pub owner: Owner,
 }
 
 impl Found {
     /// An object, ours or somebody else's.
-    pub fn new(placed: Placed, owned: bool) -> Self {
-        Self { placed, owned, holder: None, serves: false }
+    pub fn new(placed: Placed, ours: bool) -> Self {
+        Self { placed, owner: if ours { Owner::Ours } else { Owner::Foreign } }
     }
 
     /// An object of ours.
@@ -30,18 +39,21 @@ impl Found {
     pub fn foreign(placed: Placed) -> Self {
         Self::new(placed, false)
     }
+
+    /// Whether it is ours to replace and to remove.
+    pub fn is_ours(&self) -> bool {
+        self.owner == Owner::Ours
+    }
 }
 
 /// Something that is not ours stands where an object of ours must be.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{found} is in the way of {wanted}, and is not ours to replace")]
+#[error("{} is in the way of {wanted}, and is not ours to replace", found.placed)]
 pub struct Conflict {
     /// What is to be there.
     pub wanted: Placed,
     /// What is there.
-    pub found: Placed,
-    /// See [`Found::holder`].
-    pub holder: Option<String>,
+    pub found: Found,
 }
 
 /// The operations that turn `found` into `wanted`, removals first; of rules last, for two of them never exclude each other, and
@@ -54,7 +66,7 @@ pub struct Conflict {
 /// all else is on it.
 pub fn plan(wanted: &[Placed], found: &[Found]) -> (Vec<Operation>, Vec<Conflict>) {
     // Of what is found most may be nobody's concern: a pod can have a great many routes. What was found twice is there once.
-    let concerns = |one: &&Found| one.owned || wanted.iter().any(|wanted| wanted.collides(&one.placed));
+    let concerns = |one: &&Found| one.is_ours() || wanted.iter().any(|wanted| wanted.collides(&one.placed));
     let mut rest: Vec<&Found> = vec![];
     for one in found.iter().filter(concerns) {
         if !rest.contains(&one) {
@@ -70,7 +82,7 @@ pub fn plan(wanted: &[Placed], found: &[Found]) -> (Vec<Operation>, Vec<Conflict
         }
     }
     let unwanted =
-        rest.into_iter().rev().filter(|found| found.owned).map(|found| Operation::Delete(found.placed.clone()));
+        rest.into_iter().rev().filter(|found| found.is_ours()).map(|found| Operation::Delete(found.placed.clone()));
     let is_rule =
         |operation: &Operation| matches!(operation, Operation::Delete(Placed { object: Object::Rule(_), .. }));
     let (rules, others): (Vec<_>, Vec<_>) = unwanted.partition(is_rule);
@@ -81,24 +93,21 @@ pub fn plan(wanted: &[Placed], found: &[Found]) -> (Vec<Operation>, Vec<Conflict
 /// IPv6 multipath route are routes of their own.
 fn step(wanted: &Placed, found: &mut Vec<&Found>) -> Result<Option<Operation>, Box<Conflict>> {
     let is_so = |found: &&Found| {
-        wanted.collides(&found.placed) && (found.serves || wanted.object.satisfied_by(&found.placed.object))
+        wanted.collides(&found.placed)
+            && (found.owner == Owner::Serves || wanted.object.satisfied_by(&found.placed.object))
     };
     if let Some(index) = found.iter().position(is_so) {
         found.remove(index);
         return Ok(None);
     }
     let in_the_way = |found: &&&Found| wanted.collides(&found.placed);
-    let replaceable = |found: &&Found| in_the_way(&found) && (found.owned || found.placed.object.is_value());
+    let replaceable = |found: &&Found| in_the_way(&found) && (found.is_ours() || found.placed.object.is_value());
     if let Some(index) = found.iter().position(replaceable) {
         let from = found.remove(index).placed.clone();
         return Ok(Some(Operation::Replace { from, to: wanted.clone() }));
     }
     match found.iter().find(in_the_way) {
         None => Ok(Some(Operation::Add(wanted.clone()))),
-        Some(found) => Err(Box::new(Conflict {
-            wanted: wanted.clone(),
-            found: found.placed.clone(),
-            holder: found.holder.clone(),
-        })),
+        Some(found) => Err(Box::new(Conflict { wanted: wanted.clone(), found: (*found).clone() })),
     }
 }

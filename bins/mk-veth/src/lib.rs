@@ -160,7 +160,7 @@ async fn in_teardown(document: &PodDocument, kernel: &Kernel) -> io::Result<Vec<
         Some((attachment, _)) if attachment != request.attachment() => {
             let ours = plan::neighbours(document);
             let found = neighbours(Netns::Node, &kernel.node, &host, &ours).await?;
-            Ok(found.into_iter().filter(|found| found.owned).collect())
+            Ok(found.into_iter().filter(Found::is_ours).collect())
         }
         _ => Ok(vec![Found::ours(veth(Some(&host), None))]),
     }

@@ -12,7 +12,7 @@ use common::{
     names::{POD_VETH, host_veth},
     netlink::RouteFilter,
     object::{Object, PROTOCOL, Placed, Route},
-    plan::Found,
+    plan::{Found, Owner},
     state,
 };
 use ipnet::IpNet;
@@ -71,9 +71,13 @@ async fn in_the_pod(document: &mut PodDocument, kernel: &Kernel) -> io::Result<V
     } else {
         routes.iter().map(|route| plan::is_replaced(document, route)).collect()
     };
-    let found = |(route, owned)| {
-        let serves = !deletes && plan::serves(document, &route);
-        Found { serves, ..Found::new(Placed::pod(Object::Route(route)), owned) }
+    let found = |(route, ours)| {
+        let owner = match ours {
+            true => Owner::Ours,
+            false if !deletes && plan::serves(document, &route) => Owner::Serves,
+            false => Owner::Foreign,
+        };
+        Found { placed: Placed::pod(Object::Route(route)), owner }
     };
     Ok(routes.into_iter().zip(ours).map(found).collect())
 }
@@ -128,11 +132,15 @@ async fn on_the_node(document: &PodDocument, kernel: &Kernel) -> io::Result<Vec<
         let refuses = route.refusal.is_some();
         let ours = own && (route.protocol == PROTOCOL || refuses);
         let elsewhere = ours && !refuses && !plan::leads_to_this_pod(document, &route, &overlay);
-        // A pod that had the address before may have left it, or has it still.
-        let holder = Some(route.destination.addr()).filter(|_| elsewhere && !deletes);
-        let holder = holder.and_then(|address| state::holder(address, &document.request));
-        let owned = ours && holder.is_none() && !(elsewhere && deletes);
-        Found { holder, ..Found::new(Placed::node(Object::Route(route)), owned) }
+        let owner = match (ours, elsewhere) {
+            (true, false) => Owner::Ours,
+            // A pod that had the address before may have left it, or has it still.
+            (true, true) if !deletes => {
+                state::holder(route.destination.addr(), &document.request).map_or(Owner::Ours, Owner::Pod)
+            }
+            _ => Owner::Foreign,
+        };
+        Found { placed: Placed::node(Object::Route(route)), owner }
     };
     Ok(routes.into_iter().map(found).collect())
 }

@@ -97,13 +97,7 @@ async fn transits(document: &PodDocument, kernel: &Kernel, found: &[Found]) -> i
 
 /// Whether the node has a route to another pod than the one that goes. Somebody may have taken its rule away.
 async fn serves_others(document: &PodDocument, node: &Netlink, found: &[Found]) -> io::Result<bool> {
-    let stays = |found: &Found| match &found.placed.object {
-        Object::Rule(rule) => {
-            found.placed.netns == Netns::Node && !found.owned && rule.table == document.numbers().node_table
-        }
-        _ => false,
-    };
-    if found.iter().any(stays) {
+    if plan::keeps_rule(found, Netns::Node, document.numbers().node_table) {
         return Ok(true);
     }
     let goes = goes(document, node).await?;

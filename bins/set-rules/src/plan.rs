@@ -133,11 +133,11 @@ pub fn owns_uplink(document: &PodDocument, found: &[Found]) -> bool {
     if document.request.command != Command::Del {
         return document.mode.as_ref().is_some_and(Mode::opens_uplink);
     }
-    let needed = |found: &Found| match &found.placed.object {
-        Object::Rule(rule) => {
-            found.placed.netns == Netns::Pod && !found.owned && rule.table == document.numbers().pod_table
-        }
-        _ => false,
-    };
-    document.is_first() || !found.iter().any(needed)
+    document.is_first() || !keeps_rule(found, Netns::Pod, document.numbers().pod_table)
+}
+
+/// Whether a namespace keeps a rule that looks `table` up: one that is not this attachment's.
+pub fn keeps_rule(found: &[Found], netns: Netns, table: u32) -> bool {
+    let looks_up = |object: &Object| matches!(object, Object::Rule(rule) if rule.table == table);
+    found.iter().any(|found| found.placed.netns == netns && !found.is_ours() && looks_up(&found.placed.object))
 }
