@@ -18,11 +18,11 @@ use crate::{
     document::{Command, PodDocument, merge},
     failure::{Code, Context, Failure},
     kernel::{self, Kernel},
+    lock::Lock,
     netlink::Netlink,
     object::{Netns, Operation, Placed},
     plan::{Conflict, Found, Owner, plan},
     settings::LogOptions,
-    state::Lock,
     table::{one_line, table},
 };
 

@@ -12,6 +12,7 @@ pub mod failure;
 pub mod harness;
 pub mod kernel;
 pub mod keys;
+pub mod lock;
 pub mod mac;
 pub mod marks;
 pub mod memory;

@@ -1,46 +1,39 @@
-//! `/run/underpass`: what the kernel cannot keep, and the locks.
+//! `/run/underpass`: what the kernel cannot keep.
 
 use std::{
     env,
     ffi::OsStr,
-    fs::{self, DirEntry, File, Metadata, OpenOptions},
+    fs::{self, DirEntry, File, Metadata},
     io::{self, Write},
     mem,
     net::IpAddr,
-    os::{
-        fd::{AsFd, BorrowedFd, RawFd},
-        unix::fs::MetadataExt,
-    },
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
-use nix::{
-    errno::Errno,
-    fcntl::{FcntlArg, fcntl},
-    libc,
-};
 use serde_json::Value;
 
-use crate::{
-    document::{PodDocument, Request, Share},
-    names::container_number,
-};
+use crate::document::{PodDocument, Request, Share};
 
 /// The state directory: `UNDERPASS_STATE`, else `/run/underpass`.
 pub fn directory() -> PathBuf {
     env::var_os("UNDERPASS_STATE").map_or_else(|| PathBuf::from("/run/underpass"), PathBuf::from)
 }
 
-/// File in the state directory that says why `cluster.json` is not there yet.
+/// File in the state directory with what the cluster says, as the node agent keeps it.
+pub const CLUSTER: &str = "cluster.json";
+/// File in the state directory that says why [`CLUSTER`] is not there yet.
 pub const PENDING: &str = "cluster.pending";
+/// File in the state directory that names the Services that the kernel has no room for, or whose address another one has.
+pub const UNFIT: &str = "unfit.json";
 
 /// What the cluster says, as the node agent keeps it: `settings` and `cidrs`. Null where there is none.
 ///
 /// # Errors
 /// When there is a file and it cannot be read or is no JSON object.
 pub fn cluster() -> io::Result<Value> {
-    match fs::read(directory().join("cluster.json")) {
+    match fs::read(directory().join(CLUSTER)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Value::Null),
         text => Ok(Value::Object(serde_json::from_slice(&text?)?)),
     }
@@ -60,10 +53,14 @@ fn file_of(container_id: &str, ifname: &str) -> PathBuf {
 }
 
 /// The document that was saved for an attachment, if any can be read.
-pub fn load(request: &Request) -> Option<Value> {
+pub fn load(request: &Request) -> Option<PodDocument> {
     let path = file_of(&request.container_id, &request.ifname);
-    let text = fs::read(&path).or_else(|_| fs::read(beside(&path, LEAVING))).ok()?;
-    serde_json::from_slice(&text).ok()
+    document(fs::read(&path).or_else(|_| fs::read(beside(&path, LEAVING))))
+}
+
+/// The document in a file that was read, if it has one.
+fn document(text: io::Result<Vec<u8>>) -> Option<PodDocument> {
+    serde_json::from_slice(&text.ok()?).ok()
 }
 
 /// Says that an attachment is on its way out, before anything of it is removed: from here on the node agent leaves it
@@ -174,30 +171,36 @@ pub fn forget(container_id: &str, ifname: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// The saved documents.
-pub fn list() -> Vec<Value> {
-    let whole =
-        files().map(|file| file.path()).filter(|path| path.extension().is_some_and(|extension| extension == "json"));
-    whole.filter_map(|path| serde_json::from_slice(&fs::read(path).ok()?).ok()).collect()
+/// The saved documents of attachments whose DEL has not begun.
+pub fn list() -> impl Iterator<Item = PodDocument> {
+    list_of(|_| true)
+}
+
+/// The same, of those that are asked for.
+fn list_of(is_asked_for: impl Fn(&Saved) -> bool) -> impl Iterator<Item = PodDocument> {
+    let saved = files().filter_map(|file| Saved::of(&file.file_name())).filter(is_asked_for);
+    saved.filter_map(|saved| document(fs::read(saved.path())))
+}
+
+/// The same, of those of them whose ADD is done.
+fn standing(is_asked_for: impl Fn(&Saved) -> bool) -> impl Iterator<Item = PodDocument> {
+    list_of(is_asked_for).filter(|document| document.error.is_none())
 }
 
 /// The saved documents that a GC finds stale: of attachments of its network that are not in its list.
 pub fn stale(gc: &Request) -> Vec<PodDocument> {
     let whole = files().map(|file| file.path()).filter(|path| !path.to_string_lossy().ends_with(UNFINISHED));
-    let document = |path: PathBuf| serde_json::from_slice(&fs::read(path).ok()?).ok();
     let stale = |PodDocument { request, .. }: &PodDocument| {
         request.network() == gc.network() && !gc.is_valid_attachment(&request.attachment())
     };
-    whole.filter_map(document).filter(stale).collect()
+    whole.filter_map(|path| document(fs::read(path))).filter(stale).collect()
 }
 
 /// What the other attachments of the request's pod ask for: those whose ADD is done and whose DEL has not begun.
 pub fn others(request: &Request) -> Vec<Share> {
-    let saved = files().filter_map(|file| Saved::of(&file.file_name()));
-    let others = saved.filter(|other| other.container_id == request.container_id && other.ifname != request.ifname);
-    let documents = others.filter_map(|other| serde_json::from_value::<PodDocument>(other.read().ok()?).ok());
-    let done = documents.filter(|other| other.error.is_none() && other.request.netns == request.netns);
-    let mut shares: Vec<Share> = done.filter_map(|other| Share::of(&other)).collect();
+    let others = standing(|other| other.container_id == request.container_id && other.ifname != request.ifname);
+    let others = others.filter(|other| other.request.netns == request.netns);
+    let mut shares: Vec<Share> = others.filter_map(|other| Share::of(&other)).collect();
     shares.sort_by(|a, b| a.ifname.cmp(&b.ifname));
     shares
 }
@@ -205,12 +208,9 @@ pub fn others(request: &Request) -> Vec<Share> {
 /// The attachment of another container that has an address on its interface: its ADD is done, its DEL has not begun, and its
 /// network namespace is there.
 pub fn holder(address: IpAddr, request: &Request) -> Option<String> {
-    let saved = files().filter_map(|file| Saved::of(&file.file_name()));
-    let others = saved.filter(|other| other.container_id != request.container_id);
-    let mut documents = others.filter_map(|other| serde_json::from_value::<PodDocument>(other.read().ok()?).ok());
-    let holder = documents.find(|other| {
+    let holder = standing(|other| other.container_id != request.container_id).find(|other| {
         let is_there = other.request.netns.as_ref().is_some_and(|netns| netns.exists());
-        other.error.is_none() && is_there && other.nic_addresses().iter().any(|net| net.addr() == address)
+        is_there && other.nic_addresses().iter().any(|net| net.addr() == address)
     });
     holder.map(|other| other.request.attachment())
 }
@@ -251,9 +251,13 @@ impl Saved {
         Some(Self { container_id: container_id.to_owned(), ifname: ifname.to_owned() })
     }
 
+    fn path(&self) -> PathBuf {
+        file_of(&self.container_id, &self.ifname)
+    }
+
     /// The stamp of its document; none where there is none any more.
     pub fn stamp(&self) -> Option<Stamp> {
-        stamp_of(&fs::metadata(file_of(&self.container_id, &self.ifname)).ok()?)
+        stamp_of(&fs::metadata(self.path()).ok()?)
     }
 
     /// The document.
@@ -261,115 +265,6 @@ impl Saved {
     /// # Errors
     /// When the file cannot be read, also when there is none any more, or is not JSON.
     pub fn read(&self) -> io::Result<Value> {
-        Ok(serde_json::from_slice(&fs::read(file_of(&self.container_id, &self.ifname))?)?)
-    }
-}
-
-/// What is locked: one byte of one file each, so that no lock file is ever left over. A container's byte comes from
-/// its id; two containers that share one wait for each other, and that is all.
-#[derive(Clone, Copy, Debug)]
-pub enum Lock<'a> {
-    /// What all pods of the node share.
-    Node,
-    /// All that belongs to one container.
-    Container(&'a str),
-}
-
-impl Lock<'_> {
-    fn byte(self) -> i64 {
-        match self {
-            Self::Node => 0,
-            Self::Container(id) => 1 + i64::from(container_number(id)),
-        }
-    }
-
-    /// Waits for the lock, in an open file of its own.
-    ///
-    /// # Errors
-    /// When the state directory cannot be written.
-    pub fn acquire(self) -> io::Result<Locked> {
-        let file = open_lock()?;
-        self.acquire_on(file.as_fd())?;
-        Ok(self.held(file))
-    }
-
-    /// Takes the lock if nobody has it; `None` if somebody does.
-    ///
-    /// # Errors
-    /// When the state directory cannot be written.
-    pub fn try_acquire(self) -> io::Result<Option<Locked>> {
-        let file = open_lock()?;
-        match fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&self.range(libc::F_WRLCK))) {
-            Ok(_) => Ok(Some(self.held(file))),
-            Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Waits for the lock on a descriptor that this process was started with (`F_OFD_SETLKW`, fcntl(2)). The lock
-    /// belongs to the open file description: it lasts until the last process that inherited it has ended.
-    ///
-    /// # Errors
-    /// When the descriptor is not one of a file that is open for writing.
-    pub fn acquire_inherited(self, descriptor: RawFd) -> io::Result<()> {
-        #[expect(unsafe_code, reason = "fcntl reports a descriptor that is not open, and nothing else uses this one")]
-        let file = unsafe { BorrowedFd::borrow_raw(descriptor) };
-        self.acquire_on(file)
-    }
-
-    fn acquire_on(self, file: BorrowedFd<'_>) -> io::Result<()> {
-        fcntl(file, FcntlArg::F_OFD_SETLKW(&self.range(libc::F_WRLCK)))?;
-        Ok(())
-    }
-
-    fn held(self, file: File) -> Locked {
-        Locked { file, unlock: self.range(libc::F_UNLCK) }
-    }
-
-    fn range(self, kind: i32) -> libc::flock {
-        libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: self.byte(), l_len: 1, l_pid: 0 }
-    }
-}
-
-/// A lock that this process has until it drops this.
-#[derive(Debug)]
-pub struct Locked {
-    file: File,
-    unlock: libc::flock,
-}
-
-impl Drop for Locked {
-    fn drop(&mut self) {
-        // A child that has inherited the file would keep the lock for as long as it lives.
-        let _ = fcntl(self.file.as_fd(), FcntlArg::F_OFD_SETLK(&self.unlock));
-    }
-}
-
-fn open_lock() -> io::Result<File> {
-    fs::create_dir_all(directory())?;
-    OpenOptions::new().create(true).append(true).open(directory().join("lock"))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::fd::AsRawFd as _;
-
-    use nix::sys::memfd::{MFdFlags, memfd_create};
-
-    use super::*;
-
-    #[test]
-    fn a_child_that_inherited_the_file_does_not_keep_the_lock() {
-        let memory = File::from(memfd_create(c"lock", MFdFlags::empty()).unwrap());
-        let open = || OpenOptions::new().append(true).open(format!("/proc/self/fd/{}", memory.as_raw_fd())).unwrap();
-        let is_free = || fcntl(open(), FcntlArg::F_OFD_SETLK(&Lock::Node.range(libc::F_WRLCK))).is_ok();
-        let file = open();
-        Lock::Node.acquire_on(file.as_fd()).unwrap();
-        let inherited = file.try_clone().unwrap();
-        let locked = Lock::Node.held(file);
-        assert!(!is_free());
-        drop(locked);
-        assert!(is_free());
-        drop(inherited);
+        Ok(serde_json::from_slice(&fs::read(self.path())?)?)
     }
 }

@@ -73,7 +73,7 @@ impl Metrics {
             refused: Family::default(),
             tallies: BTreeMap::new(),
             unfit: None,
-            unfit_file: Kept::new(state::directory().join("unfit.json")),
+            unfit_file: Kept::new(state::directory().join(state::UNFIT)),
             neighbours: Neighbours::default(),
             written: None,
         };

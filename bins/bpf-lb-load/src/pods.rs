@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{document::PodDocument, state};
+use common::state;
 
 use crate::netns;
 
@@ -49,7 +49,7 @@ fn places() -> HashMap<u64, Place> {
             places.entry(cookie).or_default().netns = entry.file_name().into_string().ok();
         }
     }
-    for document in state::list().into_iter().filter_map(|value| serde_json::from_value::<PodDocument>(value).ok()) {
+    for document in state::list() {
         let Some((namespace, name)) = document.request.pod() else { continue };
         if let Some(cookie) = document.request.netns.as_deref().and_then(|path| netns::cookie(path).ok()) {
             places.entry(cookie).or_default().pod = Some(format!("{namespace}/{name}"));

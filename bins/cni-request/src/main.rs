@@ -9,8 +9,9 @@ use common::{
     document::{Command, PodDocument, Request, VERSION},
     failure::{Code, Context, Failure},
     harness::{self, About},
+    lock::Lock,
     settings::LogOptions,
-    state::{self, Lock},
+    state,
 };
 use serde_json::{Value, json};
 
@@ -81,8 +82,7 @@ fn leave(request: &Request) -> io::Result<()> {
 
 /// What ADD left for DEL and CHECK that the kernel cannot keep.
 fn recall(document: &mut PodDocument) {
-    let saved = state::load(&document.request).and_then(|saved| serde_json::from_value::<PodDocument>(saved).ok());
-    if let Some(saved) = saved {
+    if let Some(saved) = state::load(&document.request) {
         document.mode = saved.mode;
         if document.request.command == Command::Check {
             // DEL finds the routes in the kernel.

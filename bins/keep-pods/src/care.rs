@@ -13,11 +13,12 @@ use common::{
     failure::{Code, Context, Failure},
     harness::{self, Change, Tool, Undone},
     kernel::Kernel,
+    lock::Lock,
     names::host_veth,
     object::{Netns, Operation, Placed},
     result::CniResult,
     settings::Settings,
-    state::{self, Lock, Saved},
+    state::{self, Saved},
 };
 use mk_veth::MkVeth;
 use serde_json::{Value, json};

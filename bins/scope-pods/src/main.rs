@@ -165,7 +165,7 @@ type Stamps = (Vec<(state::Saved, (SystemTime, u64))>, Option<SystemTime>);
 
 /// What changes whenever a pod is added or removed, or the cluster's settings change.
 fn stamps() -> Stamps {
-    let cluster = state::directory().join("cluster.json");
+    let cluster = state::directory().join(state::CLUSTER);
     let mut saved = state::saved();
     saved.sort();
     (saved, cluster.metadata().and_then(|file| file.modified()).ok())
@@ -261,8 +261,7 @@ fn takes_part(config: &Value, cluster: &Value) -> bool {
 
 /// The attachments whose ADD our plugin has done.
 fn attachments(settings: &Value) -> Vec<Attachment> {
-    let documents = state::list().into_iter().filter_map(|value| serde_json::from_value::<PodDocument>(value).ok());
-    let added = documents.filter(|document| document.error.is_none() && document.request.command == Cni::Add);
+    let added = state::list().filter(|document| document.error.is_none() && document.request.command == Cni::Add);
     let attachment = |document: PodDocument| {
         let request = document.request;
         let setting = takes_part(&request.config, settings);

@@ -37,7 +37,7 @@ impl Publisher {
     pub fn new(file: Option<PathBuf>) -> Self {
         let state = state::directory();
         let publisher = Self {
-            file: Kept::new(file.unwrap_or_else(|| state.join("cluster.json"))),
+            file: Kept::new(file.unwrap_or_else(|| state.join(state::CLUSTER))),
             pending: Kept::new(state.join(state::PENDING)),
             last: None,
             metrics: Metrics::new("sync-cidrs"),

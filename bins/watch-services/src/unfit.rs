@@ -17,7 +17,7 @@ struct Unfit {
 
 /// What is to be said of each, by Service's port.
 pub fn problems() -> BTreeMap<String, Problem> {
-    let text = fs::read(state::directory().join("unfit.json")).unwrap_or_default();
+    let text = fs::read(state::directory().join(state::UNFIT)).unwrap_or_default();
     let unfit: Vec<Unfit> = serde_json::from_slice(&text).unwrap_or_default();
     unfit.into_iter().filter_map(problem).collect()
 }
