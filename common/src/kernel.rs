@@ -8,9 +8,9 @@ use crate::{
     marks,
     netlink::{Netlink, is_absent},
     netns::NetnsFile,
-    object::{LinkAddress, Netns, Object, Operation, Placed, QueueLength, Sysctl},
+    object::{LinkAddress, Netns, Object, Operation, Placed, QueueLength, Sysctl, Transit},
     plan::Found,
-    transit::{self, Transit},
+    transit,
 };
 
 /// The kernel as seen from the node, and from the pod if its namespace is there.

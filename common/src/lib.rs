@@ -19,6 +19,7 @@ pub mod memory;
 pub mod names;
 pub mod netlink;
 pub mod netns;
+mod nft;
 pub mod numbers;
 pub mod object;
 #[cfg(feature = "pages")]

@@ -6,7 +6,11 @@ use std::net::IpAddr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{marks::Mark, netlink::RuleEntry, object::Rule, settings::Settings};
+use crate::{
+    netlink::RuleEntry,
+    object::{Mark, Rule},
+    settings::Settings,
+};
 
 /// `RT_TABLE_LOCAL`: the node's own addresses.
 const LOCAL_TABLE: u32 = 255;

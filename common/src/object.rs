@@ -1,20 +1,14 @@
 //! Kernel objects as data, and the operations that make, change and remove them.
 
-use std::{
-    fmt,
-    net::IpAddr,
-    path::{Path, PathBuf},
-};
+mod commands;
+
+use std::{fmt, net::IpAddr};
 
 use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    mac::Mac,
-    marks::{self, Marks},
-    transit::{self, Transit},
-};
+use crate::mac::Mac;
 
 /// The routing protocol number of every route and rule that Underpass makes (`rt_protos`: `underpass`).
 pub const PROTOCOL: u8 = 85;
@@ -30,6 +24,9 @@ pub const PROTOCOL_RA: u8 = 9;
 const PROTOCOL_DHCP: u8 = 16;
 /// The kernel's main routing table (`RT_TABLE_MAIN`).
 pub const MAIN_TABLE: u32 = 254;
+
+/// Name of the nftables tables, in the family `inet`: a pod's, and the node's.
+pub const NFT_TABLE: &str = "underpass";
 
 /// Which of the two network namespaces an object is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -237,6 +234,49 @@ pub struct Rule {
     pub table: u32,
 }
 
+/// The nftables table `inet underpass` of a pod, which marks replies to what came in through `dev`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Marks {
+    /// Name of the link through which the node reaches the pod.
+    pub dev: String,
+    /// The mark.
+    #[serde(default)]
+    pub mark: Mark,
+    /// The chains as found, where they are not as we write them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub altered: Vec<String>,
+}
+
+/// The mark of a connection that came in through the node, and of its replies. Only the bits of the mask are ours to read and to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Mark {
+    /// Its value.
+    pub value: u32,
+    /// The bits that count.
+    pub mask: u32,
+}
+
+/// That of the first version: a pod that it served keeps it.
+impl Default for Mark {
+    fn default() -> Self {
+        Self { value: 1, mask: u32::MAX }
+    }
+}
+
+/// A rule of the node's nftables table `inet underpass`: how packets from underlay pods pass to a CIDR behind the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Transit {
+    /// Link group of the node's ends of the pods' veth pairs.
+    pub group: u32,
+    /// Where the packets go.
+    #[schemars(with = "String")]
+    pub destination: IpNet,
+    /// Whether they get the node's address as source. Otherwise they keep the pod's, and those of a connection of which
+    /// the node sees one half are let off connection tracking.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub masquerade: bool,
+}
+
 /// A sysctl, by its path below `/proc/sys`, of which `net/` belongs to the network namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Sysctl {
@@ -385,27 +425,6 @@ impl Operation {
             Self::Replace { from, to } => Self::Replace { from: to.clone(), to: from.clone() },
         }
     }
-
-    /// The commands of iproute2, nftables and procps that do the same, to be run on the node.
-    pub fn commands(&self, pod: Option<&Path>) -> Vec<String> {
-        let render = |placed: &Placed, verb| {
-            let netns = pod.map_or_else(|| PathBuf::from("$CNI_NETNS"), Path::to_path_buf);
-            let prefix = match placed.netns {
-                Netns::Node => String::new(),
-                Netns::Pod => format!("nsenter --net={} ", netns.display()),
-            };
-            let commands = placed.object.commands(verb, &netns);
-            commands.into_iter().map(move |command| format!("{prefix}{command}"))
-        };
-        match self {
-            Self::Add(placed) => render(placed, Verb::Add).collect(),
-            Self::Delete(placed) => render(placed, Verb::Delete).collect(),
-            Self::Replace { from, to } if to.object.is_value() || from.object.is_same_pair(&to.object) => {
-                render(to, Verb::Set).collect()
-            }
-            Self::Replace { from, to } => render(from, Verb::Delete).chain(render(to, Verb::Add)).collect(),
-        }
-    }
 }
 
 impl fmt::Display for Operation {
@@ -418,23 +437,6 @@ impl fmt::Display for Operation {
     }
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Verb {
-    Add,
-    Delete,
-    Set,
-}
-
-impl fmt::Display for Verb {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Add => "add",
-            Self::Delete => "del",
-            Self::Set => "set",
-        })
-    }
-}
-
 impl Object {
     /// Whether it always has some value, so that it is set and never added or deleted.
     pub fn is_value(&self) -> bool {
@@ -444,60 +446,6 @@ impl Object {
     /// Whether two objects are the same veth pair, whatever its properties.
     pub(crate) fn is_same_pair(&self, other: &Self) -> bool {
         matches!((self, other), (Self::Veth(a), Self::Veth(b)) if a.name == b.name && a.peer == b.peer)
-    }
-
-    fn commands(&self, verb: Verb, pod: &Path) -> Vec<String> {
-        match (self, verb) {
-            (Self::Veth(veth), Verb::Add) => [veth.creation(pod), veth.start(pod)].concat(),
-            (Self::Veth(veth), Verb::Set) => [veth.properties(pod), veth.start(pod)].concat(),
-            (Self::Veth(veth), Verb::Delete) => vec![format!("ip link del dev {}", veth.name)],
-            (Self::Address(Address { dev, address }), _) => vec![format!("ip address {verb} {address} dev {dev}")],
-            (Self::Neighbour(neighbour), Verb::Add | Verb::Set) => vec![format!("ip neighbour replace {neighbour}")],
-            (Self::Neighbour(n), Verb::Delete) => vec![format!("ip neighbour del {} dev {}", n.address, n.dev)],
-            (Self::Route(route), _) => vec![format!("ip route {verb} {route} proto {}", route.protocol)],
-            (Self::Rule(rule), _) => vec![format!("ip {}rule {verb} {rule} protocol {PROTOCOL}", rule.option())],
-            (Self::Marks(marks), Verb::Add | Verb::Set) => marks::script(marks),
-            (Self::Marks(_), Verb::Delete) => vec![format!("nft delete table inet {}", marks::TABLE)],
-            (Self::Transit(rule), Verb::Add | Verb::Set) => transit::script(rule),
-            (Self::Transit(rule), Verb::Delete) => transit::removal(rule),
-            (Self::Sysctl(Sysctl { path, value }), _) => {
-                vec![format!("sysctl -w {path}={value}")]
-            }
-            (Self::QueueLength(QueueLength { dev, packets }), _) => {
-                vec![format!("ip link set dev {dev} txqueuelen {packets}")]
-            }
-            (Self::LinkAddress(LinkAddress { dev, mac }), _) => vec![format!("ip link set dev {dev} address {mac}")],
-        }
-    }
-}
-
-impl Veth {
-    fn creation(&self, pod: &Path) -> Vec<String> {
-        let Self { name, mac, peer, peer_mac, mtu, .. } = self;
-        vec![format!(
-            "ip link add {name} mtu {mtu} address {mac} numtxqueues 1 numrxqueues 1 type veth \
-             peer name {peer} mtu {mtu} address {peer_mac} numtxqueues 1 numrxqueues 1 netns {}",
-            pod.display()
-        )]
-    }
-
-    fn properties(&self, pod: &Path) -> Vec<String> {
-        let Self { name, mac, peer, peer_mac, mtu, .. } = self;
-        vec![
-            format!("ip link set dev {name} address {mac} mtu {mtu}"),
-            format!("nsenter --net={} ip link set dev {peer} address {peer_mac} mtu {mtu}", pod.display()),
-        ]
-    }
-
-    fn start(&self, pod: &Path) -> Vec<String> {
-        let Self { name, peer, alias, group, .. } = self;
-        let pod = pod.display();
-        vec![
-            format!("ip link set dev {name} alias '{alias}' group {group} addrgenmode none"),
-            format!("ip link set dev {name} up"),
-            format!("nsenter --net={pod} ip link set dev {peer} addrgenmode none"),
-            format!("nsenter --net={pod} ip link set dev {peer} up"),
-        ]
     }
 }
 
@@ -585,18 +533,12 @@ impl fmt::Display for Object {
             Self::Route(route) => write!(f, "route {route}"),
             Self::Rule(rule) => write!(f, "{}rule {rule}", rule.option()),
             Self::Marks(Marks { dev, mark, altered }) if altered.is_empty() => {
-                write!(
-                    f,
-                    "nftables table inet {} for {dev} with the mark {:#x}/{:#x}",
-                    marks::TABLE,
-                    mark.value,
-                    mark.mask
-                )
+                write!(f, "nftables table inet {NFT_TABLE} for {dev} with the mark {:#x}/{:#x}", mark.value, mark.mask)
             }
-            Self::Marks(_) => write!(f, "nftables table inet {} with other rules than ours", marks::TABLE),
+            Self::Marks(_) => write!(f, "nftables table inet {NFT_TABLE} with other rules than ours"),
             Self::Transit(Transit { group, destination, masquerade }) => {
                 let what = if *masquerade { "masquerade" } else { "notrack" };
-                write!(f, "nftables table inet {} {what} from group {group} to {destination}", marks::TABLE)
+                write!(f, "nftables table inet {NFT_TABLE} {what} from group {group} to {destination}")
             }
             Self::Sysctl(Sysctl { path, value }) => write!(f, "sysctl {path}={value}"),
             Self::QueueLength(QueueLength { dev, packets }) => write!(f, "link {dev} txqueuelen {packets}"),

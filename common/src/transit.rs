@@ -8,60 +8,29 @@
 //!
 //! Where that is not wanted, such packets get the node's address as source, and answers come back through the node.
 
-use std::{ffi::CStr, io, net::IpAddr};
+use std::{io, net::IpAddr};
 
 use ipnet::IpNet;
-use netlink_bindings::nftables::{self, Chained, CtKeys, MetaKeys};
-use netlink_socket2::NetlinkSocket;
+use netlink_bindings::nftables::{CtKeys, MetaKeys};
 use nix::libc;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
-use crate::marks::{
-    self, Chain, Expression, NF_ACCEPT, NF_INET_PRE_ROUTING, NF_IP_PRI_MANGLE, Statements, TABLE, add_chain,
-    close_in_child, cstring, header, masked, transaction,
+use crate::{
+    nft::{Chain, Expression, Rule, Socket, Statements, Transaction, masked},
+    object::Transit,
 };
 
-const NF_INET_POST_ROUTING: u32 = 4;
-const NF_IP_PRI_NAT_SRC: i32 = 100;
 /// `NF_CT_STATE_INVALID_BIT`.
 const CT_STATE_INVALID: u32 = 1;
-
-/// A rule of the node's nftables table `inet underpass`: how packets from underlay pods pass to a CIDR behind the node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Transit {
-    /// Link group of the node's ends of the pods' veth pairs.
-    pub group: u32,
-    /// Where the packets go.
-    #[schemars(with = "String")]
-    pub destination: IpNet,
-    /// Whether they get the node's address as source. Otherwise they keep the pod's, and those of a connection of which
-    /// the node sees one half are let off connection tracking.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub masquerade: bool,
-}
-
-/// A rule of the table, by what the kernel knows it.
-struct Entry {
-    chain: String,
-    handle: u64,
-    /// `None` for a rule that is none of ours.
-    transit: Option<Transit>,
-}
+/// The names of the chains that our rules are in.
+const CHAINS: [&str; 2] = ["prerouting", "postrouting"];
 
 fn chain(transit: &Transit) -> Chain {
-    let (name, kind, hook, priority) = if transit.masquerade {
-        ("postrouting", "nat", NF_INET_POST_ROUTING, NF_IP_PRI_NAT_SRC)
+    let [prerouting, postrouting] = CHAINS;
+    let rules = vec![statements(transit)];
+    if transit.masquerade {
+        Chain::new(postrouting, "nat", libc::NF_INET_POST_ROUTING, libc::NF_IP_PRI_NAT_SRC, rules)
     } else {
-        ("prerouting", "filter", NF_INET_PRE_ROUTING, NF_IP_PRI_MANGLE)
-    };
-    Chain {
-        name: name.to_owned(),
-        kind: kind.to_owned(),
-        hook,
-        priority,
-        policy: NF_ACCEPT,
-        rules: vec![statements(transit)],
+        Chain::new(prerouting, "filter", libc::NF_INET_PRE_ROUTING, libc::NF_IP_PRI_MANGLE, rules)
     }
 }
 
@@ -144,123 +113,6 @@ fn padded(bytes: &[u8], is_ipv4: bool) -> Option<IpAddr> {
     <[u8; 16]>::try_from(address.as_slice()).ok().map(IpAddr::from).or_else(v4)
 }
 
-impl Transit {
-    /// The rule in nft's syntax, and the chain that it is in.
-    fn rule(&self) -> (&'static str, String) {
-        let Self { group, destination, masquerade } = self;
-        let ip = if destination.addr().is_ipv4() { "ip" } else { "ip6" };
-        let packets = format!("iifgroup {group} {ip} daddr {destination}");
-        if *masquerade {
-            ("postrouting", format!("{packets} masquerade"))
-        } else {
-            ("prerouting", format!("{packets} ct state invalid notrack"))
-        }
-    }
-}
-
-/// The commands of `nft` that add the rule.
-pub(crate) fn script(transit: &Transit) -> Vec<String> {
-    let (chain, rule) = transit.rule();
-    let hook = match chain {
-        "postrouting" => "type nat hook postrouting priority srcnat",
-        _ => "type filter hook prerouting priority mangle",
-    };
-    vec![
-        format!("nft add table inet {TABLE}"),
-        format!("nft add chain inet {TABLE} {chain} '{{ {hook}; }}'"),
-        format!("nft add rule inet {TABLE} {chain} {rule}"),
-    ]
-}
-
-/// The commands that remove it, and with the last one the table.
-pub(crate) fn removal(transit: &Transit) -> Vec<String> {
-    let (chain, rule) = transit.rule();
-    let handle = format!("nft -a list chain inet {TABLE} {chain} | sed -n 's|.*{rule} # handle ||p'");
-    vec![
-        format!("nft delete rule inet {TABLE} {chain} handle \"$({handle})\""),
-        format!("nft list table inet {TABLE} | grep -q iifgroup || nft delete table inet {TABLE}"),
-    ]
-}
-
-/// The names of the chains that our rules are in.
-const CHAINS: [&str; 2] = ["prerouting", "postrouting"];
-
-/// The rules of ours in the calling thread's network namespace, and whether somebody put others into the table, made it dormant,
-/// or gave a chain another policy.
-///
-/// # Errors
-/// When the kernel refuses the dump.
-pub fn find() -> io::Result<(Vec<Transit>, bool)> {
-    let entries = entries()?;
-    let state = State::read()?;
-    let altered = entries.iter().any(|entry| entry.transit.is_none()) || state.dormant || !state.closed.is_empty();
-    Ok((entries.into_iter().filter_map(|entry| entry.transit).collect(), altered))
-}
-
-/// What somebody may have changed of the table beside its rules.
-struct State {
-    dormant: bool,
-    /// The chains whose policy is not to accept, without their rules.
-    closed: Vec<Chain>,
-}
-
-impl State {
-    fn read() -> io::Result<Self> {
-        let mut socket = NetlinkSocket::new();
-        let dormant = marks::is_dormant(&mut socket)?;
-        let mut closed = vec![];
-        for name in CHAINS.iter().filter(|_| dormant.is_some()) {
-            closed.extend(marks::chain(&mut socket, name)?.filter(|chain| chain.policy != NF_ACCEPT));
-        }
-        Ok(Self { dormant: dormant == Some(true), closed })
-    }
-}
-
-fn entries() -> io::Result<Vec<Entry>> {
-    let mut socket = NetlinkSocket::new();
-    let mut request = nftables::Request::new().op_getrule_dump(&header());
-    request.encode().push_table(&cstring(TABLE));
-    let mut entries = Vec::new();
-    let mut replies = socket.request(&request)?;
-    while let Some(reply) = replies.recv() {
-        let (_, attributes) = match reply.map_err(io::Error::from) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-            reply => reply?,
-        };
-        let expressions = attributes.get_expressions().map_err(io::Error::other)?;
-        entries.push(Entry {
-            chain: attributes.get_chain().map_err(io::Error::other)?.to_string_lossy().into_owned(),
-            handle: attributes.get_handle().map_err(io::Error::other)?,
-            transit: parse(&marks::statements(&expressions)),
-        });
-    }
-    Ok(entries)
-}
-
-/// Adds rules in the calling thread's network namespace, and their chains and the table where they are not there, at one
-/// stroke: after a second one the kernel would wait when the socket is closed. What somebody else put into the table goes.
-///
-/// # Errors
-/// When the kernel refuses the transaction; nothing has changed then.
-pub fn create<'a>(transits: impl Iterator<Item = &'a Transit>) -> io::Result<()> {
-    let transits: Vec<_> = transits.collect();
-    let stays = |entry: &Entry| entry.transit.as_ref().is_some_and(|transit| !transits.contains(&transit));
-    let goes: Vec<_> = entries()?.into_iter().filter(|entry| !stays(entry)).collect();
-    let State { dormant, closed } = State::read()?;
-    let opened = closed.into_iter().map(|chain| Chain { policy: NF_ACCEPT, ..chain });
-    transaction(|batch, table| {
-        batch.request().set_create().op_newtable_do(&header()).encode().push_name(table);
-        if dormant {
-            batch.request().op_newtable_do(&header()).encode().push_name(table).push_flags(0);
-        }
-        remove(batch, table, &goes);
-        for chain in opened.chain(chains(&transits)) {
-            add_chain(batch, table, &chain);
-        }
-    })
-    .map(drop)
-}
-
 /// The chains that rules are in, each once: one that is added twice is altered, and then the kernel waits too.
 fn chains(transits: &[&Transit]) -> Vec<Chain> {
     let mut chains: Vec<Chain> = Vec::new();
@@ -273,11 +125,69 @@ fn chains(transits: &[&Transit]) -> Vec<Chain> {
     chains
 }
 
-fn remove(batch: &mut Chained<'_>, table: &CStr, entries: &[Entry]) {
-    for Entry { chain, handle, .. } in entries {
-        let mut request = batch.request().op_delrule_do(&header());
-        request.encode().push_table(table).push_chain(&cstring(chain)).push_handle(*handle);
+/// A rule of the table.
+struct Entry {
+    rule: Rule,
+    /// `None` for a rule that is none of ours.
+    transit: Option<Transit>,
+}
+
+/// The table as it is.
+#[derive(Default)]
+struct Table {
+    dormant: bool,
+    /// The chains whose policy is not to accept, without their rules.
+    closed: Vec<Chain>,
+    entries: Vec<Entry>,
+}
+
+impl Table {
+    fn read(socket: &mut Socket) -> io::Result<Self> {
+        let Some(dormant) = socket.is_dormant()? else { return Ok(Self::default()) };
+        let mut closed = vec![];
+        for name in CHAINS {
+            closed.extend(socket.chain(name)?.filter(|chain| !chain.is_open()));
+        }
+        Ok(Self { dormant, closed, entries: entries(socket)? })
     }
+}
+
+fn entries(socket: &mut Socket) -> io::Result<Vec<Entry>> {
+    let rules = socket.rules()?.into_iter();
+    Ok(rules.map(|rule| Entry { transit: parse(&rule.statements), rule }).collect())
+}
+
+/// The rules of ours in the calling thread's network namespace, and whether somebody put others into the table, made it dormant,
+/// or gave a chain another policy.
+///
+/// # Errors
+/// When the kernel refuses the dump.
+pub fn find() -> io::Result<(Vec<Transit>, bool)> {
+    let Table { dormant, closed, entries } = Table::read(&mut Socket::default())?;
+    let altered = dormant || !closed.is_empty() || entries.iter().any(|entry| entry.transit.is_none());
+    Ok((entries.into_iter().filter_map(|entry| entry.transit).collect(), altered))
+}
+
+/// Adds rules in the calling thread's network namespace, and their chains and the table where they are not there, at one
+/// stroke: after a second one the kernel would wait when the socket is closed. What somebody else put into the table goes.
+///
+/// # Errors
+/// When the kernel refuses the transaction; nothing has changed then.
+pub fn create<'a>(transits: impl Iterator<Item = &'a Transit>) -> io::Result<()> {
+    let transits: Vec<_> = transits.collect();
+    let mut socket = Socket::default();
+    let Table { dormant, closed, entries } = Table::read(&mut socket)?;
+    let stays = |entry: &&Entry| entry.transit.as_ref().is_some_and(|transit| !transits.contains(&transit));
+    socket.transact(|transaction| {
+        transaction.add_table();
+        if dormant {
+            transaction.wake_table();
+        }
+        entries.iter().filter(|entry| !stays(entry)).for_each(|entry| transaction.delete_rule(&entry.rule));
+        for chain in closed.into_iter().map(Chain::opened).chain(chains(&transits)) {
+            transaction.add_chain(&chain);
+        }
+    })
 }
 
 /// Removes rules from the calling thread's network namespace, and the table with the last one, at one stroke.
@@ -286,20 +196,18 @@ fn remove(batch: &mut Chained<'_>, table: &CStr, entries: &[Entry]) {
 /// When the kernel refuses, also because there is none of these rules.
 pub fn delete<'a>(transits: impl Iterator<Item = &'a Transit>) -> io::Result<()> {
     let transits: Vec<_> = transits.collect();
+    let mut socket = Socket::default();
     let is_to_go = |entry: &Entry| entry.transit.as_ref().is_some_and(|transit| transits.contains(&transit));
-    let (goes, stays): (Vec<_>, Vec<_>) = entries()?.into_iter().partition(is_to_go);
+    let (goes, stays): (Vec<_>, Vec<_>) = entries(&mut socket)?.into_iter().partition(is_to_go);
     if goes.is_empty() {
         return Err(io::ErrorKind::NotFound.into());
     }
-    let last = stays.iter().all(|entry| entry.transit.is_none());
-    let socket = transaction(|batch, table| {
-        if last {
-            batch.request().op_deltable_do(&header()).encode().push_name(table);
-            return;
-        }
-        remove(batch, table, &goes);
-    })?;
-    close_in_child(socket)
+    if stays.iter().all(|entry| entry.transit.is_none()) {
+        socket.transact(Transaction::delete_table)?;
+    } else {
+        socket.transact(|transaction| goes.iter().for_each(|entry| transaction.delete_rule(&entry.rule)))?;
+    }
+    socket.close_in_child()
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::{
     ptr,
 };
 
-use common::marks;
+use common::object::NFT_TABLE;
 use nix::libc;
 
 /// Room for what the kernel says while nobody listens, in bytes; what does not fit is lost, and said to be (`ENOBUFS`).
@@ -235,7 +235,7 @@ fn parse(source: Kind, kind: u16, body: &[u8]) -> Option<What> {
     if let Kind::Ruleset = source {
         // A generation's end has no table; NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE, NFTA_SET_TABLE are all 1.
         let table = attributes(body, 4).find(|(kind, _)| *kind == 1)?.1;
-        return (table.strip_suffix(&[0])? == marks::TABLE.as_bytes()).then_some(What::Marks);
+        return (table.strip_suffix(&[0])? == NFT_TABLE.as_bytes()).then_some(What::Marks);
     }
     let text = |value: &[u8]| String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned();
     Some(match kind {

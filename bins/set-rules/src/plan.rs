@@ -3,12 +3,10 @@
 use common::{
     document::{Command, Mode, ModeKind, NicTable, Place, PodDocument},
     failure::Failure,
-    marks::Marks,
     netlink::RuleEntry,
     numbers,
-    object::{Family, Netns, Object, Placed, Rule},
+    object::{Family, Marks, Netns, Object, Placed, Rule, Transit},
     plan::Found,
-    transit::Transit,
 };
 use ipnet::IpNet;
 
