@@ -14,8 +14,8 @@ use std::{
 use futures_util::StreamExt;
 use ipnet::IpNet;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::{
     RouteNetlinkMessage,
@@ -38,8 +38,6 @@ use crate::{
     object::{Address, Family, Neighbour, PROTOCOL, Route, Rule, Veth},
 };
 
-/// `NLM_F_DUMP_INTR`: the table changed while it was dumped.
-const DUMP_INTERRUPTED: u16 = 0x10;
 const DUMP_ATTEMPTS: usize = 20;
 
 /// An rtnetlink socket. It stays in the namespace in which it was opened.
@@ -162,7 +160,7 @@ impl Netlink {
         let mut replies = self.handle.clone().request(request).map_err(io::Error::other)?;
         let (mut messages, mut interrupted) = (Vec::new(), false);
         while let Some(reply) = replies.next().await {
-            interrupted |= reply.header.flags & DUMP_INTERRUPTED != 0;
+            interrupted |= reply.header.flags & NLM_F_DUMP_INTR != 0;
             match reply.payload {
                 NetlinkPayload::InnerMessage(message) => messages.push(message),
                 NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
@@ -312,7 +310,8 @@ impl Netlink {
         Ok(messages.into_iter().filter_map(|message| parse_neighbour(message, &link.name)).collect())
     }
 
-    /// The routes that pass the filter, unicast ones unless it asks for others too, of both families, multipath ones as one route per next hop.
+    /// The routes that pass the filter, unicast ones unless it asks for others too, of both families, multipath ones as one
+    /// route per next hop.
     ///
     /// # Errors
     /// What the kernel says.
@@ -346,23 +345,31 @@ impl Netlink {
                 && (filter.refusing || hop.route.refusal.is_none())
                 && filter.towards.is_none_or(|address| hop.route.destination.contains(&address))
         };
-        let mut hops = Vec::new();
+        let hops = |message: &RouteNetlinkMessage| match message {
+            RouteNetlinkMessage::NewRoute(message) => parse_route(message).into_iter().filter(passes).collect(),
+            _ => vec![],
+        };
+        self.dump_routes(filter, hops).await
+    }
+
+    /// What `parse` makes of the routes of any type, of both families. The kernel does not apply all of the filter.
+    async fn dump_routes<T, P: IntoIterator<Item = T>>(
+        &self,
+        filter: RouteFilter,
+        parse: impl Fn(&RouteNetlinkMessage) -> P,
+    ) -> io::Result<Vec<T>> {
+        let mut parsed = Vec::new();
         for family in Family::ALL {
             if filter.towards.is_some_and(|address| Family::of(address) != family) {
                 continue;
             }
-            let message = route_query(family, filter);
-            let messages = match self.dump(RouteNetlinkMessage::GetRoute(message)).await {
-                Err(error) if is_absent(&error) => continue,
-                messages => messages?,
-            };
-            let routes = messages.iter().filter_map(|message| match message {
-                RouteNetlinkMessage::NewRoute(message) => Some(parse_route(message)),
-                _ => None,
-            });
-            hops.extend(routes.flatten().filter(passes));
+            match self.dump(RouteNetlinkMessage::GetRoute(route_query(family, filter))).await {
+                // There is no such table.
+                Err(error) if is_absent(&error) => {}
+                messages => parsed.extend(messages?.iter().flat_map(&parse)),
+            }
         }
-        Ok(hops)
+        Ok(parsed)
     }
 
     /// The tables that have a route of any type, local ones and those of the kernel included, that is not ours.
@@ -370,16 +377,7 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub async fn foreign_tables(&self) -> io::Result<BTreeSet<u32>> {
-        let mut tables = BTreeSet::new();
-        for family in Family::ALL {
-            let messages =
-                match self.dump(RouteNetlinkMessage::GetRoute(route_query(family, RouteFilter::default()))).await {
-                    Err(error) if is_absent(&error) => continue,
-                    messages => messages?,
-                };
-            tables.extend(messages.iter().filter_map(foreign_table));
-        }
-        Ok(tables)
+        Ok(self.dump_routes(RouteFilter::default(), foreign_table).await?.into_iter().collect())
     }
 
     /// Whether a table has a route of any type that is not ours.
@@ -388,16 +386,7 @@ impl Netlink {
     /// What the kernel says.
     pub async fn is_foreign_table(&self, table: u32) -> io::Result<bool> {
         let filter = RouteFilter { table: Some(table), ..RouteFilter::default() };
-        for family in Family::ALL {
-            let messages = match self.dump(RouteNetlinkMessage::GetRoute(route_query(family, filter))).await {
-                Err(error) if is_absent(&error) => continue,
-                messages => messages?,
-            };
-            if messages.iter().any(|message| foreign_table(message) == Some(table)) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        Ok(self.dump_routes(filter, foreign_table).await?.contains(&table))
     }
 
     /// The source address of a packet from here to `address` and the name of the link that it leaves by; `None` where
@@ -411,8 +400,7 @@ impl Netlink {
     }
 
     /// The route that a packet from here to `address` takes, as it stands in its table (`RTM_F_FIB_MATCH`,
-    /// `RTM_F_LOOKUP_TABLE`); `None`
-    /// where there is none.
+    /// `RTM_F_LOOKUP_TABLE`); `None` where there is none.
     ///
     /// # Errors
     /// Any but that there is no route.
@@ -454,8 +442,8 @@ impl Netlink {
             let mut message = RuleMessage::default();
             message.header.family = address_family(family);
             let messages = match self.dump(RouteNetlinkMessage::GetRule(message)).await {
-                // EAFNOSUPPORT, EOPNOTSUPP: a kernel without this family.
-                Err(error) if matches!(error.raw_os_error(), Some(97 | 95)) => continue,
+                // A kernel without this family.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => continue,
                 messages => messages?,
             };
             rules.extend(messages.into_iter().filter_map(|message| parse_rule(message, family)));
@@ -638,9 +626,10 @@ fn link_query(mut message: LinkMessage) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetLink(message)
 }
 
-/// Whether the kernel says that an object is not there: ENOENT, ESRCH, ENODEV, EADDRNOTAVAIL.
+/// Whether the kernel says that an object is not there.
 pub fn is_absent(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound || matches!(error.raw_os_error(), Some(2 | 3 | 19 | 99))
+    error.kind() == io::ErrorKind::NotFound
+        || matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENODEV | libc::EADDRNOTAVAIL))
 }
 
 /// Whether the answer to a lookup is that no packet goes there: there is no route, or one of type unreachable, blackhole

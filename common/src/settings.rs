@@ -107,7 +107,7 @@ pub struct PolicyRoute {
     pub gw: IpAddr,
 }
 
-/// `detectOptions`, durations in milliseconds.
+/// `detectOptions`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DetectOptions {
