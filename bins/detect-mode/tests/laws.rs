@@ -380,9 +380,9 @@ fn del(model: &mut Model, scenario: &Scenario, card: &Card) {
     let mut document = document(model, scenario, card, Command::Del, &Routing::default());
     let own: BTreeSet<IpAddr> = card.addresses.iter().map(IpNet::addr).collect();
     let uplink_needed = !scenario.overlay || model.node.iter().any(|address| !own.contains(address));
-    let teardown = Teardown { document: &document, routes: &model.routes, uplink_needed };
+    let teardown = Teardown::new(&document, &model.routes, uplink_needed);
     let found = found_routes(model, |route| teardown.removes(route));
-    let stays = teardown.returning();
+    let stays = teardown.returning;
     let back: Vec<_> = stays.iter().map(|route| Placed::pod(Object::Route(route.clone()))).collect();
     document.routing = Routing { stays, ..Routing::default() };
     planned(&back, &found).iter().for_each(|operation| model.apply(operation));

@@ -64,9 +64,9 @@ async fn in_the_pod(document: &mut PodDocument, kernel: &Kernel) -> io::Result<V
             document.numbers = document.numbers().as_in(&pod.netlink.rules().await?);
         }
         let uplink_needed = uplink_needed(document, kernel, pod).await?;
-        let teardown = Teardown { document, routes: &routes, uplink_needed };
+        let teardown = Teardown::new(document, &routes, uplink_needed);
         let ours = routes.iter().map(|route| teardown.removes(route)).collect();
-        document.routing = Routing { stays: teardown.returning(), ..Routing::default() };
+        document.routing = Routing { stays: teardown.returning, ..Routing::default() };
         ours
     } else {
         routes.iter().map(|route| plan::is_replaced(document, route)).collect()

@@ -1,6 +1,6 @@
 //! The routes in the pod and on the node. Pure.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use common::{
     document::{Cidrs, Mode, ModeKind, NicTable, PodDocument},
@@ -82,68 +82,56 @@ fn is_uplink(document: &PodDocument, route: &Route, dev: &str) -> bool {
     route.dev == dev && [MAIN_TABLE, document.numbers().pod_table].contains(&route.table)
 }
 
-/// The pod's routes as DEL finds them, with what it has to know of them. What goes follows from what the kernel says,
-/// for the document may have been lost.
-#[derive(Clone, Copy, Debug)]
+/// What DEL takes of the pod's routes, and gives back. It follows from what the kernel says, for the document may have been lost.
+#[derive(Clone, Debug)]
 pub struct Teardown<'a> {
-    /// The document.
-    pub document: &'a PodDocument,
-    /// All unicast routes of the pod.
-    pub routes: &'a [Route],
+    document: &'a PodDocument,
     /// Whether another attachment needs the pod's overlay interface as its way into the node.
-    pub uplink_needed: bool,
+    uplink_needed: bool,
+    /// The default routes that the main table gets back: the first interface's, where it had given way to this one.
+    pub returning: Vec<Route>,
+    /// The tables that go with a further interface: its own, and with the last one the first interface's.
+    tables: BTreeSet<u32>,
 }
 
-impl Teardown<'_> {
-    /// The default routes that the main table gets back: the first interface's, where it had given way to this one.
-    pub fn returning(self) -> Vec<Route> {
-        if self.document.is_first() {
-            return vec![];
+impl<'a> Teardown<'a> {
+    /// `routes` are all unicast routes of the pod; `uplink_needed` says whether another attachment needs the pod's overlay
+    /// interface as its way into the node.
+    pub fn new(document: &'a PodDocument, routes: &[Route], uplink_needed: bool) -> Self {
+        let first = &document.settings.pod_default_cni_nic;
+        let of_first = tables_of(routes, first);
+        let returning = if document.is_first() { vec![] } else { returning(document, routes, &of_first) };
+        let mut tables = tables_of(routes, &document.request.ifname);
+        if is_last(document, routes, &of_first, &returning) {
+            tables.extend(of_first);
         }
-        let first = &self.document.settings.pod_default_cni_nic;
-        let back = |family: Family| {
-            let default = |route: &&Route| route.destination == family.default_route();
-            let others = |route: &Route| route.table == MAIN_TABLE && route.dev != self.document.request.ifname;
-            if self.routes.iter().filter(default).any(others) {
-                return None;
-            }
-            let tables = self.tables_of(first);
-            let moved = self
-                .routes
-                .iter()
-                .filter(default)
-                .find(|route| route.dev == *first && tables.contains(&route.table))?;
-            Some(Route { table: MAIN_TABLE, protocol: PROTOCOL_BOOT, ..moved.clone() })
-        };
-        Family::ALL.into_iter().filter_map(back).collect()
+        tables.remove(&document.numbers().pod_table);
+        Self { document, uplink_needed, returning, tables }
     }
 
-    /// The tables of our own that have routes of an interface.
-    fn tables_of(self, nic: &str) -> Vec<u32> {
-        let own = |route: &&Route| route.protocol == PROTOCOL && route.table != MAIN_TABLE && route.dev == nic;
-        self.routes.iter().filter(own).map(|route| route.table).collect()
-    }
-
-    /// Whether the first interface needs no table any more: this is the last further one that has a table, and the main
-    /// table has, or gets back, each of the first one's default routes.
-    fn is_last(self) -> bool {
+    /// Whether a route of the pod goes. The way into the node goes with the interface that opened it: the first, or in
+    /// overlay mode the last of the others.
+    pub fn removes(&self, route: &Route) -> bool {
+        let ifname = &self.document.request.ifname;
         let first = &self.document.settings.pod_default_cni_nic;
-        let default = |route: &&Route| route.dev == *first && route.destination.prefix_len() == 0;
-        let (returning, tables) = (self.returning(), self.tables_of(first));
-        let main = self.routes.iter().filter(default).filter(|route| route.table == MAIN_TABLE).chain(&returning);
-        let main: Vec<_> = main.map(|route| route.destination).collect();
-        let moved = self.routes.iter().filter(default).filter(|route| tables.contains(&route.table));
-        if moved.into_iter().any(|route| !main.contains(&route.destination)) {
+        if ifname == POD_VETH {
+            // No attachment has this name: a plugin before this one failed on it, and its routes are the first one's.
             return false;
         }
-        let known = [self.document.request.ifname.as_str(), &self.document.settings.pod_default_cni_nic, POD_VETH];
-        let uplink = [MAIN_TABLE, self.document.numbers().pod_table];
-        let further = |route: &Route| route.protocol == PROTOCOL && !uplink.contains(&route.table);
-        !self.routes.iter().any(|route| further(route) && !known.contains(&route.dev.as_str()))
+        if route.protocol != PROTOCOL {
+            let displaced = |back: &Route| back.destination == route.destination;
+            return is_default_of_main(route) && route.dev == *ifname && self.returning.iter().any(displaced);
+        }
+        if self.document.is_first() {
+            return route.dev == *first || route.dev == POD_VETH;
+        }
+        route.dev == *ifname
+            || self.tables.contains(&route.table)
+            || (is_uplink(self.document, route, first) && (!self.uplink_needed || self.is_of_this_alone(route)))
     }
 
     /// Whether this attachment alone asked for a route into the node that others use too.
-    fn is_of_this_alone(self, route: &Route) -> bool {
+    fn is_of_this_alone(&self, route: &Route) -> bool {
         let asks = |cidrs: &Cidrs| cidrs.all().any(|cidr| cidr == route.destination);
         let mut others = others_cidrs(self.document).peekable();
         let nodes = self.document.mode.iter().flat_map(|mode| &mode.node_addresses);
@@ -151,36 +139,45 @@ impl Teardown<'_> {
         let asked = route.table == MAIN_TABLE && !is_node && self.document.cidrs.as_ref().is_some_and(asks);
         asked && others.peek().is_some() && !others.any(asks)
     }
+}
 
-    /// Whether a route of the pod goes. The way into the node goes with the interface that opened it: the first, or in
-    /// overlay mode the last of the others.
-    pub fn removes(self, route: &Route) -> bool {
-        let ifname = &self.document.request.ifname;
-        let first = &self.document.settings.pod_default_cni_nic;
-        if ifname == POD_VETH {
-            // No attachment has this name: a plugin before this one failed on it, and its routes are the first one's.
-            return false;
+/// The tables of our own that have routes of an interface.
+fn tables_of(routes: &[Route], nic: &str) -> BTreeSet<u32> {
+    let own = |route: &&Route| route.protocol == PROTOCOL && route.table != MAIN_TABLE && route.dev == nic;
+    routes.iter().filter(own).map(|route| route.table).collect()
+}
+
+/// See [`Teardown::returning`]; `of_first` are the first interface's tables.
+fn returning(document: &PodDocument, routes: &[Route], of_first: &BTreeSet<u32>) -> Vec<Route> {
+    let first = &document.settings.pod_default_cni_nic;
+    let back = |family: Family| {
+        let default = |route: &&Route| route.destination == family.default_route();
+        let others = |route: &Route| route.table == MAIN_TABLE && route.dev != document.request.ifname;
+        if routes.iter().filter(default).any(others) {
+            return None;
         }
-        if route.protocol != PROTOCOL && !is_default_of_main(route) {
-            // Before a look at all routes for each of them: a pod can have a great many.
-            return false;
-        }
-        let returning = self.returning();
-        let displaced = is_default_of_main(route)
-            && route.dev == *ifname
-            && returning.iter().any(|back| back.destination == route.destination);
-        let removed = if self.document.is_first() {
-            route.dev == *first || route.dev == POD_VETH
-        } else {
-            let uplink_table = self.document.numbers().pod_table;
-            let in_table_of = |nic| route.table != uplink_table && self.tables_of(nic).contains(&route.table);
-            route.dev == *ifname
-                || in_table_of(ifname)
-                || (self.is_last() && in_table_of(first))
-                || (is_uplink(self.document, route, first) && (!self.uplink_needed || self.is_of_this_alone(route)))
-        };
-        displaced || (route.protocol == PROTOCOL && removed)
+        let moved = |route: &&Route| route.dev == *first && of_first.contains(&route.table);
+        let moved = routes.iter().filter(default).find(moved)?;
+        Some(Route { table: MAIN_TABLE, protocol: PROTOCOL_BOOT, ..moved.clone() })
+    };
+    Family::ALL.into_iter().filter_map(back).collect()
+}
+
+/// Whether the first interface needs its tables, `of_first`, no more: this is the last further one that has a table, and the main
+/// table has, or gets back, each of the first one's default routes.
+fn is_last(document: &PodDocument, routes: &[Route], of_first: &BTreeSet<u32>, returning: &[Route]) -> bool {
+    let first = &document.settings.pod_default_cni_nic;
+    let default = |route: &&Route| route.dev == *first && route.destination.prefix_len() == 0;
+    let main = routes.iter().filter(default).filter(|route| route.table == MAIN_TABLE).chain(returning);
+    let main: Vec<_> = main.map(|route| route.destination).collect();
+    let mut moved = routes.iter().filter(default).filter(|route| of_first.contains(&route.table));
+    if moved.any(|route| !main.contains(&route.destination)) {
+        return false;
     }
+    let known = [document.request.ifname.as_str(), first, POD_VETH];
+    let uplink = [MAIN_TABLE, document.numbers().pod_table];
+    let further = |route: &&Route| route.protocol == PROTOCOL && !uplink.contains(&route.table);
+    routes.iter().filter(further).all(|route| known.contains(&route.dev.as_str()))
 }
 
 /// Whether a route of the node's leads to this pod, which has the addresses `pod`.
