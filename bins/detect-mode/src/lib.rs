@@ -8,7 +8,7 @@ pub mod routing;
 use std::{io, net::IpAddr};
 
 use common::{
-    document::{Command, Mode, ModeKind, Nic, PodDocument, Routing, Share},
+    document::{Command, Mode, ModeKind, Nic, PodDocument, Routing, Share, Uplink},
     failure::{Code, Context, Failure},
     kernel::Kernel,
     names::POD_VETH,
@@ -26,148 +26,198 @@ pub fn concerns(command: Command) -> bool {
     matches!(command, Command::Add | Command::Check)
 }
 
+const UNREADABLE: &str = "cannot read the pod's network";
+
 /// Completes the sections `mode`, `others`, `numbers` and `routing`. What they have already is what was decided before: CHECK
 /// compares with that, and the node agent, which decides anew, keeps the mode.
 ///
 /// # Errors
 /// What the kernel says, and what the configuration asks for and cannot be had.
 pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), Failure> {
-    let (request, settings) = (&document.request, &document.settings);
     let netlink = &kernel.pod()?.netlink;
-    let unreadable = "cannot read the pod's network";
-    let mut pod = Pod::read(netlink).await.context(Code::Io, unreadable)?;
-    let link = pod.link(&request.ifname).cloned().ok_or_else(|| {
-        Failure::new(Code::InvalidEnvironment, format!("the pod has no interface {}", request.ifname))
+    let mut pod = Pod::read(netlink).await.context(Code::Io, UNREADABLE)?;
+    let ifname = document.request.ifname.clone();
+    let link = pod.link(&ifname).cloned().ok_or_else(|| {
+        Failure::new(Code::InvalidEnvironment, format!("the pod has no interface {ifname}"))
             .details("CNI_IFNAME must name the interface that the plugins before this one made")
     })?;
-    // Only then: a pod with one interface need not look for the documents of others.
-    let others = pod.interfaces().len() > 1;
-    document.others = if others { state::others(request) } else { vec![] };
-    let others = !document.others.is_empty() || others && state::is_another_leaving(request);
-    let alone = document.is_first() && settings.pod_default_route_nic.is_none() && !others;
-    if request.command == Command::Check && document.mode.is_some() {
-        if alone {
-            // Its table has gone with the last further one.
-            document.routing = Routing::default();
-        }
-        if !document.routing.tables.is_empty() {
-            pod.complete(netlink).await.context(Code::Io, unreadable)?;
-        }
-        let owner = routing::owner(&pod, &request.ifname, settings, &document.others);
-        if let Some(owner) = owner.filter(|owner| Some(*owner) != settings.pod_default_route_nic.as_deref()) {
-            // Another attachment has decided since.
-            document.routing.stays.retain(|route| route.dev == owner);
-        }
-        document.routing.leaves = routing::intruders(&pod, document);
-        return Ok(());
+    let alone = note_others(document, &pod);
+    if document.request.command == Command::Check && document.mode.is_some() {
+        return compare(document, netlink, &mut pod, alone).await;
     }
     let mode = match &document.mode {
         Some(decided) => decided.mode,
-        None => plan::mode(settings, &request.ifname, pod.link(POD_VETH).is_some())?,
+        None => plan::mode(&document.settings, &ifname, pod.link(POD_VETH).is_some())?,
     };
-    let result = CniResult::previous(&request.config)?;
-    let given: Vec<_> = result.ips_of(&request.ifname).map(|ip| ip.address.addr()).collect();
+    let result = CniResult::previous(&document.request.config)?;
+    let given: Vec<_> = result.ips_of(&ifname).map(|ip| ip.address.addr()).collect();
     if mode != ModeKind::Disable && document.mode.is_none() {
         pod.settle(netlink, &link, &given).await?;
     }
-    // The addresses that were given to the interface come before those that it found itself.
-    let mut addresses = pod.addresses_of(&request.ifname);
-    addresses.sort_by_key(|net| given.iter().position(|address| *address == net.addr()).unwrap_or(given.len()));
-    let nic = Nic { name: link.name, mtu: link.mtu, addresses };
-    let is_first = document.is_first();
+    let nic = nic(&link, &pod, &given);
     if mode == ModeKind::Disable {
         let (node_addresses, uplink, host_side) = Default::default();
-        document.mode = Some(Mode { mode, first: is_first, nic, node_addresses, uplink, host_side });
+        document.mode = Some(Mode { mode, first: document.is_first(), nic, node_addresses, uplink, host_side });
         return Ok(());
     }
     if nic.addresses.is_empty() && document.mode.is_none() {
         log::warn!("{} has no address yet: its way to Services comes with one, if the node agent runs", nic.name);
     }
+    survey(document, kernel, &mut pod, alone).await?;
+    let attachment = Attachment { document, node: &kernel.node, pod: &pod, result: &result, nic, mode };
+    let (mode, routing) = attachment.decide(alone).await?;
+    document.mode = Some(mode);
+    document.routing = routing;
+    Ok(())
+}
+
+/// Completes the section `others`. Whether the pod has no interface but this one that needs anything of ours.
+fn note_others(document: &mut PodDocument, pod: &Pod) -> bool {
+    // Only then: a pod with one interface need not look for the documents of others.
+    let several = pod.interfaces().len() > 1;
+    document.others = if several { state::others(&document.request) } else { vec![] };
+    let others = !document.others.is_empty() || several && state::is_another_leaving(&document.request);
+    document.is_first() && document.settings.pod_default_route_nic.is_none() && !others
+}
+
+/// In CHECK: what was decided is so still, but for what other attachments have decided since, and what somebody put beside it.
+async fn compare(document: &mut PodDocument, netlink: &Netlink, pod: &mut Pod, alone: bool) -> Result<(), Failure> {
+    if alone {
+        // Its table has gone with the last further one.
+        document.routing = Routing::default();
+    }
+    if !document.routing.tables.is_empty() {
+        pod.complete(netlink).await.context(Code::Io, UNREADABLE)?;
+    }
+    let settings = &document.settings;
+    let owner = routing::owner(pod, &document.request.ifname, settings, &document.others);
+    if let Some(owner) = owner.filter(|owner| Some(*owner) != settings.pod_default_route_nic.as_deref()) {
+        // Another attachment has decided since.
+        document.routing.stays.retain(|route| route.dev == owner);
+    }
+    document.routing.leaves = routing::intruders(pod, document);
+    Ok(())
+}
+
+/// The interface. The addresses that were given to it come before those that it found itself.
+fn nic(link: &Link, pod: &Pod, given: &[IpAddr]) -> Nic {
+    let mut addresses = pod.addresses_of(&link.name);
+    addresses.sort_by_key(|net| given.iter().position(|address| *address == net.addr()).unwrap_or(given.len()));
+    Nic { name: link.name.clone(), mtu: link.mtu, addresses }
+}
+
+/// Reads what else is to be known of the pod, and completes the section `numbers`.
+async fn survey(document: &mut PodDocument, kernel: &Kernel, pod: &mut Pod, alone: bool) -> Result<(), Failure> {
+    let netlink = &kernel.pod()?.netlink;
     let undecided = document.mode.is_none();
     let read = match (alone, undecided) {
         (false, _) => pod.complete(netlink).await,
         (true, true) => pod.survey(netlink).await,
         (true, false) => Ok(()),
     };
-    read.context(Code::Io, unreadable)?;
+    read.context(Code::Io, UNREADABLE)?;
     if undecided {
-        let node_table = node::table(&kernel.node, settings.host_rule_table).await;
+        let node_table = node::table(&kernel.node, document.settings.host_rule_table).await;
         let node_table = node_table.context(Code::Io, "cannot read the node's rules and routes")?;
-        document.numbers = Some(plan::numbers(settings, &pod, node_table));
+        document.numbers = Some(plan::numbers(&document.settings, pod, node_table));
     }
-    let first = &settings.pod_default_cni_nic;
-    let own = towards(&nic.addresses, |net| result.gateway_of(net.addr()));
-    let (pod_addresses, beside) = match is_first {
-        true => (own, vec![]),
-        false => {
-            let gateway = |net: &IpNet| gateway_of(&document.others, first, Family::of(net.addr()));
-            (towards(&pod.addresses_of(first), gateway), own)
-        }
-    };
-    let overlay = mode == ModeKind::Overlay;
-    let node_addresses = node::addresses(&kernel.node, &pod_addresses, &beside, overlay).await;
-    let node_addresses = node_addresses.context(Code::Io, "cannot read the node's addresses")?;
-    let ways = match pod.link(first).filter(|_| overlay) {
-        Some(link) => ways_out(&pod, link, &kernel.node).await.context(Code::Io, "cannot read the node's addresses")?,
-        None => vec![],
-    };
-    let uplink = match (plan::uplink(mode, settings, &nic, &pod, &node_addresses, &ways), &document.mode) {
-        // A running pod that has lost its routes gets back what it had.
-        (Err(_), Some(decided)) => decided.uplink.clone(),
-        (uplink, _) => uplink?,
-    };
-    for net in pod.addresses_of(&uplink.dev).iter().filter(|_| undecided && overlay) {
-        let family = Family::of(net.addr());
-        if uplink.source(family).is_none() {
-            log::warn!(
-                "nothing leads out of {} from {}: the pod has no Services over {family}",
-                uplink.dev,
-                net.addr()
-            );
-        }
-    }
-    let promised = result.routes_of(&nic.name);
-    let view = View {
-        settings,
-        others: &document.others,
-        nic: &nic,
-        uplink_table: document.numbers().pod_table,
-        overlay,
-        ways: &ways,
-        pod: &pod,
-        promised: &promised,
-        decided: &document.routing,
-    };
-    let routing = if alone { Routing::default() } else { routing::routing(view)? };
-    let host_side = match pod.link(&uplink.dev).filter(|_| overlay) {
-        Some(link) => node::sides(&kernel.node, link, &uplink)
-            .await
-            .context(Code::Io, "cannot read the node's links and routes")?,
-        None => vec![],
-    };
-    document.mode = Some(Mode { mode, first: is_first, nic, node_addresses, uplink, host_side });
-    document.routing = routing;
     Ok(())
 }
 
-/// The ways out by the pod's overlay interface, one of each family at most.
-async fn ways_out(pod: &Pod, link: &Link, node: &Netlink) -> io::Result<Vec<Route>> {
-    let nets = pod.addresses_of(&link.name);
-    let mut ways = vec![];
-    for family in Family::ALL {
-        if !nets.iter().any(|net| Family::of(net.addr()) == family) {
-            continue;
-        }
-        let way = match pod.default_route(&link.name, family) {
-            Some(route) => Some(route.clone()),
-            None => {
-                let near = node::near(node, link, &nets).await?;
-                pod.way_out(&link.name, family, &near)
-            }
+/// What is known when it is decided how an interface is served.
+struct Attachment<'a> {
+    document: &'a PodDocument,
+    node: &'a Netlink,
+    pod: &'a Pod,
+    result: &'a CniResult,
+    nic: Nic,
+    mode: ModeKind,
+}
+
+impl Attachment<'_> {
+    async fn decide(self, alone: bool) -> Result<(Mode, Routing), Failure> {
+        let node_addresses = self.node_addresses().await.context(Code::Io, "cannot read the node's addresses")?;
+        let ways = self.ways_out().await.context(Code::Io, "cannot read the node's addresses")?;
+        let uplink = self.uplink(&node_addresses, &ways)?;
+        let routing = if alone { Routing::default() } else { self.routing(&ways)? };
+        let host_side = match self.pod.link(&uplink.dev).filter(|_| self.is_overlay()) {
+            Some(link) => node::sides(self.node, link, &uplink)
+                .await
+                .context(Code::Io, "cannot read the node's links and routes")?,
+            None => vec![],
         };
-        ways.extend(way);
+        let Self { document, mode, nic, .. } = self;
+        Ok((Mode { mode, first: document.is_first(), nic, node_addresses, uplink, host_side }, routing))
     }
-    Ok(ways)
+
+    fn is_overlay(&self) -> bool {
+        self.mode == ModeKind::Overlay
+    }
+
+    /// The name of the pod's first interface.
+    fn first(&self) -> &str {
+        &self.document.settings.pod_default_cni_nic
+    }
+
+    async fn node_addresses(&self) -> io::Result<Vec<IpAddr>> {
+        let own = towards(&self.nic.addresses, |net| self.result.gateway_of(net.addr()));
+        let (pod, beside) = if self.document.is_first() {
+            (own, vec![])
+        } else {
+            let gateway = |net: &IpNet| gateway_of(&self.document.others, self.first(), Family::of(net.addr()));
+            (towards(&self.pod.addresses_of(self.first()), gateway), own)
+        };
+        node::addresses(self.node, &pod, &beside, self.is_overlay()).await
+    }
+
+    /// In overlay mode, the ways out by the pod's overlay interface, one of each family at most.
+    async fn ways_out(&self) -> io::Result<Vec<Route>> {
+        let Some(link) = self.pod.link(self.first()).filter(|_| self.is_overlay()) else { return Ok(vec![]) };
+        let nets = self.pod.addresses_of(&link.name);
+        let mut families = Family::ALL.to_vec();
+        families.retain(|family| nets.iter().any(|net| Family::of(net.addr()) == *family));
+        let default = |family: Family| self.pod.default_route(&link.name, family).cloned();
+        let near = match families.iter().all(|family| default(*family).is_some()) {
+            true => vec![],
+            false => node::near(self.node, link, &nets).await?,
+        };
+        let way = |family| default(family).or_else(|| self.pod.way_out(&link.name, family, &near));
+        Ok(families.into_iter().filter_map(way).collect())
+    }
+
+    fn uplink(&self, node_addresses: &[IpAddr], ways: &[Route]) -> Result<Uplink, Failure> {
+        let Self { document, pod, nic, mode, .. } = self;
+        let uplink = match (plan::uplink(*mode, &document.settings, nic, pod, node_addresses, ways), &document.mode) {
+            // A running pod that has lost its routes gets back what it had.
+            (Err(_), Some(decided)) => decided.uplink.clone(),
+            (uplink, _) => uplink?,
+        };
+        for net in pod.addresses_of(&uplink.dev).iter().filter(|_| document.mode.is_none() && self.is_overlay()) {
+            let family = Family::of(net.addr());
+            if uplink.source(family).is_none() {
+                log::warn!(
+                    "nothing leads out of {} from {}: the pod has no Services over {family}",
+                    uplink.dev,
+                    net.addr()
+                );
+            }
+        }
+        Ok(uplink)
+    }
+
+    fn routing(&self, ways: &[Route]) -> Result<Routing, Failure> {
+        routing::routing(View {
+            settings: &self.document.settings,
+            others: &self.document.others,
+            nic: &self.nic,
+            uplink_table: self.document.numbers().pod_table,
+            overlay: self.is_overlay(),
+            ways,
+            pod: self.pod,
+            promised: &self.result.routes_of(&self.nic.name),
+            decided: &self.document.routing,
+        })
+    }
 }
 
 /// The addresses that the node is asked its way to, with the next hop where one is known.
