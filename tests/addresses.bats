@@ -169,23 +169,33 @@ finds_itself() { advertise net6 fd00:6:: && sleep 0.2 && advertised "$1" eth0; }
 }
 
 @test "an address that comes after ADD leaves CHECK good, and the agent gives it its way" {
+  local address
   lab_pod node1 late plain4
   add late .
-  lab_in node1/late ip -6 address add fd00:6::bbbb/64 dev eth0 nodad
+  address=$(formed late fd00:6:0:0)
+  lab_in node1/late ip -6 address add "$address/64" dev eth0 nodad
   lab_in node1/late ip -6 route replace default via fd00:6::1
   check late
   agent_start
   lab_until 5 has_route late fd00:233:64::/108
   served late 4 6
   check late
-  lab_in node1/late ip -6 address delete fd00:6::bbbb/64 dev eth0
-  lab_until 5 gone_from_node fd00:6::bbbb
+  lab_in node1/late ip -6 address delete "$address/64" dev eth0
+  lab_until 5 gone_from_node "$address"
   check late
+}
+
+# formed POD PREFIX: the address that the kernel makes of a router advertisement's prefix, four groups of it, and the MAC address.
+formed() {
+  local a b c d e f
+  IFS=: read -r a b c d e f < <(lab_in "node1/$1" ip -json link show eth0 | jq -r '.[0].address')
+  /usr/bin/python3 -c 'import ipaddress, sys; print(ipaddress.ip_address(sys.argv[1]))' \
+    "$2:$(printf '%02x' $((0x$a ^ 2)))$b:${c}ff:fe$d:$e$f"
 }
 
 gone_from_node() { ! lab_in node1 ip -6 route show table 500 | grep -q "$1"; }
 
-@test "a pod whose NIC gets its addresses after ADD is served by the agent, and without any ips in prevResult by ADD" {
+@test "a pod whose NIC has its addresses without any ips in prevResult is served with what it has at ADD, and with none that it takes later" {
   lab_pod node1 dhcp plain46
   add dhcp '.prevResult.ips = []'
   served dhcp 4 6
@@ -198,9 +208,45 @@ gone_from_node() { ! lab_in node1 ip -6 route show table 500 | grep -q "$1"; }
   assert_equal "$lab_status" 0
   agent_start
   lab_in node1/bare ip address add 10.6.99.99/16 dev eth0
-  lab_in node1/bare ip route add default via 10.6.0.1
-  lab_until 5 served bare 4
+  lab_until 5 grep -q 'lead 10.6.99.99 to' "$LAB/log/agent"
+  ! led | grep -q 10.6.99.99 || fail "$(led)"
+  served dhcp 4 6
 }
+
+# led: what the node leads to its pods.
+led() { lab_in node1 ip route show table 500; lab_in node1 ip -6 route show table 500; }
+
+@test "an address that a pod gives itself is led to it if it is free in its own subnet or formed of its MAC address, and else is not: it is said once" {
+  local theirs='10.99.0.1 10.6.0.1 10.6.212.101 10.233.1.77 fd00:99::1 fd00:6::1 fd00:233:64::9' address mac
+  lab_pod node1 taker underlay46
+  mac=$(formed taker fd00:99:0:0)
+  agent_start
+  for address in $theirs 10.6.66.66 fd00:6::bbbb "$mac"; do
+    case $address in
+      *:*) lab_in node1/taker ip -6 address add "$address/128" dev eth0 nodad ;;
+      *) lab_in node1/taker ip address add "$address/32" dev eth0 ;;
+    esac
+  done
+  for address in 10.6.66.66 fd00:6::bbbb "$mac"; do
+    lab_until 5 leads "$address" || fail "$address: $(led)"
+  done
+  # An ADD of a pod that runs sees the same.
+  add taker .
+  for address in $theirs; do
+    lab_until 5 grep -q "lead $address to" "$LAB/log/agent"
+    ! leads "$address" || fail "$address: $(led)"
+  done
+  check taker
+  # Other changes in the pod are no reason to say it again.
+  lab_in node1/taker ip route delete 10.6.212.101 2>/dev/null || :
+  lab_in node1/taker ip address delete 10.6.66.66/32 dev eth0
+  lab_until 5 gone_from_node4 10.6.66.66
+  assert_equal "$(grep -c 'lead 10.99.0.1 to' "$LAB/log/agent")" 1
+  lab_pod_delete node1 taker underlay46
+}
+
+leads() { led | grep -q "^$1 "; }
+gone_from_node4() { ! leads "$1"; }
 
 @test "a default route by a router advertisement to a further NIC leaves CHECK good, and the agent moves it to that NIC's table" {
   lab_network 7 eth1

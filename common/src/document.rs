@@ -219,15 +219,23 @@ pub enum ModeKind {
 }
 
 /// The interface that the CNI call is for, as it is in the pod.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Nic {
     /// Its name.
     pub name: String,
     /// Its MTU in bytes.
     pub mtu: u32,
+    /// The MAC address that the plugins before this one gave to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub mac: Option<Mac>,
     /// Its addresses, each once: those that a packet can have as its source.
     #[schemars(with = "Vec<String>")]
     pub addresses: Vec<IpNet>,
+    /// Those on it that are not the pod's, and that the node therefore does not lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>")]
+    pub refused: Vec<IpNet>,
 }
 
 /// What must be routed through the node.

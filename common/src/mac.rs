@@ -16,6 +16,12 @@ impl Mac {
         bytes[0] = bytes[0] & !0x01 | 0x02;
         Self(bytes)
     }
+
+    /// The interface identifier that the kernel makes of it, the last eight bytes of an IPv6 address (RFC 4291, appendix A).
+    pub fn interface_id(self) -> [u8; 8] {
+        let [a, b, c, d, e, f] = self.0;
+        [a ^ 0x02, b, c, 0xff, 0xfe, d, e, f]
+    }
 }
 
 impl fmt::Display for Mac {

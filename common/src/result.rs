@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::{
     failure::{Code, Context, Failure},
+    mac::Mac,
     object::{self, Family, MAIN_TABLE},
 };
 
@@ -56,6 +57,9 @@ pub struct Interface {
     /// The namespace's path; empty on the node.
     #[serde(default, deserialize_with = "default_if_null")]
     pub sandbox: String,
+    /// Its hardware address, of whatever form; empty where none is said.
+    #[serde(default, deserialize_with = "default_if_null")]
+    pub mac: String,
 }
 
 /// An address of a CNI result.
@@ -112,6 +116,12 @@ impl CniResult {
     /// The default gateway of an address's subnet.
     pub fn gateway_of(&self, address: IpAddr) -> Option<IpAddr> {
         self.ips.iter().find(|ip| ip.address.addr() == address)?.gateway
+    }
+
+    /// The MAC address of an interface in the sandbox, if the result has one of six bytes.
+    pub fn mac_of(&self, ifname: &str) -> Option<Mac> {
+        let is_it = |interface: &&Interface| interface.name == ifname && !interface.sandbox.is_empty();
+        self.interfaces.iter().find(is_it)?.mac.parse().ok()
     }
 
     /// The addresses of an interface in the sandbox; all addresses where none says which interface it is on.

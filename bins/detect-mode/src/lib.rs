@@ -1,13 +1,15 @@
 //! Decides how a pod's interface is served, apart from the program around it: the node agent decides it again.
 
+mod addresses;
 mod node;
 pub mod observe;
 pub mod plan;
 pub mod routing;
 
-use std::{io, net::IpAddr};
+use std::{collections::HashSet, io, net::IpAddr};
 
 use common::{
+    cidrs,
     document::{Command, Mode, ModeKind, Nic, PodDocument, Routing, Share, Uplink},
     failure::{Code, Context, Failure},
     kernel::Kernel,
@@ -19,7 +21,7 @@ use common::{
 };
 use ipnet::IpNet;
 
-use crate::{node::PodAddress, observe::Pod, routing::View};
+use crate::{addresses::Claims, node::PodAddress, observe::Pod, routing::View};
 
 /// Whether there is anything to decide.
 pub fn concerns(command: Command) -> bool {
@@ -54,7 +56,7 @@ pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), F
     if mode != ModeKind::Disable && document.mode.is_none() {
         pod.settle(netlink, &link, &given).await?;
     }
-    let nic = nic(&link, &pod, &given);
+    let nic = nic(document, &kernel.node, &link, &pod, &result).await?;
     if mode == ModeKind::Disable {
         let (node_addresses, uplink, host_side) = Default::default();
         document.mode = Some(Mode { mode, first: document.is_first(), nic, node_addresses, uplink, host_side });
@@ -100,10 +102,74 @@ async fn compare(document: &mut PodDocument, netlink: &Netlink, pod: &mut Pod, a
 }
 
 /// The interface. The addresses that were given to it come before those that it found itself.
-fn nic(link: &Link, pod: &Pod, given: &[IpAddr]) -> Nic {
-    let mut addresses = pod.addresses_of(&link.name);
-    addresses.sort_by_key(|net| given.iter().position(|address| *address == net.addr()).unwrap_or(given.len()));
-    Nic { name: link.name.clone(), mtu: link.mtu, addresses }
+async fn nic(
+    document: &PodDocument,
+    node: &Netlink,
+    link: &Link,
+    pod: &Pod,
+    result: &CniResult,
+) -> Result<Nic, Failure> {
+    let decided = document.mode.as_ref().map(|mode| &mode.nic);
+    let mac = decided.and_then(|nic| nic.mac).or_else(|| result.mac_of(&link.name)).or(link.mac);
+    let mut nic = Nic { name: link.name.clone(), mtu: link.mtu, mac, ..Nic::default() };
+    let (given, mut addresses): (Vec<_>, _) = (given_to(result, &link.name), pod.addresses_of(&link.name));
+    let place = |net: &IpNet| given.iter().position(|given| given.addr() == net.addr()).unwrap_or(given.len());
+    addresses.sort_by_key(place);
+    // Nobody else is there yet, or there is nothing else.
+    if decided.is_none() && given.is_empty() || addresses.iter().all(|net| place(net) < given.len()) {
+        return Ok(Nic { addresses, ..nic });
+    }
+    let claims = claims(document, node, &nic, link, result).await.context(Code::Io, "cannot read the node's addresses")?;
+    (nic.addresses, nic.refused) = addresses.into_iter().partition(|net| claims.include(net.addr()));
+    let known = decided.map(|nic| &nic.refused[..]).unwrap_or_default();
+    for net in nic.refused.iter().filter(|net| !known.contains(net)) {
+        log::warn!(
+            "{}: the node does not lead {} to the pod: it was not given to {}, is no free address of its subnets, and is not \
+             formed of its MAC address",
+            document.request.attachment(),
+            net.addr(),
+            nic.name
+        );
+    }
+    Ok(nic)
+}
+
+/// The addresses that the plugins before this one gave to an interface.
+fn given_to(result: &CniResult, ifname: &str) -> Vec<IpNet> {
+    result.ips_of(ifname).map(|ip| ip.address).collect()
+}
+
+/// What the addresses are known by that the pod can have on an interface.
+async fn claims(
+    document: &PodDocument,
+    node: &Netlink,
+    nic: &Nic,
+    link: &Link,
+    result: &CniResult,
+) -> io::Result<Claims> {
+    let given = given_to(result, &nic.name);
+    let decided = document.mode.iter().flat_map(|mode| &mode.nic.addresses).map(IpNet::addr);
+    let found = if given.is_empty() { decided.collect() } else { vec![] };
+    let mut others: HashSet<_> = node.addresses().await?.into_iter().map(|(_, net)| net.addr()).collect();
+    others.extend(next_hops(document, result));
+    let cluster = state::cluster().unwrap_or_default();
+    let cluster = cidrs::resolve(&document.settings, &cluster["cidrs"], Command::Add, &given).unwrap_or_default();
+    Ok(Claims {
+        found,
+        macs: nic.mac.into_iter().chain(document.nic_mac()).collect(),
+        shares_mac: link.kind == "ipvlan",
+        others,
+        cluster: [cluster.service, cluster.pod].concat(),
+        given,
+    })
+}
+
+/// The next hops of the pod's routes, as its networks have them.
+fn next_hops(document: &PodDocument, result: &CniResult) -> Vec<IpAddr> {
+    let given = result.ips.iter().filter_map(|ip| ip.gateway).chain(result.routes.iter().filter_map(|route| route.gw));
+    let others = document.others.iter().flat_map(|other| &other.promised).filter_map(|route| route.gateway);
+    let networks = document.others.iter().map(|other| &other.settings).chain([&document.settings]);
+    given.chain(others).chain(networks.flat_map(|settings| &settings.policy_routes).map(|policy| policy.gw)).collect()
 }
 
 /// Reads what else is to be known of the pod, and completes the section `numbers`.

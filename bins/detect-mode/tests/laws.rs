@@ -310,7 +310,7 @@ fn document(model: &Model, scenario: &Scenario, card: &Card, command: Command, d
         sources: one_of_each_family(&own),
         gateways: if scenario.overlay { one_of_each_family(&next_hops) } else { node_addresses.clone() },
     };
-    let nic = Nic { name: card.name.clone(), mtu: 1500, addresses: card.addresses.clone() };
+    let nic = Nic { name: card.name.clone(), mtu: 1500, addresses: card.addresses.clone(), ..Nic::default() };
     let default = |net: &IpNet| route(Family::of(net.addr()).default_route(), Some(gateway(*net)), &card.name);
     let promised: Vec<Route> = card.addresses.iter().map(default).collect();
     let mut document = PodDocument::new(request, settings(card));

@@ -420,6 +420,7 @@ mod tests {
                     name: "eth0".to_owned(),
                     mtu: 1500,
                     addresses: addresses.iter().map(|net| net.parse().unwrap()).collect(),
+                    ..Nic::default()
                 },
                 node_addresses: vec![],
                 uplink: Uplink::default(),
