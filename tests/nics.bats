@@ -98,6 +98,22 @@ $(lab_address node1/pair $family) 8502"
   done
 }
 
+@test "a NIC whose IPAM names a gateway and no routes has a default route in its own table, and none in the main one, also after a second look" {
+  local family _
+  by_hand
+  for _ in 1 2; do
+    lab_plugin node1 coordinator ADD "$POD" net1 < <(lab_chained node1 "$POD" underlay46 net1 | jq -c 'del(.prevResult.routes)')
+    assert_equal "$lab_status" 0
+    for family in 4 6; do
+      assert_equal "$(default_nic $family)" eth0
+      expect 0 lab_in "node1/$POD" ip -json -$family route show table 8501 default
+      assert_json "$output" '.[0] | [.dev, .gateway]' "[\"net1\",\"$([ $family = 4 ] && echo 10.6.0.1 || echo fd00:6::1)\"]"
+      expect 0 lab_in "node1/$POD" ip route get "$(lab_address client $family eth2)" from "$(lab_address "node1/$POD" $family net1)"
+      assert_contains "$output" ' dev net1 '
+    done
+  done
+}
+
 @test "a connection from net1's own address to a ClusterIP goes through the node too" {
   local family
   for family in 4 6; do

@@ -146,6 +146,9 @@ pub struct Share {
     /// The default routes that prevResult has for it: somebody may have taken them away since.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub promised: Vec<Route>,
+    /// The gateways that prevResult has for its addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gateways: Vec<IpAddr>,
     /// How its ADD changed `rp_filter` of what is not its interface's alone.
     pub applied: Vec<Operation>,
 }
@@ -450,9 +453,10 @@ impl Share {
         };
         let applied = document.applied.iter().filter(is_shared).cloned().collect();
         let (settings, cidrs) = (document.settings.clone(), document.cidrs.clone().unwrap_or_default());
-        let mut promised = CniResult::previous(&document.request.config).unwrap_or_default().routes_of(&ifname);
+        let result = CniResult::previous(&document.request.config).unwrap_or_default();
+        let (mut promised, gateways) = (result.routes_of(&ifname), result.gateways_of(&ifname));
         promised.retain(|route| route.destination.prefix_len() == 0);
-        Some(Self { ifname, opens_uplink: mode.opens_uplink(), cidrs, settings, promised, applied })
+        Some(Self { ifname, opens_uplink: mode.opens_uplink(), cidrs, settings, promised, gateways, applied })
     }
 }
 

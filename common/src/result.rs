@@ -113,6 +113,11 @@ impl CniResult {
         self.routes.iter().map(route).collect()
     }
 
+    /// The default gateways of an interface's subnets.
+    pub fn gateways_of(&self, ifname: &str) -> Vec<IpAddr> {
+        self.ips_of(ifname).filter_map(|ip| ip.gateway).collect()
+    }
+
     /// The default gateway of an address's subnet.
     pub fn gateway_of(&self, address: IpAddr) -> Option<IpAddr> {
         self.ips.iter().find(|ip| ip.address.addr() == address)?.gateway

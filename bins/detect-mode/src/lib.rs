@@ -281,6 +281,7 @@ impl Attachment<'_> {
             ways,
             pod: self.pod,
             promised: &self.result.routes_of(&self.nic.name),
+            gateways: &self.result.gateways_of(&self.nic.name),
             decided: &self.document.routing,
         })
     }

@@ -38,6 +38,8 @@ pub struct View<'a> {
     pub pod: &'a Pod,
     /// The routes that prevResult has for the interface.
     pub promised: &'a [Route],
+    /// The gateways that it has for the interface's addresses.
+    pub gateways: &'a [IpAddr],
     /// In CHECK, what ADD decided.
     pub decided: &'a Routing,
 }
@@ -141,7 +143,27 @@ impl<'a> View<'a> {
         let others = self.others.iter().flat_map(|other| &other.promised).chain(self.ways);
         let elsewhere = self.pod.routes.iter().filter(|route| route.protocol == PROTOCOL);
         let route = self.pod.main_routes().chain(elsewhere).chain(promised).chain(others).find(is_it)?;
-        Some(Route { table: MAIN_TABLE, protocol: PROTOCOL_BOOT, ..route.clone() })
+        let is_main = route.gateway.is_none() || route.gateway != self.own_gateway(nic, family);
+        is_main.then(|| Route { table: MAIN_TABLE, protocol: PROTOCOL_BOOT, ..route.clone() })
+    }
+
+    /// The gateway that a further interface has for its own table alone: its IPAM names one and no default route, and nobody
+    /// else has given it one. The sbr plugin has it the same way.
+    fn own_gateway(self, nic: &str, family: Family) -> Option<IpAddr> {
+        let (promised, gateways) = if nic == self.nic.name {
+            (self.promised, self.gateways)
+        } else {
+            let other = self.others.iter().find(|other| other.ifname == nic)?;
+            (&other.promised[..], &other.gateways[..])
+        };
+        let destination = family.default_route();
+        let is_default = |route: &&Route| route.dev == nic && route.destination == destination;
+        let mut defaults = promised.iter().chain(&self.decided.stays).chain(self.main_defaults(family)).filter(is_default);
+        let is_further = nic != self.settings.pod_default_cni_nic;
+        if !is_further || defaults.next().is_some() {
+            return None;
+        }
+        gateways.iter().copied().find(|gateway| Family::of(*gateway) == family)
     }
 
     fn main_defaults(self, family: Family) -> impl Iterator<Item = &'a Route> {
@@ -196,7 +218,7 @@ impl<'a> View<'a> {
     }
 
     /// All routes of an interface, in a table of its own: those that the main table has, those that prevResult has, its
-    /// default routes wherever they are, and its subnets. Routes on the link come first, for the others' next hops.
+    /// default routes wherever they are, one by its gateway where it has none, and its subnets. Routes on the link come first, for the others' next hops.
     fn table(self, nic: &str, number: u32) -> NicTable {
         let nets = self.addresses(nic);
         let main = self.pod.main_routes().filter(|route| route.protocol != PROTOCOL);
@@ -204,9 +226,14 @@ impl<'a> View<'a> {
         let decided = self.decided.tables.iter().filter(|table| table.nic == nic).flat_map(|table| &table.routes);
         let defaults: Vec<Route> =
             Family::ALL.into_iter().filter_map(|family| self.default_route(nic, family)).collect();
+        let own = |family: Family| {
+            let gateway = Some(self.own_gateway(nic, family)?);
+            Some(Route { gateway, ..Route::new(family.default_route(), nic, number) })
+        };
+        let own: Vec<Route> = Family::ALL.into_iter().filter_map(own).collect();
         let subnets: Vec<Route> = nets.iter().filter_map(|net| subnet(nic, *net)).collect();
         let mut routes: Vec<Route> = vec![];
-        for route in main.chain(&defaults).chain(promised).chain(decided).chain(&subnets) {
+        for route in main.chain(&defaults).chain(promised).chain(&own).chain(decided).chain(&subnets) {
             let known = |known: &Route| known.destination == route.destination;
             if route.dev == nic && !belongs_to_link(route.destination) && !routes.iter().any(known) {
                 routes.push(Route { table: number, protocol: PROTOCOL, ..route.clone() });

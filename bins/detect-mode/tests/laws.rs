@@ -39,6 +39,8 @@ struct Card {
     /// `hijackCIDR` of its network.
     hijack: Vec<u8>,
     metric: Option<u32>,
+    /// Its IPAM names gateways and no routes.
+    bare: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -87,8 +89,9 @@ fn card(number: u8) -> impl Strategy<Value = Card> {
     let network = (6..9u8, prop::bool::weighted(0.2));
     let metric = prop::option::weighted(0.2, 50..60u32);
     let hijack = prop::collection::btree_set(0..3u8, 0..3);
-    (families, network, owner, prop::bool::weighted(0.9), numbers(), numbers(), hijack, metric).prop_map(
-        move |(families, (network, two), owner, tune, static_routes, policies, hijack, metric): (
+    let bare = prop::bool::weighted(0.2);
+    (families, network, owner, prop::bool::weighted(0.9), numbers(), numbers(), hijack, metric, bare).prop_map(
+        move |(families, (network, two), owner, tune, static_routes, policies, hijack, metric, bare): (
             Vec<Family>,
             _,
             _,
@@ -97,7 +100,9 @@ fn card(number: u8) -> impl Strategy<Value = Card> {
             Vec<u8>,
             _,
             _,
+            _,
         )| {
+            let bare = bare && number > 0;
             let addresses = |family| {
                 let further = two.then(|| address(network, 100 + number, family));
                 [Some(address(network, 10 + number, family)), further].into_iter().flatten()
@@ -107,11 +112,12 @@ fn card(number: u8) -> impl Strategy<Value = Card> {
                 addresses: families.iter().copied().flat_map(addresses).collect(),
                 owner: owner.map(str::to_owned),
                 tune,
-                static_routes,
+                static_routes: if bare { vec![] } else { static_routes },
                 // Each interface has its own, as people would have it.
                 policy_routes: policies.into_iter().map(|_| 4 + number).collect(),
                 hijack: hijack.into_iter().collect(),
                 metric,
+                bare,
             }
         },
     )
@@ -155,7 +161,7 @@ impl Model {
             let subnet = Route { protocol: 2, ..route(net.trunc(), None, &card.name) };
             let default = Route { metric: card.metric, ..route(family.default_route(), via, &card.name) };
             let further = card.static_routes.iter().map(|n| route(destination(*n, family), via, &card.name));
-            for new in [subnet, default].into_iter().chain(further) {
+            for new in [Some(subnet), (!card.bare).then_some(default)].into_iter().flatten().chain(further) {
                 if !self.routes.contains(&new) {
                     self.routes.push(new);
                 }
@@ -257,6 +263,10 @@ fn has(card: &Card, family: Family) -> bool {
     card.addresses.iter().any(|net| Family::of(net.addr()) == family)
 }
 
+fn has_default(card: &Card, family: Family) -> bool {
+    has(card, family) && !card.bare
+}
+
 fn found_rules(model: &Model, document: &PodDocument) -> Vec<Found> {
     let ours = model.routes.iter().filter(|route| route.protocol == PROTOCOL);
     let tables: BTreeSet<u32> = ours.map(|route| route.table).collect();
@@ -300,7 +310,10 @@ fn settings(card: &Card) -> Settings {
 /// The document as detect-mode, sync-cidrs and mk-veth leave it. `decided` is what ADD decided, where this is a later look.
 fn document(model: &Model, scenario: &Scenario, card: &Card, command: Command, decided: &Routing) -> PodDocument {
     let (container_id, ifname) = ("a".to_owned(), card.name.clone());
-    let request = Request { command, container_id, netns: None, ifname, args: None, config: json!({}) };
+    let ip = |net: &IpNet| json!({ "address": net, "gateway": gateway(*net) });
+    let ips: Vec<_> = card.addresses.iter().filter(|_| card.bare).map(ip).collect();
+    let config = json!({ "prevResult": { "ips": ips } });
+    let request = Request { command, container_id, netns: None, ifname, args: None, config };
     let first = &scenario.cards[0];
     let own: Vec<IpAddr> = first.addresses.iter().map(IpNet::addr).collect();
     let next_hops: Vec<IpAddr> = first.addresses.iter().map(|net| gateway(*net)).collect();
@@ -312,7 +325,8 @@ fn document(model: &Model, scenario: &Scenario, card: &Card, command: Command, d
     };
     let nic = Nic { name: card.name.clone(), mtu: 1500, addresses: card.addresses.clone(), ..Nic::default() };
     let default = |net: &IpNet| route(Family::of(net.addr()).default_route(), Some(gateway(*net)), &card.name);
-    let promised: Vec<Route> = card.addresses.iter().map(default).collect();
+    let promised: Vec<Route> = card.addresses.iter().filter(|_| !card.bare).map(default).collect();
+    let gateways: Vec<IpAddr> = card.addresses.iter().filter(|_| card.bare).map(|net| gateway(*net)).collect();
     let mut document = PodDocument::new(request, settings(card));
     // DEL has lost its document.
     document.numbers = document.numbers().as_in(&model.pod().rules);
@@ -322,10 +336,12 @@ fn document(model: &Model, scenario: &Scenario, card: &Card, command: Command, d
         document.numbers = Some(detect_mode::plan::numbers(&document.settings, &model.pod(), 500));
         let uplink_table = document.numbers().pod_table;
         let (pod, overlay) = (model.pod(), scenario.overlay);
-        let (settings, others, nic, promised) = (&document.settings, &document.others[..], &nic, &promised[..]);
+        let (settings, others, nic) = (&document.settings, &document.others[..], &nic);
+        let (promised, gateways) = (&promised[..], &gateways[..]);
         let ways: Vec<Route> =
             Family::ALL.into_iter().filter_map(|family| pod.default_route(&first.name, family).cloned()).collect();
-        let view = View { settings, others, nic, uplink_table, overlay, ways: &ways, pod: &pod, promised, decided };
+        let (ways, pod) = (&ways[..], &pod);
+        let view = View { settings, others, nic, uplink_table, overlay, ways, pod, promised, gateways, decided };
         let alone = card.name == first.name && card.owner.is_none() && others.is_empty();
         document.routing = if alone { Routing::default() } else { routing(view).unwrap() };
     }
@@ -467,6 +483,23 @@ proptest! {
     }
 
     #[test]
+    fn a_further_interface_has_a_default_route_for_its_addresses_also_where_its_network_has_none(scenario in scenario()) {
+        let model = pod(&scenario);
+        let further = || called(&scenario).filter(|card| card.tune && card.name != "eth0");
+        for (card, net) in further().flat_map(|card| card.addresses.iter().map(move |net| (card, net))) {
+            let from = Some(IpNet::from(net.addr()));
+            let table = model.rules.iter().find(|(rule, _)| rule.from == from).map(|(rule, _)| rule.table);
+            let default = Family::of(net.addr()).default_route();
+            let leads = |route: &Route| Some(route.table) == table && route.destination == default && route.dev == card.name;
+            prop_assert!(model.routes.iter().any(leads), "{}: {:?}", net, model.state());
+        }
+        for card in further().filter(|card| card.bare) {
+            let is_main = |route: &Route| route.table == MAIN_TABLE && route.destination.prefix_len() == 0;
+            prop_assert!(!model.routes.iter().any(|route| is_main(route) && route.dev == card.name), "{:?}", model.state());
+        }
+    }
+
+    #[test]
     fn no_two_interfaces_share_a_table_and_nobody_elses_is_taken(scenario in scenario()) {
         let model = pod(&scenario);
         let uplink = if scenario.overlay { "eth0" } else { names::POD_VETH };
@@ -509,9 +542,9 @@ proptest! {
             for family in Family::ALL {
                 let present: Vec<_> = scenario.cards.iter().filter(|card| model.cards.contains_key(&card.name)).collect();
                 let nics = model.default_nics(family);
-                prop_assert_eq!(nics.len(), usize::from(present.iter().any(|card| has(card, family))), "{:?}", nics);
+                prop_assert_eq!(nics.len(), usize::from(present.iter().any(|card| has_default(card, family))), "{:?}", nics);
                 let named = present.iter().find(|other| Some(&other.name) == card.owner.as_ref());
-                if let Some(named) = named.filter(|named| has(named, family)) {
+                if let Some(named) = named.filter(|named| has_default(named, family)) {
                     prop_assert!(nics.contains(named.name.as_str()), "{:?} instead of {}", nics, named.name);
                 }
             }
