@@ -555,6 +555,21 @@ without_default() {
   assert_answer "node1/$POD" "$(lab_cluster_ip web 4)" 80 backend ''
 }
 
+@test "an eth0 that is no overlay's is refused, and nothing has changed" {
+  local before mode
+  POD=mistaken
+  lab_pod node1 $POD plain46
+  lab_attach node1 $POD plain46 net1
+  before=$(lab_snapshot node1/$POD)
+  for mode in auto overlay; do
+    lab_plugin node1 coordinator ADD $POD net1 < <(lab_chained node1 $POD underlay46 net1 | jq -c ".mode = \"$mode\"")
+    assert_json "$lab_stdout" .code 7
+    assert_contains "$lab_stdout" 'first interface eth0 is a macvlan'
+    assert_same "$before" "$(lab_snapshot node1/$POD)"
+  done
+  lab_pod_delete node1 $POD plain46
+}
+
 @test "an overlay pod's result is prevResult as it was; in CNI 1.1.0 the default route that moved names its table" {
   local version
   for version in 0.4.0 1.0.0 1.1.0; do

@@ -49,7 +49,11 @@ pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), F
     }
     let mode = match &document.mode {
         Some(decided) => decided.mode,
-        None => plan::mode(&document.settings, &ifname, pod.link(POD_VETH).is_some())?,
+        None => {
+            let first = pod.link(&document.settings.pod_default_cni_nic);
+            let kind = first.map(|first| first.kind.as_str()).unwrap_or_default();
+            plan::mode(&document.settings, &ifname, pod.link(POD_VETH).is_some(), kind)?
+        }
     };
     let result = CniResult::previous(&document.request.config)?;
     let given: Vec<_> = result.ips_of(&ifname).map(|ip| ip.address.addr()).collect();

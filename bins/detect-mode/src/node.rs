@@ -116,14 +116,18 @@ pub async fn near(node: &Netlink, nic: &Link, nets: &[IpNet]) -> io::Result<Vec<
     Ok(node.addresses_of(&link).await?.iter().map(IpNet::addr).filter(is_near).collect())
 }
 
-/// The other end, on the node, of a pod's veth. None if it is no veth: its link's index may then mean anything, such as the
-/// node's own interface below a macvlan.
+/// The other end, on the node, of a pod's veth or netkit pair. None if it is no pair: its link's index may then mean anything,
+/// such as the node's own interface below a macvlan.
 async fn other_end(node: &Netlink, nic: &Link) -> io::Result<Option<Link>> {
-    let peer = match nic.peer {
+    let peer = match nic.peer.filter(|_| is_pair(nic)) {
         Some(index) => node.link_by_index(index).await?,
         None => None,
     };
-    Ok(peer.filter(|peer| peer.peer == Some(nic.index)))
+    Ok(peer.filter(|peer| peer.kind == nic.kind && peer.peer == Some(nic.index)))
+}
+
+fn is_pair(link: &Link) -> bool {
+    matches!(link.kind.as_str(), "veth" | "netkit")
 }
 
 /// Whether a link of the node leads to other hosts.

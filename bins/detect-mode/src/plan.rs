@@ -15,11 +15,15 @@ use ipnet::IpNet;
 
 use crate::observe::Pod;
 
-/// The mode for the interface `ifname` of a pod that has the veth pair already, or not.
+/// The kinds of links that lead to the underlay, beside the node.
+const UNDERLAY_KINDS: [&str; 4] = ["macvlan", "macvtap", "ipvlan", "ipvtap"];
+
+/// The mode for the interface `ifname` of a pod that has the veth pair already, or not, and whose first interface is of
+/// the kind `first_kind`.
 ///
 /// # Errors
 /// When the configured mode cannot be had for this interface. The details say what to change.
-pub fn mode(settings: &Settings, ifname: &str, has_veth: bool) -> Result<ModeKind, Failure> {
+pub fn mode(settings: &Settings, ifname: &str, has_veth: bool, first_kind: &str) -> Result<ModeKind, Failure> {
     let first = ifname == settings.pod_default_cni_nic;
     let refuse = |what: &str, remedy: &str| {
         Err(Failure::new(Code::InvalidConfiguration, format!("mode {what} for interface {ifname}")).details(remedy))
@@ -32,6 +36,14 @@ pub fn mode(settings: &Settings, ifname: &str, has_veth: bool) -> Result<ModeKin
         ),
         (ModeSetting::Auto | ModeSetting::Underlay, true, _) => Ok(ModeKind::Underlay),
         (ModeSetting::Auto | ModeSetting::Underlay, false, true) => Ok(ModeKind::Underlay),
+        (ModeSetting::Auto | ModeSetting::Overlay, false, false) if UNDERLAY_KINDS.contains(&first_kind) => refuse(
+            "overlay cannot be",
+            &format!(
+                "the pod's first interface {} is a {first_kind}, which is no overlay's and does not lead to the node: chain this \
+                 plugin behind it too, before this interface, or set mode to disable",
+                settings.pod_default_cni_nic
+            ),
+        ),
         (ModeSetting::Auto | ModeSetting::Overlay, false, false) => Ok(ModeKind::Overlay),
         (ModeSetting::Underlay, false, false) => refuse(
             "underlay cannot be",
@@ -176,21 +188,24 @@ mod tests {
     #[test]
     fn auto_is_underlay_for_the_first_interface_and_then_what_the_pod_has() {
         let auto = settings(ModeSetting::Auto);
-        assert_eq!(mode(&auto, "eth0", false), Ok(ModeKind::Underlay));
-        assert_eq!(mode(&auto, "eth0", true), Ok(ModeKind::Underlay));
-        assert_eq!(mode(&auto, "net1", true), Ok(ModeKind::Underlay));
-        assert_eq!(mode(&auto, "net1", false), Ok(ModeKind::Overlay));
+        assert_eq!(mode(&auto, "eth0", false, "macvlan"), Ok(ModeKind::Underlay));
+        assert_eq!(mode(&auto, "eth0", true, "macvlan"), Ok(ModeKind::Underlay));
+        assert_eq!(mode(&auto, "net1", true, "macvlan"), Ok(ModeKind::Underlay));
+        assert_eq!(mode(&auto, "net1", false, "veth"), Ok(ModeKind::Overlay));
+        assert_eq!(mode(&auto, "net1", false, ""), Ok(ModeKind::Overlay));
     }
 
     #[test]
     fn a_mode_that_cannot_be_is_an_error_that_says_what_to_change() {
-        for (setting, ifname, has_veth, change) in [
-            (ModeSetting::Underlay, "net1", false, "set mode to auto or overlay"),
-            (ModeSetting::Overlay, "eth0", false, "set mode to auto or underlay"),
-            (ModeSetting::Overlay, "net1", true, "set mode to auto or underlay"),
-            (ModeSetting::Auto, POD_VETH, true, "give the interface another"),
+        for (setting, ifname, has_veth, first_kind, change) in [
+            (ModeSetting::Underlay, "net1", false, "veth", "set mode to auto or overlay"),
+            (ModeSetting::Overlay, "eth0", false, "veth", "set mode to auto or underlay"),
+            (ModeSetting::Overlay, "net1", true, "veth", "set mode to auto or underlay"),
+            (ModeSetting::Auto, POD_VETH, true, "veth", "give the interface another"),
+            (ModeSetting::Auto, "net1", false, "macvlan", "chain this plugin behind it too"),
+            (ModeSetting::Overlay, "net1", false, "ipvlan", "chain this plugin behind it too"),
         ] {
-            let failure = mode(&settings(setting), ifname, has_veth).unwrap_err();
+            let failure = mode(&settings(setting), ifname, has_veth, first_kind).unwrap_err();
             assert_eq!(failure.code, Code::InvalidConfiguration as u32);
             assert!(failure.details.contains(change), "{failure}");
         }
