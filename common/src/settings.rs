@@ -234,7 +234,7 @@ pub const SETTINGS: &[Setting] = &[
         key: "policyRoutes",
         default: "[]",
         allowed: "a list of {\"dst\": CIDR or address, \"gw\": address} of one family each",
-        effect: "further routes for the interface, in its own table and in the main one",
+        effect: "further routes for the interface, in its own table and in the main one; none of a family of which it has no address",
     },
     Setting {
         key: "hostRuleTable",

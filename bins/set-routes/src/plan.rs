@@ -228,7 +228,8 @@ fn replies(mode: &Mode, table: u32) -> impl Iterator<Item = Route> + '_ {
 /// and has to be answered by it. An interface of which nothing is known has what this attachment asks for.
 fn own_table(document: &PodDocument, mode: &Mode, table: &NicTable) -> Result<Vec<Route>, Failure> {
     let share = document.shares().find(|share| share.ifname == table.nic);
-    let policies = share.as_ref().map(|share| &share.settings.policy_routes[..]).unwrap_or_default();
+    let mut policies = share.as_ref().map(|share| share.settings.policy_routes.clone()).unwrap_or_default();
+    policies.retain(|policy| is_served(policy, table.addresses.iter().copied()));
     let overridden = |route: &&Route| policies.iter().any(|policy| policy.dst == route.destination);
     let mut routes: Vec<_> = table.routes.iter().filter(|route| !overridden(route)).cloned().collect();
     routes.extend(policies.iter().map(|policy| policy_route(policy, &table.nic, table.table)));
@@ -267,9 +268,15 @@ fn to_the_pod(document: &PodDocument) -> Vec<Route> {
 fn policy_routes(document: &PodDocument, mode: &Mode) -> impl Iterator<Item = Route> {
     let nic = &mode.nic.name;
     let has_table = document.routing.table_of(nic).is_some();
-    let policies = document.settings.policy_routes.iter();
+    let addresses = move || mode.nic.addresses.iter().map(IpNet::addr);
+    let policies = document.settings.policy_routes.iter().filter(move |policy| is_served(policy, addresses()));
     let main = policies.filter(move |policy| !has_table || policy.dst.prefix_len() > 0);
     main.map(|policy| policy_route(policy, nic, MAIN_TABLE))
+}
+
+/// Whether an interface with these addresses has the family of a route: one network may be for pods with one and with two.
+fn is_served(policy: &PolicyRoute, mut addresses: impl Iterator<Item = IpAddr>) -> bool {
+    addresses.any(|address| address.is_ipv4() == policy.gw.is_ipv4())
 }
 
 fn policy_route(policy: &PolicyRoute, nic: &str, table: u32) -> Route {
