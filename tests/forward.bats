@@ -55,6 +55,17 @@ remedy() {
   says true
 }
 
+@test "with overlayMasquerade it is the next link group that has to pass, and check-node names that one" {
+  local settings='{"settings": {"overlayMasquerade": true, "linkGroup": 90}, "cidrs": {"service": [], "pod": []}}'
+  lab_in node1 sh -c 'iptables -P FORWARD DROP; ip6tables -P FORWARD DROP'
+  remedy -I
+  says true
+  lab_in node1 sh -c 'cat >/run/underpass/cluster.json' <<<"$settings"
+  says false
+  lab_in node1 rm /run/underpass/cluster.json
+  assert_contains "$output" '--src-group 91 '
+}
+
 @test "with iptables' policy DROP a Service still works, but what is not translated does not, and check-node says so" {
   lab_in node1 iptables -P FORWARD DROP
   assert_answer node1/pod "$(lab_cluster_ip web 4)" 80 backend ''

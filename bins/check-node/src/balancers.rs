@@ -12,7 +12,7 @@ use crate::Check;
 /// Nothing to say where there is no cgroup v2, or where this process may not look.
 pub fn check(cgroup: Option<&Path>) -> Vec<Check> {
     let Some(cgroup) = cgroup.map(Path::to_owned).or_else(cgroup::mount) else { return vec![] };
-    let check = |ok, msg| vec![Check { name: "balancers", ok, msg, remedy: REMEDY }];
+    let check = |ok, msg| vec![Check { name: "balancers", ok, msg, remedy: REMEDY.into() }];
     let place = cgroup.display();
     match File::open(&cgroup).and_then(|cgroup| balancers::find(&cgroup)) {
         Ok(Balancers { ours, others }) => match (ours, others.join(" and ")) {

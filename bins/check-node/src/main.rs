@@ -7,7 +7,7 @@ mod processes;
 mod proxy;
 mod rules;
 
-use std::{collections::BTreeSet, fs, path::PathBuf, process::ExitCode};
+use std::{borrow::Cow, collections::BTreeSet, fs, path::PathBuf, process::ExitCode};
 
 use clap::{Arg, ArgAction};
 use common::{
@@ -35,8 +35,7 @@ struct Check {
     name: &'static str,
     ok: bool,
     msg: String,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    remedy: &'static str,
+    remedy: Cow<'static, str>,
 }
 
 fn main() -> ExitCode {
@@ -87,7 +86,7 @@ fn forwarding(path: &str) -> Check {
         name: "forwarding",
         ok: value.trim() == "1",
         msg: format!("{path} is {}", if value.is_empty() { "not there" } else { value.trim() }),
-        remedy: "the node forwards pods' packets to Services: set it to 1, or do without pods of that address family",
+        remedy: "the node forwards pods' packets to Services: set it to 1, or do without pods of that address family".into(),
     }
 }
 
@@ -100,7 +99,8 @@ fn nftables() -> Check {
             Ok(_) => "the kernel has nf_tables".to_owned(),
             Err(error) => format!("the kernel has no nf_tables: {error}"),
         },
-        remedy: "replies find their way by an nftables mark: load the module nf_tables (Linux 5.2: route chains of the family inet)",
+        remedy: "replies find their way by an nftables mark: load the module nf_tables (Linux 5.2: route chains of the family inet)"
+            .into(),
     }
 }
 
@@ -121,29 +121,32 @@ fn networkd() -> Option<Check> {
         ok,
         msg,
         remedy: "in the section [Network] of /etc/systemd/networkd.conf.d/underpass.conf set ManageForeignRoutes=no and \
-                 ManageForeignRoutingPolicyRules=no; until then the node agent has to put right what is taken away",
+                 ManageForeignRoutingPolicyRules=no; until then the node agent has to put right what is taken away"
+            .into(),
     })
 }
 
 /// What the node's firewall drops of what pods send and get.
 fn forwarded(subnets: &[IpNet]) -> Vec<Check> {
+    let cluster = state::cluster().unwrap_or_default();
+    let group = Settings::resolve(&Value::Null, &cluster["settings"]).0.veth_group();
     let check = |ok, msg| Check {
         name: "forward",
         ok,
         msg,
-        remedy: "let it pass before it is dropped (85 stands for linkGroup): `iptables -I FORWARD -m devgroup --src-group 85 \
-                 -j ACCEPT`, the same with --dst-group, both with ip6tables too (iptables-legacy where its table is named), and in the \
-                 chain DOCKER-USER beside Docker; \
-                 in nftables `iifgroup 85 accept` and `oifgroup 85 accept` in that chain; in firewalld `firewall-cmd \
-                 --permanent --zone=trusted --add-source=SUBNET` for the subnets of underlay and overlay pods",
+        remedy: format!(
+            "let it pass before it is dropped: `iptables -I FORWARD -m devgroup --src-group {group} -j ACCEPT`, the same with \
+             --dst-group, both with ip6tables too (iptables-legacy where its table is named), and in the chain DOCKER-USER \
+             beside Docker; in nftables `iifgroup {group} accept` and `oifgroup {group} accept` in that chain; in firewalld \
+             `firewall-cmd --permanent --zone=trusted --add-source=SUBNET` for the subnets of underlay and overlay pods"
+        )
+        .into(),
     };
     let ruleset = match forward::read() {
         Ok(ruleset) => ruleset,
         Err(error) => return vec![check(false, format!("the rules for forwarded packets cannot be read: {error}"))],
     };
-    let cluster = state::cluster().unwrap_or_default();
-    let (settings, _) = Settings::resolve(&Value::Null, &cluster["settings"]);
-    let obstacles = forward::obstacles(&ruleset, settings.link_group, subnets);
+    let obstacles = forward::obstacles(&ruleset, group, subnets);
     if obstacles.is_empty() {
         return vec![check(true, "no rule for forwarded packets drops what comes from or goes to pods".to_owned())];
     }
@@ -163,7 +166,7 @@ fn state_directory() -> Check {
             Ok(()) => format!("{} is there", directory.display()),
             Err(error) => format!("{} cannot be made: {error}", directory.display()),
         },
-        remedy: "the plugin keeps locks and documents there: make it writable for root",
+        remedy: "the plugin keeps locks and documents there: make it writable for root".into(),
     }
 }
 
@@ -175,7 +178,7 @@ fn masquerade(proxies: &BTreeSet<Masquerade>, subnets: &[IpNet]) -> Vec<Check> {
             name: "kube-proxy",
             ok: false,
             msg: "no kube-proxy runs in this network namespace".to_owned(),
-            remedy: "the host path needs kube-proxy, or whatever translates Services on the node in its place",
+            remedy: "the host path needs kube-proxy, or whatever translates Services on the node in its place".into(),
         }];
     }
     proxies.iter().map(|masquerade| verdict(masquerade, subnets)).collect()
@@ -209,7 +212,8 @@ fn verdict(masquerade: &Masquerade, subnets: &[IpNet]) -> Check {
         ok,
         msg,
         remedy: "set masqueradeAll (iptables.masqueradeAll or nftables.masqueradeAll in kube-proxy's configuration, or \
-                 --masquerade-all), or let clusterCIDR be the overlay pods' only; the socket path does not need it",
+                 --masquerade-all), or let clusterCIDR be the overlay pods' only; the socket path does not need it"
+            .into(),
     }
 }
 

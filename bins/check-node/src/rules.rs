@@ -52,7 +52,8 @@ pub fn check(pods: io::Result<Vec<IpAddr>>) -> Vec<Check> {
         ok,
         msg,
         remedy: "give that rule a priority behind ours (ip rule show protocol 85), and those routes another table; the \
-                 next pod's ADD moves ours before it",
+                 next pod's ADD moves ours before it"
+            .into(),
     }]
 }
 
