@@ -272,6 +272,9 @@ EOF
   assert_equal "$lab_stdout" ''
   refused 50 'not known yet' STATUS "$(with '.cniVersion = "1.1.0" | del(.serviceCIDR, .overlayPodCIDR)')"
   refused 11 'not known yet' ADD "$(with 'del(.serviceCIDR, .overlayPodCIDR)')"
+  # The overlay pods' CIDRs alone are no way to Services.
+  refused 50 'not known yet' STATUS "$(with '.cniVersion = "1.1.0" | del(.serviceCIDR)')"
+  refused 11 'not known yet' ADD "$(with 'del(.serviceCIDR)')"
 }
 
 @test "the tools are found where UNDERPASS_LIBEXEC says, else in underpass.d beside the plugin" {

@@ -13,11 +13,10 @@ use crate::{
 /// `direct`, which the interface itself is in, are reached directly, not through the node.
 ///
 /// # Errors
-/// When the configuration leaves some open and nothing is known of the cluster yet: code 11 for ADD and CHECK, 50 for
-/// STATUS.
+/// When the configuration leaves the Services open and nothing is known of the cluster yet: code 11 for ADD and CHECK, 50
+/// for STATUS.
 pub fn resolve(settings: &Settings, cluster: &Value, command: Command, direct: &[IpNet]) -> Result<Cidrs, Failure> {
-    let configured = settings.service_cidr.is_some() || settings.overlay_pod_cidr.is_some();
-    if cluster.is_null() && !configured && settings.mode != ModeSetting::Disable {
+    if cluster.is_null() && settings.service_cidr.is_none() && settings.mode != ModeSetting::Disable {
         let code = if command == Command::Status { Code::NotAvailable } else { Code::TryAgainLater };
         return Err(Failure::new(code, "the cluster's Service CIDRs are not known yet").details(
             "set serviceCIDR and overlayPodCIDR in the plugin configuration, or let the node agent run on this node",
@@ -94,6 +93,17 @@ mod tests {
     fn with_nothing_known_add_is_told_to_try_again_and_status_that_it_is_not_available() {
         let code = |command| resolve(&Settings::default(), &Value::Null, command, &[]).unwrap_err().code;
         assert_eq!((code(Command::Add), code(Command::Status)), (11, 50));
+    }
+
+    #[test]
+    fn the_overlay_pods_cidrs_alone_are_no_way_to_services() {
+        let known = |services: Option<Vec<IpNet>>| {
+            let overlay_pod_cidr = Some(nets(&["10.233.0.0/18"]));
+            let settings = Settings { service_cidr: services, overlay_pod_cidr, ..Settings::default() };
+            resolve(&settings, &Value::Null, Command::Add, &[])
+        };
+        assert_eq!(known(None).unwrap_err().code, 11);
+        assert!(known(Some(nets(&["10.96.0.0/12"]))).is_ok());
     }
 
     #[test]

@@ -672,7 +672,7 @@ is allowed, of every setting that is wrong. DEL and GC go on with the default in
 | mode | 7 | the mode cannot be had for this interface; the details say what to change |
 | podDefaultCniNic | 7 | overlay mode, and the pod has no such interface with an address |
 | podDefaultRouteNic | 7 | the pod has no such interface and none can still be added by this name |
-| serviceCIDR, overlayPodCIDR | 11 (STATUS: 50) | neither is set, and the cluster's are not known yet |
+| serviceCIDR | 11 (STATUS: 50) | it is not set, and the cluster's CIDRs are not known yet |
 | policyRoutes, vethLinkAddress, vethMTU, txQueueLen, podMACPrefix | 100 | the kernel refuses the value for this interface |
 | detectIPConflict | 103 | another host has one of the addresses; the message names its MAC address |
 | detectGateway | 104 | the gateway does not answer; the message names it |
