@@ -234,7 +234,9 @@ EOF
 .txQueueLen = -1
 .detectOptions = {retry: 2, interval: "0h0m0.01s", timeout: "0"}
 .detectOptions = {retries: null, interval: "1ms500us", timeout: "+.1s"}
+.detectOptions = {retries: 0, patience: "1s"}
 .logOptions = {logLevel: "Fatal", LogMaxSize: null}
+.logOptions = {logLevel: "warn", colour: true}
 .podDefaultRouteNIC = "eth0"
 .podCIDRType = "auto" | .hostRPFilter = 0 | .multusNicPrefix = "net" | .detectGateway = null
 EOF

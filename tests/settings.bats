@@ -121,11 +121,10 @@ vethMTU|67
 vethMTU|65536
 detectIPConflict|"true"
 detectGateway|1
-detectOptions|{"retries": 0}
+detectOptions|{"retries": 101}
 detectOptions|{"interval": "soon"}
 detectOptions|{"timeout": "61s"}
 detectOptions|{"timeout": 1}
-detectOptions|{"patience": "1s"}
 logOptions|{"logLevel": "loud"}
 logOptions|{"logFile": "relative.log"}
 logOptions|{"logMaxSize": "big"}

@@ -323,7 +323,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "detectOptions",
         default: "{\"retries\": 3, \"interval\": \"10ms\", \"timeout\": \"100ms\"}",
-        allowed: "retries (also written retry) from 1 to 100; interval and timeout as durations such as 100ms or 1.5s, up to 1m",
+        allowed: "retries (also written retry) from 1 to 100, or 0 (the default); interval and timeout as durations such as 100ms or 1.5s, up to 1m",
         effect: "how many probes these two send, the time between two, and the time after the last",
     },
     Setting {
@@ -528,10 +528,12 @@ fn detect_options(value: &Value) -> Option<DetectOptions> {
     let mut options = DetectOptions::default();
     for (key, value) in value.as_object()?.iter().filter(|(_, value)| !is_unset(value)) {
         match key.as_str() {
-            "retries" | "retry" => options.retries = unsigned(value).filter(|n| (1..=100).contains(n))?,
+            // Spiderpool's configurations write 0 for what is not set.
+            "retries" | "retry" if value.as_u64() == Some(0) => {}
+            "retries" | "retry" => options.retries = unsigned(value).filter(|n| *n <= 100)?,
             "interval" => options.interval = duration(value)?,
             "timeout" => options.timeout = duration(value)?,
-            _ => return None,
+            _ => {}
         }
     }
     Some(options)
@@ -556,7 +558,7 @@ fn log_options(value: &Value) -> Option<LogOptions> {
             "logMaxSize" | "logMaxAge" | "logMaxCount" => {
                 unsigned(value)?;
             }
-            _ => return None,
+            _ => {}
         }
     }
     Some(options)
@@ -721,6 +723,14 @@ is allowed, of every setting that is wrong. DEL and GC go on with the default in
             assert_eq!(failure.details, format!("allowed: {}", setting.allowed));
             assert_eq!(settings, Settings::default());
         }
+    }
+
+    #[test]
+    fn keys_that_are_not_known_are_ignored_in_options_too_and_no_retries_are_as_many_as_by_default() {
+        let config = json!({
+            "detectOptions": {"retries": 0, "patience": "1s"}, "logOptions": {"logLevel": "info", "colour": true}
+        });
+        assert_eq!(Settings::resolve(&config, &Value::Null), (Settings::default(), vec![]));
     }
 
     #[test]
