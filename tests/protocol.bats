@@ -279,6 +279,32 @@ EOF
   refused 11 'not known yet' ADD "$(with 'del(.serviceCIDR)')"
 }
 
+@test "nobody but root can open the lock, also one of an earlier version, and everybody can read metrics" {
+  local mode
+  for mode in gone 644 600; do
+    lab_in node1 sh -c "rm -f /run/underpass/lock; [ $mode = gone ] || install -m $mode /dev/null /run/underpass/lock"
+    call ADD "$config"
+    assert_equal "$lab_status" 0
+    assert_equal "$(lab_in node1 stat -c %a /run/underpass/lock /run/underpass /run/underpass/attachments | xargs)" '600 755 755'
+  done
+  call DEL "$config"
+}
+
+@test "who waits for a lock for more than a second says so, once" {
+  lab_spawn holder node1 /usr/bin/python3 -c '
+import fcntl, struct, time
+lock = open("/run/underpass/lock", "a")
+fcntl.fcntl(lock, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))
+print("held", flush=True)
+time.sleep(2)'
+  lab_until 5 grep -q held "$LAB/log/holder"
+  call ADD "$config"
+  assert_equal "$lab_status" 0
+  assert_equal "$(grep -c 'waiting for the lock of container lab-pod' <<<"$lab_stderr")" 1
+  call DEL "$config"
+  assert_equal "$(grep -c 'waiting for the lock' <<<"$lab_stderr")" 0
+}
+
 @test "the tools are found where UNDERPASS_LIBEXEC says, else in underpass.d beside the plugin" {
   # shellcheck disable=SC2016 # expanded by the inner shell
   lab_in node1 sh -c 'mkdir -p /run/plugin && cp "$0" /run/plugin/ && ln -sfn "$1" /run/plugin/underpass.d' \

@@ -1,15 +1,23 @@
 //! Locks, in a file of the state directory.
 
 use std::{
+    fmt,
     fs::{self, File, OpenOptions},
     io,
-    os::fd::{AsFd, BorrowedFd, RawFd},
+    os::{
+        fd::{AsFd, BorrowedFd, RawFd},
+        unix::fs::OpenOptionsExt,
+    },
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::Duration,
 };
 
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, fcntl},
     libc,
+    sys::stat::{Mode, fchmod, fstat},
 };
 
 use crate::{names::container_number, state};
@@ -23,6 +31,11 @@ pub enum Lock<'a> {
     /// All that belongs to one container.
     Container(&'a str),
 }
+
+/// Who waits for longer says so.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Who can open the file can hold the lock.
+const MODE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
 
 impl Lock<'_> {
     fn byte(self) -> i64 {
@@ -48,11 +61,7 @@ impl Lock<'_> {
     /// When the state directory cannot be written.
     pub fn try_acquire(self) -> io::Result<Option<Locked>> {
         let file = open_lock()?;
-        match fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&self.range(libc::F_WRLCK))) {
-            Ok(_) => Ok(Some(self.held(file))),
-            Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        Ok(self.try_acquire_on(file.as_fd())?.then(|| self.held(file)))
     }
 
     /// Waits for the lock on a descriptor that this process was started with (`F_OFD_SETLKW`, fcntl(2)). The lock
@@ -67,8 +76,28 @@ impl Lock<'_> {
     }
 
     fn acquire_on(self, file: BorrowedFd<'_>) -> io::Result<()> {
+        keep_private(file)?;
+        if self.try_acquire_on(file)? {
+            return Ok(());
+        }
+        let (done, waiting) = mpsc::channel::<()>();
+        let what = self.to_string();
+        thread::spawn(move || {
+            if waiting.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                log::warn!("waiting for the lock of {what}, which another process has held for {} s", PATIENCE.as_secs());
+            }
+        });
         fcntl(file, FcntlArg::F_OFD_SETLKW(&self.range(libc::F_WRLCK)))?;
+        drop(done);
         Ok(())
+    }
+
+    fn try_acquire_on(self, file: BorrowedFd<'_>) -> io::Result<bool> {
+        match fcntl(file, FcntlArg::F_OFD_SETLK(&self.range(libc::F_WRLCK))) {
+            Ok(_) => Ok(true),
+            Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn held(self, file: File) -> Locked {
@@ -77,6 +106,15 @@ impl Lock<'_> {
 
     fn range(self, kind: i32) -> libc::flock {
         libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: self.byte(), l_len: 1, l_pid: 0 }
+    }
+}
+
+impl fmt::Display for Lock<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node => write!(f, "the node"),
+            Self::Container(id) => write!(f, "container {id}"),
+        }
     }
 }
 
@@ -96,24 +134,34 @@ impl Drop for Locked {
 
 fn open_lock() -> io::Result<File> {
     fs::create_dir_all(state::directory())?;
-    OpenOptions::new().create(true).append(true).open(state::directory().join("lock"))
+    OpenOptions::new().create(true).append(true).mode(MODE.bits()).open(state::directory().join("lock"))
+}
+
+/// Earlier versions let everybody read the file.
+fn keep_private(file: BorrowedFd<'_>) -> io::Result<()> {
+    let mode = Mode::from_bits_truncate(fstat(file)?.st_mode);
+    if mode.intersects(Mode::S_IRWXG | Mode::S_IRWXO) {
+        fchmod(file, MODE)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd as _;
+    use std::os::{fd::AsRawFd as _, unix::fs::MetadataExt as _};
 
     use nix::sys::memfd::{MFdFlags, memfd_create};
 
     use super::*;
 
     #[test]
-    fn a_child_that_inherited_the_file_does_not_keep_the_lock() {
+    fn a_child_that_inherited_the_file_does_not_keep_the_lock_and_nobody_else_can_open_it() {
         let memory = File::from(memfd_create(c"lock", MFdFlags::empty()).unwrap());
         let open = || OpenOptions::new().append(true).open(format!("/proc/self/fd/{}", memory.as_raw_fd())).unwrap();
         let is_free = || fcntl(open(), FcntlArg::F_OFD_SETLK(&Lock::Node.range(libc::F_WRLCK))).is_ok();
         let file = open();
         Lock::Node.acquire_on(file.as_fd()).unwrap();
+        assert_eq!(file.metadata().unwrap().mode() & 0o777, 0o600);
         let inherited = file.try_clone().unwrap();
         let locked = Lock::Node.held(file);
         assert!(!is_free());
