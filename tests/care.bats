@@ -262,6 +262,28 @@ is_counted() { [ "$(rule_repairs)" -gt "$1" ]; }
 # has_no_way ADDRESS POD: no longer by the node's routes.
 has_no_way() { ! leads_to "$@"; }
 
+@test "a pod whose path names another network namespace than at ADD is gone: the agent and DEL leave that one alone" {
+  local before
+  lab_pod node1 reused underlay46
+  looked_at reused
+  # Its namespace stays, so that no other gets its inode.
+  lab_serve node1/reused 8080
+  lab_pod node1 stranger plain46
+  lab_in node1/stranger ip route add 192.0.2.0/24 dev eth0 proto 85
+  before=$(lab_snapshot node1/stranger)
+  lab_in node1 mount --bind /run/netns/stranger /run/netns/reused
+  lab_in node1 ip route delete table 500 dev "$(link reused)"
+  looked_at web
+  lab_plugin node1 coordinator CHECK reused eth0 CNI_CONTAINERID="$(container_of reused)" < <(lab_chained node1 reused underlay46)
+  assert_contains "$lab_stdout" 'another network namespace'
+  lab_plugin node1 coordinator DEL reused eth0 CNI_CONTAINERID="$(container_of reused)" < <(lab_chained node1 reused underlay46)
+  assert_equal "$lab_status" 0 || fail "$lab_stdout"
+  assert_same "$before" "$(lab_snapshot node1/stranger)"
+  lab_in node1 umount /run/netns/reused
+  lab_in node1 ip netns delete reused
+  lab_in node1 ip netns delete stranger
+}
+
 @test "an address that two pods have stays with the one that had it first, and the other is named, until that gives it up" {
   local shared=10.6.66.66
   lab_pod node1 first underlay46

@@ -14,6 +14,7 @@ use crate::{
     failure::{Code, Failure},
     mac::Mac,
     netlink::is_link_local,
+    netns::NetnsId,
     numbers::Numbers,
     object::{Family, Netns, Object, Operation, Placed, Route},
     result::CniResult,
@@ -34,6 +35,9 @@ pub struct PodDocument {
     /// Every setting, resolved.
     #[serde(default)]
     pub settings: Settings,
+    /// From `detect-mode` in ADD: which network namespace `CNI_NETNS` names. The path may name another one later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<NetnsId>,
     /// From `detect-mode`: how this interface is served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
@@ -279,11 +283,12 @@ pub struct VethPair {
 impl PodDocument {
     /// A document with a request and settings, as `cni-request` starts it.
     pub fn new(request: Request, settings: Settings) -> Self {
-        let (mode, others, routing, numbers, places, cidrs, veth, applied, error) = Default::default();
+        let (netns, mode, others, routing, numbers, places, cidrs, veth, applied, error) = Default::default();
         Self {
             version: VERSION,
             request,
             settings,
+            netns,
             mode,
             others,
             routing,
@@ -294,6 +299,17 @@ impl PodDocument {
             applied,
             error,
         }
+    }
+
+    /// Whether the path of the network namespace names another one than at ADD, as far as the document says which one that was.
+    pub fn is_of_another(&self, netns: NetnsId) -> bool {
+        self.netns.is_some_and(|of_add| of_add != netns)
+    }
+
+    /// The same, of what the path names now.
+    pub fn has_lost_netns(&self) -> bool {
+        let now = self.request.netns.as_deref().and_then(|path| NetnsId::at(path).ok());
+        now.is_some_and(|now| self.is_of_another(now))
     }
 
     /// What ADD removed or replaced and DEL puts back, last change first; of several changes of one thing, what was there
@@ -592,6 +608,20 @@ mod tests {
         assert!(!leaves(&routed("eth0", &["eth0"], &[]), "eth0"));
         assert!(!leaves(&routed("net1", &[], &["eth0"]), "net1"));
         assert!(!chosen.default_leaves("net1", Family::Ipv6));
+    }
+
+    #[test]
+    fn a_path_that_names_another_network_namespace_than_at_add_is_known_by_its_inode() {
+        let mut document = routed("eth0", &[], &[]);
+        document.request.netns = Some(PathBuf::from("/proc/self/ns/net"));
+        assert!(!document.has_lost_netns());
+        let own = NetnsId::at(Path::new("/proc/self/ns/net")).unwrap();
+        document.netns = Some(own);
+        assert!(!document.has_lost_netns());
+        document.netns = Some(NetnsId { inode: own.inode + 1, ..own });
+        assert!(document.has_lost_netns());
+        document.request.netns = Some(PathBuf::from("/run/netns/no-such"));
+        assert!(!document.has_lost_netns());
     }
 
     #[test]

@@ -226,7 +226,7 @@ async fn work<T: Tool>(document: &mut PodDocument, output: Output, node: Netlink
         (true, Output::Document) => Some(Lock::Node.acquire().context(Code::Io, "cannot lock the node's state")?),
         _ => None,
     };
-    let kernel = Kernel::open(node, &document.request)?;
+    let kernel = Kernel::open(node, document)?;
     recover_addresses(document, &kernel).await.context(Code::Io, "cannot read the pod's addresses")?;
     let (operations, conflicts) = planned::<T>(document, &kernel, &[]).await?;
     if let Some(conflict) = conflicts.first() {

@@ -3,11 +3,11 @@
 use std::{env, fs, io, iter, ops::Range, path::PathBuf};
 
 use crate::{
-    document::Request,
+    document::{PodDocument, Request},
     failure::{Code, Context, Failure},
     marks,
     netlink::{Netlink, is_absent},
-    netns::NetnsFile,
+    netns::{NetnsError, NetnsFile},
     object::{LinkAddress, Netns, Object, Operation, Placed, QueueLength, Sysctl, Transit},
     plan::Found,
     transit,
@@ -32,17 +32,25 @@ pub struct Pod {
 }
 
 impl Kernel {
-    /// Opens what a request needs beside the node's rtnetlink.
+    /// Opens what a document needs beside the node's rtnetlink.
     ///
     /// # Errors
-    /// When `CNI_NETNS` is not a pod's namespace, except in a teardown, where the pod is then taken for gone.
-    pub fn open(node: Netlink, request: &Request) -> Result<Self, Failure> {
-        let pod = match (&request.netns, request.command.tears_down()) {
+    /// When `CNI_NETNS` is not a pod's namespace, or not the one of ADD, except in a teardown, where the pod is then taken for gone.
+    pub fn open(node: Netlink, document: &PodDocument) -> Result<Self, Failure> {
+        let open = |path: &PathBuf| {
+            let netns = NetnsFile::open(path)?;
+            match document.is_of_another(netns.id()) {
+                true => Err(NetnsError::Another(path.display().to_string())),
+                false => Ok(netns),
+            }
+        };
+        let Request { netns, command, .. } = &document.request;
+        let pod = match (netns, command.tears_down()) {
             (None, _) => None,
-            (Some(path), true) => NetnsFile::open(path).ok().and_then(|netns| Pod::new(netns).ok()),
+            (Some(path), true) => open(path).ok().and_then(|netns| Pod::new(netns).ok()),
             (Some(path), false) => {
                 let hint = "CNI_NETNS must be the path of a pod's network namespace";
-                let netns = NetnsFile::open(path).map_err(|error| {
+                let netns = open(path).map_err(|error| {
                     let code = if error.is_there() { Code::Io } else { Code::InvalidNetns };
                     Failure::new(code, error).details(hint)
                 })?;

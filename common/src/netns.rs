@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    fs::{self, File},
+    fs::{self, File, Metadata},
     io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd},
@@ -17,6 +17,8 @@ use nix::{
     sched::{CloneFlags, setns},
     sys::statfs::{NSFS_MAGIC, fstatfs},
 };
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 /// The calling thread's network namespace.
 const OWN: &str = "/proc/thread-self/ns/net";
@@ -26,7 +28,33 @@ const NAMED: [&str; 3] = ["/run/netns", "/var/run/netns", "/var/run/docker/netns
 
 /// An open network namespace other than the caller's.
 #[derive(Debug)]
-pub struct NetnsFile(File);
+pub struct NetnsFile {
+    file: File,
+    id: NetnsId,
+}
+
+/// What tells a network namespace from all others that are there (`ioctl_ns(2)`, "Comparing namespaces").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub struct NetnsId {
+    /// The device of its file.
+    pub device: u64,
+    /// The inode of its file.
+    pub inode: u64,
+}
+
+impl NetnsId {
+    /// What is at `path`.
+    ///
+    /// # Errors
+    /// When nothing is there, or the path may not be followed.
+    pub fn at(path: &Path) -> io::Result<Self> {
+        Ok(Self::of(&fs::metadata(path)?))
+    }
+
+    fn of(metadata: &Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino() }
+    }
+}
 
 /// Why a path is not the network namespace of a pod.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +73,9 @@ pub enum NetnsError {
     /// The namespace of the node itself.
     #[error("{0} is the node's own network namespace")]
     Own(String),
+    /// Another one than ADD was for: the path, a process's for example, names something else by now.
+    #[error("{0} is another network namespace than it was at ADD")]
+    Another(String),
 }
 
 impl NetnsError {
@@ -68,11 +99,18 @@ impl NetnsFile {
         if !is_namespace {
             return Err(NetnsError::NotNamespace(name()));
         }
-        let own = fs::metadata(OWN).map_err(|source| NetnsError::Open { path: OWN.to_owned(), source })?;
-        if (own.dev(), own.ino()) == (metadata.dev(), metadata.ino()) {
+        let own =
+            NetnsId::at(Path::new(OWN)).map_err(|source| NetnsError::Open { path: OWN.to_owned(), source })?;
+        let id = NetnsId::of(&metadata);
+        if own == id {
             return Err(NetnsError::Own(name()));
         }
-        Ok(Self(file))
+        Ok(Self { file, id })
+    }
+
+    /// Which one it is.
+    pub fn id(&self) -> NetnsId {
+        self.id
     }
 
     /// Runs `work` in the namespace, and comes back from there; the process ends where there is no way back. Only the
@@ -82,7 +120,7 @@ impl NetnsFile {
     /// What `setns(2)` says.
     pub fn run<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
         let home = File::open(OWN)?;
-        setns(&self.0, CloneFlags::CLONE_NEWNET)?;
+        setns(&self.file, CloneFlags::CLONE_NEWNET)?;
         let done = work();
         if let Err(error) = setns(&home, CloneFlags::CLONE_NEWNET) {
             // What comes after must not be done to the pod in place of the node.
@@ -94,13 +132,13 @@ impl NetnsFile {
 
     /// The descriptor's number, for `IFLA_NET_NS_FD`.
     pub fn raw(&self) -> i32 {
-        self.0.as_raw_fd()
+        self.file.as_raw_fd()
     }
 }
 
 impl AsFd for NetnsFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.file.as_fd()
     }
 }
 
@@ -125,14 +163,13 @@ pub fn all() -> (Vec<File>, Vec<String>) {
 }
 
 /// Nothing if it is known, or no namespace.
-fn open_new(path: &Path, known: &mut HashSet<(u64, u64)>) -> io::Result<Option<File>> {
-    let metadata = fs::metadata(path)?;
-    let number = (metadata.dev(), metadata.ino());
-    if known.contains(&number) {
+fn open_new(path: &Path, known: &mut HashSet<NetnsId>) -> io::Result<Option<File>> {
+    let id = NetnsId::at(path)?;
+    if known.contains(&id) {
         return Ok(None);
     }
     let file = File::open(path)?;
-    known.insert(number);
+    known.insert(id);
     Ok((fstatfs(&file)?.filesystem_type() == NSFS_MAGIC).then_some(file))
 }
 

@@ -210,7 +210,7 @@ pub fn others(request: &Request) -> Vec<Share> {
 pub fn holder(address: IpAddr, request: &Request) -> Option<String> {
     let holder = standing(|other| other.container_id != request.container_id).find(|other| {
         let is_there = other.request.netns.as_ref().is_some_and(|netns| netns.exists());
-        is_there && other.nic_addresses().iter().any(|net| net.addr() == address)
+        is_there && !other.has_lost_netns() && other.nic_addresses().iter().any(|net| net.addr() == address)
     });
     holder.map(|other| other.request.attachment())
 }

@@ -49,7 +49,7 @@ fn places() -> HashMap<u64, Place> {
             places.entry(cookie).or_default().netns = entry.file_name().into_string().ok();
         }
     }
-    for document in state::list() {
+    for document in state::list().filter(|document| !document.has_lost_netns()) {
         let Some((namespace, name)) = document.request.pod() else { continue };
         if let Some(cookie) = document.request.netns.as_deref().and_then(|path| netns::cookie(path).ok()) {
             places.entry(cookie).or_default().pod = Some(format!("{namespace}/{name}"));

@@ -83,6 +83,7 @@ fn leave(request: &Request) -> io::Result<()> {
 /// What ADD left for DEL and CHECK that the kernel cannot keep.
 fn recall(document: &mut PodDocument) {
     if let Some(saved) = state::load(&document.request) {
+        document.netns = saved.netns;
         document.mode = saved.mode;
         if document.request.command == Command::Check {
             // DEL finds the routes in the kernel.

@@ -78,7 +78,8 @@ fn keep(document: &PodDocument, text: &Value) -> Result<(), Failure> {
 /// The document with the operations of earlier ADDs before its own: what those replaced, DEL puts back. Of the pod's other
 /// attachments only those on what all share, for the last of them puts that back.
 fn with_earlier(document: &PodDocument, text: &Value) -> Value {
-    let saved = state::load(&document.request).filter(|saved| saved.request.netns == document.request.netns);
+    let saved = state::load(&document.request)
+        .filter(|saved| saved.request.netns == document.request.netns && !saved.has_lost_netns());
     let mut applied = saved.map(|saved| saved.applied).unwrap_or_default();
     let others = document.others.iter().flat_map(|other| &other.applied);
     let news: Vec<_> = others.filter(|operation| !applied.contains(operation)).cloned().collect();

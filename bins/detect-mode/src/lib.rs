@@ -12,7 +12,7 @@ use common::{
     cidrs,
     document::{Command, Mode, ModeKind, Nic, PodDocument, Routing, Share, Uplink},
     failure::{Code, Context, Failure},
-    kernel::Kernel,
+    kernel::{Kernel, Pod as Sandbox},
     names::POD_VETH,
     netlink::{Link, Netlink},
     object::{Family, Route},
@@ -36,7 +36,10 @@ const UNREADABLE: &str = "cannot read the pod's network";
 /// # Errors
 /// What the kernel says, and what the configuration asks for and cannot be had.
 pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), Failure> {
-    let netlink = &kernel.pod()?.netlink;
+    let Sandbox { netns, netlink } = kernel.pod()?;
+    if document.mode.is_none() {
+        document.netns = Some(netns.id());
+    }
     let mut pod = Pod::read(netlink).await.context(Code::Io, UNREADABLE)?;
     let ifname = document.request.ifname.clone();
     let link = pod.link(&ifname).cloned().ok_or_else(|| {

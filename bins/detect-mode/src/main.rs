@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         if !detect_mode::concerns(document.request.command) {
             return Ok(());
         }
-        detect_mode::detect(document, &Kernel::open(node, &document.request)?).await
+        let kernel = Kernel::open(node, document)?;
+        detect_mode::detect(document, &kernel).await
     })
 }

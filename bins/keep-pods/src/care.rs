@@ -120,7 +120,7 @@ pub fn container(job: Job, cluster: &Value) -> Done {
     let shares: Vec<Share> = if open.len() > 1 { open.iter().filter_map(share).collect() } else { vec![] };
     let mut whereabouts = Whereabouts::default();
     let work = async {
-        let kernel = Kernel::open(harness::node()?, &first.document.request)?;
+        let kernel = Kernel::open(harness::node()?, &first.document)?;
         // From here on the kernel tells what happens in the pod.
         let nsid =
             kernel.node.nsid(&kernel.pod()?.netns).await.context(Code::Io, "cannot number the pod's namespace")?;

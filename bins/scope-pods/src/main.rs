@@ -261,7 +261,9 @@ fn takes_part(config: &Value, cluster: &Value) -> bool {
 
 /// The attachments whose ADD our plugin has done.
 fn attachments(settings: &Value) -> Vec<Attachment> {
-    let added = state::list().filter(|document| document.error.is_none() && document.request.command == Cni::Add);
+    let is_added = |document: &PodDocument| document.error.is_none() && document.request.command == Cni::Add;
+    // Who has its path by now is another.
+    let added = state::list().filter(|document| is_added(document) && !document.has_lost_netns());
     let attachment = |document: PodDocument| {
         let request = document.request;
         let setting = takes_part(&request.config, settings);
