@@ -608,6 +608,9 @@ Each interface has what its own network's configuration says, and so has its rou
 * `rp_filter` of `all`, of `default` and of the way into the node is the least `podRPFilter`, for of `all` and an interface's own
   the kernel takes the greater.
 * Of several interfaces that `podDefaultRouteNic` names and that are there, that of the last interface's network counts.
+
+In overlay mode the node and a further interface's address reach each other by the overlay interface. An overlay that checks the addresses
+from which a pod sends drops that: [a packet's way](concepts.md#overlay-mode-the-first-interface-is-an-overlays-a-further-one-is-on-the-underlay).
 ";
     const CLUSTER: &str = "
 ## podCIDRType
