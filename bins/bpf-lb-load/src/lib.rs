@@ -35,6 +35,7 @@ pub mod space;
 pub mod spec;
 #[cfg(test)]
 mod stack;
+mod stale;
 pub mod stats;
 pub mod sys;
 pub mod tally;
