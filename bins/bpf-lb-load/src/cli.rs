@@ -170,7 +170,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
             let stats = stats::stats(&Kernel::open(&pins)?);
             match format {
                 Format::Json => print::pretty(&stats)?,
-                Format::Prometheus => print::text(&stats::prometheus(&stats, attach::served(&pins).is_somebody()))?,
+                Format::Prometheus => print::text(&stats::prometheus(stats, attach::served(&pins).is_somebody())?)?,
             }
         }
         Command::Trace(asked) => trace::trace(&pins, &asked)?,
