@@ -4,7 +4,7 @@
 //! [`object::Operation`]s; [`kernel`] applies them. Nothing that decides also talks to the kernel.
 
 pub mod balancers;
-mod bpf;
+pub mod bpf;
 pub mod cgroup;
 pub mod cidrs;
 pub mod document;
