@@ -28,6 +28,7 @@ pub mod settings;
 pub mod state;
 pub mod table;
 pub mod transit;
+pub mod wire;
 
 /// In place of musl's own, which asks the kernel for memory some forty times where a tool reads one document.
 #[cfg(target_env = "musl")]
