@@ -4,7 +4,7 @@
 //! [`object::Operation`]s; [`kernel`] applies them. Nothing that decides also talks to the kernel.
 
 pub mod balancers;
-mod bpf;
+pub mod bpf;
 pub mod cgroup;
 pub mod cidrs;
 pub mod document;
@@ -30,6 +30,7 @@ pub mod settings;
 pub mod state;
 pub mod table;
 pub mod transit;
+pub mod wire;
 
 /// In place of musl's own, which asks the kernel for memory some forty times where a tool reads one document.
 #[cfg(target_env = "musl")]

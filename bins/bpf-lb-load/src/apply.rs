@@ -2,28 +2,29 @@
 
 use std::{
     cell::LazyCell,
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, HashSet},
     io,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     rc::Rc,
 };
 
 use bpf_lb_abi::Entry;
 use schemars::JsonSchema;
 use serde::Serialize;
-use service_table::{Change, Nodes, Place, Protocol, Refuse, Service, ServiceName, ServiceTable, TrafficPolicy};
+use service_table::{Change, Nodes, Place, Refuse, Service, ServiceName, ServiceTable, TrafficPolicy};
 use thiserror::Error;
 
 use crate::{
     claims::{self, Claim, Conflict},
     diff::{self, Difference},
-    gone::{self, Endpoints, Gone, Holding, State, Why},
+    gone::{self, Endpoints, Gone, Holding, State},
     kernel::{Installed, Kernel, Key},
     maps::MapsError,
-    peers::{Flow, Peers},
+    peers::Peers,
     room::UpdateError,
     show,
     spec::{Frontend, Spec},
+    stale::{Drains, Stale},
     write::NotSet,
 };
 
@@ -56,7 +57,7 @@ pub struct Summary {
     /// Addresses that several services claim.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conflicts: Vec<Conflict>,
-    /// Endpoints that are less than before, if the table tells of them: for whoever reads what `follow` prints.
+    /// Endpoints that are less than before: for whoever reads what `follow` prints.
     #[serde(skip)]
     pub gone: Vec<Gone>,
 }
@@ -93,14 +94,8 @@ impl Refused {
     }
 }
 
-/// The endpoints that get nothing new, of the services that have such.
-type Drains = BTreeMap<Key, Endpoints>;
-
 /// What stands for the nodes among the services.
 const NODES: &str = "nodes";
-
-/// How many addresses without a service are remembered; a cluster gives most of them to nobody again.
-const ORPHANS: usize = 4096;
 
 /// What a table says that is not there already.
 #[derive(Default)]
@@ -124,15 +119,9 @@ pub struct Table {
     unfit: BTreeMap<String, Refused>,
     /// Those of them that found no room, as they were to be, and what of them drains.
     waiting: BTreeMap<Key, (Spec, Option<Endpoints>)>,
-    draining: Drains,
-    /// Whether anybody is told which endpoints are gone.
-    tells: bool,
     /// Services of which each node's node port leads to its own backends.
     per_node: BTreeMap<Key, Service>,
-    /// Addresses that no service has any more, with the endpoints of the one that had them last and what became of these.
-    orphans: foldhash::HashMap<Frontend, (Rc<[SocketAddr]>, Why)>,
-    /// What sockets were translated to before there was anybody who could say which backends are gone.
-    unseen: BTreeSet<Flow>,
+    stale: Stale,
 }
 
 impl Table {
@@ -149,81 +138,19 @@ impl Table {
             lost: BTreeMap::new(),
             unfit: BTreeMap::new(),
             waiting: BTreeMap::new(),
-            draining: BTreeMap::new(),
-            tells: false,
             per_node,
-            orphans: foldhash::HashMap::default(),
-            unseen: BTreeSet::new(),
+            stale: Stale::default(),
         })
     }
 
-    /// Also tells of endpoints that are gone; with the first whole table of backends that went while nobody wrote to the maps,
-    /// as far as any socket is still translated to one.
+    /// Also tells, with the first whole table, of backends that went while nobody wrote to the maps, as far as any socket is still
+    /// translated to one.
     ///
     /// # Errors
     /// See [`Peers::each`].
-    pub fn tells(mut self, peers: &Peers) -> io::Result<Self> {
-        self.tells = true;
-        peers.each(|_, flow| {
-            self.unseen.insert(flow);
-            Ok(())
-        })?;
+    pub fn resume(mut self, peers: &Peers) -> io::Result<Self> {
+        self.stale.see(peers)?;
         Ok(self)
-    }
-
-    fn old(&mut self) -> Vec<Gone> {
-        let unseen = std::mem::take(&mut self.unseen);
-        if unseen.is_empty() {
-            return vec![];
-        }
-        let endpoints = self.endpoints();
-        unseen.into_iter().filter_map(|flow| self.old_flow(&flow, &endpoints)).collect()
-    }
-
-    /// All endpoints, each as what it is the most for any service.
-    fn endpoints(&self) -> foldhash::HashMap<(Protocol, SocketAddr), State> {
-        let services = self.kernel.services();
-        let ready = services.values().flat_map(|installed| {
-            installed.backends.keys().map(|endpoint| ((installed.spec.protocol, *endpoint), State::Ready))
-        });
-        let draining = self.draining.iter().flat_map(|(key, endpoints)| {
-            let protocol = services.get(key).map(|installed| installed.spec.protocol).unwrap_or_default();
-            endpoints.iter().map(move |(endpoint, state)| ((protocol, *endpoint), *state))
-        });
-        let mut all = foldhash::HashMap::default();
-        for (endpoint, state) in ready.chain(draining) {
-            all.entry(endpoint).and_modify(|most: &mut State| *most = state.min(*most)).or_insert(state);
-        }
-        all
-    }
-
-    /// Nothing if a new connection may get that backend too, or if it is as good as before and only the address by which a client
-    /// came leads nowhere any more. Of an address that leads to another service, as [`gone::moved`] says.
-    fn old_flow(&self, flow: &Flow, endpoints: &foldhash::HashMap<(Protocol, SocketAddr), State>) -> Option<Gone> {
-        let frontend = self.kernel.frontend(&flow.service).unwrap_or(flow.service);
-        let owner = self.kernel.owner(&frontend);
-        let installed = owner.and_then(|owner| self.kernel.services().get(owner));
-        if installed.is_some_and(|installed| installed.spec.leads_to(&frontend, &flow.backend)) {
-            return None;
-        }
-        let state = owner.and_then(|owner| {
-            let state = self.draining.get(owner)?.get(&flow.backend)?;
-            Some(self.holding(owner).least()(&flow.backend).min(*state))
-        });
-        let why = match state {
-            // Still an endpoint of its Service, and not for who comes by this address.
-            None if installed.is_some_and(|installed| installed.backends.contains_key(&flow.backend)) => Why::Draining,
-            None => match endpoints.get(&(flow.service.protocol, flow.backend)) {
-                None => Why::Left,
-                Some(State::Ready) if owner.is_none() => return None,
-                Some(State::Draining) if owner.is_none() => Why::Draining,
-                Some(_) => Why::Unready,
-            },
-            Some(State::Unready) => Why::Unready,
-            Some(_) => Why::Draining,
-        };
-        let service = owner.map(|owner| owner.to_string().into());
-        Some(Gone { service, protocol: flow.service.protocol, backend: flow.backend, why })
     }
 
     /// Makes the maps hold `table` and nothing else.
@@ -233,33 +160,20 @@ impl Table {
     pub fn apply(&mut self, table: &ServiceTable) -> Result<Summary, ApplyError> {
         let mut summary = Summary::default();
         let numbers = self.kernel.numbers_of(&table.nodes);
-        let (mut specs, draining) = wanted(&self.kernel, &numbers, &self.draining, table, &mut summary)?;
+        let (mut specs, draining) = wanted(&self.kernel, &numbers, &self.stale.draining, table, &mut summary)?;
         self.unfit.clear();
         self.waiting.clear();
         (summary.conflicts, self.lost) = claims::settle(&mut specs);
         let News { specs, gone, changed, unchanged } = self.news(specs, &draining);
         summary.unchanged += unchanged;
-        let left = gone.iter().map(|(key, old)| (key.clone(), Holding::new(Some(old), self.draining.get(key))));
-        let before: Vec<_> = if self.tells { left.chain(changed).collect() } else { Vec::new() };
-        self.draining = draining;
+        let left = gone.iter().map(|(key, _)| (key.clone(), self.stale.holding(&self.kernel, key)));
+        let before: Vec<_> = left.chain(changed).collect();
+        self.stale.draining = draining;
         let per_node = table.services.iter().filter(|service| is_per_node(service));
         self.per_node = per_node.map(|service| (service.key().into(), service.clone())).collect();
         self.write(table, specs, gone, &mut summary)?;
-        self.tell(before, &mut summary);
-        if !self.orphans.is_empty() {
-            let names: Vec<_> = self.kernel.services().keys().cloned().collect();
-            names.iter().for_each(|key| self.adopt(key, &mut summary));
-        }
+        self.stale.tell_all(&self.kernel, before, &mut summary.gone);
         self.close(&summary);
-        for gone in self.old() {
-            // What was said of the change itself holds, whoever else still has the endpoint.
-            let same = |said: &Gone| {
-                (&said.service, said.protocol, said.backend) == (&gone.service, gone.protocol, gone.backend)
-            };
-            if !summary.gone.iter().any(same) {
-                summary.gone.push(gone);
-            }
-        }
         Ok(summary)
     }
 
@@ -291,19 +205,26 @@ impl Table {
         self.publish_nodes(&nodes, summary);
         // There may be room now.
         for (key, spec, _) in failed {
-            if let Some((key, spec, error)) = self.try_set(key, spec, summary)? {
-                let whole = self.lost.get(&key).unwrap_or(&spec).clone();
-                self.wait(key, whole, error, summary);
-            }
+            let (whole, drains) = (self.lost.get(&key).cloned(), self.stale.draining.get(&key).cloned());
+            self.set_or_wait(key, spec, whole, drains, summary)?;
         }
         Ok(())
     }
 
-    /// Notes a service that finds no room.
-    fn wait(&mut self, key: Key, spec: Spec, error: String, summary: &mut Summary) {
-        summary.refused.push(Refused::of_spec(&key, &spec, error));
-        let drains = self.draining.get(&key).cloned();
-        self.waiting.insert(key, (spec, drains));
+    /// Sets a service. Says whether there was room for it; if not, it waits, as `whole` if that is more than `spec`.
+    fn set_or_wait(
+        &mut self,
+        key: Key,
+        spec: Spec,
+        whole: Option<Spec>,
+        drains: Option<Endpoints>,
+        summary: &mut Summary,
+    ) -> Result<bool, MapsError> {
+        let Some((key, spec, error)) = self.try_set(key, spec, summary)? else { return Ok(true) };
+        let whole = whole.unwrap_or(spec);
+        summary.refused.push(Refused::of_spec(&key, &whole, error));
+        self.waiting.insert(key, (whole, drains));
+        Ok(false)
     }
 
     /// Sets those that found no room, as far as there is some now.
@@ -408,16 +329,13 @@ impl Table {
         drains: Option<Endpoints>,
         summary: &mut Summary,
     ) -> Result<(), MapsError> {
-        let before = if self.tells { self.holders(&key, &spec) } else { BTreeMap::new() };
+        let before = self.stale.holders(&self.kernel, &key, &spec);
         let (conflicts, losers, whole) = self.contest(&key, &mut spec);
         let old = self.kernel.services().get(&key);
         let freed = old.iter().flat_map(|old| old.spec.frontends.keys());
         let freed = freed.copied().filter(|frontend| !spec.frontends.contains_key(frontend)).collect();
         self.hand_over(&key, freed, summary)?;
-        if let Some((key, spec, error)) = self.try_set(key.clone(), spec, summary)? {
-            let wanted = whole.unwrap_or(spec);
-            summary.refused.push(Refused::of_spec(&key, &wanted, error));
-            self.waiting.insert(key, (wanted, drains));
+        if !self.set_or_wait(key.clone(), spec, whole.clone(), drains.clone(), summary)? {
             return Ok(());
         }
         self.waiting.remove(&key);
@@ -428,10 +346,9 @@ impl Table {
         self.lost.extend(losers);
         self.lost.remove(&key);
         self.lost.extend(whole.map(|whole| (key.clone(), whole)));
-        self.draining.remove(&key);
-        self.draining.extend(drains.map(|endpoints| (key.clone(), endpoints)));
-        self.tell(before, summary);
-        self.adopt(&key, summary);
+        self.stale.drain(&key, drains);
+        self.stale.tell(&self.kernel, before, &mut summary.gone);
+        self.stale.adopt(&self.kernel, &key, &mut summary.gone);
         Ok(())
     }
 
@@ -497,16 +414,16 @@ impl Table {
 
     fn remove(&mut self, name: &ServiceName, summary: &mut Summary) -> Result<(), MapsError> {
         let key = &Key::new(name.clone());
-        let before = self.holding(key);
+        let before = self.stale.holding(&self.kernel, key);
         let left = self.lost.remove(key).into_iter().flat_map(|whole| whole.frontends.into_keys());
         let left: Vec<Frontend> = left.filter(|frontend| self.kernel.owner(frontend).is_none()).collect();
         self.unfit.remove(&key.to_string());
         self.waiting.remove(key);
         self.hand_over(key, before.frontends().copied().chain(left).collect(), summary)?;
-        self.draining.remove(key);
+        self.stale.drain(key, None);
         self.per_node.remove(key);
         summary.removed += usize::from(self.kernel.remove(key));
-        self.tell([(key.clone(), before)], summary);
+        self.stale.tell(&self.kernel, [(key.clone(), before)], &mut summary.gone);
         Ok(())
     }
 
@@ -515,7 +432,7 @@ impl Table {
     fn leave(&mut self, place: &Place, summary: &mut Summary) -> Result<(), MapsError> {
         let frontend = Frontend::of(place);
         let Some(key) = self.kernel.owner(&frontend).cloned() else { return Ok(()) };
-        let before = self.holding(&key);
+        let before = self.stale.holding(&self.kernel, &key);
         let Some(whole) = before.installed.as_ref().map(|installed| installed.spec.clone()) else { return Ok(()) };
         if let Some((key, spec, error)) = self.try_set(key.clone(), whole.without(&frontend), summary)? {
             summary.refused.push(Refused::of_spec(&key, &spec, error));
@@ -523,56 +440,10 @@ impl Table {
         }
         self.lost.entry(key.clone()).or_insert(whole);
         let endpoints = before.endpoints().map(|endpoint| (*endpoint, State::Draining)).collect();
-        self.draining.insert(key.clone(), endpoints);
+        self.stale.drain(&key, Some(endpoints));
         // The address is no orphan: it is its service's again, which says then what became of the endpoints.
-        if self.tells {
-            summary.gone.extend(gone::gone(&key, &before, &self.holding(&key)));
-        }
+        summary.gone.extend(gone::gone(&key, &before, &self.stale.holding(&self.kernel, &key)));
         Ok(())
-    }
-
-    /// Says which endpoints services have no more, and which are not those of the service that has their address now.
-    fn tell(&mut self, before: impl IntoIterator<Item = (Key, Holding)>, summary: &mut Summary) {
-        if !self.tells {
-            return;
-        }
-        if self.orphans.len() > ORPHANS {
-            self.orphans.clear();
-        }
-        for (key, before) in before {
-            let after = self.holding(&key);
-            summary.gone.extend(gone::gone(&key, &before, &after));
-            let why = if after.installed.is_some() { Why::Unready } else { Why::Left };
-            let (mut heirs, mut orphans) = (BTreeSet::new(), Vec::new());
-            for frontend in before.frontends() {
-                match self.kernel.owner(frontend) {
-                    None => orphans.push(*frontend),
-                    Some(owner) => heirs.extend((*owner != key).then_some(owner)),
-                }
-            }
-            for heir in heirs {
-                let now = self.holding(heir);
-                summary.gone.extend(gone::moved(heir, before.protocol(), before.endpoints(), &now, why));
-            }
-            if !orphans.is_empty() {
-                let endpoints: Rc<[_]> = before.endpoints().copied().collect();
-                self.orphans.extend(orphans.into_iter().map(|frontend| (frontend, (endpoints.clone(), why))));
-            }
-        }
-    }
-
-    /// A service that takes over an address after a gap, as one made again by another name does: the sockets that came by it
-    /// still lead to the endpoints of before.
-    fn adopt(&mut self, key: &ServiceName, summary: &mut Summary) {
-        if self.orphans.is_empty() {
-            return;
-        }
-        let now = self.holding(key);
-        for frontend in now.frontends() {
-            if let Some((before, why)) = self.orphans.remove(frontend) {
-                summary.gone.extend(gone::moved(key, frontend.protocol, before.iter(), &now, why));
-            }
-        }
     }
 
     /// Gives frontends that `from` has and is to lose to those who claimed them in vain, before there is a gap.
@@ -585,9 +456,8 @@ impl Table {
             let mut spec = whole.clone();
             spec.frontends.retain(|claimed, _| *claimed == frontend || installed.spec.frontends.contains_key(claimed));
             let (whole, is_whole) = (whole.clone(), spec.frontends.len() == whole.frontends.len());
-            if let Some((key, _, error)) = self.try_set(heir.clone(), spec, summary)? {
-                self.wait(key, whole, error, summary);
-            } else if is_whole {
+            let drains = self.stale.draining.get(&heir).cloned();
+            if self.set_or_wait(heir.clone(), spec, Some(whole), drains, summary)? && is_whole {
                 self.lost.remove(&heir);
             }
         }
@@ -620,9 +490,9 @@ impl Table {
             }
             let old = installed.next_if(|(other, _)| **other == key).map(|(_, old)| old);
             let is_same = old.is_some_and(|old| old.is(&spec));
-            let is_changed = !(is_same && draining.get(&key) == self.draining.get(&key));
+            let is_changed = !(is_same && draining.get(&key) == self.stale.draining.get(&key));
             if let Some(old) = old.filter(|_| is_changed) {
-                news.changed.push((key.clone(), Holding::new(Some(old), self.draining.get(&key))));
+                news.changed.push((key.clone(), Holding::new(Some(old), self.stale.draining.get(&key))));
             }
             if is_same {
                 news.unchanged += 1;
@@ -632,16 +502,6 @@ impl Table {
         }
         news.gone.extend(installed.map(|(gone, old)| (gone.clone(), old.clone())));
         news
-    }
-
-    /// What a service has, and each that has an address which the service is to have.
-    fn holders(&self, key: &Key, spec: &Spec) -> BTreeMap<Key, Holding> {
-        let owners = spec.frontends.keys().filter_map(|frontend| self.kernel.owner(frontend));
-        owners.filter(|owner| *owner != key).chain([key]).map(|owner| (owner.clone(), self.holding(owner))).collect()
-    }
-
-    fn holding(&self, key: &ServiceName) -> Holding {
-        Holding::new(self.kernel.services().get(key), self.draining.get(key))
     }
 }
 

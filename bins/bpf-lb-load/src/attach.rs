@@ -9,9 +9,9 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 
-use common::cgroup;
+use common::{bpf, cgroup};
 
-use crate::{pins::Pins, probe::HOOKS, sys};
+use crate::{pins::Pins, probe::HOOKS};
 
 /// What is attached where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,8 +68,8 @@ pub fn served(pins: &Pins) -> Served {
 
 /// The number of the cgroup that the link at `pin` is attached to, 0 if that was removed. Nothing if there is no link.
 pub fn cgroup_of(pin: &Path) -> Option<u64> {
-    let link = sys::open_pinned(pin).ok()?;
-    sys::link_cgroup(link.as_fd()).ok()
+    let link = bpf::open_pinned(pin).ok()?;
+    bpf::link_cgroup(link.as_fd()).ok()
 }
 
 /// A cgroup's number.

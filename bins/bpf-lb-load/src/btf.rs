@@ -5,8 +5,7 @@ use std::fs;
 use anyhow::{Context as _, Result, anyhow};
 use bpf_lb_abi::{RDONLY_CAST, SockTypes};
 use btfparse::{Error, ErrorKind, Offset, Readable, TypeInformation};
-
-use crate::sys;
+use common::bpf;
 
 /// What the kernel says of itself.
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -27,8 +26,8 @@ impl Sockets {
     /// When it has no BTF, no such function (before Linux 6.2), or lets nobody use it who has no `CAP_PERFMON`.
     pub fn find() -> Result<Self> {
         let sockets = Self::parse(fs::read(VMLINUX).context(VMLINUX)?)?;
-        for kind in [sys::CONNECT, sys::SOCK_RELEASE] {
-            sys::verify(kind, &sockets.probe()).context("load a program that calls it")?;
+        for kind in [bpf::CONNECT, bpf::SOCK_RELEASE] {
+            bpf::verify(kind, &sockets.probe()).context("load a program that calls it")?;
         }
         Ok(sockets)
     }
@@ -58,7 +57,7 @@ impl Sockets {
     }
 
     /// A program that reads what the others do, from the socket that is its context.
-    fn probe(&self) -> Vec<Instruction> {
+    fn probe(&self) -> Vec<[u8; 8]> {
         let SockTypes { sock_common, cookie, net, net_cookie, tcp_sock, is_mptcp } = self.types;
         let cast = |kind: u32| [COPY.to(1).from(6), MOVE.to(2).with(kind as i32), self.call()];
         let load = |offset: u32| LOAD_LONG.from(0).at(offset as i16);
@@ -70,7 +69,7 @@ impl Sockets {
             program.push(LOAD_BYTE.from(0).at(is_mptcp as i16));
         }
         program.extend([MOVE.with(1), EXIT]);
-        program
+        program.into_iter().map(Instruction::bytes).collect()
     }
 
     const fn call(&self) -> Instruction {
@@ -83,13 +82,12 @@ pub fn can_call_with_socket(helper: i32) -> bool {
     /// Of `sk` in `struct bpf_sock_addr`.
     const SK: i16 = 64;
     let program = [LOAD_LONG.to(1).from(1).at(SK), CALL_HELPER.with(helper), MOVE.with(1), EXIT];
-    sys::verify(sys::CONNECT, &program).is_ok()
+    bpf::verify(bpf::CONNECT, &program.map(Instruction::bytes)).is_ok()
 }
 
 /// The kernel's `struct bpf_insn` (include/uapi/linux/bpf.h), on a machine with the low byte first.
 #[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct Instruction {
+struct Instruction {
     code: u8,
     registers: u8,
     offset: i16,

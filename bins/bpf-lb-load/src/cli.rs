@@ -162,7 +162,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         Command::Apply { dry_run } => return apply_table(&pins, dry_run),
         Command::Follow => {
             let _lock = pins.lock_table()?;
-            let table = Table::new(Kernel::open(&pins)?)?.tells(&Peers::open(&pins.maps())?)?;
+            let table = Table::new(Kernel::open(&pins)?)?.resume(&Peers::open(&pins.maps())?)?;
             follow::follow(table, Metrics::new(&pins))?;
         }
         Command::Show { json } => show(&pins, json)?,
@@ -170,7 +170,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
             let stats = stats::stats(&Kernel::open(&pins)?);
             match format {
                 Format::Json => print::pretty(&stats)?,
-                Format::Prometheus => print::text(&stats::prometheus(&stats, attach::served(&pins).is_somebody()))?,
+                Format::Prometheus => print::text(&stats::prometheus(stats, attach::served(&pins).is_somebody())?)?,
             }
         }
         Command::Trace(asked) => trace::trace(&pins, &asked)?,

@@ -79,6 +79,11 @@ pub fn mapped_words(address: IpAddr) -> [u32; 4] {
     })
 }
 
+/// The inverse of [`number`].
+pub const fn protocol(number: u16) -> Protocol {
+    if number == UDP { Protocol::Udp } else { Protocol::Tcp }
+}
+
 /// The number of the protocol.
 pub const fn number(protocol: Protocol) -> u16 {
     match protocol {
@@ -109,7 +114,7 @@ pub fn key<A: Family>(frontend: &Frontend) -> Option<Endpoint<A>> {
 
 /// The inverse of [`key`].
 fn frontend<A: Family>(key: &Endpoint<A>) -> Frontend {
-    let protocol = if key.protocol & !ON_NODE == UDP { Protocol::Udp } else { Protocol::Tcp };
+    let protocol = protocol(key.protocol & !ON_NODE);
     if key.protocol & ON_NODE == 0 {
         return Frontend::new(address(key), protocol);
     }

@@ -12,8 +12,7 @@ use bpf_lb_abi::{Backend, Long, Name, Slot, Word};
 use crate::{
     family::{Family, Tables},
     grace::Grace,
-    load::capacity,
-    maps::{MapsError, mapped},
+    maps::{MapsError, capacity, mapped},
     pins::Pins,
     sys::Mapped,
 };

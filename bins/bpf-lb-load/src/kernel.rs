@@ -9,12 +9,11 @@ use std::{
     rc::Rc,
 };
 
-use bpf_lb_abi::{Backend, Config, Long, NO_SERVICE, NO_SLOT, Name};
-
-use service_table::ServiceName;
+use bpf_lb_abi::{Backend, Config, Long, NO_SERVICE, NO_SLOT, Name, node_port_bit};
+use service_table::{Node, Nodes, ServiceName};
 
 use crate::{
-    family::{BackendRef, Run, Tables},
+    family::{BackendRef, Run, Tables, number},
     grace::Grace,
     maps::MapsError,
     node::NodeMap,
@@ -177,6 +176,53 @@ impl Kernel {
             return Some(*asked);
         }
         self.nodes.addresses.frontend(asked, |own| Some(self.services.get(self.owner(own)?)?.spec.is_per_node(own)))
+    }
+
+    /// On whose addresses node ports answer.
+    pub fn nodes(&self) -> Nodes {
+        self.nodes.nodes()
+    }
+
+    /// The numbers of the other nodes, by name.
+    pub const fn node_numbers(&self) -> &BTreeMap<String, u32> {
+        &self.nodes.numbers
+    }
+
+    /// Those that they would have.
+    pub fn numbers_of(&self, nodes: &[Node]) -> BTreeMap<String, u32> {
+        self.nodes.numbers_of(nodes)
+    }
+
+    /// Before the services are set that are to answer on the addresses of `nodes`: gives each node a number, and lets go of
+    /// addresses that none of them has.
+    pub fn prepare_nodes(&mut self, nodes: &Nodes) -> Result<(), MapsError> {
+        self.nodes.prepare(nodes)
+    }
+
+    /// After it. Returns how many addresses found no room.
+    pub fn publish_nodes(&mut self, nodes: &Nodes) -> usize {
+        let left_out = self.nodes.publish(nodes);
+        if let Some(config) = self.config() {
+            config.has_nodes.store(u32::from(!self.nodes.is_empty()));
+        }
+        left_out
+    }
+
+    pub(crate) fn write_node_ports(&self) {
+        let mut words = vec![0; self.node_ports.capacity() as usize];
+        for service in self.services.values() {
+            if let Some(port) = service.spec.node_port {
+                let (word, bit) = node_port_bit(port, number(service.spec.protocol));
+                if let Some(word) = words.get_mut(word as usize) {
+                    *word |= bit;
+                }
+            }
+        }
+        for (index, value) in (0..).zip(words) {
+            if let Some(word) = self.node_ports.get(index) {
+                word.store(value);
+            }
+        }
     }
 
     /// What the programs and the loader share beside the table.

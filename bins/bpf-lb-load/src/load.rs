@@ -15,18 +15,19 @@ use aya::{
     programs::{CgroupAttachMode, Program, links::FdLink},
 };
 use bpf_lb_abi::{Config, LAYOUT, Participation};
+use common::bpf;
 
 use crate::{
     attach::{self, Served},
     btf::Sockets,
     grow::Grown,
     layout,
-    maps::{hash_key, mapped, pinned_data},
+    maps::{capacity, hash_key, mapped},
     netns,
     pins::Pins,
     probe::{self, HOOKS, Hook, LINUX},
     reserve,
-    sys::{self, Mapped},
+    sys::Mapped,
 };
 
 /// The maps that are pinned.
@@ -376,15 +377,6 @@ pub fn open_tracer(folder: &Path, ring: u32, others: bool, get_retval: bool) -> 
     loader.load(OBJECT).context("open the maps; this takes CAP_BPF and CAP_NET_ADMIN")
 }
 
-/// How many entries a map has.
-///
-/// # Errors
-/// When it is not there.
-pub fn capacity(folder: &Path, map: &str) -> Result<u32> {
-    let info = pinned_data(folder, map)?.info().with_context(|| map.to_owned())?;
-    Ok(info.max_entries())
-}
-
 fn configure(request: &Request, folder: &Path, fresh: Option<u64>) -> Result<()> {
     let config: Mapped<Config> = mapped(folder, "config")?;
     let config = config.get(0).context("the map config is empty")?;
@@ -462,8 +454,8 @@ fn attach(hook: &Hook) -> String {
 }
 
 fn replace(pin: &Path, program: std::os::fd::BorrowedFd<'_>) -> Result<()> {
-    let link = sys::open_pinned(pin).with_context(|| pin.display().to_string())?;
-    sys::replace_program(link.as_fd(), program).with_context(|| format!("replace the program of {}", pin.display()))
+    let link = bpf::open_pinned(pin).with_context(|| pin.display().to_string())?;
+    bpf::replace_program(link.as_fd(), program).with_context(|| format!("replace the program of {}", pin.display()))
 }
 
 /// What the name of a link's pin ends with until it takes the place of another one. (No dots in this file system.)

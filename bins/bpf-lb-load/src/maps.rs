@@ -64,6 +64,12 @@ pub fn pinned(folder: &Path, name: &str) -> Result<Map, MapsError> {
     Map::from_map_data(pinned_data(folder, name)?).map_err(|source| MapsError::new(name, source))
 }
 
+/// How many entries a map has room for.
+pub fn capacity(folder: &Path, name: &str) -> Result<u32, MapsError> {
+    let info = pinned_data(folder, name)?.info().map_err(|source| MapsError::new(name, source))?;
+    Ok(info.max_entries())
+}
+
 /// The values of an array, of which nothing is mapped yet.
 pub fn values<T>(folder: &Path, name: &str) -> Result<Values<T>, MapsError> {
     Values::new(pinned_data(folder, name)?).map_err(|error| MapsError::io(name, error))

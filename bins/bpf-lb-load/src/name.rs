@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use bpf_lb_abi::{NAME_LEN, Name, UDP};
-use service_table::{Protocol, ServiceName};
+use bpf_lb_abi::{NAME_LEN, Name};
+use service_table::ServiceName;
 
-use crate::{family::number, spec::Spec};
+use crate::{
+    family::{number, protocol},
+    spec::Spec,
+};
 
 /// The record of no service.
 pub const NONE: Name =
@@ -44,7 +47,7 @@ pub fn decode(record: &Name) -> Option<(ServiceName, Spec)> {
     let spec = Spec {
         port: record.port,
         node_port: (record.node_port != 0).then_some(record.node_port),
-        protocol: if record.protocol == UDP { Protocol::Udp } else { Protocol::Tcp },
+        protocol: protocol(record.protocol),
         internal_local: record.flags & Name::INTERNAL_LOCAL != 0,
         external_local: record.flags & Name::EXTERNAL_LOCAL != 0,
         least_connections: record.flags & Name::LEAST != 0,

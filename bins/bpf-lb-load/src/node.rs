@@ -7,12 +7,11 @@ use std::{
 };
 
 use aya::maps::{HashMap, MapData, MapError};
-use bpf_lb_abi::{NODE_NAME_LEN, Node as Owner, node_port_bit};
+use bpf_lb_abi::{NODE_NAME_LEN, Node as Owner};
 use service_table::{Node, Nodes};
 
 use crate::{
-    family::{Family as _, mapped_words, number},
-    kernel::Kernel,
+    family::{Family as _, mapped_words},
     maps::{MapsError, pinned},
     spec::Frontend,
 };
@@ -52,7 +51,7 @@ pub(crate) struct NodeMap {
     pub(crate) addresses: Addresses,
     owners: BTreeMap<IpAddr, Owner>,
     /// Of the other nodes, by name.
-    numbers: BTreeMap<String, u32>,
+    pub(crate) numbers: BTreeMap<String, u32>,
     /// No number is given to another node while a program may still know it.
     next: u32,
 }
@@ -69,7 +68,7 @@ impl NodeMap {
     }
 
     /// The numbers of these nodes: as before, and the next ones for those that are new.
-    fn numbers(&self, nodes: &[Node]) -> BTreeMap<String, u32> {
+    pub(crate) fn numbers_of(&self, nodes: &[Node]) -> BTreeMap<String, u32> {
         let names: BTreeSet<_> =
             nodes.iter().filter(|node| !node.addresses.is_empty()).map(|node| &node.name).collect();
         let mut next = self.next..;
@@ -78,8 +77,8 @@ impl NodeMap {
     }
 
     /// Forgets what is not in `nodes`, and gives a number to each node that is new.
-    fn prepare(&mut self, nodes: &Nodes) -> Result<(), MapsError> {
-        self.numbers = self.numbers(&nodes.nodes);
+    pub(crate) fn prepare(&mut self, nodes: &Nodes) -> Result<(), MapsError> {
+        self.numbers = self.numbers_of(&nodes.nodes);
         self.next = self.numbers.values().fold(self.next, |next, number| next.max(number + 1));
         let wanted: BTreeSet<_> = all(nodes).map(|(address, _)| address).collect();
         let gone: Vec<_> = self.owners.extract_if(.., |address, _| !wanted.contains(address)).collect();
@@ -90,7 +89,7 @@ impl NodeMap {
     }
 
     /// Lets the addresses be known by which node has them. What several have, the first has. Returns how many found no room.
-    fn publish(&mut self, nodes: &Nodes) -> usize {
+    pub(crate) fn publish(&mut self, nodes: &Nodes) -> usize {
         let (mut seen, mut left_out) = (HashSet::new(), 0);
         for (address, node) in all(nodes).filter(|(address, _)| seen.insert(*address)) {
             let number = node.map_or(Some(0), |node| self.numbers.get(&node.name).copied());
@@ -108,8 +107,13 @@ impl NodeMap {
         left_out
     }
 
+    /// Whether node ports answer nowhere.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.owners.is_empty()
+    }
+
     /// As they were given.
-    fn nodes(&self) -> Nodes {
+    pub(crate) fn nodes(&self) -> Nodes {
         let mut nodes: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
         let mut node_addresses = Vec::new();
         for (address, owner) in &self.owners {
@@ -140,53 +144,4 @@ fn encode(node: &Node) -> [u8; NODE_NAME_LEN] {
 
 fn name(owner: &Owner) -> String {
     String::from_utf8_lossy(&owner.name).trim_end_matches('\0').to_owned()
-}
-
-impl Kernel {
-    /// On whose addresses node ports answer.
-    pub fn nodes(&self) -> Nodes {
-        self.nodes.nodes()
-    }
-
-    /// The numbers of the other nodes, by name.
-    pub const fn node_numbers(&self) -> &BTreeMap<String, u32> {
-        &self.nodes.numbers
-    }
-
-    /// Those that they would have.
-    pub fn numbers_of(&self, nodes: &[Node]) -> BTreeMap<String, u32> {
-        self.nodes.numbers(nodes)
-    }
-
-    /// Before the services are set that are to answer on the addresses of `nodes`: gives each node a number, and lets go of
-    /// addresses that none of them has.
-    pub fn prepare_nodes(&mut self, nodes: &Nodes) -> Result<(), MapsError> {
-        self.nodes.prepare(nodes)
-    }
-
-    /// After it. Returns how many addresses found no room.
-    pub fn publish_nodes(&mut self, nodes: &Nodes) -> usize {
-        let left_out = self.nodes.publish(nodes);
-        if let Some(config) = self.config() {
-            config.has_nodes.store(u32::from(!self.nodes.owners.is_empty()));
-        }
-        left_out
-    }
-
-    pub(crate) fn write_node_ports(&self) {
-        let mut words = vec![0; self.node_ports.capacity() as usize];
-        for service in self.services.values() {
-            if let Some(port) = service.spec.node_port {
-                let (word, bit) = node_port_bit(port, number(service.spec.protocol));
-                if let Some(word) = words.get_mut(word as usize) {
-                    *word |= bit;
-                }
-            }
-        }
-        for (index, value) in (0..).zip(words) {
-            if let Some(word) = self.node_ports.get(index) {
-                word.store(value);
-            }
-        }
-    }
 }

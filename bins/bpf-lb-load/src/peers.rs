@@ -2,11 +2,11 @@
 
 use std::{io, net::SocketAddr, path::Path};
 
-use bpf_lb_abi::{Config, Entry, Long, Name, Translation, UDP};
-use service_table::{Protocol, ServiceName};
+use bpf_lb_abi::{Config, Entry, Long, Name, Translation};
+use service_table::ServiceName;
 
 use crate::{
-    family::{Family, Run, canonical},
+    family::{Family, Run, canonical, protocol},
     lookup::Lookup,
     maps::{MapsError, mapped, pinned_data, values},
     name,
@@ -27,8 +27,7 @@ pub struct Flow {
 impl Flow {
     /// The inverse of what the programs write. Nothing if there is none, or one of another version.
     pub fn of<A: Family>(translation: &Translation<A>) -> Option<Self> {
-        let protocol = if translation.service.protocol == UDP { Protocol::Udp } else { Protocol::Tcp };
-        let service = Frontend::new(canonical(&translation.service), protocol);
+        let service = Frontend::new(canonical(&translation.service), protocol(translation.service.protocol));
         // One that is hidden has been asked since by its own name.
         let counts = translation.service.port != 0 && translation.id & Translation::<A>::HIDDEN == 0;
         counts.then(|| Self { service, backend: canonical(&translation.backend) })

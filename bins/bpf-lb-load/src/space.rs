@@ -96,11 +96,6 @@ impl Space {
             self.free(start, len);
         }
     }
-
-    /// How many places are free now.
-    pub fn available(&self) -> u32 {
-        self.free.values().sum()
-    }
 }
 
 #[cfg(test)]
@@ -126,7 +121,6 @@ mod tests {
         space.wait_begins();
         assert_eq!(space.allocate(1), None);
         space.wait_ends();
-        assert_eq!(space.available(), 4);
         assert!(space.allocate(4).is_some());
     }
 

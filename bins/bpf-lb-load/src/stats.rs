@@ -1,7 +1,13 @@
 //! Counters per service and backend.
 
-use std::{collections::BTreeMap, fmt::Write as _, net::SocketAddr, rc::Rc};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, rc::Rc};
 
+use metrics_file::prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, prometheus_text},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    registry::Registry,
+};
 use schemars::JsonSchema;
 use serde::Serialize;
 use service_table::ServiceName;
@@ -51,49 +57,100 @@ pub fn stats(kernel: &Kernel) -> Vec<ServiceStats> {
 }
 
 /// The same in the text format of Prometheus.
-pub fn prometheus(stats: &[ServiceStats], is_served: bool) -> String {
+///
+/// # Errors
+/// None: a string takes all that is written to it.
+pub fn prometheus(stats: Vec<ServiceStats>, is_served: bool) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("underpass_lb");
+    registry.register_collector(Box::new(Exposition { stats, is_served }));
     let mut text = String::new();
-    if !is_served {
-        text.push_str("# HELP underpass_lb_attached Whether anybody is served.\n# TYPE underpass_lb_attached gauge\n");
-        text.push_str("underpass_lb_attached 0\n");
-    }
-    let mut family = |name: &str, kind: &str, help: &str, line: &dyn Fn(&ServiceStats, &mut String)| {
-        let _infallible = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
-        for service in stats {
-            line(service, &mut text);
-        }
-    };
-    family("underpass_lb_refused_total", "counter", "Connections that found no backend.", &|service, text| {
-        let _infallible = writeln!(text, "underpass_lb_refused_total{{{}}} {}", labels(service), service.refused);
-    });
-    family("underpass_lb_connections_total", "counter", "Connections begun.", &|service, text| {
-        for (address, backend) in &service.backends {
-            let labels = labels(service);
-            let _infallible = writeln!(
-                text,
-                "underpass_lb_connections_total{{{labels},backend=\"{address}\"}} {}",
-                backend.connections
-            );
-        }
-    });
-    family("underpass_lb_open_sockets", "gauge", "Sockets translated to the backend now.", &|service, text| {
-        for (address, backend) in &service.backends {
-            if let Some(open) = backend.open {
-                let labels = labels(service);
-                let _infallible = writeln!(text, "underpass_lb_open_sockets{{{labels},backend=\"{address}\"}} {open}");
-            }
-        }
-    });
-    text
+    prometheus_text::encode(&mut text, &registry)?;
+    Ok(text)
 }
 
-/// Kubernetes names need no escaping; anything else that came in by hand does.
-fn labels(service: &ServiceStats) -> String {
-    let escape = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-    format!(
-        "namespace=\"{}\",service=\"{}\",port=\"{}\"",
-        escape(&service.namespace),
-        escape(&service.name),
-        escape(&service.port_name)
-    )
+#[derive(Debug)]
+struct Exposition {
+    stats: Vec<ServiceStats>,
+    is_served: bool,
+}
+
+impl Exposition {
+    /// All backends, with the labels of each.
+    fn backends(&self) -> impl Iterator<Item = (impl EncodeLabelSet, &BackendStats)> {
+        self.stats.iter().flat_map(|service| {
+            let labels = |address: &SocketAddr| (service.labels(), [("backend", address.to_string())]);
+            service.backends.iter().map(move |(address, backend)| (labels(address), backend))
+        })
+    }
+}
+
+impl Collector for Exposition {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let (counter, gauge) = (MetricType::Counter, MetricType::Gauge);
+        if !self.is_served {
+            let attached = encoder.encode_descriptor("attached", "Whether anybody is served.", None, gauge)?;
+            ConstGauge::new(0).encode(attached)?;
+        }
+        let mut refused = encoder.encode_descriptor("refused", "Connections that found no backend.", None, counter)?;
+        for service in &self.stats {
+            ConstCounter::new(service.refused).encode(refused.encode_family(&service.labels())?)?;
+        }
+        let mut connections = encoder.encode_descriptor("connections", "Connections begun.", None, counter)?;
+        for (labels, backend) in self.backends() {
+            ConstCounter::new(backend.connections).encode(connections.encode_family(&labels)?)?;
+        }
+        let help = "Sockets translated to the backend now.";
+        let mut open = encoder.encode_descriptor("open_sockets", help, None, gauge)?;
+        for (labels, backend) in self.backends() {
+            if let Some(sockets) = backend.open {
+                ConstGauge::new(sockets).encode(open.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ServiceStats {
+    fn labels(&self) -> [(&'static str, &str); 3] {
+        [("namespace", &self.namespace), ("service", &self.name), ("port", &self.port_name)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prometheus_reads_each_counter_in_order() {
+        let stats = |name: &str, open| {
+            let backend = |port| (SocketAddr::from(([10, 0, 0, 1], port)), BackendStats { connections: 7, open });
+            ServiceStats {
+                namespace: "test".into(),
+                name: name.into(),
+                port_name: String::new(),
+                refused: 1,
+                backends: [backend(80), backend(81)].into(),
+            }
+        };
+        let text = prometheus(vec![stats("b\"", None), stats("a", Some(2))], false).unwrap();
+        let wanted = r##"# HELP underpass_lb_attached Whether anybody is served.
+# TYPE underpass_lb_attached gauge
+underpass_lb_attached 0
+# HELP underpass_lb_refused_total Connections that found no backend.
+# TYPE underpass_lb_refused_total counter
+underpass_lb_refused_total{namespace="test",service="b\"",port=""} 1
+underpass_lb_refused_total{namespace="test",service="a",port=""} 1
+# HELP underpass_lb_connections_total Connections begun.
+# TYPE underpass_lb_connections_total counter
+underpass_lb_connections_total{namespace="test",service="b\"",port="",backend="10.0.0.1:80"} 7
+underpass_lb_connections_total{namespace="test",service="b\"",port="",backend="10.0.0.1:81"} 7
+underpass_lb_connections_total{namespace="test",service="a",port="",backend="10.0.0.1:80"} 7
+underpass_lb_connections_total{namespace="test",service="a",port="",backend="10.0.0.1:81"} 7
+# HELP underpass_lb_open_sockets Sockets translated to the backend now.
+# TYPE underpass_lb_open_sockets gauge
+underpass_lb_open_sockets{namespace="test",service="a",port="",backend="10.0.0.1:80"} 2
+underpass_lb_open_sockets{namespace="test",service="a",port="",backend="10.0.0.1:81"} 2
+"##;
+        assert_eq!(text, wanted);
+    }
 }

@@ -1,18 +1,16 @@
-//! The few system calls for which neither aya nor nix has a safe function.
+//! Shared memory, and the few system calls for which neither aya nor nix has a safe function.
 #![expect(unsafe_code, reason = "system calls and shared memory")]
 
 use std::{
     io,
     marker::PhantomData,
     ops::Range,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     ptr::NonNull,
 };
 
 use aya::maps::MapData;
 use bpf_lb_abi::Traced;
-
-use crate::btf::Instruction;
 
 /// The values of a memory-mapped array map. The kernel counts all that is mapped to the process, whether it is read or not.
 #[derive(Debug)]
@@ -128,128 +126,6 @@ impl<T> Drop for Mapped<T> {
         // SAFETY: it was mapped for this alone, and every reference to it is gone.
         unsafe { libc::munmap(self.mapping.as_ptr().cast(), self.bytes) };
     }
-}
-
-/// The part of the kernel's `union bpf_attr` that `BPF_LINK_UPDATE` reads.
-#[repr(C)]
-struct LinkUpdate {
-    link_fd: u32,
-    new_prog_fd: u32,
-    flags: u32,
-    old_prog_fd: u32,
-}
-
-/// Replaces the program of a link in one step. Needs Linux 5.7.
-pub fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    const BPF_LINK_UPDATE: libc::c_long = 29;
-    let attr = LinkUpdate {
-        link_fd: link.as_raw_fd().cast_unsigned(),
-        new_prog_fd: program.as_raw_fd().cast_unsigned(),
-        flags: 0,
-        old_prog_fd: 0,
-    };
-    // SAFETY: the kernel reads as much of the attribute as its size says.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_UPDATE, &raw const attr, size_of::<LinkUpdate>()) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// The kind of a program, and where it is attached: `BPF_PROG_TYPE_CGROUP_SOCK_ADDR` on `BPF_CGROUP_INET4_CONNECT`.
-pub const CONNECT: (u32, u32) = (18, 10);
-/// `BPF_PROG_TYPE_CGROUP_SOCK` on `BPF_CGROUP_INET_SOCK_RELEASE`.
-pub const SOCK_RELEASE: (u32, u32) = (9, 34);
-
-/// Whether the kernel takes such a program.
-pub fn verify((prog_type, expected_attach_type): (u32, u32), program: &[Instruction]) -> io::Result<()> {
-    const BPF_PROG_LOAD: libc::c_long = 5;
-
-    /// The part of the kernel's `union bpf_attr` that `BPF_PROG_LOAD` reads.
-    #[repr(C)]
-    #[derive(Default)]
-    struct ProgramLoad {
-        prog_type: u32,
-        insn_cnt: u32,
-        insns: u64,
-        license: u64,
-        log: [u32; 4],
-        kern_version: u32,
-        prog_flags: u32,
-        prog_name: [u8; 16],
-        prog_ifindex: u32,
-        expected_attach_type: u32,
-    }
-    let attr = ProgramLoad {
-        prog_type,
-        insn_cnt: u32::try_from(program.len()).unwrap_or(u32::MAX),
-        insns: program.as_ptr() as u64,
-        license: c"GPL".as_ptr() as u64,
-        expected_attach_type,
-        ..ProgramLoad::default()
-    };
-    // SAFETY: the kernel reads as much of the attribute as its size says, and what it points to outlives the call.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attr, size_of::<ProgramLoad>()) };
-    opened(fd).map(drop)
-}
-
-/// The number of the cgroup that a link is attached to, 0 if that was removed. Needs Linux 5.8.
-pub fn link_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
-    const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
-
-    /// The part of the kernel's `struct bpf_link_info` that cgroups' links fill.
-    #[repr(C)]
-    #[derive(Default)]
-    struct LinkInfo {
-        kind: u32,
-        id: u32,
-        prog_id: u32,
-        pad: u32,
-        cgroup_id: u64,
-        attach_type: u32,
-        pad2: u32,
-    }
-    #[repr(C)]
-    struct InfoByFd {
-        bpf_fd: u32,
-        info_len: u32,
-        info: u64,
-    }
-    let mut info = LinkInfo::default();
-    let attr = InfoByFd {
-        bpf_fd: link.as_raw_fd().cast_unsigned(),
-        info_len: u32::try_from(size_of::<LinkInfo>()).unwrap_or_default(),
-        info: (&raw mut info) as u64,
-    };
-    // SAFETY: as above, and the kernel writes no more than `info_len` bytes.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw const attr, size_of::<InfoByFd>()) };
-    if result == 0 { Ok(info.cgroup_id) } else { Err(io::Error::last_os_error()) }
-}
-
-/// Opens what is pinned at `path`.
-pub fn open_pinned(path: &std::path::Path) -> io::Result<OwnedFd> {
-    use std::os::unix::ffi::OsStrExt as _;
-
-    #[repr(C)]
-    struct ObjectGet {
-        pathname: u64,
-        bpf_fd: u32,
-        file_flags: u32,
-    }
-    const BPF_OBJ_GET: libc::c_long = 7;
-    let path = std::ffi::CString::new(path.as_os_str().as_bytes())?;
-    let attr = ObjectGet { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
-    // SAFETY: as above, and the path outlives the call.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const attr, size_of::<ObjectGet>()) };
-    opened(fd)
-}
-
-/// The file that a system call returned, or its error.
-fn opened(fd: libc::c_long) -> io::Result<OwnedFd> {
-    let fd = i32::try_from(fd).unwrap_or(-1);
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call made it, and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// The cookie of the network namespace in which `socket` was made. Needs Linux 5.14.

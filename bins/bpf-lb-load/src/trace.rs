@@ -19,7 +19,7 @@ use aya::{
     maps::{Array, MapData, RingBuf},
     programs::{CgroupAttachMode, CgroupSockAddr},
 };
-use bpf_lb_abi::{Call, NO_SERVICE, Name, Traced, UDP, Verdict};
+use bpf_lb_abi::{Call, NO_SERVICE, Name, Traced, Verdict};
 use nix::{
     poll::{PollFd, PollFlags, poll},
     time::{ClockId, clock_gettime},
@@ -30,7 +30,7 @@ use service_table::{Protocol, rfc3339};
 
 use crate::{
     attach::{self, Served},
-    family::canonical,
+    family::{canonical, protocol},
     layout, load,
     maps::{mapped, pinned_data},
     name,
@@ -88,51 +88,15 @@ impl Wanted {
     }
 }
 
-/// What became of a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Outcome {
-    /// The Service's address was replaced by a backend's.
-    Translated,
-    /// Refused: the Service has no backends.
-    NoBackends,
-    /// Refused: the address is a Service's, and has no such port.
-    NoSuchPort,
-    /// Left as it is: there is no room to remember one more Service of this socket.
-    NoRoom,
-    /// Left as it is: the network namespace takes no part in the socket path.
-    TakesNoPart,
-    /// Left as it is: the address and port are no Service's.
-    NoService,
-    /// Left as it is: the socket is for IPv6 alone (IPV6_V6ONLY), to which the kernel refuses an IPv4-mapped address.
-    Ipv6Only,
-}
-
-impl Outcome {
-    fn of(verdict: u32) -> Self {
-        match verdict {
-            verdict if verdict == Verdict::Translated as u32 => Self::Translated,
-            verdict if verdict == Verdict::NoBackends as u32 => Self::NoBackends,
-            verdict if verdict == Verdict::NoSuchPort as u32 => Self::NoSuchPort,
-            verdict if verdict == Verdict::NoRoom as u32 => Self::NoRoom,
-            verdict if verdict == Verdict::TakesNoPart as u32 => Self::TakesNoPart,
-            verdict if verdict == Verdict::Ipv6Only as u32 => Self::Ipv6Only,
-            _ => Self::NoService,
-        }
-    }
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Translated => "translated",
-            Self::NoBackends => "refused: the Service has no backends",
-            Self::NoSuchPort => "refused: no Service has this port there",
-            Self::NoRoom => "not translated: this socket asks more Services than can be remembered",
-            Self::TakesNoPart => "not translated: its network namespace takes no part",
-            Self::NoService => "not translated: no Service has this address and port",
-            Self::Ipv6Only => "not translated: the socket is for IPv6 alone, and the kernel refuses it",
-        })
+const fn text(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Translated => "translated",
+        Verdict::NoBackends => "refused: the Service has no backends",
+        Verdict::NoSuchPort => "refused: no Service has this port there",
+        Verdict::NoRoom => "not translated: this socket asks more Services than can be remembered",
+        Verdict::TakesNoPart => "not translated: its network namespace takes no part",
+        Verdict::NoService => "not translated: no Service has this address and port",
+        Verdict::Ipv6Only => "not translated: the socket is for IPv6 alone, and the kernel refuses it",
     }
 }
 
@@ -171,7 +135,7 @@ pub struct Translation {
     #[serde(skip_serializing_if = "Option::is_none")]
     backend: Option<SocketAddr>,
     /// What became of it.
-    outcome: Outcome,
+    outcome: Verdict,
     /// The number of the error with which the call fails at this point; some other program's, if it was translated.
     #[serde(skip_serializing_if = "Option::is_none")]
     errno: Option<u32>,
@@ -209,7 +173,7 @@ impl fmt::Display for Line {
         }
         match translation.backend {
             Some(backend) => write!(f, " -> {backend}")?,
-            None => write!(f, " {}", translation.outcome)?,
+            None => write!(f, " {}", text(translation.outcome))?,
         }
         match translation.errno {
             Some(errno) => write!(f, ": {}", io::Error::from_raw_os_error(errno.cast_signed())),
@@ -248,7 +212,7 @@ struct Names {
 
 impl Names {
     fn translation(&mut self, traced: &Traced) -> Translation {
-        let outcome = Outcome::of(traced.verdict);
+        let outcome = Verdict::of(traced.verdict);
         let record = (traced.service != NO_SERVICE).then(|| self.services.copy(traced.service)).flatten();
         let Place { pod, netns } = self.pods.place(traced.netns);
         let comm: Vec<u8> = traced.comm.iter().copied().take_while(|byte| *byte != 0).collect();
@@ -262,10 +226,10 @@ impl Names {
             cgroup: traced.cgroup,
             call: if traced.call == Call::Connect as u32 { "connect" } else { "sendmsg" },
             family: if traced.is_ipv6_socket == 0 { "IPv4" } else { "IPv6" },
-            protocol: if traced.asked.protocol == UDP { Protocol::Udp } else { Protocol::Tcp },
+            protocol: protocol(traced.asked.protocol),
             frontend: canonical(&traced.asked),
             service: record.as_ref().and_then(name::decode).map(|(key, _)| key.to_string()),
-            backend: (outcome == Outcome::Translated).then(|| canonical(&traced.got)),
+            backend: (outcome == Verdict::Translated).then(|| canonical(&traced.got)),
             outcome,
             errno: (traced.errno != 0).then_some(traced.errno),
         }

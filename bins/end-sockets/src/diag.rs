@@ -8,6 +8,7 @@ use std::{
 };
 
 use bpf_lb_abi::Overflow;
+use common::wire;
 use netlink_sys::{Socket, SocketAddr as Peer, protocols::NETLINK_SOCK_DIAG};
 use service_table::Protocol;
 
@@ -19,7 +20,6 @@ const SK_DIAG_BPF_STORAGE_REQ_MAP_FD: u16 = 1;
 const INET_DIAG_SK_BPF_STORAGES: u16 = 20;
 const SK_DIAG_BPF_STORAGE: u16 = 1;
 const SK_DIAG_BPF_STORAGE_MAP_VALUE: u16 = 3;
-const NLA_F_NESTED: u16 = 1 << 15;
 
 const TCP_LISTEN: u32 = 10;
 const TCP_TIME_WAIT: u32 = 6;
@@ -27,8 +27,7 @@ const TCP_CLOSE: u32 = 7;
 /// `enum` of `net/tcp_states.h`: those in which a socket has somebody at the other end.
 const CONNECTED: u32 = 0xfff & !(1 << TCP_LISTEN) & !(1 << TCP_TIME_WAIT) & !(1 << TCP_CLOSE);
 
-/// `struct nlmsghdr`, `struct inet_diag_req_v2`, `struct inet_diag_sockid` and `struct inet_diag_msg`, in bytes.
-const HEADER: usize = 16;
+/// `struct inet_diag_req_v2`, `struct inet_diag_sockid` and `struct inet_diag_msg`, in bytes.
 const REQUEST: usize = 56;
 const ID: usize = 48;
 const MESSAGE: usize = 72;
@@ -95,12 +94,12 @@ impl Diag {
         if let Some(map) = query.storage {
             let mut inner = Vec::new();
             attribute(&mut inner, SK_DIAG_BPF_STORAGE_REQ_MAP_FD, &map.as_raw_fd().to_ne_bytes());
-            attribute(&mut body, INET_DIAG_REQ_SK_BPF_STORAGES | NLA_F_NESTED, &inner);
+            attribute(&mut body, INET_DIAG_REQ_SK_BPF_STORAGES | libc::NLA_F_NESTED as u16, &inner);
         }
         self.send(SOCK_DIAG_BY_FAMILY, libc::NLM_F_DUMP as u16, &body)?;
         loop {
             let (buffer, _) = self.socket.recv_from_full()?;
-            for (kind, body) in messages(&buffer) {
+            for (kind, body) in wire::messages(&buffer) {
                 match i32::from(kind) {
                     libc::NLMSG_DONE => return Ok(()),
                     libc::NLMSG_ERROR => return error(body),
@@ -130,15 +129,15 @@ impl Diag {
     fn end(&mut self, family: u8, protocol: Protocol, id: &[u8; ID]) -> io::Result<()> {
         self.send(SOCK_DESTROY, libc::NLM_F_ACK as u16, &request(family, protocol, u32::MAX, id))?;
         let (buffer, _) = self.socket.recv_from_full()?;
-        messages(&buffer)
+        wire::messages(&buffer)
             .find(|(kind, _)| i32::from(*kind) == libc::NLMSG_ERROR)
             .map_or(Ok(()), |(_, body)| error(body))
     }
 
     fn send(&mut self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
         self.sequence += 1;
-        let len = u32::try_from(HEADER + body.len()).map_err(io::Error::other)?;
-        let mut message = Vec::with_capacity(HEADER + body.len());
+        let len = u32::try_from(wire::HEADER + body.len()).map_err(io::Error::other)?;
+        let mut message = Vec::with_capacity(wire::HEADER + body.len());
         message.extend(len.to_ne_bytes());
         message.extend(kind.to_ne_bytes());
         message.extend((libc::NLM_F_REQUEST as u16 | flags).to_ne_bytes());
@@ -168,35 +167,12 @@ fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
     body.resize(body.len().next_multiple_of(4), 0);
 }
 
-/// Type and body of each message in a datagram.
-fn messages(buffer: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    let mut rest = buffer;
-    std::iter::from_fn(move || {
-        let len = u32::from_ne_bytes(rest.get(..4)?.try_into().ok()?) as usize;
-        let message = rest.get(..len).filter(|message| message.len() >= HEADER)?;
-        rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
-        Some((u16::from_ne_bytes(message.get(4..6)?.try_into().ok()?), message.get(HEADER..)?))
-    })
-}
-
 fn error(body: &[u8]) -> io::Result<()> {
-    match body.get(..4).and_then(|code| code.try_into().ok()).map(i32::from_ne_bytes) {
+    match wire::u32_at(body, 0).map(u32::cast_signed) {
         Some(0) => Ok(()),
         Some(code) => Err(io::Error::from_raw_os_error(-code)),
         None => Err(io::ErrorKind::InvalidData.into()),
     }
-}
-
-/// Type and value of each attribute.
-fn attributes(body: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    let mut rest = body;
-    std::iter::from_fn(move || {
-        let len = usize::from(u16::from_ne_bytes(rest.get(..2)?.try_into().ok()?));
-        let kind = u16::from_ne_bytes(rest.get(2..4)?.try_into().ok()?) & !NLA_F_NESTED;
-        let value = rest.get(4..len)?;
-        rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
 }
 
 fn parse(body: &[u8]) -> Option<Found> {
@@ -212,12 +188,11 @@ fn parse(body: &[u8]) -> Option<Found> {
     };
     let cookie = id.get(40..48)?.as_chunks::<4>().0;
     let [low, high] = [cookie.first()?, cookie.get(1)?].map(|word| u64::from(u32::from_ne_bytes(*word)));
-    let overflow = attributes(body.get(MESSAGE..)?)
-        .find(|(kind, _)| *kind == INET_DIAG_SK_BPF_STORAGES)
-        .and_then(|(_, storages)| attributes(storages).find(|(kind, _)| *kind == SK_DIAG_BPF_STORAGE))
-        .and_then(|(_, storage)| attributes(storage).find(|(kind, _)| *kind == SK_DIAG_BPF_STORAGE_MAP_VALUE))
-        .map(|(_, value)| value.to_vec())
-        .filter(|value| value.len() >= size_of::<Overflow>());
+    let overflow = wire::attribute(body.get(MESSAGE..)?, INET_DIAG_SK_BPF_STORAGES)
+        .and_then(|storages| wire::attribute(storages, SK_DIAG_BPF_STORAGE))
+        .and_then(|storage| wire::attribute(storage, SK_DIAG_BPF_STORAGE_MAP_VALUE))
+        .filter(|value| value.len() >= size_of::<Overflow>())
+        .map(<[u8]>::to_vec);
     Some(Found { cookie: high << 32 | low, remote: SocketAddr::new(address, port), overflow, family, id })
 }
 

@@ -53,11 +53,11 @@ pub enum News {
 
 /// What is known of one attachment.
 #[derive(Debug)]
-pub struct Attachment {
+struct Attachment {
     /// The saved document that the outcome is for.
     stamp: (SystemTime, u64),
     /// None when nothing is known yet.
-    pub outcome: Option<Outcome>,
+    outcome: Option<Outcome>,
     contest: Contest,
     delay: Duration,
 }
@@ -116,10 +116,11 @@ impl Keeper {
             }
             self.rescan();
             self.work();
+            let outcomes = self.attachments.values().filter_map(|attachment| attachment.outcome.as_ref());
             if changed {
-                self.report.say(begin.elapsed(), self.attachments.values());
+                self.report.say(begin.elapsed(), outcomes.clone());
             }
-            self.report.write(self.attachments.values());
+            self.report.write(outcomes);
         }
     }
 

@@ -11,10 +11,7 @@ use metrics_file::{
     prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge},
 };
 
-use crate::{
-    care::{Outcome, object_of},
-    keeper::Attachment,
-};
+use crate::care::{Outcome, object_of};
 
 /// What is counted, and the file that has it: `keep-pods.prom` in the state directory.
 #[derive(Debug)]
@@ -43,8 +40,8 @@ const STATES: [(&str, Which); 5] = [
     ("failing", |outcome| matches!(outcome, Outcome::Failed(..))),
 ];
 
-fn count<'a>(attachments: impl Iterator<Item = &'a Attachment>, which: Which) -> usize {
-    attachments.filter_map(|attachment| attachment.outcome.as_ref()).filter(|outcome| which(outcome)).count()
+fn count<'a>(outcomes: impl Iterator<Item = &'a Outcome>, which: Which) -> usize {
+    outcomes.filter(|outcome| which(outcome)).count()
 }
 
 impl Default for Report {
@@ -94,20 +91,20 @@ impl Report {
     }
 
     /// Says what became of the cluster's news, which took so long.
-    pub fn say<'a>(&self, took: Duration, attachments: impl Iterator<Item = &'a Attachment> + Clone) {
+    pub fn say<'a>(&self, took: Duration, outcomes: impl Iterator<Item = &'a Outcome> + Clone) {
         self.last_seconds.set(took.as_secs_f64());
-        let current = count(attachments.clone(), |outcome| matches!(outcome, Outcome::Current(_)));
+        let current = count(outcomes.clone(), |outcome| matches!(outcome, Outcome::Current(_)));
         let changed =
-            count(attachments.clone(), |outcome| matches!(outcome, Outcome::Current(changes) if !changes.is_empty()));
-        let failing = count(attachments, |outcome| matches!(outcome, Outcome::Failed(..)));
+            count(outcomes.clone(), |outcome| matches!(outcome, Outcome::Current(changes) if !changes.is_empty()));
+        let failing = count(outcomes, |outcome| matches!(outcome, Outcome::Failed(..)));
         let took = took.as_millis();
         log::info!("{current} attachments are current, {changed} of them changed; {failing} failed; in {took} ms");
     }
 
     /// Writes the metrics, if they are not as they were.
-    pub fn write<'a>(&mut self, attachments: impl Iterator<Item = &'a Attachment> + Clone) {
+    pub fn write<'a>(&mut self, outcomes: impl Iterator<Item = &'a Outcome> + Clone) {
         for (state, which) in STATES {
-            let count = i64::try_from(count(attachments.clone(), which)).unwrap_or(i64::MAX);
+            let count = i64::try_from(count(outcomes.clone(), which)).unwrap_or(i64::MAX);
             self.attachments.get_or_create(&vec![("state", state.to_owned())]).set(count);
         }
         if let Err(error) = self.metrics.write() {

@@ -17,14 +17,10 @@ use std::{
     time::Duration,
 };
 
-use nix::{
-    sys::{prctl, signal::Signal},
-    unistd::getppid,
-};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
-    process::{self, PidfdFlags, pidfd_open},
+    process::{Pid, PidfdFlags, Signal, getppid, pidfd_open, set_parent_process_death_signal},
 };
 
 fn main() -> ExitCode {
@@ -35,11 +31,11 @@ fn main() -> ExitCode {
             2,
         );
     };
-    if let Err(error) = prctl::set_pdeathsig(Signal::SIGTERM) {
+    if let Err(error) = set_parent_process_death_signal(Some(Signal::TERM)) {
         return fail(&format!("lifeline: cannot ask for a signal: {error}"), 125);
     }
     // Whoever started it was gone before.
-    if getppid().as_raw() != parent {
+    if Pid::as_raw(getppid()) != parent {
         return ExitCode::FAILURE;
     }
     let done = match program.to_str() {
@@ -75,7 +71,7 @@ fn lock(words: &OsStr) -> io::Result<()> {
 fn until_one_ends(pids: impl Iterator<Item = OsString>) -> io::Result<()> {
     let mut processes = Vec::new();
     for pid in pids {
-        let pid = number(pid).and_then(process::Pid::from_raw);
+        let pid = number(pid).and_then(Pid::from_raw);
         match pidfd_open(pid.ok_or(Errno::INVAL)?, PidfdFlags::empty()) {
             Ok(process) => processes.push(process),
             Err(Errno::SRCH) => return Ok(()),

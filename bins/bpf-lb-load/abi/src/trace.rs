@@ -2,24 +2,44 @@
 
 use crate::Endpoint;
 
-/// What became of the address that a call gave.
+/// What became of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, schemars::JsonSchema), serde(rename_all = "kebab-case"))]
 #[repr(u32)]
 pub enum Verdict {
-    /// It was replaced by a backend's.
+    /// The Service's address was replaced by a backend's.
     Translated = 0,
-    /// The call was refused: the Service has no backends.
+    /// Refused: the Service has no backends.
     NoBackends = 1,
-    /// The call was refused: the address is a Service's, and has no such port.
+    /// Refused: the address is a Service's, and has no such port.
     NoSuchPort = 2,
-    /// A Service's, and left as it is: there was no room to remember the translation.
+    /// Left as it is: there is no room to remember one more Service of this socket.
     NoRoom = 3,
-    /// A Service's, and left as it is: the network namespace takes no part.
+    /// Left as it is: the network namespace takes no part in the socket path.
     TakesNoPart = 4,
-    /// No Service's.
+    /// Left as it is: the address and port are no Service's.
     NoService = 5,
-    /// A Service's IPv4-mapped address, and left as it is: the socket is for IPv6 alone, and the kernel refuses it.
+    /// Left as it is: the socket is for IPv6 alone (IPV6_V6ONLY), to which the kernel refuses an IPv4-mapped address.
     Ipv6Only = 6,
+}
+
+#[cfg(feature = "user")]
+impl Verdict {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Translated,
+        Self::NoBackends,
+        Self::NoSuchPort,
+        Self::NoRoom,
+        Self::TakesNoPart,
+        Self::NoService,
+        Self::Ipv6Only,
+    ];
+
+    /// The one with that number.
+    pub fn of(number: u32) -> Self {
+        Self::ALL.into_iter().find(|verdict| *verdict as u32 == number).unwrap_or(Self::NoService)
+    }
 }
 
 /// Which call.

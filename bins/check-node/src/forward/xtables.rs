@@ -8,6 +8,7 @@ use std::{
     os::fd::AsRawFd,
 };
 
+use common::wire::{u16_at, u32_at};
 use nix::libc;
 
 use super::ruleset::{Chain, Field, Ruleset, Table, Term, Verdict, devgroup};
@@ -240,14 +241,6 @@ fn verdict(value: i32, goto: bool, end: usize, names: &BTreeMap<usize, String>) 
 fn text(bytes: &[u8]) -> Option<&str> {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     std::str::from_utf8(&bytes[..end]).ok()
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
 #[cfg(test)]
