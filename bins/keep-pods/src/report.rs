@@ -107,12 +107,10 @@ impl Report {
     /// Writes the metrics, if they are not as they were.
     pub fn write<'a>(&mut self, attachments: impl Iterator<Item = &'a Attachment> + Clone) {
         for (state, which) in STATES {
-            let count = i64::try_from(count(attachments.clone(), which)).unwrap_or(i64::MAX);
-            self.attachments.get_or_create(&vec![("state", state.to_owned())]).set(count);
+            let of_state = self.attachments.get_or_create(&vec![("state", state.to_owned())]);
+            metrics_file::set(&of_state, count(attachments.clone(), which));
         }
-        if let Err(error) = self.metrics.write() {
-            log::error!("{error}");
-        }
+        self.metrics.write();
     }
 }
 
