@@ -15,7 +15,7 @@ use std::{
 use anyhow::Context;
 use bpf_lb_load::{maps::are_missing, pins::Pins};
 use clap::{Arg, ArgAction, value_parser};
-use cluster_api::{Event, Name, Selection, k8s_openapi::api::core::v1::Pod as Object};
+use cluster_api::{Event, Name, SOCKET_PATH, Selection, k8s_openapi::api::core::v1::Pod as Object, socket_path};
 use common::{
     document::{Command as Cni, PodDocument},
     failure::{Code, Failure},
@@ -30,7 +30,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
     kernel::Change,
-    plan::{ANNOTATION, Attachment, Pod, exceptions},
+    plan::{Attachment, Pod, exceptions},
     report::Report,
 };
 
@@ -174,7 +174,7 @@ fn stamps() -> Stamps {
 /// Of a pod, what is of use here.
 fn cut_down(object: Object, with_meshes: bool) -> Pod {
     let annotations = object.metadata.annotations.unwrap_or_default();
-    let wrong = annotations.get(ANNOTATION).filter(|text| text.parse::<bool>().is_err()).cloned();
+    let wrong = socket_path(&annotations).err().map(str::to_owned);
     let on_host = object.spec.is_some_and(|spec| spec.host_network == Some(true));
     let status = object.status.unwrap_or_default();
     // Its addresses may be another's then.
@@ -206,9 +206,8 @@ impl Known {
                 if let Some(wrong) =
                     pod.wrong.as_ref().filter(|_| self.pods.get(&name).is_none_or(|p| p.wrong != pod.wrong))
                 {
-                    let Name { namespace, name } = &name;
                     log::warn!(
-                        "pod {namespace}/{name}: its annotation {ANNOTATION} is {wrong:?}, neither \"true\" nor \"false\": it is of no account"
+                        "pod {name}: its annotation {SOCKET_PATH} is {wrong:?}, neither \"true\" nor \"false\": it is of no account"
                     );
                 }
                 self.pods.insert(name, pod);
@@ -227,8 +226,7 @@ impl Known {
         unfound.retain(|name| self.pods.get(name).is_some_and(|pod| !pod.is_leaving));
         self.unfound.retain(|name, _| unfound.contains(name));
         for pod in unfound {
-            let Name { namespace, name } = &pod;
-            let text = format!("pod {namespace}/{name}");
+            let text = format!("pod {pod}");
             let (since, said) = self.unfound.entry(pod).or_insert_with(|| (Instant::now(), false));
             if !*said && since.elapsed() >= FULL_LOOK {
                 log::warn!(

@@ -13,13 +13,13 @@ use cluster_api::{
     k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery},
     kube::Resource,
 };
+use common::object::Family;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use service_table as table;
-use service_table::{Change, Line, Nodes, Refuse, ServiceTable};
+use service_table::{Change, Claim, Line, Nodes, Refuse, ServiceTable};
 
 use crate::{
-    address::Family,
     choose::Place,
     map::{self, For},
     node::{Node, NodePortAddresses},
@@ -127,21 +127,17 @@ impl Known {
 
 /// Takes out of a Service's ports the addresses that another Service leaves to the host path. Returns what was taken, for a person.
 fn withhold(reserved: &BTreeMap<Name, Reserved>, name: &Name, services: &mut [table::Service]) -> Vec<String> {
-    // As the loader has it: without a date, a Service is the youngest.
-    let age = |created: &Option<String>, name: &Name| (created.is_none(), created.clone(), name.clone());
     let mut taken = vec![];
     for (owner, reserved) in reserved.iter().filter(|(owner, _)| *owner != name) {
         for service in &mut *services {
             let (port, protocol) = (service.port, service.protocol);
-            let is_older = age(&reserved.created, owner) < age(&service.created, name);
-            let is_owners = |address: &IpAddr| {
-                let place = (*address, port, protocol);
-                reserved.cluster.contains(&place) || is_older && reserved.external.contains(&place)
+            let own = Claim::new(true, service.created.as_deref().and_then(table::created), name);
+            let is_owners = |address: &mut IpAddr| {
+                reserved.claim(owner, &(*address, port, protocol)).is_some_and(|claim| claim < own)
             };
             for addresses in [&mut service.external_ips, &mut service.load_balancer_ips] {
-                let owner = title("Service", owner);
-                taken.extend(addresses.extract_if(.., |address| is_owners(address)).map(|address| {
-                    format!("{address} port {port} belongs to {owner}, which leaves it to the host path")
+                taken.extend(addresses.extract_if(.., is_owners).map(|address| {
+                    format!("{address} port {port} belongs to Service {owner}, which leaves it to the host path")
                 }));
             }
         }
@@ -156,7 +152,7 @@ fn addresses_of(name: &Name) -> String {
 
 /// An object's name for a person.
 fn title(kind: &str, name: &Name) -> String {
-    format!("{kind} {}/{}", name.namespace, name.name)
+    format!("{kind} {name}")
 }
 
 fn hash(service: &table::Service) -> u64 {
@@ -404,7 +400,7 @@ impl Cluster {
         let mut cidrs: Vec<IpNet> = vec![];
         let services = self.services.values().filter_map(|known| known.service.as_ref());
         for address in services.flat_map(|service| &service.cluster_ips) {
-            let is_of_family = |cidr: &&mut IpNet| Family::of(&cidr.addr()) == Family::of(address);
+            let is_of_family = |cidr: &&mut IpNet| Family::of(cidr.addr()) == Family::of(*address);
             match cidrs.iter_mut().find(is_of_family) {
                 Some(cidr) => {
                     while let Some(wider) = cidr.supernet().filter(|_| !cidr.contains(address)) {

@@ -96,13 +96,8 @@ fn cli() -> Command {
         .arg(text("context", "NAME", "A context of the kubeconfig other than the current one"))
 }
 
-fn service_name(text: &str) -> Result<Name, String> {
-    match text.split_once('/') {
-        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
-            Ok(Name { namespace: namespace.into(), name: name.into() })
-        }
-        _ => Err("expected a Service's namespace and name, as in default/web".into()),
-    }
+fn service_name(text: &str) -> Result<Name, &'static str> {
+    text.parse().map_err(|_| "expected a Service's namespace and name, as in default/web")
 }
 
 fn settings(flags: &ArgMatches) -> Settings {

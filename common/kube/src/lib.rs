@@ -7,15 +7,19 @@
 mod client;
 mod follow;
 mod health;
+mod name;
 mod reach;
 mod refusal;
 mod selection;
+mod socket_path;
 
 pub use client::{client, connect};
-pub use follow::{Event, Name, backoff, follow, follow_objects};
+pub use follow::{Event, backoff, follow, follow_objects};
 pub use health::Health;
 pub use k8s_openapi;
 pub use kube;
+pub use name::Name;
 pub use reach::{Reach, reach};
 pub use refusal::{causes, explain, status};
 pub use selection::{Selection, list};
+pub use socket_path::{SOCKET_PATH, socket_path};
