@@ -1,6 +1,7 @@
 //! The cluster as the API server has it, once or for ever.
 
 use std::{
+    fmt::Debug,
     io::{self, Write},
     net::SocketAddr,
     time::Duration,
@@ -14,6 +15,7 @@ use cluster_api::{
 };
 use common::memory;
 use futures_util::StreamExt;
+use serde::de::DeserializeOwned;
 use service_table::{Change, Line, Place};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -68,17 +70,19 @@ fn nodes(cluster: &Cluster) -> Selection {
 /// # Errors
 /// The first refusal, for a person.
 pub async fn survey(client: &Client, cluster: &mut Cluster) -> anyhow::Result<()> {
-    let refused = |selection: &Selection, error| anyhow::anyhow!(explain(selection, "list", &error));
-    let selection = nodes(cluster);
-    let found = list(&Api::all(client.clone()), &selection, |node: core::Node| node).await;
-    found.map_err(|error| refused(&selection, error))?.iter().for_each(|node| cluster.node(node));
+    read(Api::all(client.clone()), &nodes(cluster), |node| cluster.node(&node)).await?;
     // What is kept of an object is little: each is taken as its page arrives.
-    let taken = std::cell::RefCell::new(cluster);
-    let take = |service: core::Service| taken.borrow_mut().service(&service);
-    list(&Api::all(client.clone()), &services(), take).await.map_err(|error| refused(&services(), error))?;
-    let take = |slice: discovery::EndpointSlice| taken.borrow_mut().slice(&slice);
-    list(&Api::all(client.clone()), &slices(), take).await.map_err(|error| refused(&slices(), error))?;
+    read(Api::all(client.clone()), &services(), |service| cluster.service(&service)).await?;
+    read(Api::all(client.clone()), &slices(), |slice| cluster.slice(&slice)).await?;
     Ok(())
+}
+
+/// Lists objects, or says what is refused and what to do.
+async fn read<K, T>(api: Api<K>, selection: &Selection, keep: impl FnMut(K) -> T) -> anyhow::Result<Vec<T>>
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    list(&api, selection, keep).await.map_err(|error| anyhow::anyhow!(explain(selection, "list", &error)))
 }
 
 /// What is to be said of one Service: only its own objects are read.
@@ -86,19 +90,12 @@ pub async fn survey(client: &Client, cluster: &mut Cluster) -> anyhow::Result<()
 /// # Errors
 /// The first refusal, for a person.
 pub async fn why(client: &Client, name: &Name, cluster: &mut Cluster) -> anyhow::Result<Why> {
-    let refused = |selection: &Selection, error| anyhow::anyhow!(explain(selection, "list", &error));
-    let selection = nodes(cluster);
-    let found = list(&Api::all(client.clone()), &selection, |node: core::Node| node).await;
-    found.map_err(|error| refused(&selection, error))?.iter().for_each(|node| cluster.node(node));
+    read(Api::all(client.clone()), &nodes(cluster), |node| cluster.node(&node)).await?;
     let selection = Selection::of::<core::Service>().within(&name.namespace).named(&name.name);
-    let of_namespace = Api::namespaced(client.clone(), &name.namespace);
-    let found = list(&of_namespace, &selection, |service: core::Service| service).await;
-    let service = found.map_err(|error| refused(&selection, error))?.pop();
+    let service = read(Api::namespaced(client.clone(), &name.namespace), &selection, |service| service).await?.pop();
     let of_service = format!("{}={}", slice::SERVICE, name.name);
     let selection = Selection::of::<discovery::EndpointSlice>().within(&name.namespace).labels(&of_service);
-    let of_namespace = Api::namespaced(client.clone(), &name.namespace);
-    let found = list(&of_namespace, &selection, |slice: discovery::EndpointSlice| slice).await;
-    let slices = found.map_err(|error| refused(&selection, error))?;
+    let slices = read(Api::namespaced(client.clone(), &name.namespace), &selection, |slice| slice).await?;
     Ok(why::why(name, service.as_ref(), &slices, cluster.clients()))
 }
 

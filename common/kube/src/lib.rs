@@ -7,6 +7,7 @@
 mod client;
 mod follow;
 mod health;
+mod list;
 mod name;
 mod reach;
 mod refusal;
@@ -18,8 +19,9 @@ pub use follow::{Event, backoff, follow, follow_objects};
 pub use health::Health;
 pub use k8s_openapi;
 pub use kube;
+pub use list::list;
 pub use name::Name;
 pub use reach::{Reach, reach};
 pub use refusal::{causes, explain, status};
-pub use selection::{Selection, list};
+pub use selection::Selection;
 pub use socket_path::{SOCKET_PATH, socket_path};
