@@ -6,7 +6,7 @@ use cluster_api::Name;
 use common::state;
 use serde::Deserialize;
 
-use crate::{cluster::Problem, service};
+use crate::{problem::Problem, service};
 
 #[derive(Deserialize)]
 struct Unfit {
