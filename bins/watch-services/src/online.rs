@@ -26,7 +26,7 @@ use crate::{
     batch::Batch,
     cluster::Cluster,
     events::Events,
-    report::Report,
+    report::{Report, Watch},
     slice, unfit,
     why::{self, Why},
 };
@@ -39,17 +39,6 @@ const WITH_ADDRESS: &str = "spec.clusterIP!=None";
 const TICK: Duration = Duration::from_secs(2);
 /// An API server that has not answered for so long is looked for by the host path.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// The three watches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Watch {
-    /// Of Services.
-    Services,
-    /// Of EndpointSlices.
-    Slices,
-    /// Of the own Node, or of all.
-    Nodes,
-}
 
 fn services() -> Selection {
     Selection::of::<core::Service>().labels(SERVED).fields(WITH_ADDRESS).or_without_fields()
@@ -161,9 +150,13 @@ pub async fn watch(client: Client, server: Option<SocketAddr>, cluster: Cluster)
     let mut interrupt = signal(SignalKind::interrupt())?;
     loop {
         tokio::select! {
-            Some(event) = services.next() => follower.service(event),
-            Some(event) = slices.next() => follower.slice(event),
-            Some(event) = nodes.next() => follower.node(event),
+            Some(event) = services.next() => {
+                follower.note(Watch::Services, event, Cluster::service, Cluster::service_gone);
+            }
+            Some(event) = slices.next() => follower.note(Watch::Slices, event, Cluster::slice, Cluster::slice_gone),
+            Some(event) = nodes.next() => {
+                follower.note(Watch::Nodes, event, Cluster::node, |cluster, name| cluster.node_gone(&name.name));
+            }
             () = follower.batch.due() => follower.print()?,
             _ = tick.tick() => {
                 follower.report.write(&follower.cluster, &mut follower.health);
@@ -177,31 +170,17 @@ pub async fn watch(client: Client, server: Option<SocketAddr>, cluster: Cluster)
 }
 
 impl Follower {
-    fn service(&mut self, event: Event<core::Service>) {
-        self.health.note(&Watch::Services, &event);
+    fn note<T>(
+        &mut self,
+        watch: Watch,
+        event: Event<T>,
+        applied: impl FnOnce(&mut Cluster, &T),
+        gone: impl FnOnce(&mut Cluster, &Name),
+    ) {
+        self.health.note(&watch, &event);
         match event {
-            Event::Applied(_, service) => self.cluster.service(&service),
-            Event::Deleted(name) => self.cluster.service_gone(&name),
-            _ => {}
-        }
-        self.noted();
-    }
-
-    fn slice(&mut self, event: Event<discovery::EndpointSlice>) {
-        self.health.note(&Watch::Slices, &event);
-        match event {
-            Event::Applied(_, slice) => self.cluster.slice(&slice),
-            Event::Deleted(name) => self.cluster.slice_gone(&name),
-            _ => {}
-        }
-        self.noted();
-    }
-
-    fn node(&mut self, event: Event<core::Node>) {
-        self.health.note(&Watch::Nodes, &event);
-        match event {
-            Event::Applied(_, node) => self.cluster.node(&node),
-            Event::Deleted(name) => self.cluster.node_gone(&name.name),
+            Event::Applied(_, object) => applied(&mut self.cluster, &object),
+            Event::Deleted(name) => gone(&mut self.cluster, &name),
             _ => {}
         }
         self.noted();

@@ -7,7 +7,18 @@ use metrics_file::{
     replace, set,
 };
 
-use crate::{cluster::Cluster, online::Watch};
+use crate::cluster::Cluster;
+
+/// The three watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Watch {
+    /// Of Services.
+    Services,
+    /// Of EndpointSlices.
+    Slices,
+    /// Of the own Node, or of all.
+    Nodes,
+}
 
 /// What is counted.
 #[derive(Debug)]
