@@ -1,6 +1,6 @@
 //! What the Kubernetes tools share. A crate of its own, so that no CNI ADD is linked with it.
 //!
-//! [`client`] is the way to the API server; a [`Selection`] says which objects of it are meant; [`follow()`] watches them
+//! [`Access`] is the way to the API server; a [`Selection`] says which objects of it are meant; [`follow()`] watches them
 //! and [`list`] reads them once, each object cut down to what is of use as it arrives; [`Health`] says whether what is known
 //! is current, for a person and as metrics.
 
@@ -14,7 +14,7 @@ mod refusal;
 mod selection;
 mod socket_path;
 
-pub use client::{client, connect};
+pub use client::Access;
 pub use follow::{Event, backoff, follow, follow_objects};
 pub use health::Health;
 pub use k8s_openapi;
