@@ -2,7 +2,7 @@
 
 mod commands;
 
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
 use schemars::JsonSchema;
@@ -52,6 +52,14 @@ impl Family {
     /// Both families, in the order in which plans name them.
     pub const ALL: [Self; 2] = [Self::Ipv4, Self::Ipv6];
 
+    /// As Kubernetes spells it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "IPv4",
+            Self::Ipv6 => "IPv6",
+        }
+    }
+
     /// The family of an address.
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::Ipv4 } else { Self::Ipv6 }
@@ -77,10 +85,16 @@ impl Family {
 
 impl fmt::Display for Family {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Ipv4 => "IPv4",
-            Self::Ipv6 => "IPv6",
-        })
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Family {
+    type Err = ();
+
+    /// As Kubernetes spells it.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|family| family.name() == text).ok_or(())
     }
 }
 

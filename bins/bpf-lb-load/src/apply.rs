@@ -11,11 +11,11 @@ use std::{
 use bpf_lb_abi::Entry;
 use schemars::JsonSchema;
 use serde::Serialize;
-use service_table::{Change, Nodes, Place, Refuse, Service, ServiceName, ServiceTable, TrafficPolicy};
+use service_table::{Change, Claim, Nodes, Place, Refuse, Service, ServiceName, ServiceTable, TrafficPolicy};
 use thiserror::Error;
 
 use crate::{
-    claims::{self, Claim, Conflict},
+    claims::{self, Conflict, claim},
     diff::{self, Difference},
     gone::{self, Endpoints, Gone, Holding, State},
     kernel::{Installed, Kernel, Key},
@@ -378,8 +378,8 @@ impl Table {
         for frontend in spec.frontends.keys() {
             let Some(owner) = self.kernel.owner(frontend).filter(|owner| *owner != key) else {
                 // Who lacks it may have the better claim by now, or has left it for a while.
-                let claim = Claim::of(key, spec, frontend);
-                let is_better = |best: &Claim<'_>| Some(*best) < claim && !claims::is_of_same(best.service, key);
+                let own = claim(key, spec, frontend);
+                let is_better = |best: &Claim<&Key>| Some(*best) < own && !claims::is_of_same(best.service, key);
                 if let Some(best) = self.best_claim(frontend, key).filter(is_better) {
                     conflicts.push(Conflict::new(frontend, key, best.service));
                     lost.push(*frontend);
@@ -391,7 +391,7 @@ impl Table {
             let whole = self.lost.get(owner).unwrap_or(&other.spec);
             if claims::is_of_same(owner, key) {
                 losers.insert(owner.clone(), whole.clone());
-            } else if Claim::of(owner, &other.spec, frontend) < Claim::of(key, spec, frontend) {
+            } else if claim(owner, &other.spec, frontend) < claim(key, spec, frontend) {
                 conflicts.push(Conflict::new(frontend, key, owner));
                 lost.push(*frontend);
             } else {
@@ -407,9 +407,9 @@ impl Table {
     }
 
     /// The best claim to a frontend of a service that lacks it, other than `key`'s.
-    fn best_claim(&self, frontend: &Frontend, key: &Key) -> Option<Claim<'_>> {
+    fn best_claim(&self, frontend: &Frontend, key: &Key) -> Option<Claim<&Key>> {
         let others = self.lost.iter().filter(|(other, _)| *other != key);
-        others.filter_map(|(other, spec)| Claim::of(other, spec, frontend)).min()
+        others.filter_map(|(other, spec)| claim(other, spec, frontend)).min()
     }
 
     fn remove(&mut self, name: &ServiceName, summary: &mut Summary) -> Result<(), MapsError> {

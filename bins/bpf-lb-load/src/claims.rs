@@ -5,30 +5,17 @@ use std::collections::BTreeMap;
 use bpf_lb_abi::Entry;
 use schemars::JsonSchema;
 use serde::Serialize;
-use service_table::ServiceName;
+use service_table::{Claim, ServiceName};
 
 use crate::{
     kernel::Key,
     spec::{Frontend, Spec},
 };
 
-/// One service's claim to a frontend. The lesser of two has it: a ClusterIP before any other address, so that nobody takes a
-/// Service's address by naming it as an external one; then the older, then the one whose name comes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Claim<'a> {
-    is_external: bool,
-    created: u32,
-    /// Who claims it.
-    pub service: &'a Key,
-}
-
-impl<'a> Claim<'a> {
-    /// The claim of `service`, if it has one.
-    pub fn of(service: &'a Key, spec: &Spec, frontend: &Frontend) -> Option<Self> {
-        let kind = *spec.frontends.get(frontend)?;
-        let created = spec.created.unwrap_or(u32::MAX);
-        Some(Self { is_external: kind != Entry::CLUSTER_IP, created, service })
-    }
+/// The claim of `service` to a frontend, if it has one.
+pub fn claim<'a>(service: &'a Key, spec: &Spec, frontend: &Frontend) -> Option<Claim<&'a Key>> {
+    let kind = *spec.frontends.get(frontend)?;
+    Some(Claim::new(kind != Entry::CLUSTER_IP, spec.created, service))
 }
 
 /// Whether these are ports of one Service.
@@ -58,10 +45,10 @@ impl Conflict {
 /// Takes away from each service the frontends that another one has the better claim to. Returns what was taken, and the
 /// services as they were that lost any.
 pub fn settle(specs: &mut BTreeMap<Key, Spec>) -> (Vec<Conflict>, BTreeMap<Key, Spec>) {
-    let mut best: foldhash::HashMap<Frontend, Claim<'_>> = foldhash::HashMap::default();
+    let mut best: foldhash::HashMap<Frontend, Claim<&Key>> = foldhash::HashMap::default();
     for (key, spec) in &*specs {
         for frontend in spec.frontends.keys() {
-            let Some(claim) = Claim::of(key, spec, frontend) else { continue };
+            let Some(claim) = claim(key, spec, frontend) else { continue };
             best.entry(*frontend).and_modify(|first| *first = claim.min(*first)).or_insert(claim);
         }
     }

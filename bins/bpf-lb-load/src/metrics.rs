@@ -200,9 +200,8 @@ impl Metrics {
         self.endpoints.set(services.values().map(|service| service.backends.len() as i64).sum());
         self.incomplete.set(self.unfit.as_ref().map_or(0, BTreeMap::len) as i64);
         self.count(table);
-        for written in [self.file.write(), self.unfit_file.keep()] {
-            written.unwrap_or_else(|error| log::warn!("{error}"));
-        }
+        self.file.write();
+        self.unfit_file.keep().unwrap_or_else(|error| log::warn!("{error}"));
     }
 
     /// What was counted of each service that anybody used.

@@ -59,11 +59,7 @@ impl Frontend {
 /// Without the node.
 impl std::fmt::Display for Frontend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let protocol = match self.protocol {
-            Protocol::Tcp => "TCP",
-            Protocol::Udp => "UDP",
-        };
-        f.pad(&format!("{}/{protocol}", self.address))
+        f.pad(&format!("{}/{}", self.address, self.protocol))
     }
 }
 
@@ -114,7 +110,7 @@ impl Spec {
             internal_local: service.internal_traffic_policy == TrafficPolicy::Local,
             external_local: service.external_traffic_policy == TrafficPolicy::Local,
             least_connections: service.lb_algorithm == Algorithm::LeastConnections,
-            created: service.created.as_deref().and_then(seconds),
+            created: service.created.as_deref().and_then(service_table::created),
             affinity_seconds: service.session_affinity.map(|affinity| affinity.timeout_seconds),
             frontends: BTreeMap::new(),
             sets: BTreeMap::new(),
@@ -222,10 +218,4 @@ fn check(service: &Service) -> Result<(), Unfit> {
 /// How many bytes the record of a service's name takes: a mark, and the names with zeros between them.
 fn name_len(service: &Service) -> usize {
     3 + service.namespace.len() + service.name.len() + service.port_name.len()
-}
-
-/// Seconds since 1970, as far as 32 bits go.
-fn seconds(time: &str) -> Option<u32> {
-    let seconds = service_table::seconds(time)?.clamp(0, i64::from(u32::MAX - 1));
-    u32::try_from(seconds).ok()
 }

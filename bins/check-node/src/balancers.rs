@@ -7,7 +7,7 @@ use common::{
     cgroup,
 };
 
-use crate::Check;
+use crate::check::Check;
 
 /// Nothing to say where there is no cgroup v2, or where this process may not look.
 pub fn check(cgroup: Option<&Path>) -> Vec<Check> {

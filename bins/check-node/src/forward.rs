@@ -8,9 +8,11 @@ mod xtables;
 
 use std::{io, net::IpAddr};
 
-use common::object::Family;
+use common::{object::Family, settings::Settings, state};
 use ipnet::IpNet;
+use serde_json::Value;
 
+use crate::check::Check;
 use ruleset::{Chain, Field, Ruleset, Term, Verdict};
 
 /// `NF_CT_STATE_BIT(IP_CT_NEW)`.
@@ -32,18 +34,47 @@ struct Packet {
 
 /// What drops such a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Obstacle {
+struct Obstacle {
     /// Which chain, of which table.
-    pub place: String,
+    place: String,
     /// Which packets it drops.
-    pub what: String,
+    what: String,
+}
+
+/// What the node's firewall drops of what pods send and get.
+pub fn check(subnets: &[IpNet]) -> Vec<Check> {
+    let cluster = state::cluster().unwrap_or_default();
+    let group = Settings::resolve(&Value::Null, &cluster["settings"]).0.veth_group();
+    let check = |ok, msg| Check {
+        name: "forward",
+        ok,
+        msg,
+        remedy: format!(
+            "let it pass before it is dropped: `iptables -I FORWARD -m devgroup --src-group {group} -j ACCEPT`, the same with \
+             --dst-group, both with ip6tables too (iptables-legacy where its table is named), and in the chain DOCKER-USER \
+             beside Docker; in nftables `iifgroup {group} accept` and `oifgroup {group} accept` in that chain; in firewalld \
+             `firewall-cmd --permanent --zone=trusted --add-source=SUBNET` for the subnets of underlay and overlay pods"
+        )
+        .into(),
+    };
+    let ruleset = match read() {
+        Ok(ruleset) => ruleset,
+        Err(error) => return vec![check(false, format!("the rules for forwarded packets cannot be read: {error}"))],
+    };
+    let obstacles = obstacles(&ruleset, group, subnets);
+    if obstacles.is_empty() {
+        return vec![check(true, "no rule for forwarded packets drops what comes from or goes to pods".to_owned())];
+    }
+    let failed =
+        obstacles.into_iter().map(|Obstacle { place, what }| check(false, format!("{place} drops what goes {what}")));
+    failed.collect()
 }
 
 /// The rules of the calling thread's network namespace.
 ///
 /// # Errors
 /// When the kernel refuses them.
-pub fn read() -> io::Result<Ruleset> {
+fn read() -> io::Result<Ruleset> {
     let (mut ruleset, legacy) = (ruleset::read()?, xtables::read()?);
     ruleset.bases.extend(legacy.bases);
     ruleset.chains.extend(legacy.chains);
@@ -52,7 +83,7 @@ pub fn read() -> io::Result<Ruleset> {
 
 /// The chains of the forward hook that drop packets from or to pods. `group` is the link group of the node's ends of the
 /// pods' links, `subnets` are where pods get their addresses from.
-pub fn obstacles(ruleset: &Ruleset, group: u32, subnets: &[IpNet]) -> Vec<Obstacle> {
+fn obstacles(ruleset: &Ruleset, group: u32, subnets: &[IpNet]) -> Vec<Obstacle> {
     let mut obstacles = vec![];
     for base in &ruleset.bases {
         let packets = Family::ALL.into_iter().filter(|family| base.table.has(*family)).flat_map(|family| {

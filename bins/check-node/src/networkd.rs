@@ -5,13 +5,37 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::check::Check;
+
 /// Where its configuration is; a later file wins (networkd.conf(5)).
 const DIRECTORIES: [&str; 3] = ["usr/lib/systemd", "run/systemd", "etc/systemd"];
 /// The settings that keep it from that, where their value is a no.
 const SETTINGS: [&str; 2] = ["ManageForeignRoutes", "ManageForeignRoutingPolicyRules"];
 
+/// What systemd-networkd, where it runs, does to what is ours.
+pub fn check() -> Option<Check> {
+    let (ok, msg) = match harmful(&process()?) {
+        Ok(harmful) if harmful.is_empty() => {
+            (true, "systemd-networkd leaves other programs' rules and routes alone".to_owned())
+        }
+        Ok(harmful) => {
+            let harmful = harmful.join(", ");
+            (false, format!("systemd-networkd takes other programs' rules and routes away when it starts: {harmful}"))
+        }
+        Err(error) => (false, format!("what systemd-networkd does to other programs' rules is not known: {error}")),
+    };
+    Some(Check {
+        name: "networkd",
+        ok,
+        msg,
+        remedy: "in the section [Network] of /etc/systemd/networkd.conf.d/underpass.conf set ManageForeignRoutes=no and \
+                 ManageForeignRoutingPolicyRules=no; until then the node agent has to put right what is taken away"
+            .into(),
+    })
+}
+
 /// Its process, if it runs on this machine, as far as this process can see.
-pub fn process() -> Option<PathBuf> {
+fn process() -> Option<PathBuf> {
     let mut processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());
     let name = |process: &Path| fs::read_to_string(process.join("comm")).unwrap_or_default();
     // A process's name has 15 bytes (`TASK_COMM_LEN`).
@@ -22,7 +46,7 @@ pub fn process() -> Option<PathBuf> {
 ///
 /// # Errors
 /// When its file system, which this process may not have, is not to be seen.
-pub fn harmful(process: &Path) -> io::Result<Vec<&'static str>> {
+fn harmful(process: &Path) -> io::Result<Vec<&'static str>> {
     let root = process.join("root");
     fs::read_dir(&root)?;
     Ok(harmful_in(&configuration(&root)))

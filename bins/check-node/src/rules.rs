@@ -9,7 +9,7 @@ use common::{
     object::Family,
 };
 
-use crate::Check;
+use crate::check::Check;
 
 /// The addresses on the underlay of the pods that run: our routes lead to them.
 ///

@@ -121,7 +121,7 @@ fn work(cli: &Cli) -> Result<()> {
     // Those of a search that failed are searched for once more with the next ones, or when it is due.
     let (mut wanted, mut retry, mut errors) = (Wanted::default(), None::<Retry>, vec![]);
     loop {
-        write(&mut metrics);
+        metrics.write();
         let Some(gone) = batch(&lines) else { return Ok(()) };
         if counts.able.get() == 0 {
             continue;
@@ -157,12 +157,6 @@ fn maps(pin_dir: &Path) -> Result<Peers> {
     let pins = Pins::new(pin_dir);
     bpf_lb_load::layout::check(&pins)?;
     Peers::open(&pins.maps()).context("the load balancer's maps")
-}
-
-fn write(metrics: &mut Metrics) {
-    if let Err(error) = metrics.write() {
-        log::warn!("{error}");
-    }
 }
 
 /// Lines, read by a thread of its own so that those that come together are one search.

@@ -104,12 +104,10 @@ impl Report {
     /// Writes the metrics, if they are not as they were.
     pub fn write<'a>(&mut self, outcomes: impl Iterator<Item = &'a Outcome> + Clone) {
         for (state, which) in STATES {
-            let count = i64::try_from(count(outcomes.clone(), which)).unwrap_or(i64::MAX);
-            self.attachments.get_or_create(&vec![("state", state.to_owned())]).set(count);
+            let of_state = self.attachments.get_or_create(&vec![("state", state.to_owned())]);
+            metrics_file::set(&of_state, count(outcomes.clone(), which));
         }
-        if let Err(error) = self.metrics.write() {
-            log::error!("{error}");
-        }
+        self.metrics.write();
     }
 }
 

@@ -7,19 +7,21 @@ mod report;
 use std::{
     collections::{BTreeMap, BTreeSet},
     env,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Context;
 use bpf_lb_load::{maps::are_missing, pins::Pins};
-use clap::{Arg, ArgAction, value_parser};
-use cluster_api::{Event, Name, Selection, k8s_openapi::api::core::v1::Pod as Object};
+use clap::Parser;
+use cluster_api::{
+    Access, Event, Name, SOCKET_PATH, Selection, k8s_openapi::api::core::v1::Pod as Object, socket_path,
+};
 use common::{
     document::{Command as Cni, PodDocument},
     failure::{Code, Failure},
-    harness::{self, About},
+    harness,
     settings::{LogOptions, Settings},
     state,
 };
@@ -30,19 +32,37 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
     kernel::Change,
-    plan::{ANNOTATION, Attachment, Pod, exceptions},
+    plan::{Attachment, Pod, exceptions},
     report::Report,
 };
 
-const ABOUT: About = About {
-    name: "scope-pods",
-    does: "Decides for each pod of the node whether it takes part in the socket path, and keeps the list in the kernel by \
-           which bpf-lb-load's programs go: by the pod's annotation underpass.io/socket-path; else not, if a service mesh has \
-           noted on the pod that it redirects its connections; else by the setting socketPath of its network, else by the \
-           cluster's. Watches the pods of its own node, and no others. Sees those of other plugins by the node's processes, \
-           which takes CAP_SYS_PTRACE.",
-    example: "  scope-pods --node \"$(hostname)\"",
-};
+const NAME: &str = "scope-pods";
+
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    about = "Decides for each pod of the node whether it takes part in the socket path, and keeps the list in the kernel by \
+             which bpf-lb-load's programs go: by the pod's annotation underpass.io/socket-path; else not, if a service mesh has \
+             noted on the pod that it redirects its connections; else by the setting socketPath of its network, else by the \
+             cluster's. Watches the pods of its own node, and no others. Sees those of other plugins by the node's processes, \
+             which takes CAP_SYS_PTRACE.",
+    after_help = "Example:\n  scope-pods --node \"$(hostname)\""
+)]
+struct Cli {
+    #[command(flatten)]
+    access: Access,
+    #[arg(long, value_name = "NAME", help = "The node's name [default: $NODE_NAME]")]
+    node: Option<String>,
+    /// Let the kernel's list stand until sync-cidrs --watch has the cluster's settings
+    #[arg(long)]
+    wait_for_settings: bool,
+    /// Let pods of service meshes take part like others: where there is no kube-proxy, they have no Services else
+    #[arg(long)]
+    with_meshes: bool,
+    /// Where bpf-lb-load keeps its maps
+    #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf/underpass")]
+    pin_dir: PathBuf,
+}
 
 /// A pod that has just been added is found so soon.
 const LOOK: Duration = Duration::from_millis(100);
@@ -54,60 +74,21 @@ const RETRY: Duration = Duration::from_secs(1);
 const WRITE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
-    let path = |name: &'static str, help: &'static str| {
-        Arg::new(name).long(name).value_name("PATH").value_parser(value_parser!(PathBuf)).help(help)
-    };
-    let cli = harness::cli(ABOUT)
-        .arg(path("kubeconfig", "A kubeconfig other than kubectl's, or the pod's ServiceAccount"))
-        .arg(
-            Arg::new("context")
-                .long("context")
-                .value_name("NAME")
-                .help("A context of the kubeconfig other than the current one"),
-        )
-        .arg(Arg::new("node").long("node").value_name("NAME").help("The node's name [default: $NODE_NAME]"))
-        .arg(
-            Arg::new("wait-for-settings")
-                .long("wait-for-settings")
-                .action(ArgAction::SetTrue)
-                .help("Let the kernel's list stand until sync-cidrs --watch has the cluster's settings"),
-        )
-        .arg(
-            Arg::new("with-meshes")
-                .long("with-meshes")
-                .action(ArgAction::SetTrue)
-                .help("Let pods of service meshes take part like others: where there is no kube-proxy, they have no Services else"),
-        )
-        .arg(path("pin-dir", "Where bpf-lb-load keeps its maps").default_value("/sys/fs/bpf/underpass"));
-    let flags = harness::matches(cli);
-    harness::init_log(ABOUT.name, &LogOptions::default(), "");
-    let node = flags.get_one::<String>("node").cloned().or_else(|| env::var("NODE_NAME").ok()).unwrap_or_default();
-    let kubeconfig = flags.get_one::<PathBuf>("kubeconfig").map(PathBuf::as_path);
-    let context = flags.get_one::<String>("context").map(String::as_str);
-    let pins = Pins::new(flags.get_one::<PathBuf>("pin-dir").map_or(Path::new(""), PathBuf::as_path));
-    let wait = flags.get_flag("wait-for-settings");
-    let with_meshes = flags.get_flag("with-meshes");
-    match harness::block_on(follow(kubeconfig, context, &node, &pins, wait, with_meshes))
-        .map_err(anyhow::Error::from)
-        .and_then(|result| result)
-    {
+    let cli: Cli = harness::parse();
+    harness::init_log(NAME, &LogOptions::default(), "");
+    match harness::block_on(follow(cli)).map_err(anyhow::Error::from).and_then(|result| result) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => harness::fail(ABOUT.name, json!({}), Failure::new(Code::Io, format!("{error:#}"))),
+        Err(error) => harness::fail(NAME, json!({}), Failure::new(Code::Io, format!("{error:#}"))),
     }
 }
 
-async fn follow(
-    kubeconfig: Option<&Path>,
-    context: Option<&str>,
-    node: &str,
-    pins: &Pins,
-    wait: bool,
-    with_meshes: bool,
-) -> anyhow::Result<()> {
-    let client = cluster_api::client(kubeconfig, context, false).await?;
+async fn follow(cli: Cli) -> anyhow::Result<()> {
+    let client = cli.access.client(false).await?;
+    let pins = Pins::new(&cli.pin_dir);
+    let node = cli.node.or_else(|| env::var("NODE_NAME").ok()).unwrap_or_default();
     let selection = Selection::of::<Object>().fields(&format!("spec.nodeName={node}"));
     let mut report = Report::new(&selection);
-    let mut events = Box::pin(cluster_api::follow(&client, selection, move |pod| cut_down(pod, with_meshes)));
+    let mut events = Box::pin(cluster_api::follow(&client, selection, move |pod| cut_down(pod, cli.with_meshes)));
     let mut known = Known::default();
     let (mut said, mut seen, mut full) = (String::new(), None, Instant::now());
     let (mut look, mut write) = (interval(LOOK), interval(WRITE));
@@ -135,9 +116,11 @@ async fn follow(
         }
         (seen, full) = (now, Instant::now());
         let (level, outcome) = match settings() {
-            Ok(None) if wait => (Level::Info, format!("the cluster's settings are not known yet: {STANDS}")),
+            Ok(None) if cli.wait_for_settings => {
+                (Level::Info, format!("the cluster's settings are not known yet: {STANDS}"))
+            }
             settings => {
-                match settings.and_then(|settings| converge(pins, &settings.unwrap_or_default(), &known.pods)) {
+                match settings.and_then(|settings| converge(&pins, &settings.unwrap_or_default(), &known.pods)) {
                     Ok(Change { added, removed, unfound }) => {
                         if added + removed > 0 {
                             log::info!("{added} network namespaces are exceptions now, {removed} no longer");
@@ -174,7 +157,7 @@ fn stamps() -> Stamps {
 /// Of a pod, what is of use here.
 fn cut_down(object: Object, with_meshes: bool) -> Pod {
     let annotations = object.metadata.annotations.unwrap_or_default();
-    let wrong = annotations.get(ANNOTATION).filter(|text| text.parse::<bool>().is_err()).cloned();
+    let wrong = socket_path(&annotations).err().map(str::to_owned);
     let on_host = object.spec.is_some_and(|spec| spec.host_network == Some(true));
     let status = object.status.unwrap_or_default();
     // Its addresses may be another's then.
@@ -206,9 +189,8 @@ impl Known {
                 if let Some(wrong) =
                     pod.wrong.as_ref().filter(|_| self.pods.get(&name).is_none_or(|p| p.wrong != pod.wrong))
                 {
-                    let Name { namespace, name } = &name;
                     log::warn!(
-                        "pod {namespace}/{name}: its annotation {ANNOTATION} is {wrong:?}, neither \"true\" nor \"false\": it is of no account"
+                        "pod {name}: its annotation {SOCKET_PATH} is {wrong:?}, neither \"true\" nor \"false\": it is of no account"
                     );
                 }
                 self.pods.insert(name, pod);
@@ -227,8 +209,7 @@ impl Known {
         unfound.retain(|name| self.pods.get(name).is_some_and(|pod| !pod.is_leaving));
         self.unfound.retain(|name, _| unfound.contains(name));
         for pod in unfound {
-            let Name { namespace, name } = &pod;
-            let text = format!("pod {namespace}/{name}");
+            let text = format!("pod {pod}");
             let (since, said) = self.unfound.entry(pod).or_insert_with(|| (Instant::now(), false));
             if !*said && since.elapsed() >= FULL_LOOK {
                 log::warn!(

@@ -6,10 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cluster_api::Name;
-
-/// The annotation by which a pod says for itself whether it takes part: "true" or "false".
-pub const ANNOTATION: &str = "underpass.io/socket-path";
+use cluster_api::{Name, socket_path};
 
 /// A pod's interface that our plugin made a way for.
 #[derive(Clone, Debug)]
@@ -48,7 +45,7 @@ pub enum Place {
 /// That goes by the address which the application asks for, so it has to be the Service's
 /// (<https://docs.cilium.io/en/stable/network/servicemesh/istio/>).
 pub fn takes_part(annotations: &BTreeMap<String, String>, with_meshes: bool) -> Option<bool> {
-    let ours = annotations.get(ANNOTATION).and_then(|text| text.parse().ok());
+    let ours = socket_path(annotations).ok().flatten();
     ours.or_else(|| (!with_meshes && is_of_mesh(annotations)).then_some(false))
 }
 
@@ -118,6 +115,8 @@ pub fn cookies(
 
 #[cfg(test)]
 mod tests {
+    use cluster_api::SOCKET_PATH;
+
     use super::*;
 
     fn name(text: &str) -> Name {
@@ -164,8 +163,8 @@ mod tests {
         ];
         for mesh in meshes {
             assert_eq!(with(&[mesh]), Some(false), "{mesh:?}");
-            assert_eq!(with(&[mesh, (ANNOTATION, "true")]), Some(true), "{mesh:?}");
-            assert_eq!(with(&[mesh, (ANNOTATION, "neither")]), Some(false), "{mesh:?}");
+            assert_eq!(with(&[mesh, (SOCKET_PATH, "true")]), Some(true), "{mesh:?}");
+            assert_eq!(with(&[mesh, (SOCKET_PATH, "neither")]), Some(false), "{mesh:?}");
             assert_eq!(takes_part(&BTreeMap::from([(mesh.0.to_owned(), mesh.1.to_owned())]), true), None, "{mesh:?}");
         }
         // What asks for a sidecar, and may not have been heard; what was taken back; a proxy that redirects nothing.

@@ -49,14 +49,12 @@ impl Report {
 
     /// So many pods were not found.
     pub fn unfound(&self, pods: usize) {
-        self.unfound.set(i64::try_from(pods).unwrap_or(i64::MAX));
+        metrics_file::set(&self.unfound, pods);
     }
 
     /// Writes the metrics as they are now.
     pub fn write(&mut self) {
         self.health.refresh();
-        if let Err(error) = self.metrics.write() {
-            log::error!("{error}");
-        }
+        self.metrics.write();
     }
 }

@@ -109,8 +109,8 @@ pub fn derive(world: &World, options: &Options) -> Derived {
     let pods = defaults.as_ref().map_err(|_| Unknown).and_then(|defaults| survey.pods(defaults));
     let cluster = match (own, defaults, service, pods) {
         (Ok(()), Ok(defaults), Ok(service), Ok((pod_cidr_type, chosen_by, pod))) => {
-            let service = survey.within_limit(service, 0);
-            let pod = survey.within_limit(pod, service.len());
+            let service = survey.within_limit(&service, 0);
+            let pod = survey.within_limit(&pod, service.len());
             let unchecked = survey.unchecked().filter(|_| !service.is_empty() || !pod.is_empty());
             let mut problems = survey.problems.take();
             problems.extend(unchecked.clone());
@@ -306,15 +306,10 @@ impl Survey<'_> {
     }
 
     /// Refuses the object with which the CIDRs would become too many, and takes the others.
-    fn within_limit(&self, findings: Vec<Finding>, before: usize) -> Vec<Finding> {
+    fn within_limit(&self, findings: &[Finding], before: usize) -> Vec<Finding> {
         let mut taken: Vec<Finding> = vec![];
         let mut count = before;
-        let mut rest = findings.into_iter().peekable();
-        while let Some(first) = rest.next() {
-            let mut object = vec![first];
-            while let Some(next) = rest.next_if(|next| next.source == object[0].source) {
-                object.push(next);
-            }
+        for object in findings.chunk_by(|one, next| one.source == next.source) {
             let cidrs: Vec<IpNet> = object.iter().map(|finding| finding.cidr).collect();
             let more = IpNet::aggregate(&cidrs).len();
             if count + more > check::MOST {
@@ -323,7 +318,7 @@ impl Survey<'_> {
                 continue;
             }
             count += more;
-            taken.extend(object);
+            taken.extend_from_slice(object);
         }
         taken
     }

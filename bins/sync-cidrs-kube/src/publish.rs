@@ -12,7 +12,7 @@ use common::state::{self, Kept};
 use metrics_file::{
     Labelled, MOST_SERIES, Metrics,
     prometheus_client::metrics::{counter::Counter, gauge::Gauge},
-    replace,
+    replace, set,
 };
 use serde_json::Value;
 
@@ -108,7 +108,7 @@ impl Publisher {
     pub fn report(&mut self, health: &mut Health<Kind>, unchecked: &str) {
         health.refresh();
         self.measure(unchecked);
-        say(self.metrics.write());
+        self.metrics.write();
         let reasons = [health.pending(), unchecked.to_owned()];
         let pending = reasons.into_iter().find(|reason| self.last.is_none() && !reason.is_empty()).unwrap_or_default();
         if pending.is_empty() {
@@ -126,7 +126,7 @@ impl Publisher {
         replace(&self.problems, "problem", problems.chain(Some(unchecked).filter(|unchecked| !unchecked.is_empty())));
         for of in ["service", "pod"] {
             let count = last["cidrs"][of].as_array().map_or(0, Vec::len);
-            self.counts.get_or_create(&vec![("of", of.to_owned())]).set(i64::try_from(count).unwrap_or(i64::MAX));
+            set(&self.counts.get_or_create(&vec![("of", of.to_owned())]), count);
         }
         self.sources.clear();
         let sources = last["sources"].as_object().into_iter().flatten().flat_map(|(cidr, sources)| {

@@ -1,5 +1,6 @@
 //! The cluster's settings: those of a SpiderCoordinator, else those of our own ConfigMap.
 
+use clap::{ValueEnum, builder::PossibleValue};
 use common::{
     keys,
     settings::{SETTINGS, Settings},
@@ -22,24 +23,31 @@ pub enum PodCidrType {
     None,
 }
 
-/// What the values of podCIDRType are called.
-pub const TYPES: [(&str, PodCidrType); 5] = [
-    ("auto", PodCidrType::Auto),
-    ("cluster", PodCidrType::Cluster),
-    ("calico", PodCidrType::Calico),
-    ("cilium", PodCidrType::Cilium),
-    ("none", PodCidrType::None),
-];
-
 impl PodCidrType {
     /// As users write it.
     pub fn parse(text: &str) -> Option<Self> {
-        TYPES.iter().find(|(name, _)| *name == text).map(|(_, kind)| *kind)
+        Self::value_variants().iter().copied().find(|kind| kind.name() == text)
     }
 
     /// As users write it.
-    pub fn name(self) -> &'static str {
-        TYPES.iter().find(|(_, kind)| *kind == self).map_or("", |(name, _)| name)
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Cluster => "cluster",
+            Self::Calico => "calico",
+            Self::Cilium => "cilium",
+            Self::None => "none",
+        }
+    }
+}
+
+impl ValueEnum for PodCidrType {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Auto, Self::Cluster, Self::Calico, Self::Cilium, Self::None]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(self.name().into())
     }
 }
 

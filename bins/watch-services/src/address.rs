@@ -2,45 +2,6 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-/// An address family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
-
-impl Family {
-    /// Both of them.
-    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
-
-    /// An address's own.
-    pub const fn of(address: &IpAddr) -> Self {
-        match address {
-            IpAddr::V4(_) => Self::V4,
-            IpAddr::V6(_) => Self::V6,
-        }
-    }
-
-    /// As Services and EndpointSlices name it.
-    pub fn parse(name: &str) -> Option<Self> {
-        match name {
-            "IPv4" => Some(Self::V4),
-            "IPv6" => Some(Self::V6),
-            _ => None,
-        }
-    }
-
-    /// As Services and EndpointSlices name it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        }
-    }
-}
-
 /// An address as kube-proxy reads it (`ParseIPSloppy`): old objects have zeros before the numbers of an IPv4 address, and an
 /// IPv4 address that is written as an IPv6 one is that IPv4 address. Nothing for an address that no host has: one of them would
 /// make the whole table one that the loader refuses.

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fmt,
     hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
     mem,
     net::IpAddr,
@@ -11,18 +10,18 @@ use std::{
 use cluster_api::{
     Name,
     k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery},
-    kube::Resource,
 };
+use common::object::Family;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use service_table as table;
-use service_table::{Change, Line, Nodes, Refuse, ServiceTable};
+use service_table::{Change, Claim, Line, Nodes, Refuse, ServiceTable};
 
 use crate::{
-    address::Family,
     choose::Place,
     map::{self, For},
     node::{Node, NodePortAddresses},
+    problem::{Problem, Problems},
     service::{self, NotServed, Reserved, Service},
     slice::{Ignored, Names, Slice},
 };
@@ -60,36 +59,7 @@ pub struct Cluster {
     refuse_said: Refuse,
     /// Triggers from before are of no account.
     since: Timestamp,
-    problems: BTreeMap<String, Problem>,
-}
-
-/// What is wrong with an object.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Problem {
-    /// What an Event about it is called.
-    pub reason: String,
-    /// One or more, for a person.
-    pub texts: Vec<String>,
-    /// The object.
-    pub object: core::ObjectReference,
-    /// Of a slice, the Service that it names.
-    pub service: Option<core::ObjectReference>,
-}
-
-impl Problem {
-    /// None if there is nothing wrong.
-    fn of<K: Resource<DynamicType = ()>>(object: &K, texts: Vec<String>) -> Option<Self> {
-        // Which version of the object has it does not make it another problem.
-        let reference = || core::ObjectReference { resource_version: None, ..object.object_ref(&()) };
-        let reason = format!("Invalid{}", K::kind(&()));
-        (!texts.is_empty()).then(|| Self { reason, texts, object: reference(), service: None })
-    }
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.texts.join("; "))
-    }
+    problems: Problems,
 }
 
 /// What is known of a Service. There may be slices without it, and it without slices.
@@ -100,6 +70,16 @@ struct Known {
     slices: Vec<(Box<str>, Slice)>,
     /// What was said of each of its ports: its name, and a hash.
     said: Vec<(Box<str>, u64)>,
+    /// Which addresses it was said without, since other Services leave them to the host path; for a person.
+    lacks: Vec<String>,
+}
+
+/// What is to be said of a Service now, after what was said of it before.
+struct Said {
+    services: Vec<table::Service>,
+    before: Vec<(Box<str>, u64)>,
+    /// See [`Known::lacks`].
+    lacked: Vec<String>,
 }
 
 impl Known {
@@ -118,30 +98,51 @@ impl Known {
         }
     }
 
-    /// Notes what is said. Returns what was said before.
-    fn say(&mut self, services: &[table::Service]) -> Vec<(Box<str>, u64)> {
+    /// What is to be said of it now, noted as said.
+    fn say(
+        &mut self,
+        name: &Name,
+        clients: &For,
+        reserved: &BTreeMap<Name, Reserved>,
+        problems: &mut Problems,
+    ) -> Said {
+        let mut services = self.services(name, clients);
+        let lacked = mem::replace(&mut self.lacks, withhold(reserved, name, &mut services));
+        if lacked != self.lacks {
+            let object = format!("{}, its addresses", title("Service", name));
+            problems.note(object, Problem::of_addresses(name, self.lacks.clone()));
+        }
         let said = services.iter().map(|service| (service.port_name.as_str().into(), hash(service))).collect();
-        mem::replace(&mut self.said, said)
+        Said { before: mem::replace(&mut self.said, said), lacked, services }
+    }
+
+    /// What of that was not said before, one line for each port.
+    fn changes(&self, name: &Name, said: Said, triggered: Option<Timestamp>) -> Vec<Line> {
+        let now = said.services.into_iter().zip(&self.said).filter(|(_, own)| !said.before.contains(own));
+        let set = now.map(|(service, _)| Change::Set(Box::new(service)));
+        let is_gone = |port: &str| self.said.iter().all(|(own, _)| **own != *port);
+        let gone = said.before.iter().filter(|(port, _)| is_gone(port)).map(|(port, _)| {
+            let (namespace, service) = (name.namespace.clone(), name.name.clone());
+            Change::Remove(table::ServiceName { namespace, name: service, port_name: port.to_string() })
+        });
+        // What is to be gone comes last: another port may take its address over, and that is to have no gap.
+        set.chain(gone).map(|change| Line { change, triggered: triggered.map(|time| time.to_string()) }).collect()
     }
 }
 
 /// Takes out of a Service's ports the addresses that another Service leaves to the host path. Returns what was taken, for a person.
 fn withhold(reserved: &BTreeMap<Name, Reserved>, name: &Name, services: &mut [table::Service]) -> Vec<String> {
-    // As the loader has it: without a date, a Service is the youngest.
-    let age = |created: &Option<String>, name: &Name| (created.is_none(), created.clone(), name.clone());
     let mut taken = vec![];
     for (owner, reserved) in reserved.iter().filter(|(owner, _)| *owner != name) {
         for service in &mut *services {
             let (port, protocol) = (service.port, service.protocol);
-            let is_older = age(&reserved.created, owner) < age(&service.created, name);
-            let is_owners = |address: &IpAddr| {
-                let place = (*address, port, protocol);
-                reserved.cluster.contains(&place) || is_older && reserved.external.contains(&place)
+            let own = Claim::new(true, service.created.as_deref().and_then(table::created), name);
+            let is_owners = |address: &mut IpAddr| {
+                reserved.claim(owner, &(*address, port, protocol)).is_some_and(|claim| claim < own)
             };
             for addresses in [&mut service.external_ips, &mut service.load_balancer_ips] {
-                let owner = title("Service", owner);
-                taken.extend(addresses.extract_if(.., |address| is_owners(address)).map(|address| {
-                    format!("{address} port {port} belongs to {owner}, which leaves it to the host path")
+                taken.extend(addresses.extract_if(.., is_owners).map(|address| {
+                    format!("{address} port {port} belongs to Service {owner}, which leaves it to the host path")
                 }));
             }
         }
@@ -149,14 +150,9 @@ fn withhold(reserved: &BTreeMap<Name, Reserved>, name: &Name, services: &mut [ta
     taken
 }
 
-/// What is said of a Service's addresses by this name is not said of the Service itself.
-fn addresses_of(name: &Name) -> String {
-    format!("{}, its addresses", title("Service", name))
-}
-
 /// An object's name for a person.
 fn title(kind: &str, name: &Name) -> String {
-    format!("{kind} {}/{}", name.namespace, name.name)
+    format!("{kind} {name}")
 }
 
 fn hash(service: &table::Service) -> u64 {
@@ -192,7 +188,7 @@ impl Cluster {
             nodes_said: Nodes::default(),
             cluster_ips_changed: false,
             refuse_said: Refuse::default(),
-            problems: BTreeMap::new(),
+            problems: Problems::default(),
         }
     }
 
@@ -202,7 +198,7 @@ impl Cluster {
         match Service::of(object) {
             Ok(service) => {
                 self.reserve(&name, service.reserved());
-                self.note(title("Service", &name), Problem::of(object, service.problems.clone()));
+                self.problems.note(title("Service", &name), Problem::of(object, service.problems.clone()));
                 let known = &mut self.services.entry(name.clone()).or_default().service;
                 let before = known.as_ref().map_or(&[][..], |before| &before.cluster_ips);
                 self.cluster_ips_changed |= before != service.cluster_ips;
@@ -225,9 +221,9 @@ impl Cluster {
                 let mut addresses = before.addresses().chain(reserved.addresses());
                 addresses.any(|address| service.external_addresses().any(|own| own == address))
             };
-            let claimants = self.services.iter().filter(|(_, known)| known.service.as_ref().is_some_and(names));
-            let claimants: Vec<Name> = claimants.map(|(name, _)| name.clone()).collect();
-            claimants.into_iter().for_each(|name| self.touch(name, None));
+            for (name, _) in self.services.iter().filter(|(_, known)| known.service.as_ref().is_some_and(names)) {
+                self.changed.entry(name.clone()).or_default();
+            }
         }
         if reserved.addresses().next().is_some() {
             self.reserved.insert(name.clone(), reserved);
@@ -237,7 +233,7 @@ impl Cluster {
     /// A Service is gone.
     pub fn service_gone(&mut self, name: &Name) {
         self.reserve(name, Reserved::default());
-        self.note(title("Service", name), None);
+        self.problems.note(title("Service", name), None);
         if let Some(known) = self.services.get_mut(name) {
             self.cluster_ips_changed |= known.service.take().is_some();
             self.touch(name.clone(), None);
@@ -251,8 +247,8 @@ impl Cluster {
             Ok(slice) => slice,
             Err(ignored) => {
                 self.take_out(&name);
-                let problem = (ignored == Ignored::NoService).then(|| ignored.to_string());
-                return self.note(title("EndpointSlice", &name), Problem::of(object, problem.into_iter().collect()));
+                let texts = (ignored == Ignored::NoService).then(|| ignored.to_string()).into_iter().collect();
+                return self.problems.note(title("EndpointSlice", &name), Problem::of(object, texts));
             }
         };
         let owner = Name { namespace: name.namespace.clone(), name: service };
@@ -262,7 +258,7 @@ impl Cluster {
         }
         let problem = Problem::of(object, mem::take(&mut slice.problems));
         let problem = problem.map(|problem| Problem { service: Some(service::reference(&owner)), ..problem });
-        self.note(title("EndpointSlice", &name), problem);
+        self.problems.note(title("EndpointSlice", &name), problem);
         let triggered = slice.triggered.take().filter(|triggered| *triggered > self.since);
         self.slices.insert(name.clone(), owner.clone());
         self.services.entry(owner.clone()).or_default().set_slice(&name.name, slice);
@@ -271,7 +267,7 @@ impl Cluster {
 
     /// An EndpointSlice is gone.
     pub fn slice_gone(&mut self, name: &Name) {
-        self.note(title("EndpointSlice", name), None);
+        self.problems.note(title("EndpointSlice", name), None);
         self.take_out(name);
     }
 
@@ -292,7 +288,7 @@ impl Cluster {
             return;
         }
         let mut node = Node::of(object);
-        self.note(format!("Node {name}"), Problem::of(object, mem::take(&mut node.problems)));
+        self.problems.note(format!("Node {name}"), Problem::of(object, mem::take(&mut node.problems)));
         if own {
             self.zone(node.zone.take());
         }
@@ -303,7 +299,7 @@ impl Cluster {
 
     /// A Node is gone.
     pub fn node_gone(&mut self, name: &str) {
-        self.note(format!("Node {name}"), None);
+        self.problems.note(format!("Node {name}"), None);
         if self.nodes.remove(name).is_none() {
             return;
         }
@@ -317,8 +313,9 @@ impl Cluster {
     fn zone(&mut self, zone: Option<String>) {
         if self.clients.place.zone != zone {
             self.clients.place.zone = zone;
-            let all: Vec<Name> = self.services.keys().cloned().collect();
-            all.into_iter().for_each(|name| self.touch(name, None));
+            for name in self.services.keys() {
+                self.changed.entry(name.clone()).or_default();
+            }
         }
     }
 
@@ -328,31 +325,16 @@ impl Cluster {
         *known = [*known, triggered].into_iter().flatten().min();
     }
 
-    fn note(&mut self, object: String, problem: Option<Problem>) {
-        let Some(problem) = problem else {
-            if self.problems.remove(&object).is_some() {
-                log::info!("{object}: nothing is wrong any more");
-            }
-            return;
-        };
-        if self.problems.get(&object) != Some(&problem) {
-            log::warn!("{object}: {problem}; the rest is served");
-            self.problems.insert(object, problem);
-        }
-    }
-
     /// An object cannot be read at all.
     pub fn refuse(&mut self, object: &str, why: &str) {
         let unread = core::ObjectReference::default();
-        self.note(
-            object.to_owned(),
-            Some(Problem { reason: "Invalid".into(), texts: vec![why.to_owned()], object: unread, service: None }),
-        );
+        let problem = Problem { reason: "Invalid".into(), texts: vec![why.to_owned()], object: unread, service: None };
+        self.problems.note(object.to_owned(), Some(problem));
     }
 
     /// What is wrong, by object.
     pub const fn problems(&self) -> &BTreeMap<String, Problem> {
-        &self.problems
+        self.problems.all()
     }
 
     /// How many there are.
@@ -404,7 +386,7 @@ impl Cluster {
         let mut cidrs: Vec<IpNet> = vec![];
         let services = self.services.values().filter_map(|known| known.service.as_ref());
         for address in services.flat_map(|service| &service.cluster_ips) {
-            let is_of_family = |cidr: &&mut IpNet| Family::of(&cidr.addr()) == Family::of(address);
+            let is_of_family = |cidr: &&mut IpNet| Family::of(cidr.addr()) == Family::of(*address);
             match cidrs.iter_mut().find(is_of_family) {
                 Some(cidr) => {
                     while let Some(wider) = cidr.supernet().filter(|_| !cidr.contains(address)) {
@@ -428,28 +410,11 @@ impl Cluster {
         self.refuse_said = self.cluster_cidrs();
         let refuse = self.refuse_said.clone();
         let mut table = ServiceTable { node_addresses, nodes, refuse, services: vec![] };
-        let names: Vec<Name> = self.services.keys().cloned().collect();
-        for name in &names {
-            table.services.extend(self.say(name).1);
+        for (name, known) in &mut self.services {
+            let said = known.say(name, &self.clients, &self.reserved, &mut self.problems);
+            table.services.extend(said.services);
         }
         table
-    }
-
-    /// What is to be said of a Service now, noted as said, after what was said of it before.
-    fn say(&mut self, name: &Name) -> (Vec<(Box<str>, u64)>, Vec<table::Service>) {
-        let Some(known) = self.services.get_mut(name) else { return Default::default() };
-        let mut services = known.services(name, &self.clients);
-        let texts = withhold(&self.reserved, name, &mut services);
-        let before = known.say(&services);
-        let problem = Problem { reason: "AddressTaken".into(), texts, object: service::reference(name), service: None };
-        let problem = Some(problem).filter(|problem| !problem.texts.is_empty());
-        self.note(addresses_of(name), problem);
-        (before, services)
-    }
-
-    /// Which addresses the Service was last said without, since another one leaves them to the host path.
-    fn lacks(&self, name: &Name) -> Vec<String> {
-        self.problems.get(&addresses_of(name)).map(|problem| problem.texts.clone()).unwrap_or_default()
     }
 
     /// The Services with this address are to be said again, whether they have changed or not.
@@ -482,41 +447,20 @@ impl Cluster {
         // Who does not get an address any more is said before the Service that leaves it to the host path, and who gets one after it.
         let (mut usual, mut last) = (vec![], vec![]);
         for (name, triggered) in mem::take(&mut self.changed) {
-            let (lacked, mut own) = (self.lacks(&name), vec![]);
-            self.changes_of(&name, triggered, &mut own);
-            let lacks = self.lacks(&name);
-            if lacked.iter().any(|address| !lacks.contains(address)) {
-                last.append(&mut own);
-            } else if lacks.is_empty() {
-                usual.append(&mut own);
+            let Some(known) = self.services.get_mut(&name) else { continue };
+            let said = known.say(&name, &self.clients, &self.reserved, &mut self.problems);
+            let turn = if said.lacked.iter().any(|address| !known.lacks.contains(address)) {
+                &mut last
+            } else if known.lacks.is_empty() {
+                &mut usual
             } else {
-                lines.append(&mut own);
+                &mut lines
+            };
+            turn.extend(known.changes(&name, said, triggered));
+            if known.service.is_none() && known.slices.is_empty() {
+                self.services.remove(&name);
             }
         }
         lines.into_iter().chain(usual).chain(last).collect()
-    }
-
-    fn changes_of(&mut self, name: &Name, triggered: Option<Timestamp>, lines: &mut Vec<Line>) {
-        let (before, services) = self.say(name);
-        let Some(known) = self.services.get(name) else { return };
-        let line = |change| Line { change, triggered: triggered.map(|time| time.to_string()) };
-        // What is to be gone comes last: another port may take its address over, and that is to have no gap.
-        for (service, said) in services.into_iter().zip(&known.said) {
-            if !before.contains(said) {
-                lines.push(line(Change::Set(Box::new(service))));
-            }
-        }
-        let is_gone = |port: &str| known.said.iter().all(|(said, _)| **said != *port);
-        for (port, _) in before.iter().filter(|(port, _)| is_gone(port)) {
-            let gone = table::ServiceName {
-                namespace: name.namespace.clone(),
-                name: name.name.clone(),
-                port_name: port.to_string(),
-            };
-            lines.push(line(Change::Remove(gone)));
-        }
-        if known.service.is_none() && known.slices.is_empty() {
-            self.services.remove(name);
-        }
     }
 }

@@ -17,7 +17,7 @@ use cluster_api::{
 };
 use tokio::{sync::watch, time::sleep};
 
-use crate::cluster::Problem;
+use crate::problem::Problem;
 
 const CONTROLLER: &str = "underpass.io/watch-services";
 /// How long until the API server is asked again after it has refused one: at first and at most.

@@ -3,11 +3,11 @@
 use std::cmp::Reverse;
 
 use cluster_api::Name;
+use common::object::Family;
 use service_table as table;
 use service_table::{BackendScope, Draining, SessionAffinity, TrafficPolicy};
 
 use crate::{
-    address::Family,
     choose::{Place, Policy, Verdict, choose},
     service::{Port, Service},
     slice::{Endpoint, Slice},

@@ -3,9 +3,10 @@
 use std::{net::IpAddr, str::FromStr};
 
 use cluster_api::k8s_openapi::api::core::v1 as core;
+use common::object::Family;
 use ipnet::IpNet;
 
-use crate::address::{self, Family};
+use crate::address;
 
 const ZONE: &str = "topology.kubernetes.io/zone";
 
@@ -76,12 +77,12 @@ impl NodePortAddresses {
         match self {
             Self::All => addresses.clone(),
             Self::Primary => {
-                let first = |family| addresses.iter().copied().find(|address| Family::of(address) == family);
+                let first = |family| addresses.iter().copied().find(|address| Family::of(*address) == family);
                 Family::ALL.into_iter().filter_map(first).collect()
             }
             Self::In(cidrs) => {
                 let of_family =
-                    |address: &IpAddr| cidrs.iter().any(|cidr| Family::of(&cidr.addr()) == Family::of(address));
+                    |address: &IpAddr| cidrs.iter().any(|cidr| Family::of(cidr.addr()) == Family::of(*address));
                 let within = |address: &IpAddr| cidrs.iter().any(|cidr| cidr.contains(address));
                 addresses.iter().copied().filter(|address| within(address) || !of_family(address)).collect()
             }

@@ -1,6 +1,7 @@
 //! The cluster as the API server has it, once or for ever.
 
 use std::{
+    fmt::Debug,
     io::{self, Write},
     net::SocketAddr,
     time::Duration,
@@ -14,6 +15,7 @@ use cluster_api::{
 };
 use common::memory;
 use futures_util::StreamExt;
+use serde::de::DeserializeOwned;
 use service_table::{Change, Line, Place};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -24,7 +26,7 @@ use crate::{
     batch::Batch,
     cluster::Cluster,
     events::Events,
-    report::Report,
+    report::{Report, Watch},
     slice, unfit,
     why::{self, Why},
 };
@@ -37,17 +39,6 @@ const WITH_ADDRESS: &str = "spec.clusterIP!=None";
 const TICK: Duration = Duration::from_secs(2);
 /// An API server that has not answered for so long is looked for by the host path.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// The three watches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Watch {
-    /// Of Services.
-    Services,
-    /// Of EndpointSlices.
-    Slices,
-    /// Of the own Node, or of all.
-    Nodes,
-}
 
 fn services() -> Selection {
     Selection::of::<core::Service>().labels(SERVED).fields(WITH_ADDRESS).or_without_fields()
@@ -68,17 +59,19 @@ fn nodes(cluster: &Cluster) -> Selection {
 /// # Errors
 /// The first refusal, for a person.
 pub async fn survey(client: &Client, cluster: &mut Cluster) -> anyhow::Result<()> {
-    let refused = |selection: &Selection, error| anyhow::anyhow!(explain(selection, "list", &error));
-    let selection = nodes(cluster);
-    let found = list(&Api::all(client.clone()), &selection, |node: core::Node| node).await;
-    found.map_err(|error| refused(&selection, error))?.iter().for_each(|node| cluster.node(node));
+    read(Api::all(client.clone()), &nodes(cluster), |node| cluster.node(&node)).await?;
     // What is kept of an object is little: each is taken as its page arrives.
-    let taken = std::cell::RefCell::new(cluster);
-    let take = |service: core::Service| taken.borrow_mut().service(&service);
-    list(&Api::all(client.clone()), &services(), take).await.map_err(|error| refused(&services(), error))?;
-    let take = |slice: discovery::EndpointSlice| taken.borrow_mut().slice(&slice);
-    list(&Api::all(client.clone()), &slices(), take).await.map_err(|error| refused(&slices(), error))?;
+    read(Api::all(client.clone()), &services(), |service| cluster.service(&service)).await?;
+    read(Api::all(client.clone()), &slices(), |slice| cluster.slice(&slice)).await?;
     Ok(())
+}
+
+/// Lists objects, or says what is refused and what to do.
+async fn read<K, T>(api: Api<K>, selection: &Selection, keep: impl FnMut(K) -> T) -> anyhow::Result<Vec<T>>
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    list(&api, selection, keep).await.map_err(|error| anyhow::anyhow!(explain(selection, "list", &error)))
 }
 
 /// What is to be said of one Service: only its own objects are read.
@@ -86,19 +79,12 @@ pub async fn survey(client: &Client, cluster: &mut Cluster) -> anyhow::Result<()
 /// # Errors
 /// The first refusal, for a person.
 pub async fn why(client: &Client, name: &Name, cluster: &mut Cluster) -> anyhow::Result<Why> {
-    let refused = |selection: &Selection, error| anyhow::anyhow!(explain(selection, "list", &error));
-    let selection = nodes(cluster);
-    let found = list(&Api::all(client.clone()), &selection, |node: core::Node| node).await;
-    found.map_err(|error| refused(&selection, error))?.iter().for_each(|node| cluster.node(node));
+    read(Api::all(client.clone()), &nodes(cluster), |node| cluster.node(&node)).await?;
     let selection = Selection::of::<core::Service>().within(&name.namespace).named(&name.name);
-    let of_namespace = Api::namespaced(client.clone(), &name.namespace);
-    let found = list(&of_namespace, &selection, |service: core::Service| service).await;
-    let service = found.map_err(|error| refused(&selection, error))?.pop();
+    let service = read(Api::namespaced(client.clone(), &name.namespace), &selection, |service| service).await?.pop();
     let of_service = format!("{}={}", slice::SERVICE, name.name);
     let selection = Selection::of::<discovery::EndpointSlice>().within(&name.namespace).labels(&of_service);
-    let of_namespace = Api::namespaced(client.clone(), &name.namespace);
-    let found = list(&of_namespace, &selection, |slice: discovery::EndpointSlice| slice).await;
-    let slices = found.map_err(|error| refused(&selection, error))?;
+    let slices = read(Api::namespaced(client.clone(), &name.namespace), &selection, |slice| slice).await?;
     Ok(why::why(name, service.as_ref(), &slices, cluster.clients()))
 }
 
@@ -164,9 +150,13 @@ pub async fn watch(client: Client, server: Option<SocketAddr>, cluster: Cluster)
     let mut interrupt = signal(SignalKind::interrupt())?;
     loop {
         tokio::select! {
-            Some(event) = services.next() => follower.service(event),
-            Some(event) = slices.next() => follower.slice(event),
-            Some(event) = nodes.next() => follower.node(event),
+            Some(event) = services.next() => {
+                follower.note(Watch::Services, event, Cluster::service, Cluster::service_gone);
+            }
+            Some(event) = slices.next() => follower.note(Watch::Slices, event, Cluster::slice, Cluster::slice_gone),
+            Some(event) = nodes.next() => {
+                follower.note(Watch::Nodes, event, Cluster::node, |cluster, name| cluster.node_gone(&name.name));
+            }
             () = follower.batch.due() => follower.print()?,
             _ = tick.tick() => {
                 follower.report.write(&follower.cluster, &mut follower.health);
@@ -180,31 +170,17 @@ pub async fn watch(client: Client, server: Option<SocketAddr>, cluster: Cluster)
 }
 
 impl Follower {
-    fn service(&mut self, event: Event<core::Service>) {
-        self.health.note(&Watch::Services, &event);
+    fn note<T>(
+        &mut self,
+        watch: Watch,
+        event: Event<T>,
+        applied: impl FnOnce(&mut Cluster, &T),
+        gone: impl FnOnce(&mut Cluster, &Name),
+    ) {
+        self.health.note(&watch, &event);
         match event {
-            Event::Applied(_, service) => self.cluster.service(&service),
-            Event::Deleted(name) => self.cluster.service_gone(&name),
-            _ => {}
-        }
-        self.noted();
-    }
-
-    fn slice(&mut self, event: Event<discovery::EndpointSlice>) {
-        self.health.note(&Watch::Slices, &event);
-        match event {
-            Event::Applied(_, slice) => self.cluster.slice(&slice),
-            Event::Deleted(name) => self.cluster.slice_gone(&name),
-            _ => {}
-        }
-        self.noted();
-    }
-
-    fn node(&mut self, event: Event<core::Node>) {
-        self.health.note(&Watch::Nodes, &event);
-        match event {
-            Event::Applied(_, node) => self.cluster.node(&node),
-            Event::Deleted(name) => self.cluster.node_gone(&name.name),
+            Event::Applied(_, object) => applied(&mut self.cluster, &object),
+            Event::Deleted(name) => gone(&mut self.cluster, &name),
             _ => {}
         }
         self.noted();

@@ -4,10 +4,21 @@ use cluster_api::Health;
 use metrics_file::{
     Labelled, Metrics,
     prometheus_client::metrics::{counter::Counter, gauge::Gauge},
-    replace,
+    replace, set,
 };
 
-use crate::{cluster::Cluster, online::Watch};
+use crate::cluster::Cluster;
+
+/// The three watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Watch {
+    /// Of Services.
+    Services,
+    /// Of EndpointSlices.
+    Slices,
+    /// Of the own Node, or of all.
+    Nodes,
+}
 
 /// What is counted.
 #[derive(Debug)]
@@ -62,12 +73,10 @@ impl Report {
         for (gauge, count) in
             [(&self.services, counts.services), (&self.slices, counts.slices), (&self.endpoints, counts.endpoints)]
         {
-            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+            set(gauge, count);
         }
         let problem = |(object, problem)| format!("{object}: {problem}");
         replace(&self.problems, "problem", cluster.problems().iter().map(problem));
-        if let Err(error) = self.metrics.write() {
-            log::error!("{error}");
-        }
+        self.metrics.write();
     }
 }

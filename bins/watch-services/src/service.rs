@@ -2,12 +2,13 @@
 
 use std::net::IpAddr;
 
-use cluster_api::{Name, k8s_openapi::api::core::v1 as core};
+use cluster_api::{Name, SOCKET_PATH, k8s_openapi::api::core::v1 as core, socket_path};
+use common::object::Family;
 use ipnet::IpNet;
 use serde::de::{IntoDeserializer, value::Error};
-use service_table::{Algorithm, Protocol};
+use service_table::{Algorithm, Claim, Protocol, SessionAffinity};
 
-use crate::address::{self, Family};
+use crate::address;
 
 /// A Service that is some other proxy's.
 pub const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
@@ -15,12 +16,6 @@ pub const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
 pub const HEADLESS: &str = "service.kubernetes.io/headless";
 /// How a backend of the Service is chosen, as the service table names it.
 const ALGORITHM: &str = "underpass.io/lb-algorithm";
-/// Whether it has a place in the service table at all: "true" or "false", as on a pod.
-const SOCKET_PATH: &str = "underpass.io/socket-path";
-/// Kubernetes' own default for session affinity, in seconds.
-const AFFINITY: u32 = 10_800;
-/// Its own limit.
-const AFFINITY_LIMIT: u32 = 86_400;
 
 /// What is of use of a Service.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -90,12 +85,12 @@ pub type Place = (IpAddr, u16, Protocol);
 /// What a Service leaves to the host path, and others do not get by naming it as an external address.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reserved {
-    /// By its ClusterIPs: nobody gets these.
+    /// By its ClusterIPs.
     pub cluster: Vec<Place>,
-    /// By other addresses: who is older gets these.
+    /// By other addresses.
     pub external: Vec<Place>,
-    /// See [`Service::created`].
-    pub created: Option<String>,
+    /// See [`service_table::created`].
+    pub created: Option<u32>,
 }
 
 /// How an Event names a Service, but for its UID.
@@ -113,6 +108,13 @@ impl Reserved {
     /// The addresses.
     pub fn addresses(&self) -> impl Iterator<Item = &IpAddr> {
         self.cluster.iter().chain(&self.external).map(|(address, ..)| address)
+    }
+
+    /// The claim to a place, if the Service, which is `owner`, has one.
+    pub fn claim<'a>(&self, owner: &'a Name, place: &Place) -> Option<Claim<&'a Name>> {
+        let is_external = !self.cluster.contains(place);
+        let is_claimed = !is_external || self.external.contains(place);
+        is_claimed.then(|| Claim::new(is_external, self.created, owner))
     }
 }
 
@@ -138,7 +140,7 @@ impl Service {
         if cluster_ip.is_empty() {
             return Err(NotServed::NoClusterIp);
         }
-        let annotation = |name| object.metadata.annotations.as_ref().and_then(|annotations| annotations.get(name));
+        let annotations = object.metadata.annotations.as_ref();
         let mut service = Self {
             internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
             external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
@@ -147,19 +149,20 @@ impl Service {
         };
         service.cluster_ips(spec);
         service.affinity(spec);
-        service.algorithm(annotation(ALGORITHM));
-        if let Some(wrong) = annotation(SOCKET_PATH).filter(|text| !["true", "false"].contains(&text.as_str())) {
+        service.algorithm(annotations.and_then(|annotations| annotations.get(ALGORITHM)));
+        let takes_part = annotations.map_or(Ok(None), socket_path).unwrap_or_else(|wrong| {
             service.problems.push(format!("annotation {SOCKET_PATH}: {wrong:?} is neither \"true\" nor \"false\""));
-        }
+            None
+        });
         service.external_ips = service.of_its_families(spec.external_ips.iter().flatten(), "externalIPs");
         service.load_balancer_ips(spec, object.status.as_ref());
         for port in spec.ports.iter().flatten() {
             service.port(port);
         }
-        if annotation(SOCKET_PATH).is_some_and(|text| text == "false") {
+        if takes_part == Some(false) {
             let external = service.external_addresses().chain(&service.restricted_ips);
             let (cluster, external) = (service.places(service.cluster_ips.iter()), service.places(external));
-            return Err(NotServed::HostPath(Reserved { cluster, external, created: service.created }));
+            return Err(NotServed::HostPath(Reserved { cluster, external, created: service.age() }));
         }
         Ok(service)
     }
@@ -167,7 +170,11 @@ impl Service {
     /// What of it is left to the host path.
     pub fn reserved(&self) -> Reserved {
         let external = self.places(self.restricted_ips.iter());
-        Reserved { external, created: self.created.clone(), ..Reserved::default() }
+        Reserved { external, created: self.age(), ..Reserved::default() }
+    }
+
+    fn age(&self) -> Option<u32> {
+        self.created.as_deref().and_then(service_table::created)
     }
 
     fn places<'a>(&self, addresses: impl Iterator<Item = &'a IpAddr>) -> Vec<Place> {
@@ -185,8 +192,8 @@ impl Service {
         };
         for (family, text) in all {
             match address::parse(text) {
-                Some(address) if family.is_none_or(|family| family == Family::of(&address).name()) => {
-                    if !self.has(Family::of(&address)) {
+                Some(address) if family.is_none_or(|family| family.parse() == Ok(Family::of(address))) => {
+                    if !self.has(Family::of(address)) {
                         self.cluster_ips.push(address);
                     }
                 }
@@ -202,13 +209,13 @@ impl Service {
         }
         let client_ip = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
         let seconds = match client_ip.and_then(|client_ip| client_ip.timeout_seconds) {
-            None => AFFINITY,
+            None => SessionAffinity::DEFAULT_TIMEOUT,
             Some(seconds) => match u32::try_from(seconds) {
-                Ok(seconds @ 1..=AFFINITY_LIMIT) => seconds,
+                Ok(seconds @ 1..=SessionAffinity::MAX_TIMEOUT) => seconds,
                 _ => {
-                    self.problems
-                        .push(format!("sessionAffinityConfig: timeoutSeconds {seconds} is not 1 to {AFFINITY_LIMIT}"));
-                    AFFINITY
+                    let most = SessionAffinity::MAX_TIMEOUT;
+                    self.problems.push(format!("sessionAffinityConfig: timeoutSeconds {seconds} is not 1 to {most}"));
+                    SessionAffinity::DEFAULT_TIMEOUT
                 }
             },
         };
@@ -247,8 +254,8 @@ impl Service {
             }
         }
         for address in self.of_its_families(vips, "status.loadBalancer") {
-            let family = Family::of(&address);
-            let of_family = || ranges.iter().filter(|range| Family::of(&range.addr()) == family);
+            let family = Family::of(address);
+            let of_family = || ranges.iter().filter(|range| Family::of(range.addr()) == family);
             let restricts = of_family().next().is_some() && of_family().all(|range| range.prefix_len() > 0);
             // A range that cannot be read may be all that keeps others out.
             if restricts || !are_known {
@@ -298,8 +305,8 @@ impl Service {
         let mut addresses = vec![];
         for text in texts {
             match address::parse_reachable(text) {
-                Some(address) if !self.has(Family::of(&address)) => {
-                    let family = Family::of(&address).name();
+                Some(address) if !self.has(Family::of(address)) => {
+                    let family = Family::of(address);
                     self.left.push(format!("{address} of {field}: the Service has no {family} ClusterIP"));
                 }
                 Some(address) if !addresses.contains(&address) => addresses.push(address),
@@ -323,7 +330,7 @@ impl Service {
 
     /// Whether it is there in this family.
     pub fn has(&self, family: Family) -> bool {
-        self.cluster_ips.iter().any(|address| Family::of(address) == family)
+        self.cluster_ips.iter().any(|address| Family::of(*address) == family)
     }
 
     /// Whether there is any other way to it than its ClusterIPs.

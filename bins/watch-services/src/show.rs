@@ -11,11 +11,10 @@ pub fn table(table: &ServiceTable) -> String {
 
 fn row(service: &Service) -> Vec<String> {
     let addresses = service.cluster_ips.iter().chain(&service.external_ips).chain(&service.load_balancer_ips);
-    let protocol = format!("{:?}", service.protocol).to_uppercase();
     let node_port = service.node_port.map(|port| format!(", node port {port}")).unwrap_or_default();
     vec![
         service.key().to_string(),
-        format!("{}/{protocol}", service.port),
+        format!("{}/{}", service.port, service.protocol),
         addresses.map(ToString::to_string).collect::<Vec<_>>().join(", ") + &node_port,
         service.backends.len().to_string(),
         service.backends.iter().filter(|backend| backend.local).count().to_string(),

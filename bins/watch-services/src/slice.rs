@@ -3,11 +3,12 @@
 use std::{collections::HashSet, net::IpAddr, sync::Arc};
 
 use cluster_api::k8s_openapi::api::discovery::v1 as discovery;
+use common::object::Family;
 use jiff::Timestamp;
 use service_table::Protocol;
 
 use crate::{
-    address::{self, Family},
+    address,
     service::{HEADLESS, OTHER_PROXY},
 };
 
@@ -154,10 +155,10 @@ impl Slice {
         }
         let nobodys = || if label(IMPORT).is_some() { Ignored::Import } else { Ignored::NoService };
         let service = label(SERVICE).filter(|service| !service.is_empty()).ok_or_else(nobodys)?;
-        let other = || Ignored::AddressType(object.address_type.clone());
+        let other = |_| Ignored::AddressType(object.address_type.clone());
         let annotations = object.metadata.annotations.as_ref();
         let mut slice = Self {
-            family: Family::parse(&object.address_type).ok_or_else(other)?,
+            family: object.address_type.parse().map_err(other)?,
             ports: vec![],
             endpoints: Vec::with_capacity(object.endpoints.len()),
             triggered: annotations.and_then(|annotations| annotations.get(TRIGGERED)?.parse().ok()),
@@ -201,8 +202,8 @@ impl Slice {
             return;
         };
         let address = match address::parse(text) {
-            Some(address) if Family::of(&address) == self.family => address,
-            Some(_) => return self.problem(format!("{text} is not {}", self.family.name())),
+            Some(address) if Family::of(address) == self.family => address,
+            Some(_) => return self.problem(format!("{text} is not {}", self.family)),
             None => return self.problem(format!("{text:?} is not an address of a host")),
         };
         let target = endpoint.target_ref.as_ref().filter(|_| names.targets).map(|target| {

@@ -6,7 +6,7 @@ use cluster_api::Name;
 use common::state;
 use serde::Deserialize;
 
-use crate::{cluster::Problem, service};
+use crate::{problem::Problem, service};
 
 #[derive(Deserialize)]
 struct Unfit {
@@ -24,9 +24,8 @@ pub fn problems() -> BTreeMap<String, Problem> {
 
 /// Nothing for what is no Service: the nodes' addresses.
 fn problem(unfit: Unfit) -> Option<(String, Problem)> {
-    let (namespace, rest) = unfit.service.split_once('/')?;
-    let name = rest.split_once(':').map_or(rest, |(name, _)| name);
-    let object = service::reference(&Name { namespace: namespace.into(), name: name.into() });
+    let name: Name = unfit.service.split(':').next()?.parse().ok()?;
+    let object = service::reference(&name);
     let texts = vec![format!("{}: {}", unfit.service, unfit.error)];
     Some((
         format!("{} in the kernel", unfit.service),

@@ -58,7 +58,7 @@ struct OfEndpoint {
 /// Explains a Service.
 pub fn why(name: &Name, service: Option<&core::Service>, slices: &[discovery::EndpointSlice], clients: &For) -> Why {
     let mut why = Why {
-        service: format!("{}/{}", name.namespace, name.name),
+        service: name.to_string(),
         not_served: None,
         ports: vec![],
         ignored: vec![],
@@ -96,7 +96,7 @@ pub fn why(name: &Name, service: Option<&core::Service>, slices: &[discovery::En
 /// Why none of the Service's ports has anything of a slice.
 fn unused(service: &Service, slice: &Slice) -> Option<String> {
     if !service.has(slice.family) {
-        return Some(format!("it has {} endpoints, and the Service no such ClusterIP", slice.family.name()));
+        return Some(format!("it has {} endpoints, and the Service no such ClusterIP", slice.family));
     }
     let fits = |port: &Port| slice.ports.iter().any(|of| *of.name == *port.name && of.protocol == port.protocol);
     let has: Vec<String> = slice.ports.iter().map(|port| format!("{:?} over {:?}", port.name, port.protocol)).collect();
@@ -110,12 +110,11 @@ fn of_port<'a>(
     slices: impl Iterator<Item = (&'a str, &'a Slice)> + Clone,
     clients: &For,
 ) -> OfPort {
-    let addresses = service.cluster_ips.iter().chain(&service.external_ips).chain(&service.load_balancer_ips);
     let frontend = |address: &std::net::IpAddr| std::net::SocketAddr::new(*address, port.port).to_string();
     let node_port = port.node_port.map(|port| format!("node port {port}"));
     let endpoints = candidates(service, port, slices, clients);
     OfPort {
-        frontends: addresses.map(frontend).chain(node_port).collect(),
+        frontends: service.addresses().map(frontend).chain(node_port).collect(),
         name: port.name.to_string(),
         protocol: port.protocol,
         endpoints: endpoints.iter().map(|candidate| of_endpoint(candidate, clients)).collect(),
@@ -167,8 +166,7 @@ impl fmt::Display for Why {
         }
         for port in &self.ports {
             let name = if port.name.is_empty() { String::new() } else { format!("{} ", port.name) };
-            let protocol = format!("{:?}", port.protocol).to_uppercase();
-            write!(f, "\n\n{name}{protocol} {}", port.frontends.join(", "))?;
+            write!(f, "\n\n{name}{} {}", port.protocol, port.frontends.join(", "))?;
             if port.endpoints.is_empty() {
                 write!(f, "\n  no endpoints: connections are refused")?;
             } else {

@@ -1,8 +1,9 @@
 //! The way to the API server: credentials, proxies, and how its silence is noticed.
 
-use std::{env, net::SocketAddr, path::Path, time::Duration};
+use std::{env, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
+use clap::Args;
 use http::Uri;
 use hyper::rt::{Read, Write};
 use hyper_timeout::TimeoutConnector;
@@ -36,34 +37,50 @@ const PROBE_EVERY: Duration = Duration::from_secs(3);
 /// ... and given up when nothing has been acknowledged for so long, nor any data that was sent on it.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 
-/// A client with the credentials of a kubeconfig, else, as kubectl does it, of `KUBECONFIG`, of the user's own
-/// configuration, or of the pod's ServiceAccount. With `retry`, what the API server refuses for the moment (429, 503, 504)
-/// is tried again, longer and longer; a watch has a shorter patience of its own.
-///
-/// # Errors
-/// When there are no credentials, or they cannot be read.
-pub async fn client(kubeconfig: Option<&Path>, context: Option<&str>, retry: bool) -> anyhow::Result<Client> {
-    Ok(connect(kubeconfig, context, retry).await?.0)
+/// Whose credentials for which API server: a kubeconfig's, else, as kubectl does it, those of `KUBECONFIG`, of the user's own
+/// configuration, or of the pod's ServiceAccount.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Access {
+    /// A kubeconfig other than kubectl's, or the pod's ServiceAccount
+    #[arg(long, value_name = "PATH")]
+    pub kubeconfig: Option<PathBuf>,
+    /// A context of the kubeconfig other than the current one
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
 }
 
-/// The same with the address and port that it connects to: none of an API server that has a name there, or of one behind a proxy.
-///
-/// # Errors
-/// As [`client`].
-pub async fn connect(
-    kubeconfig: Option<&Path>,
-    context: Option<&str>,
-    retry: bool,
-) -> anyhow::Result<(Client, Option<SocketAddr>)> {
-    let options = KubeConfigOptions { context: context.map(str::to_owned), ..Default::default() };
-    let mut config = match (kubeconfig, context) {
-        (Some(path), _) => {
+impl Access {
+    /// A client with these credentials. With `retry`, what the API server refuses for the moment (429, 503, 504) is tried again,
+    /// longer and longer; a watch has a shorter patience of its own.
+    ///
+    /// # Errors
+    /// When there are no credentials, or they cannot be read.
+    pub async fn client(&self, retry: bool) -> anyhow::Result<Client> {
+        Ok(self.connect(retry).await?.0)
+    }
+
+    /// The same with the address and port that it connects to: none of an API server that has a name there, or of one behind a
+    /// proxy.
+    ///
+    /// # Errors
+    /// As [`Access::client`].
+    pub async fn connect(&self, retry: bool) -> anyhow::Result<(Client, Option<SocketAddr>)> {
+        let mut config = self.config().await?;
+        config.default_retry = retry;
+        let client = connected(&config).context("cannot make a client of these credentials")?;
+        let is_direct = proxy(&config)?.is_none();
+        Ok((client, address(&config.cluster_url).filter(|_| is_direct)))
+    }
+
+    async fn config(&self) -> anyhow::Result<Config> {
+        let options = KubeConfigOptions { context: self.context.clone(), ..Default::default() };
+        if let Some(path) = &self.kubeconfig {
             let of_file = |error| anyhow!("cannot use the kubeconfig {}: {}", path.display(), causes(&error));
             let read = Kubeconfig::read_from(path).map_err(of_file)?;
-            Config::from_custom_kubeconfig(read, &options).await.map_err(of_file)?
+            return Config::from_custom_kubeconfig(read, &options).await.map_err(of_file);
         }
-        (None, context) => match (Config::from_kubeconfig(&options).await, context) {
-            (Ok(config), _) => config,
+        match (Config::from_kubeconfig(&options).await, &self.context) {
+            (Ok(config), _) => Ok(config),
             (Err(error), Some(_)) => bail!("cannot use the kubeconfig: {}", causes(&error)),
             (Err(kubeconfig), None) => Config::incluster().map_err(|pod| {
                 anyhow!(
@@ -71,13 +88,9 @@ pub async fn connect(
                     causes(&kubeconfig),
                     causes(&pod)
                 )
-            })?,
-        },
-    };
-    config.default_retry = retry;
-    let client = connected(&config).context("cannot make a client of these credentials")?;
-    let is_direct = proxy(&config)?.is_none();
-    Ok((client, address(&config.cluster_url).filter(|_| is_direct)))
+            }),
+        }
+    }
 }
 
 fn address(url: &Uri) -> Option<SocketAddr> {

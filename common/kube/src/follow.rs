@@ -32,7 +32,7 @@ use tokio::{
 };
 use tower::{BoxError, service_fn};
 
-use crate::{refusal, selection::Selection};
+use crate::{name::Name, refusal, selection::Selection};
 
 #[cfg(test)]
 mod tests;
@@ -44,24 +44,6 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 const ABSENT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 /// No watch is started sooner after another, should the API server end each at once.
 const PACE: Duration = Duration::from_millis(200);
-
-/// An object's namespace (empty where it has none) and name.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Name {
-    /// The namespace; empty for an object that belongs to none.
-    pub namespace: String,
-    /// The name.
-    pub name: String,
-}
-
-impl Name {
-    /// The name of an object.
-    pub fn of<K: Resource>(object: &K) -> Self {
-        let metadata = object.meta();
-        let text = |field: &Option<String>| field.clone().unwrap_or_default();
-        Self { namespace: text(&metadata.namespace), name: text(&metadata.name) }
-    }
-}
 
 /// What a watch has to say.
 #[derive(Clone, Debug, PartialEq)]

@@ -11,7 +11,7 @@ use metrics_file::{
         metrics::{counter::Counter, family::Family, gauge::Gauge},
         registry::Registry,
     },
-    replace,
+    replace, set,
 };
 
 use crate::{follow::Event, selection::Selection};
@@ -108,9 +108,8 @@ impl<K: Ord> Health<K> {
         replace(&metrics.watching, "resource", self.watches.values().map(|watch| watch.narrowly.as_str()));
         if let Some((time, instant)) = self.last_sync {
             let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-            metrics.last_sync.set(i64::try_from(seconds).unwrap_or(i64::MAX));
-            let age = i64::try_from(instant.elapsed().as_secs()).unwrap_or(i64::MAX);
-            metrics.age.get_or_create(&vec![]).set(age);
+            set(&metrics.last_sync, seconds);
+            set(&metrics.age.get_or_create(&vec![]), instant.elapsed().as_secs());
         }
     }
 

@@ -1,18 +1,10 @@
 //! Which objects are meant.
 
-use std::fmt::Debug;
-
 use kube::{
     Api, Client, Resource,
-    api::{ApiResource, DynamicObject, ListParams},
+    api::{ApiResource, DynamicObject},
     core::GroupVersionKind,
 };
-use serde::de::DeserializeOwned;
-
-use crate::refusal::status;
-
-/// So many objects are asked for at a time, as client-go does it.
-const PAGE: u32 = 500;
 
 /// Some objects of one resource, of all namespaces or of one.
 #[derive(Clone, Debug)]
@@ -146,42 +138,5 @@ impl Selection {
         let place = self.namespace.as_ref().map(|name| format!(" in namespace {name}")).unwrap_or_default();
         let ApiResource { group, plural, .. } = &self.resource;
         format!("a {role}{place} with apiGroups [\"{group}\"], resources [{plural}]{names}, verbs [{verb}]")
-    }
-}
-
-/// Reads the objects once, in pages, each cut down by `keep` as its page arrives.
-///
-/// # Errors
-/// What the API server refuses ([`crate::explain`]), and what the way to it does.
-pub async fn list<K, T>(api: &Api<K>, selection: &Selection, keep: impl Fn(K) -> T) -> kube::Result<Vec<T>>
-where
-    K: Clone + DeserializeOwned + Debug,
-{
-    let found = pages(api, selection, &keep).await;
-    let refusal = found.as_ref().err().and_then(status).filter(|status| status.code == 400);
-    match refusal.and_then(|status| selection.without_fields(&status.message)) {
-        Some(wider) => pages(api, &wider, &keep).await,
-        None => found,
-    }
-}
-
-async fn pages<K, T>(api: &Api<K>, selection: &Selection, keep: impl Fn(K) -> T) -> kube::Result<Vec<T>>
-where
-    K: Clone + DeserializeOwned + Debug,
-{
-    let mut parameters = ListParams {
-        label_selector: selection.label_selector(),
-        field_selector: selection.field_selector(),
-        limit: Some(PAGE),
-        ..ListParams::default()
-    };
-    let mut kept = vec![];
-    loop {
-        let page = api.list(&parameters).await?;
-        kept.extend(page.items.into_iter().map(&keep));
-        parameters.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
-        if parameters.continue_token.is_none() {
-            return Ok(kept);
-        }
     }
 }

@@ -35,15 +35,20 @@ impl Metrics {
         Self { registry: Registry::with_prefix("underpass"), file }
     }
 
-    /// Writes the file, if it is not as it was. A reader sees the old content or the new.
-    ///
-    /// # Errors
-    /// When the state directory cannot be written: said once, until it can be again. No reason to stop what is measured.
-    pub fn write(&mut self) -> io::Result<()> {
+    /// Writes the file, if it is not as it was. A reader sees the old content or the new. Where the state directory cannot be
+    /// written, the log says so once, until it can be again: no reason to stop what is measured.
+    pub fn write(&mut self) {
         let mut text = String::new();
-        prometheus_text::encode(&mut text, &self.registry).map_err(io::Error::other)?;
-        self.file.write(text)
+        let encoded = prometheus_text::encode(&mut text, &self.registry).map_err(io::Error::other);
+        if let Err(error) = encoded.and_then(|()| self.file.write(text)) {
+            log::error!("{error}");
+        }
     }
+}
+
+/// Sets a gauge to a number that has no sign: of things, or of seconds.
+pub fn set(gauge: &Gauge, number: impl TryInto<i64>) {
+    gauge.set(number.try_into().unwrap_or(i64::MAX));
 }
 
 /// Makes the values of a label all that a gauge has, each 1: for what is either there or not.

@@ -1,5 +1,6 @@
 //! The service table: what the load balancer is fed with, and what it shows.
 
+mod claim;
 mod host;
 mod line;
 mod name;
@@ -9,6 +10,7 @@ mod time;
 
 use std::{fmt, net::IpAddr};
 
+pub use claim::{Claim, created};
 pub use host::is_host;
 use host::{Cidr, Host};
 use ipnet::IpNet;
@@ -165,12 +167,19 @@ pub enum TrafficPolicy {
 pub struct SessionAffinity {
     /// Seconds after its last connection for which a client keeps its backend.
     #[serde(default = "default_timeout", deserialize_with = "number::timeout")]
-    #[schemars(range(min = 1, max = 86400))]
+    #[schemars(range(min = 1, max = SessionAffinity::MAX_TIMEOUT))]
     pub timeout_seconds: u32,
 }
 
+impl SessionAffinity {
+    /// Kubernetes' own default for the timeout, in seconds.
+    pub const DEFAULT_TIMEOUT: u32 = 10_800;
+    /// Its own limit, in seconds.
+    pub const MAX_TIMEOUT: u32 = 86_400;
+}
+
 const fn default_timeout() -> u32 {
-    10_800
+    SessionAffinity::DEFAULT_TIMEOUT
 }
 
 /// How a backend is chosen among those of a service.
@@ -313,6 +322,15 @@ impl Service {
     pub fn key(&self) -> ServiceName {
         let Self { namespace, name, port_name, .. } = self;
         ServiceName { namespace: namespace.clone(), name: name.clone(), port_name: port_name.clone() }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
     }
 }
 

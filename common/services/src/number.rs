@@ -7,6 +7,8 @@ use serde::{
     de::{Error, Unexpected, Visitor},
 };
 
+use crate::SessionAffinity;
+
 struct Within(RangeInclusive<u32>);
 
 impl Visitor<'_> for Within {
@@ -45,5 +47,5 @@ pub(crate) fn some_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Op
 
 /// Reads the timeout of a session affinity, in seconds.
 pub(crate) fn timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
-    deserializer.deserialize_any(Within(1..=86_400))
+    deserializer.deserialize_any(Within(1..=SessionAffinity::MAX_TIMEOUT))
 }

@@ -1,0 +1,85 @@
+//! Whether kube-proxy gives the pods' connections an address that the backends' answers come back to.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+
+use crate::{check::Check, proxy::Masquerade};
+
+/// Without masquerade, a backend in the pod's own subnet answers the pod directly, from an address that the pod has never
+/// talked to, and the pod resets the connection.
+pub fn check(proxies: &BTreeSet<Masquerade>, subnets: &[IpNet]) -> Vec<Check> {
+    if proxies.is_empty() {
+        return vec![Check {
+            name: "kube-proxy",
+            ok: false,
+            msg: "no kube-proxy runs in this network namespace".to_owned(),
+            remedy: "the host path needs kube-proxy, or whatever translates Services on the node in its place".into(),
+        }];
+    }
+    proxies.iter().map(|masquerade| verdict(masquerade, subnets)).collect()
+}
+
+fn verdict(masquerade: &Masquerade, subnets: &[IpNet]) -> Check {
+    let (ok, msg) = match masquerade {
+        Masquerade::All => (true, "kube-proxy masquerades every connection to a Service".to_owned()),
+        Masquerade::Nobody(why) => {
+            (false, format!("kube-proxy masquerades no underlay pod, for {why}: {CANNOT_ANSWER}"))
+        }
+        Masquerade::AllButOthers(others) => (true, format!("kube-proxy masquerades every pod that is not of {others}")),
+        Masquerade::Unknown(why) => {
+            (false, format!("whether kube-proxy masquerades underlay pods is not known: {why}"))
+        }
+        Masquerade::AllBut(cidrs) => {
+            let list = cidrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            match subnets.iter().find(|subnet| is_spared(cidrs, **subnet)) {
+                Some(subnet) => (
+                    false,
+                    format!(
+                        "kube-proxy, whose clusterCIDR is {list}, does not masquerade the underlay's {subnet}: {CANNOT_ANSWER}"
+                    ),
+                ),
+                None => (true, format!("kube-proxy masquerades every pod that is not of {list}")),
+            }
+        }
+    };
+    Check {
+        name: "masquerade",
+        ok,
+        msg,
+        remedy: "set masqueradeAll (iptables.masqueradeAll or nftables.masqueradeAll in kube-proxy's configuration, or \
+                 --masquerade-all), or let clusterCIDR be the overlay pods' only; the socket path does not need it"
+            .into(),
+    }
+}
+
+const CANNOT_ANSWER: &str = "a Service's backend on the pods' own network cannot answer";
+
+/// Whether connections from a subnet keep their source: it overlaps a cluster CIDR, or its family has none.
+fn is_spared(cidrs: &[IpNet], subnet: IpNet) -> bool {
+    let mut family = cidrs.iter().filter(|cidr| cidr.addr().is_ipv4() == subnet.addr().is_ipv4()).peekable();
+    family.peek().is_none() || family.any(|cidr| cidr.contains(&subnet) || subnet.contains(cidr))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_cidr_that_has_the_underlay_is_as_bad_as_none() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let ok = |masquerade, subnet: &str| verdict(&masquerade, &[net(subnet)]).ok;
+        assert!(ok(Masquerade::All, "10.6.0.0/16"));
+        assert!(!ok(Masquerade::Nobody(String::new()), "10.6.0.0/16"));
+        assert!(!ok(Masquerade::Unknown(String::new()), "10.6.0.0/16"));
+        assert!(ok(Masquerade::AllBut(vec![net("10.233.0.0/18")]), "10.6.0.0/16"));
+        assert!(!ok(Masquerade::AllBut(vec![net("10.0.0.0/8")]), "10.6.0.0/16"));
+    }
+
+    #[test]
+    fn a_family_without_a_cluster_cidr_is_not_masqueraded() {
+        let v4 = BTreeSet::from([Masquerade::AllBut(vec!["10.233.0.0/18".parse().unwrap()])]);
+        let ok = |subnet: &str| check(&v4, &[subnet.parse().unwrap()])[0].ok;
+        assert_eq!([ok("10.6.0.0/16"), ok("fd00:6::/64")], [true, false]);
+    }
+}
