@@ -7,7 +7,7 @@ mod processes;
 mod proxy;
 mod rules;
 
-use std::{collections::BTreeSet, fs, path::PathBuf, process::ExitCode};
+use std::{collections::BTreeSet, env, fs, path::PathBuf, process::ExitCode};
 
 use clap::{Arg, ArgAction};
 use common::{
@@ -54,17 +54,22 @@ fn main() -> ExitCode {
         ));
     let flags = harness::matches(cli);
     let subnets: Vec<IpNet> = flags.get_many("subnet").into_iter().flatten().copied().collect();
-    let mut checks = vec![
-        forwarding("net/ipv4/ip_forward"),
-        forwarding("net/ipv6/conf/all/forwarding"),
-        nftables(),
-        state_directory(),
-    ];
+    let pods = rules::pods();
+    let running: Vec<IpNet> = pods.iter().flatten().copied().map(IpNet::from).collect();
+    let mut checks = vec![forwarding("net/ipv4/ip_forward")];
+    if has_ipv6(&fs::read_to_string("/proc/net/if_inet6").unwrap_or_default())
+        || running.iter().chain(&subnets).any(|net| net.addr().is_ipv6())
+    {
+        checks.push(forwarding("net/ipv6/conf/all/forwarding"));
+    }
+    checks.extend([nftables(), state_directory()]);
     checks.extend(networkd());
     checks.extend(forwarded(&subnets));
-    let pods = rules::pods();
-    let running = || pods.iter().flatten().copied().map(IpNet::from).collect();
-    checks.extend(masquerade(&processes::proxies(), &if subnets.is_empty() { running() } else { subnets }));
+    if sockets_alone() {
+        checks.push(no_proxy_needed());
+    } else {
+        checks.extend(masquerade(&processes::proxies(), if subnets.is_empty() { &running } else { &subnets }));
+    }
     checks.extend(rules::check(pods));
     checks.extend(balancers::check(flags.get_one::<PathBuf>("cgroup").map(PathBuf::as_path)));
     let code = if checks.iter().all(|check| check.ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
@@ -89,6 +94,11 @@ fn forwarding(path: &str) -> Check {
         msg: format!("{path} is {}", if value.is_empty() { "not there" } else { value.trim() }),
         remedy: "the node forwards pods' packets to Services: set it to 1, or do without pods of that address family",
     }
+}
+
+/// Whether the node has a global IPv6 address, by `/proc/net/if_inet6`: address, index, prefix length, scope, flags and name.
+fn has_ipv6(addresses: &str) -> bool {
+    addresses.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).any(|words| words.get(3) == Some(&"00"))
 }
 
 fn nftables() -> Check {
@@ -167,6 +177,22 @@ fn state_directory() -> Check {
     }
 }
 
+/// Whether no pod takes the host path: by `UNDERPASS_PATHS`, else as the agent was told that was started last on this node.
+fn sockets_alone() -> bool {
+    let noted = || fs::read_to_string(state::directory().join("node-agent.parts")).unwrap_or_default();
+    env::var("UNDERPASS_PATHS")
+        .map_or_else(|_| noted().split_whitespace().any(|word| word == "paths=socket"), |paths| paths == "socket")
+}
+
+fn no_proxy_needed() -> Check {
+    Check {
+        name: "kube-proxy",
+        ok: true,
+        msg: "pods reach Services by their sockets alone, for which no kube-proxy is needed".to_owned(),
+        remedy: "",
+    }
+}
+
 /// Without masquerade, a backend in the pod's own subnet answers the pod directly, from an address that the pod has never
 /// talked to, and the pod resets the connection.
 fn masquerade(proxies: &BTreeSet<Masquerade>, subnets: &[IpNet]) -> Vec<Check> {
@@ -224,6 +250,14 @@ fn is_spared(cidrs: &[IpNet], subnet: IpNet) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_has_ipv6_by_an_address_that_is_neither_its_loopback_nor_its_links() {
+        let lo = "00000000000000000000000000000001 01 80 10 80       lo\n";
+        let link = "fe80000000000000d0b4aafffe000001 02 40 20 80     eth0\n";
+        assert!(!has_ipv6(&format!("{lo}{link}")));
+        assert!(has_ipv6(&format!("{link}fd000006000000000000000000000101 02 40 00 80     eth0\n")));
+    }
 
     #[test]
     fn a_cluster_cidr_that_has_the_underlay_is_as_bad_as_none() {
