@@ -93,6 +93,15 @@ another_version() {
   assert_equal "$(lab_in node1 sh -c 'ls -A /opt/cni/bin/.underpass | wc -l')" 3
 }
 
+@test "what is written to the disk at once is what was copied, and no other file of the node's" {
+  local wanted
+  program "$BATS_TEST_TMPDIR/sync" <<<"printf '%s\\n' \"\$@\" >'$BATS_TEST_TMPDIR/synced'; exec $(command -v sync) \"\$@\""
+  PATH=$BATS_TEST_TMPDIR:$PATH expect 0 install_on_node1
+  wanted=$(lab_in node1 sh -c 'cd /opt/cni/bin/underpass.d/ && printf "%s\n" *' | wc -l)
+  # The directory of the version, and the one that has it.
+  assert_equal "$(wc -l <"$BATS_TEST_TMPDIR/synced") $(grep -c '^/opt/cni/bin/.underpass' "$BATS_TEST_TMPDIR/synced")" "$((wanted + 2)) $((wanted + 2))"
+}
+
 @test "the version before is kept, and comes back with --rollback" {
   install_on_node1
   local first
