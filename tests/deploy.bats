@@ -171,6 +171,57 @@ END
   cmp "$BATS_TEST_TMPDIR/one" "$BATS_TEST_TMPDIR/two"
 }
 
+# program MACHINE FILE: what looks like a program for amd64 (3e) or arm64 (b7).
+program() {
+  mkdir -p "${2%/*}"
+  # shellcheck disable=SC2059 # a format
+  printf "\\177ELF\\2\\1\\1\\0\\0\\0\\0\\0\\0\\0\\0\\0\\2\\0\\x$1\\0" >"$2"
+  chmod +x "$2"
+}
+
+# architecture IMAGE
+architecture() {
+  local config
+  config=$(tar -xO -f "$1" ./manifest.json | jq -r '.[0].Config')
+  tar -xO -f "$1" "./$config" | jq -r .architecture
+}
+
+@test "an image is of its programs' architecture, whoever makes it, and what has programs of two is refused" {
+  local root=$BATS_TEST_TMPDIR/root image=$BATS_TEST_TMPDIR/image machine architecture
+  while read -r machine architecture; do
+    program "$machine" "$root/bin/one"
+    "$LAB_REPO/scripts/pack-image" localhost/one:1 "$root" >"$image"
+    assert_equal "$(architecture "$image")" "$architecture"
+  done <<'END'
+3e amd64
+b7 arm64
+END
+  program 3e "$root/bin/other"
+  expect 1 "$LAB_REPO/scripts/pack-image" localhost/one:1 "$root"
+  assert_contains "$stderr" 'not all for amd64'
+}
+
+@test "an archive of scripts/release makes the image of its tools, with a BusyBox of their architecture and no other" {
+  local archive=$BATS_TEST_TMPDIR/archive tool
+  mkdir -p "$archive/deploy"
+  ln -s "$LAB_REPO/deploy/chart" "$archive/deploy/chart"
+  for tool in "$LAB_REPO"/bins/*; do program b7 "$archive/bin/underpass.d/${tool##*/}"; done
+  # As scripts/release copies them.
+  # shellcheck disable=SC2046 # a list
+  (cd "$LAB_REPO" && cp $(sed -n 's|^ *cp \(scripts/.*\) "$directory/bin"$|\1|p' scripts/release) "$archive/bin")
+  program b7 "$BATS_TEST_TMPDIR/busybox"
+  env -C / "$archive/bin/image" --busybox "$BATS_TEST_TMPDIR/busybox" >"$BATS_TEST_TMPDIR/image"
+  assert_equal "$(architecture "$BATS_TEST_TMPDIR/image")" arm64
+  program 3e "$BATS_TEST_TMPDIR/busybox"
+  expect 1 "$archive/bin/image" --busybox "$BATS_TEST_TMPDIR/busybox"
+  assert_contains "$stderr" "not of the tools' architecture"
+}
+
+@test "chart, tools and image have one version" {
+  assert_same "$(sed -n 's/^\(appVersion\|version\): //p' "$LAB_REPO/deploy/chart/Chart.yaml" | sort -u)" \
+    "$(sed -n '/^\[workspace.package\]/,/^$/s/^version = "\(.*\)"/\1/p' "$LAB_REPO/Cargo.toml")"
+}
+
 @test "no image is written to a terminal" {
   expect 1 /usr/bin/python3 -c 'import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))' \
     "$LAB_REPO/scripts/image" </dev/null
@@ -184,7 +235,7 @@ END
   [[ $("$LAB_REPO/target/release/bpf-lb-load" load --cgroup /nowhere 2>&1) != *"$words"* ]] ||
     skip 'no eBPF programs are built here: run scripts/setup'
   mkdir -p "$repo/target/release"
-  ln -s "$LAB_REPO"/{scripts,bins,Cargo.toml} "$repo"
+  ln -s "$LAB_REPO"/{scripts,bins,deploy} "$repo"
   ln -s "$LAB_REPO"/target/release/* "$repo/target/release"
   expect 0 env -C "$BATS_TEST_TMPDIR" "$repo/scripts/image" --root whole
   [ -x "$BATS_TEST_TMPDIR/whole/usr/local/bin/node-agent" ]
@@ -207,6 +258,7 @@ END
 install --root
 install --uninstall --cni-bin
 image --name
+image --busybox
 image --name one --root
 release --output
 node-agent --node

@@ -326,7 +326,7 @@ taken_out() {
     expect 0 lab_in control env -C "$LAB_REPO" PATH="${tools//$'\n'/:}:$PATH" KUBECONFIG="$config" HELM_CONFIG_HOME="$LAB/helm" \
       KUBECACHEDIR="$LAB/kubernetes/cache" HELM_CACHE_HOME="$LAB/helm" HELM_DATA_HOME="$LAB/helm" \
       bash -c "${command/ deploy\/chart/ deploy\/chart --values $values}"
-  done 3< <(sed -n '/^```sh$/,/^```$/{//!p}' "$LAB_REPO/deploy/start.md")
+  done 3< <(sed -n '/^```sh$/,/^```$/{/^```$/q; /^```sh$/!p}' "$LAB_REPO/deploy/start.md")
   # The page's last command asks for the file that names the backend.
   assert_contains "$output" web-
   printf '# %s commands, %s ms\n' "$count" $(((${EPOCHREALTIME/./} - start) / 1000)) >&3
