@@ -46,7 +46,7 @@ object() { lab_kubectl get -n kube-system "$1" "$2" --output json; }
   local paths
   for paths in both host socket; do
     expect 0 helm install underpass "$LAB_REPO/deploy/chart" -n kube-system --dry-run=server --set "paths=$paths,api.host=10.6.0.10,remove=true"
-    assert_contains "$output" 'node-agent --uninstall && install'
+    assert_contains "$output" 'node-agent --uninstall && { install'
   done
 }
 

@@ -124,11 +124,48 @@ END
   }
   assert_equal "$(containers)" '["install","node-agent","plugin"]'
   assert_equal "$(containers --set cni.install=false)" '["node-agent"]'
-  assert_equal "$(containers --set remove=true)" '["remove","node-agent"]'
+  assert_equal "$(containers --set remove=true)" '["remove","rest"]'
   # One directory for both, and the same node's.
   assert_json "$(objects --set cni.bin=/usr/lib/cni)" '.[] | select(.kind == "DaemonSet").spec.template.spec
     | (.initContainers[0].command + ["--keep"] == .containers[1].command), .containers[1].volumeMounts' \
     $'true\n[{"name":"bin","mountPath":"/host/usr/lib/cni"}]'
+}
+
+@test "what takes the plugin away goes on until no pod needs it, and a node that has pods keeps none of the others waiting" {
+  local commands command
+  commands=$(objects --set remove=true,cni.bin=/usr/lib/cni | jq -c '.[] | select(.kind == "DaemonSet").spec.template.spec | (.initContainers, .containers)[].command')
+  # try NUMBER STATUS...: what becomes of the container's command where install exits with these, one after the other.
+  try() {
+    mkdir -p "$BATS_TEST_TMPDIR/bin"
+    command=$(sed -n "$1p" <<<"$commands")
+    shift
+    printf '%s\n' "$@" >"$BATS_TEST_TMPDIR/statuses"
+    : >"$BATS_TEST_TMPDIR/done"
+    cat >"$BATS_TEST_TMPDIR/bin/any" <<'END'
+#!/bin/sh
+here=${0%/bin/*}
+printf '%s\n' "${0##*/} $*" >>"$here/done"
+[ "${0##*/}" = install ] || exit 0
+read -r status <"$here/statuses"
+sed -i 1d "$here/statuses"
+exit "$status"
+END
+    chmod +x "$BATS_TEST_TMPDIR/bin/any"
+    for name in install node-agent sleep; do ln -sf any "$BATS_TEST_TMPDIR/bin/$name"; done
+    run env PATH="$BATS_TEST_TMPDIR/bin:$PATH" timeout 20 sh -c "$(jq -r '.[2]' <<<"$command")"
+  }
+  local uninstall='install --root /host --cni-bin /usr/lib/cni --uninstall' installer wanted
+  while read -r installer wanted; do
+    try 1 "$installer"
+    assert_equal "$status" "$wanted"
+    assert_equal "$(<"$BATS_TEST_TMPDIR/done")" "node-agent --uninstall"$'\n'"$uninstall"
+  done <<'END'
+0 0
+3 0
+1 1
+END
+  try 2 3 1 0
+  assert_equal "$(<"$BATS_TEST_TMPDIR/done")" "$(printf '%s\n' "$uninstall" 'sleep 60' "$uninstall" 'sleep 60' "$uninstall" 'sleep infinity')"
 }
 
 @test "what is mounted on the node after the agent's start is seen in its container" {
@@ -207,7 +244,7 @@ END
   ln -s "$LAB_REPO/deploy/chart" "$archive/deploy/chart"
   for tool in "$LAB_REPO"/bins/*; do program b7 "$archive/bin/underpass.d/${tool##*/}"; done
   # As scripts/release copies them.
-  # shellcheck disable=SC2046 # a list
+  # shellcheck disable=SC2016,SC2046 # a list, and what it looks for
   (cd "$LAB_REPO" && cp $(sed -n 's|^ *cp \(scripts/.*\) "$directory/bin"$|\1|p' scripts/release) "$archive/bin")
   program b7 "$BATS_TEST_TMPDIR/busybox"
   env -C / "$archive/bin/image" --busybox "$BATS_TEST_TMPDIR/busybox" >"$BATS_TEST_TMPDIR/image"
