@@ -50,6 +50,11 @@ object() { lab_kubectl get -n kube-system "$1" "$2" --output json; }
   done
 }
 
+@test "the API takes the chart that takes everything off some nodes" {
+  expect 0 helm install underpass "$LAB_REPO/deploy/chart" -n kube-system --dry-run=server --set node.nodeSelector.underpass=yes,removeFrom.underpass=no
+  assert_contains "$output" 'name: underpass-remove'
+}
+
 @test "the API takes the chart that is rendered for a version that knows AppArmor by annotations" {
   local flag
   for flag in remove=false remove=true cni.install=false; do

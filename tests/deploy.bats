@@ -168,6 +168,20 @@ END
   assert_equal "$(<"$BATS_TEST_TMPDIR/done")" "$(printf '%s\n' "$uninstall" 'sleep 60' "$uninstall" 'sleep 60' "$uninstall" 'sleep infinity')"
 }
 
+@test "everything is taken off the nodes of a label alone, where the agent is not, while the others keep it" {
+  local found flags nodes='.[] | select(.kind == "DaemonSet") | [.metadata.name, .spec.selector.matchLabels["app.kubernetes.io/component"],
+    (.spec.template.spec | .nodeSelector.underpass, .containers[0].name)]'
+  found=$(objects --set node.nodeSelector.underpass=yes,removeFrom.underpass=no)
+  assert_json "$found" "$nodes" $'["underpass-node","node","yes","node-agent"]\n["underpass-remove","remove","no","rest"]'
+  assert_json "$found" '[.[] | select(.kind == "DaemonSet") | .spec.selector.matchLabels == .spec.template.metadata.labels] | unique' '[true]'
+  assert_json "$found" '[.[] | select(.kind == "DaemonSet").spec.template.spec.nodeSelector["kubernetes.io/os"]] | unique' '["linux"]'
+  # Who went on would load again what was taken away, and the other way round.
+  for flags in removeFrom.underpass=no node.nodeSelector.underpass=no,removeFrom.underpass=no; do
+    expect 1 chart --set "$flags"
+    assert_contains "$stderr" 'node.nodeSelector chooses these nodes too'
+  done
+}
+
 @test "what is mounted on the node after the agent's start is seen in its container" {
   assert_json "$(objects)" '[.[] | select(.kind == "DaemonSet").spec.template.spec.containers[0].volumeMounts[]
     | select(.mountPropagation == "HostToContainer").mountPath]' '["/run/netns","/var/run/netns","/sys/fs/bpf","/sys/fs/cgroup"]'

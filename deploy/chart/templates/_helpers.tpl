@@ -32,7 +32,7 @@
 {{- define "underpass.maps" -}}
 {{- range $map, $size := .Values.maps }}{{ with $size }} --max-{{ $map }} {{ int64 . }}{{ end }}{{ end }}
 {{- end }}
-{{- /* What pods on every node share. */ -}}
+{{- /* What pods on nodes share; .nodes has the nodeSelector and the affinity that choose these. */ -}}
 {{- define "underpass.pod" -}}
 serviceAccountName: underpass-node
 {{- with .Values.image.pullSecrets }}
@@ -43,9 +43,9 @@ priorityClassName: {{ .Values.node.priorityClassName }}
 # of pods without one by their processes.
 hostNetwork: true
 hostPID: true
-nodeSelector: {{- toYaml .Values.node.nodeSelector | nindent 2 }}
+nodeSelector: {{- toYaml .nodes.nodeSelector | nindent 2 }}
 tolerations: {{- toYaml .Values.node.tolerations | nindent 2 }}
-{{- with .Values.node.affinity }}
+{{- with .nodes.affinity }}
 affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
 terminationGracePeriodSeconds: 10
