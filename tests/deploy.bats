@@ -390,6 +390,13 @@ PYTHON
   )" ''
 }
 
+@test "where all is taken off the nodes nothing asks for metrics, has their port, or alerts" {
+  local found
+  found=$(objects --set remove=true,metrics.podMonitor=true,metrics.serviceMonitor=true,metrics.dashboard=true,metrics.alerts=true)
+  assert_json "$found" '[.[].kind | select(test("Monitor|Rule$|^Service$"))]' '[]'
+  assert_json "$found" '[.[].spec.template.spec | select(.) | (.initContainers[]?, .containers[]).ports | select(.)]' '[]'
+}
+
 @test "the monitors choose what the chart makes" {
   local found
   found=$(objects --set metrics.podMonitor=true,metrics.serviceMonitor=true,metrics.dashboard=true,metrics.alerts=true)
