@@ -187,6 +187,11 @@ END
     | select(.mountPropagation == "HostToContainer").mountPath]' '["/run/netns","/var/run/netns","/sys/fs/bpf","/sys/fs/cgroup"]'
 }
 
+@test "a node at work has five seconds for an answer of the agent's, and the next question comes later" {
+  assert_json "$(objects)" '[.[] | select(.kind == "DaemonSet").spec.template.spec.containers[0] | .readinessProbe, .livenessProbe
+    | .timeoutSeconds >= 5 and .timeoutSeconds < .periodSeconds]' '[true,true]'
+}
+
 @test "no pod goes to a node with another system than Linux" {
   assert_json "$(objects --set status.enabled=true)" '[.[].spec.template.spec | select(.) | .nodeSelector["kubernetes.io/os"]]' '["linux","linux"]'
 }
