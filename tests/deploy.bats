@@ -57,6 +57,14 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
     "$names" '[["UNDERPASS_PATHS","socket"],["UNDERPASS_SERVICES_FLAGS","--node-port-addresses=primary"]]'
 }
 
+@test "check-node is told with the plugin's installation whether there is another path than sockets" {
+  local paths
+  for paths in both host socket; do
+    assert_json "$(objects --set paths=$paths,api.host=10.6.0.10)" '.[] | select(.kind == "DaemonSet").spec.template.spec.initContainers[0].env' \
+      "[{\"name\":\"UNDERPASS_PATHS\",\"value\":\"$([ $paths = socket ] && printf socket || printf both)\"}]"
+  done
+}
+
 @test "sizes of the maps are given to the agent as it gives them to the loader, and without any nothing is" {
   local flags='.[] | select(.kind == "DaemonSet") | .spec.template.spec.containers[0].env[] | select(.name == "UNDERPASS_LOAD_FLAGS").value'
   assert_json "$(objects --set maps.backends=1048576,maps.clients=70000)" "$flags" '--max-backends 1048576 --max-clients 70000'
