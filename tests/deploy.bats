@@ -200,6 +200,14 @@ END
     | .timeoutSeconds >= 5 and .timeoutSeconds < .periodSeconds]' '[true,true]'
 }
 
+@test "each container has the resources of the values" {
+  local remove
+  for remove in true false; do
+    assert_json "$(objects --set remove=$remove,status.enabled=true,node.resources.limits.memory=1Gi,cni.resources.limits.memory=1Gi,status.resources.limits.memory=1Gi)" \
+      '[.[].spec.template.spec | select(.) | (.initContainers[]?, .containers[]).resources.limits.memory] | unique' '["1Gi"]'
+  done
+}
+
 @test "no pod goes to a node with another system than Linux" {
   assert_json "$(objects --set status.enabled=true)" '[.[].spec.template.spec | select(.) | .nodeSelector["kubernetes.io/os"]]' '["linux","linux"]'
 }
