@@ -43,6 +43,18 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
   assert_contains "$stderr" port
 }
 
+@test "a chart that has this one below it may decide by a value of it whether it is there" {
+  local above=$BATS_TEST_TMPDIR/above enabled
+  mkdir -p "$above/charts"
+  ln -s "$LAB_REPO/deploy/chart" "$above/charts/underpass"
+  printf '%s\n' 'apiVersion: v2' 'name: above' 'version: 1.0.0' 'dependencies:' \
+    '  - {name: underpass, version: "*", condition: underpass.enabled}' >"$above/Chart.yaml"
+  for enabled in true false; do
+    expect 0 "$HELM" template above "$above" --kube-version 1.34.0 --set underpass.enabled=$enabled
+    assert_equal "$([[ $output == *underpass-node* ]] && printf true || printf false)" $enabled
+  done
+}
+
 @test "without kube-proxy the chart wants to know where the API server is, and the agent asks there" {
   expect 1 chart --set paths=socket
   assert_contains "$stderr" api.host
