@@ -62,6 +62,16 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
     | .spec.template.spec.containers[0].env[] | select(.name | startswith("KUBERNETES")).value' $'10.6.0.10\n6443'
 }
 
+@test "an API server at the node's own loopback address is asked there by who has the node's network, and by nobody else" {
+  local host found asks='[.[] | select(.kind == env.KIND).spec.template.spec.containers[0].env[] | select(.name == "KUBERNETES_SERVICE_HOST").value]'
+  for host in localhost 127.0.0.1 ::1 [::1]; do
+    found=$(objects --set "status.enabled=true,api.host=$host")
+    KIND=DaemonSet assert_json "$found" "$asks" "[\"$host\"]"
+    KIND=Deployment assert_json "$found" "$asks" '[]'
+  done
+  KIND=Deployment assert_json "$(objects --set status.enabled=true,api.host=127-0.example)" "$asks" '["127-0.example"]'
+}
+
 @test "what the agent does otherwise without kube-proxy it does itself, whatever flags node.env has" {
   local names='.[] | select(.kind == "DaemonSet").spec.template.spec.containers[0].env | map(select(.name | test("PATHS|_FLAGS")) | [.name, .value])'
   assert_json "$(objects)" "$names" '[]'
