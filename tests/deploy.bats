@@ -29,8 +29,9 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
   # A directory that is named from where the caller stands.
   env -C "$BATS_TEST_TMPDIR" "$LAB_REPO/scripts/render" deploy
   local file
-  for file in "$BATS_TEST_TMPDIR"/deploy/*; do
-    assert_same "$(<"$file")" "$(<"$LAB_REPO/deploy/${file##*/}")" || fail "run scripts/render: ${file##*/}"
+  for file in "$BATS_TEST_TMPDIR"/deploy/*.yaml "$BATS_TEST_TMPDIR"/deploy/*/*.yaml; do
+    file=${file#"$BATS_TEST_TMPDIR/"}
+    assert_same "$(<"$BATS_TEST_TMPDIR/$file")" "$(<"$LAB_REPO/$file")" || fail "run scripts/render: $file"
   done
 }
 
