@@ -342,6 +342,10 @@ END
   assert_contains "$stderr" 'paths=host'
 }
 
+@test "a command of a page that chooses pods chooses ours alone" {
+  assert_equal "$(grep -onE '(-l|--selector)[ =][^ \`]*component=[^ \`]*' "$LAB_REPO"/deploy/*.md | grep -v app.kubernetes.io/name=underpass)" ''
+}
+
 @test "a script whose option has no value, or is none, shows its usage and does nothing" {
   local script arguments
   while read -r script arguments; do

@@ -243,7 +243,7 @@ agent_restarts() {
 
 @test "the installation says what it finds of kube-proxy, and the agent who else translates Services" {
   local agent
-  agent=$(lab_kubectl get pods -n kube-system -l app.kubernetes.io/component=node --field-selector spec.nodeName=node1 -o name)
+  agent=$(lab_kubectl get pods -n kube-system -l app.kubernetes.io/name=underpass,app.kubernetes.io/component=node --field-selector spec.nodeName=node1 -o name)
   expect 0 lab_kubectl logs -n kube-system "$agent" -c install
   assert_contains "$output" 'kube-proxy masquerades every pod that is not of 10.233.0.0/18'
   lab_spawn theirs node1 "$LAB_SOURCE/translate.py" cil_sock4_connect /sys/fs/cgroup/unified 10.233.64.250 80 10.233.64.250 81
@@ -280,7 +280,7 @@ other_version() {
 
 @test "another vendor's plugin that is put on a node in place of ours gives way to it, and is kept and told of" {
   local agent
-  agent=$(lab_kubectl get pods -n kube-system -l app.kubernetes.io/component=node --field-selector spec.nodeName=node1 -o name)
+  agent=$(lab_kubectl get pods -n kube-system -l app.kubernetes.io/name=underpass,app.kubernetes.io/component=node --field-selector spec.nodeName=node1 -o name)
   lab_in node1 sh -c 'rm /opt/cni/bin/coordinator && printf theirs >/opt/cni/bin/coordinator'
   lab_until 15 lab_in node1 test -L /opt/cni/bin/coordinator
   assert_equal "$(lab_in node1 cat /opt/cni/bin/coordinator.before)" theirs
