@@ -20,7 +20,7 @@ object() { lab_kubectl get -n kube-system "$1" "$2" --output json; }
 
 @test "the API takes every manifest, and does not warn" {
   local file
-  for file in "$LAB_REPO"/deploy/*.yaml; do
+  for file in "$LAB_REPO"/deploy/*.yaml "$LAB_REPO"/deploy/remove/*.yaml; do
     [ "${file##*/}" != kustomization.yaml ] || continue
     expect 0 lab_kubectl apply --server-side --dry-run=server --filename "$file"
     assert_equal "$stderr" ''
@@ -30,6 +30,19 @@ object() { lab_kubectl get -n kube-system "$1" "$2" --output json; }
 @test "the API takes what kubectl makes of the directory" {
   expect 0 lab_kubectl apply --dry-run=server --kustomize "$LAB_REPO/deploy"
   assert_contains "$output" 'daemonset.apps/underpass-node created (server dry run)'
+}
+
+@test "an overlay with an image of its own has it on the nodes, and when all is taken off them" {
+  local directory
+  for directory in deploy deploy/remove; do
+    rm -rf "$BATS_TEST_TMPDIR/overlay"
+    mkdir "$BATS_TEST_TMPDIR/overlay"
+    cp -R "$LAB_REPO/deploy" "$BATS_TEST_TMPDIR/overlay/deploy"
+    printf '%s\n' "resources: [$directory]" 'images: [{name: underpass, newName: registry.example/underpass, newTag: "7"}]' \
+      >"$BATS_TEST_TMPDIR/overlay/kustomization.yaml"
+    expect 0 lab_kubectl kustomize "$BATS_TEST_TMPDIR/overlay"
+    assert_equal "$(grep ' image: ' <<<"$output" | sort -u | xargs)" 'image: registry.example/underpass:7'
+  done
 }
 
 @test "the API takes the chart with each choice of paths, and with the status" {
@@ -46,8 +59,13 @@ object() { lab_kubectl get -n kube-system "$1" "$2" --output json; }
   local paths
   for paths in both host socket; do
     expect 0 helm install underpass "$LAB_REPO/deploy/chart" -n kube-system --dry-run=server --set "paths=$paths,api.host=10.6.0.10,remove=true"
-    assert_contains "$output" 'node-agent --uninstall && install'
+    assert_contains "$output" 'node-agent --uninstall && { install'
   done
+}
+
+@test "the API takes the chart that takes everything off some nodes" {
+  expect 0 helm install underpass "$LAB_REPO/deploy/chart" -n kube-system --dry-run=server --set node.nodeSelector.underpass=yes,removeFrom.underpass=no
+  assert_contains "$output" 'name: underpass-remove'
 }
 
 @test "the API takes the chart that is rendered for a version that knows AppArmor by annotations" {

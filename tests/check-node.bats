@@ -51,6 +51,34 @@ says() {
   assert_json "$output" '[.checks[] | select(.name == "forwarding") | .ok]' '[true,false]'
 }
 
+@test "IPv6 forwarding counts where the node or its pods have IPv6, and nowhere else" {
+  local more count
+  while read -r count more; do
+    # shellcheck disable=SC2016,SC2086 # expanded by that shell; a list
+    run --separate-stderr lab_in node1 unshare -n sh -c 'ip link set lo up
+      if [ "$1" = address ]; then shift && ip address add fd00:9::1 dev lo; fi
+      exec "$0" "$@"' "$(lab_libexec)/check-node" $more
+    assert_json "$output" '[.checks[] | select(.name == "forwarding")] | length' "$count" || fail "$more"
+  done <<'EOF'
+1
+1 --subnet 10.6.0.0/16
+2 --subnet fd00:6::/64
+2 address
+EOF
+}
+
+@test "without kube-proxy check-node is content where the agent was told that sockets are the only path" {
+  local parts=/run/underpass/node-agent.parts proxy='.checks[] | select(.name == "kube-proxy").ok'
+  run --separate-stderr lab_in client env UNDERPASS_PATHS=socket "$(lab_libexec)/check-node"
+  assert_json "$output" "$proxy" true
+  printf 'cidrs services scope metrics paths=socket\n' | lab_in client sh -c "mkdir -p ${parts%/*} && cat >$parts"
+  run --separate-stderr lab_in client "$(lab_libexec)/check-node"
+  assert_json "$output" "$proxy" true
+  run --separate-stderr lab_in client env UNDERPASS_PATHS=both "$(lab_libexec)/check-node"
+  assert_json "$output" "$proxy" false
+  lab_in client rm $parts
+}
+
 @test "check-node says when there is no kube-proxy" {
   run --separate-stderr lab_in client "$(lab_libexec)/check-node"
   assert_equal "$status" 1

@@ -56,6 +56,7 @@ not_here() {
     *:'scripts/build && scripts/image >underpass.tar') printf 'before each test; tests/deploy.bats' ;;
     *:'ctr '*) printf 'where containerd runs: tests/cluster/node.bash' ;;
     deploy/upgrade.md:*remove=true | deploy/upgrade.md:'helm uninstall '*) printf 'where nodes are: tests/soak/cluster.bats' ;;
+    *:'kubectl label node '*) printf 'where nodes are: tests/deploy.bats' ;;
     *:'kubectl -n kube-system rollout status '*) printf 'where pods start: tests/soak/cluster.bats' ;;
     *) return 1 ;;
   esac

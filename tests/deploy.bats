@@ -29,8 +29,9 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
   # A directory that is named from where the caller stands.
   env -C "$BATS_TEST_TMPDIR" "$LAB_REPO/scripts/render" deploy
   local file
-  for file in "$BATS_TEST_TMPDIR"/deploy/*; do
-    assert_same "$(<"$file")" "$(<"$LAB_REPO/deploy/${file##*/}")" || fail "run scripts/render: ${file##*/}"
+  for file in "$BATS_TEST_TMPDIR"/deploy/*.yaml "$BATS_TEST_TMPDIR"/deploy/*/*.yaml; do
+    file=${file#"$BATS_TEST_TMPDIR/"}
+    assert_same "$(<"$BATS_TEST_TMPDIR/$file")" "$(<"$LAB_REPO/$file")" || fail "run scripts/render: $file"
   done
 }
 
@@ -43,6 +44,18 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
   assert_contains "$stderr" port
 }
 
+@test "a chart that has this one below it may decide by a value of it whether it is there" {
+  local above=$BATS_TEST_TMPDIR/above enabled
+  mkdir -p "$above/charts"
+  ln -s "$LAB_REPO/deploy/chart" "$above/charts/underpass"
+  printf '%s\n' 'apiVersion: v2' 'name: above' 'version: 1.0.0' 'dependencies:' \
+    '  - {name: underpass, version: "*", condition: underpass.enabled}' >"$above/Chart.yaml"
+  for enabled in true false; do
+    expect 0 "$HELM" template above "$above" --kube-version 1.34.0 --set underpass.enabled=$enabled
+    assert_equal "$([[ $output == *underpass-node* ]] && printf true || printf false)" $enabled
+  done
+}
+
 @test "without kube-proxy the chart wants to know where the API server is, and the agent asks there" {
   expect 1 chart --set paths=socket
   assert_contains "$stderr" api.host
@@ -50,11 +63,29 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
     | .spec.template.spec.containers[0].env[] | select(.name | startswith("KUBERNETES")).value' $'10.6.0.10\n6443'
 }
 
+@test "an API server at the node's own loopback address is asked there by who has the node's network, and by nobody else" {
+  local host found asks='[.[] | select(.kind == env.KIND).spec.template.spec.containers[0].env[] | select(.name == "KUBERNETES_SERVICE_HOST").value]'
+  for host in localhost 127.0.0.1 ::1 [::1]; do
+    found=$(objects --set "status.enabled=true,api.host=$host")
+    KIND=DaemonSet assert_json "$found" "$asks" "[\"$host\"]"
+    KIND=Deployment assert_json "$found" "$asks" '[]'
+  done
+  KIND=Deployment assert_json "$(objects --set status.enabled=true,api.host=127-0.example)" "$asks" '["127-0.example"]'
+}
+
 @test "what the agent does otherwise without kube-proxy it does itself, whatever flags node.env has" {
   local names='.[] | select(.kind == "DaemonSet").spec.template.spec.containers[0].env | map(select(.name | test("PATHS|_FLAGS")) | [.name, .value])'
   assert_json "$(objects)" "$names" '[]'
   assert_json "$(objects --set paths=socket,api.host=10.6.0.10 --set-json 'node.env=[{"name": "UNDERPASS_SERVICES_FLAGS", "value": "--node-port-addresses=primary"}]')" \
     "$names" '[["UNDERPASS_PATHS","socket"],["UNDERPASS_SERVICES_FLAGS","--node-port-addresses=primary"]]'
+}
+
+@test "check-node is told with the plugin's installation whether there is another path than sockets" {
+  local paths
+  for paths in both host socket; do
+    assert_json "$(objects --set paths=$paths,api.host=10.6.0.10)" '.[] | select(.kind == "DaemonSet").spec.template.spec.initContainers[0].env' \
+      "[{\"name\":\"UNDERPASS_PATHS\",\"value\":\"$([ $paths = socket ] && printf socket || printf both)\"}]"
+  done
 }
 
 @test "sizes of the maps are given to the agent as it gives them to the loader, and without any nothing is" {
@@ -124,16 +155,80 @@ END
   }
   assert_equal "$(containers)" '["install","node-agent","plugin"]'
   assert_equal "$(containers --set cni.install=false)" '["node-agent"]'
-  assert_equal "$(containers --set remove=true)" '["remove","node-agent"]'
+  assert_equal "$(containers --set remove=true)" '["remove","rest"]'
   # One directory for both, and the same node's.
   assert_json "$(objects --set cni.bin=/usr/lib/cni)" '.[] | select(.kind == "DaemonSet").spec.template.spec
     | (.initContainers[0].command + ["--keep"] == .containers[1].command), .containers[1].volumeMounts' \
     $'true\n[{"name":"bin","mountPath":"/host/usr/lib/cni"}]'
 }
 
+@test "what takes the plugin away goes on until no pod needs it, and a node that has pods keeps none of the others waiting" {
+  local commands command
+  commands=$(objects --set remove=true,cni.bin=/usr/lib/cni | jq -c '.[] | select(.kind == "DaemonSet").spec.template.spec | (.initContainers, .containers)[].command')
+  # try NUMBER STATUS...: what becomes of the container's command where install exits with these, one after the other.
+  try() {
+    mkdir -p "$BATS_TEST_TMPDIR/bin"
+    command=$(sed -n "$1p" <<<"$commands")
+    shift
+    printf '%s\n' "$@" >"$BATS_TEST_TMPDIR/statuses"
+    : >"$BATS_TEST_TMPDIR/done"
+    cat >"$BATS_TEST_TMPDIR/bin/any" <<'END'
+#!/bin/sh
+here=${0%/bin/*}
+printf '%s\n' "${0##*/} $*" >>"$here/done"
+[ "${0##*/}" = install ] || exit 0
+read -r status <"$here/statuses"
+sed -i 1d "$here/statuses"
+exit "$status"
+END
+    chmod +x "$BATS_TEST_TMPDIR/bin/any"
+    for name in install node-agent sleep; do ln -sf any "$BATS_TEST_TMPDIR/bin/$name"; done
+    run env PATH="$BATS_TEST_TMPDIR/bin:$PATH" timeout 20 sh -c "$(jq -r '.[2]' <<<"$command")"
+  }
+  local uninstall='install --root /host --cni-bin /usr/lib/cni --uninstall' installer wanted
+  while read -r installer wanted; do
+    try 1 "$installer"
+    assert_equal "$status" "$wanted"
+    assert_equal "$(<"$BATS_TEST_TMPDIR/done")" "node-agent --uninstall"$'\n'"$uninstall"
+  done <<'END'
+0 0
+3 0
+1 1
+END
+  try 2 3 1 0
+  assert_equal "$(<"$BATS_TEST_TMPDIR/done")" "$(printf '%s\n' "$uninstall" 'sleep 60' "$uninstall" 'sleep 60' "$uninstall" 'sleep infinity')"
+}
+
+@test "everything is taken off the nodes of a label alone, where the agent is not, while the others keep it" {
+  local found flags nodes='.[] | select(.kind == "DaemonSet") | [.metadata.name, .spec.selector.matchLabels["app.kubernetes.io/component"],
+    (.spec.template.spec | .nodeSelector.underpass, .containers[0].name)]'
+  found=$(objects --set node.nodeSelector.underpass=yes,removeFrom.underpass=no)
+  assert_json "$found" "$nodes" $'["underpass-node","node","yes","node-agent"]\n["underpass-remove","remove","no","rest"]'
+  assert_json "$found" '[.[] | select(.kind == "DaemonSet") | .spec.selector.matchLabels == .spec.template.metadata.labels] | unique' '[true]'
+  assert_json "$found" '[.[] | select(.kind == "DaemonSet").spec.template.spec.nodeSelector["kubernetes.io/os"]] | unique' '["linux"]'
+  # Who went on would load again what was taken away, and the other way round.
+  for flags in removeFrom.underpass=no node.nodeSelector.underpass=no,removeFrom.underpass=no; do
+    expect 1 chart --set "$flags"
+    assert_contains "$stderr" 'node.nodeSelector chooses these nodes too'
+  done
+}
+
 @test "what is mounted on the node after the agent's start is seen in its container" {
   assert_json "$(objects)" '[.[] | select(.kind == "DaemonSet").spec.template.spec.containers[0].volumeMounts[]
     | select(.mountPropagation == "HostToContainer").mountPath]' '["/run/netns","/var/run/netns","/sys/fs/bpf","/sys/fs/cgroup"]'
+}
+
+@test "a node at work has five seconds for an answer of the agent's, and the next question comes later" {
+  assert_json "$(objects)" '[.[] | select(.kind == "DaemonSet").spec.template.spec.containers[0] | .readinessProbe, .livenessProbe
+    | .timeoutSeconds >= 5 and .timeoutSeconds < .periodSeconds]' '[true,true]'
+}
+
+@test "each container has the resources of the values" {
+  local remove
+  for remove in true false; do
+    assert_json "$(objects --set remove=$remove,status.enabled=true,node.resources.limits.memory=1Gi,cni.resources.limits.memory=1Gi,status.resources.limits.memory=1Gi)" \
+      '[.[].spec.template.spec | select(.) | (.initContainers[]?, .containers[]).resources.limits.memory] | unique' '["1Gi"]'
+  done
 }
 
 @test "no pod goes to a node with another system than Linux" {
@@ -171,6 +266,57 @@ END
   cmp "$BATS_TEST_TMPDIR/one" "$BATS_TEST_TMPDIR/two"
 }
 
+# program MACHINE FILE: what looks like a program for amd64 (3e) or arm64 (b7).
+program() {
+  mkdir -p "${2%/*}"
+  # shellcheck disable=SC2059 # a format
+  printf "\\177ELF\\2\\1\\1\\0\\0\\0\\0\\0\\0\\0\\0\\0\\2\\0\\x$1\\0" >"$2"
+  chmod +x "$2"
+}
+
+# architecture IMAGE
+architecture() {
+  local config
+  config=$(tar -xO -f "$1" ./manifest.json | jq -r '.[0].Config')
+  tar -xO -f "$1" "./$config" | jq -r .architecture
+}
+
+@test "an image is of its programs' architecture, whoever makes it, and what has programs of two is refused" {
+  local root=$BATS_TEST_TMPDIR/root image=$BATS_TEST_TMPDIR/image machine architecture
+  while read -r machine architecture; do
+    program "$machine" "$root/bin/one"
+    "$LAB_REPO/scripts/pack-image" localhost/one:1 "$root" >"$image"
+    assert_equal "$(architecture "$image")" "$architecture"
+  done <<'END'
+3e amd64
+b7 arm64
+END
+  program 3e "$root/bin/other"
+  expect 1 "$LAB_REPO/scripts/pack-image" localhost/one:1 "$root"
+  assert_contains "$stderr" 'not all for amd64'
+}
+
+@test "an archive of scripts/release makes the image of its tools, with a BusyBox of their architecture and no other" {
+  local archive=$BATS_TEST_TMPDIR/archive tool
+  mkdir -p "$archive/deploy"
+  ln -s "$LAB_REPO/deploy/chart" "$archive/deploy/chart"
+  for tool in "$LAB_REPO"/bins/*; do program b7 "$archive/bin/underpass.d/${tool##*/}"; done
+  # As scripts/release copies them.
+  # shellcheck disable=SC2016,SC2046 # a list, and what it looks for
+  (cd "$LAB_REPO" && cp $(sed -n 's|^ *cp \(scripts/.*\) "$directory/bin"$|\1|p' scripts/release) "$archive/bin")
+  program b7 "$BATS_TEST_TMPDIR/busybox"
+  env -C / "$archive/bin/image" --busybox "$BATS_TEST_TMPDIR/busybox" >"$BATS_TEST_TMPDIR/image"
+  assert_equal "$(architecture "$BATS_TEST_TMPDIR/image")" arm64
+  program 3e "$BATS_TEST_TMPDIR/busybox"
+  expect 1 "$archive/bin/image" --busybox "$BATS_TEST_TMPDIR/busybox"
+  assert_contains "$stderr" "not of the tools' architecture"
+}
+
+@test "chart, tools and image have one version" {
+  assert_same "$(sed -n 's/^\(appVersion\|version\): //p' "$LAB_REPO/deploy/chart/Chart.yaml" | sort -u)" \
+    "$(sed -n '/^\[workspace.package\]/,/^$/s/^version = "\(.*\)"/\1/p' "$LAB_REPO/Cargo.toml")"
+}
+
 @test "no image is written to a terminal" {
   expect 1 /usr/bin/python3 -c 'import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))' \
     "$LAB_REPO/scripts/image" </dev/null
@@ -184,7 +330,7 @@ END
   [[ $("$LAB_REPO/target/release/bpf-lb-load" load --cgroup /nowhere 2>&1) != *"$words"* ]] ||
     skip 'no eBPF programs are built here: run scripts/setup'
   mkdir -p "$repo/target/release"
-  ln -s "$LAB_REPO"/{scripts,bins,Cargo.toml} "$repo"
+  ln -s "$LAB_REPO"/{scripts,bins,deploy} "$repo"
   ln -s "$LAB_REPO"/target/release/* "$repo/target/release"
   expect 0 env -C "$BATS_TEST_TMPDIR" "$repo/scripts/image" --root whole
   [ -x "$BATS_TEST_TMPDIR/whole/usr/local/bin/node-agent" ]
@@ -194,6 +340,10 @@ END
   chmod +x "$repo/target/release/bpf-lb-load"
   expect 0 "$repo/scripts/image" --root "$BATS_TEST_TMPDIR/half"
   assert_contains "$stderr" 'paths=host'
+}
+
+@test "a command of a page that chooses pods chooses ours alone" {
+  assert_equal "$(grep -onE '(-l|--selector)[ =][^ \`]*component=[^ \`]*' "$LAB_REPO"/deploy/*.md | grep -v app.kubernetes.io/name=underpass)" ''
 }
 
 @test "a script whose option has no value, or is none, shows its usage and does nothing" {
@@ -207,6 +357,7 @@ END
 install --root
 install --uninstall --cni-bin
 image --name
+image --busybox
 image --name one --root
 release --output
 node-agent --node
@@ -285,6 +436,13 @@ for expression, names in asked:
         print(f"{name}: {expression}")
 PYTHON
   )" ''
+}
+
+@test "where all is taken off the nodes nothing asks for metrics, has their port, or alerts" {
+  local found
+  found=$(objects --set remove=true,metrics.podMonitor=true,metrics.serviceMonitor=true,metrics.dashboard=true,metrics.alerts=true)
+  assert_json "$found" '[.[].kind | select(test("Monitor|Rule$|^Service$"))]' '[]'
+  assert_json "$found" '[.[].spec.template.spec | select(.) | (.initContainers[]?, .containers[]).ports | select(.)]' '[]'
 }
 
 @test "the monitors choose what the chart makes" {

@@ -93,6 +93,15 @@ another_version() {
   assert_equal "$(lab_in node1 sh -c 'ls -A /opt/cni/bin/.underpass | wc -l')" 3
 }
 
+@test "what is written to the disk at once is what was copied, and no other file of the node's" {
+  local wanted
+  program "$BATS_TEST_TMPDIR/sync" <<<"printf '%s\\n' \"\$@\" >'$BATS_TEST_TMPDIR/synced'; exec $(command -v sync) \"\$@\""
+  PATH=$BATS_TEST_TMPDIR:$PATH expect 0 install_on_node1
+  wanted=$(lab_in node1 sh -c 'cd /opt/cni/bin/underpass.d/ && printf "%s\n" *' | wc -l)
+  # The directory of the version, and the one that has it.
+  assert_equal "$(wc -l <"$BATS_TEST_TMPDIR/synced") $(grep -c '^/opt/cni/bin/.underpass' "$BATS_TEST_TMPDIR/synced")" "$((wanted + 2)) $((wanted + 2))"
+}
+
 @test "the version before is kept, and comes back with --rollback" {
   install_on_node1
   local first
@@ -171,17 +180,6 @@ only_theirs() {
     expect 0 install_on_node1 --uninstall
     only_theirs $kind newer
   done
-}
-
-@test "the plugin that does nothing, for pods that are still to go, stays when ours is taken away twice, and gives way to ours" {
-  install_on_node1
-  install_on_node1 --uninstall
-  lab_in node1 ln -s /bin/true /opt/cni/bin/coordinator
-  expect 0 install_on_node1 --uninstall
-  assert_equal "$(lab_in node1 readlink /opt/cni/bin/coordinator)" /bin/true
-  expect 0 install_on_node1
-  expect 0 install_on_node1 --uninstall
-  assert_equal "$(lab_in node1 ls -A /opt/cni/bin)" ''
 }
 
 @test "a plugin that was put there by hand is taken away" {
@@ -529,13 +527,10 @@ waits_anew() {
 
 keeper_waits() { pgrep --parent "$(<"$LAB/pid/keep")" --exact sleep; }
 
-@test "--keep leaves the plugin that does nothing, puts one that went back and says so, and ends as soon as it is told to" {
+@test "--keep puts a plugin that went back and says so, and ends as soon as it is told to" {
   local start
   install_on_node1
   keeps env UNDERPASS_LIBEXEC="$(lab_libexec)" "$LAB_REPO/scripts/install"
-  lab_in node1 ln -sfn /bin/true /opt/cni/bin/coordinator
-  looks_again
-  assert_equal "$(lab_in node1 readlink /opt/cni/bin/coordinator)" /bin/true
   lab_in node1 rm /opt/cni/bin/coordinator
   lab_until 15 lab_in node1 test -x /opt/cni/bin/coordinator
   start=${EPOCHREALTIME/./}
@@ -566,16 +561,64 @@ keeper_waits() { pgrep --parent "$(<"$LAB/pid/keep")" --exact sleep; }
   assert_contains "$stderr" 'set it to 1'
 }
 
-@test "taken away it leaves nothing, says what becomes of running pods, and they go on" {
+@test "taken away while pods run it stays for their deletion, refuses new pods, and leaves nothing when it is taken away again" {
   local before
+  lab_pod node1 stays plain46
+  lab_pod node1 late plain46
+  lab_chained node1 stays underlay46 >/dev/null
+  lab_in node1 mkdir -p /etc/systemd/network
   before=$(lab_in node1 find /opt /etc -xdev | sort)
   lab_in node1 mkdir -p /etc/NetworkManager
   install_on_node1
-  lab_pod node1 stays plain46
-  installed ADD stays < <(lab_chained node1 stays underlay46)
-  expect 0 install_on_node1 --uninstall
-  assert_contains "$stderr" '1 interfaces of running pods keep their routes'
+  expect 0 installed ADD stays < <(lab_chained node1 stays underlay46)
+  for _ in 1 2; do
+    expect 3 install_on_node1 --uninstall
+    assert_contains "$stderr" '1 interfaces of running pods keep their way'
+    expect 1 installed ADD late < <(lab_chained node1 late underlay46)
+    assert_json "$output" '[.code, .msg]' '[11,"Underpass is being taken off this node"]'
+    # What would take the pods' rules and links away is told not to, as long as they are there.
+    lab_in node1 grep -q no /etc/systemd/networkd.conf.d/underpass.conf
+    lab_in node1 test -e /etc/NetworkManager/conf.d/underpass.conf
+  done
   assert_answer node1/stays "$(lab_cluster_ip web 4)" 80 server ''
+  expect 0 installed CHECK stays < <(lab_chained node1 stays underlay46)
+  expect 0 installed DEL stays < <(lab_chained node1 stays underlay46)
+  assert_equal "$(lab_in node1 ip rule show pref 85)" ''
+  expect 0 install_on_node1 --uninstall
   lab_in node1 rm -r /etc/NetworkManager /opt/cni
   assert_same "$before" "$(lab_in node1 find /opt /etc -xdev | sort)"
+}
+
+@test "a plugin that stays for the pods that run takes new ones again when it is installed again, or goes back" {
+  local action
+  by_hand
+  lab_pod node1 again plain46
+  expect 0 installed ADD again < <(lab_chained node1 again underlay46)
+  for action in '' --rollback; do
+    expect 3 install_on_node1 --uninstall
+    # shellcheck disable=SC2086 # none or one
+    expect 0 install_on_node1 $action
+    expect 0 installed DEL again < <(lab_chained node1 again underlay46)
+    expect 0 installed ADD again < <(lab_chained node1 again underlay46)
+  done
+  # Somebody takes it away himself, and half a DEL counts.
+  lab_in node1 sh -c 'rm /opt/cni/bin/coordinator && cd /run/underpass/attachments && mv again@eth0.json again@eth0.json.leaving'
+  expect 3 install_on_node1 --uninstall
+  expect 0 installed DEL again < <(lab_chained node1 again underlay46)
+  expect 0 install_on_node1 --uninstall
+  assert_equal "$(lab_in node1 ls -A /opt/cni/bin)" ''
+}
+
+@test "another vendor's plugin that comes back while pods run deletes them, and what was written for them stays" {
+  put_theirs file older
+  lab_in node1 mkdir -p /etc/systemd/network
+  install_on_node1
+  lab_pod node1 theirs plain46
+  expect 0 installed ADD theirs < <(lab_chained node1 theirs underlay46)
+  expect 0 install_on_node1 --uninstall
+  only_theirs file older
+  lab_in node1 test -e /etc/systemd/networkd.conf.d/underpass.conf
+  lab_in node1 rm -r /opt/cni
+  install_on_node1
+  expect 0 installed DEL theirs < <(lab_chained node1 theirs underlay46)
 }

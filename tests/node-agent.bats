@@ -666,6 +666,16 @@ nothing_but_the_table_is_missing() {
   assert_equal "$(lab_in node1 find /run/underpass -name '*.prom')" ''
 }
 
+@test "--uninstall waits for the end of an agent that runs, which would load again what it takes away" {
+  lab_until 20 agent --ready
+  lab_spawn removal node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" "$LAB_REPO/scripts/node-agent" --uninstall
+  lab_until 10 grep -q 'waiting for the end of the agent' "$LAB/log/removal"
+  asked plain
+  lab_stop agent
+  lab_until 10 lab_in node1 test ! -e /sys/fs/bpf/underpass
+  not_asked plain
+}
+
 @test "an agent that has Services no longer takes the socket path of the one before away, and no other's" {
   lab_until 20 agent --ready
   lab_stop agent

@@ -39,12 +39,12 @@ fn main() -> ExitCode {
         ));
     let flags = harness::matches(cli);
     let subnets: Vec<IpNet> = flags.get_many("subnet").into_iter().flatten().copied().collect();
-    let mut checks = node::check();
+    let pods = rules::pods();
+    let running: Vec<IpNet> = pods.iter().flatten().copied().map(IpNet::from).collect();
+    let mut checks = node::check(running.iter().chain(&subnets));
     checks.extend(networkd::check());
     checks.extend(forward::check(&subnets));
-    let pods = rules::pods();
-    let running = || pods.iter().flatten().copied().map(IpNet::from).collect();
-    checks.extend(masquerade::check(&processes::proxies(), &if subnets.is_empty() { running() } else { subnets }));
+    checks.extend(masquerade::check(if subnets.is_empty() { &running } else { &subnets }));
     checks.extend(rules::check(pods));
     checks.extend(balancers::check(flags.get_one::<PathBuf>("cgroup").map(PathBuf::as_path)));
     let code = if checks.iter().all(|check| check.ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE };

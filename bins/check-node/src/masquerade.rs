@@ -1,14 +1,35 @@
 //! Whether kube-proxy gives the pods' connections an address that the backends' answers come back to.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, env, fs};
 
+use common::state;
 use ipnet::IpNet;
 
-use crate::{check::Check, proxy::Masquerade};
+use crate::{check::Check, processes, proxy::Masquerade};
+
+/// What there is to say of the node's kube-proxy, for pods in `subnets`.
+pub fn check(subnets: &[IpNet]) -> Vec<Check> {
+    if sockets_alone() {
+        return vec![Check {
+            name: "kube-proxy",
+            ok: true,
+            msg: "pods reach Services by their sockets alone, for which no kube-proxy is needed".to_owned(),
+            remedy: "".into(),
+        }];
+    }
+    verdicts(&processes::proxies(), subnets)
+}
+
+/// Whether no pod takes the host path: by `UNDERPASS_PATHS`, else as the agent was told that was started last on this node.
+fn sockets_alone() -> bool {
+    let noted = || fs::read_to_string(state::directory().join("node-agent.parts")).unwrap_or_default();
+    env::var("UNDERPASS_PATHS")
+        .map_or_else(|_| noted().split_whitespace().any(|word| word == "paths=socket"), |paths| paths == "socket")
+}
 
 /// Without masquerade, a backend in the pod's own subnet answers the pod directly, from an address that the pod has never
 /// talked to, and the pod resets the connection.
-pub fn check(proxies: &BTreeSet<Masquerade>, subnets: &[IpNet]) -> Vec<Check> {
+fn verdicts(proxies: &BTreeSet<Masquerade>, subnets: &[IpNet]) -> Vec<Check> {
     if proxies.is_empty() {
         return vec![Check {
             name: "kube-proxy",
@@ -79,7 +100,7 @@ mod tests {
     #[test]
     fn a_family_without_a_cluster_cidr_is_not_masqueraded() {
         let v4 = BTreeSet::from([Masquerade::AllBut(vec!["10.233.0.0/18".parse().unwrap()])]);
-        let ok = |subnet: &str| check(&v4, &[subnet.parse().unwrap()])[0].ok;
+        let ok = |subnet: &str| verdicts(&v4, &[subnet.parse().unwrap()])[0].ok;
         assert_eq!([ok("10.6.0.0/16"), ok("fd00:6::/64")], [true, false]);
     }
 }

@@ -32,3 +32,30 @@
 {{- define "underpass.maps" -}}
 {{- range $map, $size := .Values.maps }}{{ with $size }} --max-{{ $map }} {{ int64 . }}{{ end }}{{ end }}
 {{- end }}
+{{- /* What pods on nodes share; .nodes has the nodeSelector and the affinity that choose these. */ -}}
+{{- define "underpass.pod" -}}
+serviceAccountName: underpass-node
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+priorityClassName: {{ .Values.node.priorityClassName }}
+# In the node's network namespace, where the routes to pods are. Pods' namespaces are reached by their paths, and those
+# of pods without one by their processes.
+hostNetwork: true
+hostPID: true
+nodeSelector: {{- toYaml .nodes.nodeSelector | nindent 2 }}
+tolerations: {{- toYaml .Values.node.tolerations | nindent 2 }}
+{{- with .nodes.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+terminationGracePeriodSeconds: 10
+securityContext:
+  seccompProfile: {type: RuntimeDefault}
+  # AppArmor's profile for containers denies writing to /sys/fs/bpf and looking at the node's processes.
+  {{- if semverCompare ">=1.30-0" .Capabilities.KubeVersion.Version }}
+  appArmorProfile: {type: Unconfined}
+  {{- end }}
+  {{- with .Values.node.seLinuxOptions }}
+  seLinuxOptions: {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end }}
