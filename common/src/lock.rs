@@ -84,7 +84,10 @@ impl Lock<'_> {
         let what = self.to_string();
         thread::spawn(move || {
             if waiting.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-                log::warn!("waiting for the lock of {what}, which another process has held for {} s", PATIENCE.as_secs());
+                log::warn!(
+                    "waiting for the lock of {what}, which another process has held for {} s",
+                    PATIENCE.as_secs()
+                );
             }
         });
         fcntl(file, FcntlArg::F_OFD_SETLKW(&self.range(libc::F_WRLCK)))?;

@@ -99,8 +99,7 @@ impl NetnsFile {
         if !is_namespace {
             return Err(NetnsError::NotNamespace(name()));
         }
-        let own =
-            NetnsId::at(Path::new(OWN)).map_err(|source| NetnsError::Open { path: OWN.to_owned(), source })?;
+        let own = NetnsId::at(Path::new(OWN)).map_err(|source| NetnsError::Open { path: OWN.to_owned(), source })?;
         let id = NetnsId::of(&metadata);
         if own == id {
             return Err(NetnsError::Own(name()));

@@ -45,18 +45,13 @@ struct Obstacle {
 pub fn check(subnets: &[IpNet]) -> Vec<Check> {
     let cluster = state::cluster().unwrap_or_default();
     let group = Settings::resolve(&Value::Null, &cluster["settings"]).0.veth_group();
-    let check = |ok, msg| Check {
-        name: "forward",
-        ok,
-        msg,
-        remedy: format!(
-            "let it pass before it is dropped: `iptables -I FORWARD -m devgroup --src-group {group} -j ACCEPT`, the same with \
-             --dst-group, both with ip6tables too (iptables-legacy where its table is named), and in the chain DOCKER-USER \
-             beside Docker; in nftables `iifgroup {group} accept` and `oifgroup {group} accept` in that chain; in firewalld \
-             `firewall-cmd --permanent --zone=trusted --add-source=SUBNET` for the subnets of underlay and overlay pods"
-        )
-        .into(),
-    };
+    let remedy = format!(
+        "let it pass before it is dropped: `iptables -I FORWARD -m devgroup --src-group {group} -j ACCEPT`, the same with \
+         --dst-group, both with ip6tables too (iptables-legacy where its table is named), and in the chain DOCKER-USER \
+         beside Docker; in nftables `iifgroup {group} accept` and `oifgroup {group} accept` in that chain; in firewalld \
+         `firewall-cmd --permanent --zone=trusted --add-source=SUBNET` for the subnets of underlay and overlay pods"
+    );
+    let check = |ok, msg| Check { name: "forward", ok, msg, remedy: remedy.clone().into() };
     let ruleset = match read() {
         Ok(ruleset) => ruleset,
         Err(error) => return vec![check(false, format!("the rules for forwarded packets cannot be read: {error}"))],

@@ -64,15 +64,11 @@ fn verdict(masquerade: &Masquerade, subnets: &[IpNet]) -> Check {
             }
         }
     };
-    Check {
-        name: "masquerade",
-        ok,
-        msg,
-        remedy: "set masqueradeAll (iptables.masqueradeAll or nftables.masqueradeAll in kube-proxy's configuration, or \
-                 --masquerade-all), or let clusterCIDR be the overlay pods' only; the socket path does not need it"
-            .into(),
-    }
+    Check { name: "masquerade", ok, msg, remedy: REMEDY.into() }
 }
+
+const REMEDY: &str = "set masqueradeAll (iptables.masqueradeAll or nftables.masqueradeAll in kube-proxy's configuration, or \
+     --masquerade-all), or let clusterCIDR be the overlay pods' only; the socket path does not need it";
 
 const CANNOT_ANSWER: &str = "a Service's backend on the pods' own network cannot answer";
 

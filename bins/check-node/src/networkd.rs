@@ -12,6 +12,9 @@ const DIRECTORIES: [&str; 3] = ["usr/lib/systemd", "run/systemd", "etc/systemd"]
 /// The settings that keep it from that, where their value is a no.
 const SETTINGS: [&str; 2] = ["ManageForeignRoutes", "ManageForeignRoutingPolicyRules"];
 
+const REMEDY: &str = "in the section [Network] of /etc/systemd/networkd.conf.d/underpass.conf set ManageForeignRoutes=no and \
+     ManageForeignRoutingPolicyRules=no; until then the node agent has to put right what is taken away";
+
 /// What systemd-networkd, where it runs, does to what is ours.
 pub fn check() -> Option<Check> {
     let (ok, msg) = match harmful(&process()?) {
@@ -24,14 +27,7 @@ pub fn check() -> Option<Check> {
         }
         Err(error) => (false, format!("what systemd-networkd does to other programs' rules is not known: {error}")),
     };
-    Some(Check {
-        name: "networkd",
-        ok,
-        msg,
-        remedy: "in the section [Network] of /etc/systemd/networkd.conf.d/underpass.conf set ManageForeignRoutes=no and \
-                 ManageForeignRoutingPolicyRules=no; until then the node agent has to put right what is taken away"
-            .into(),
-    })
+    Some(Check { name: "networkd", ok, msg, remedy: REMEDY.into() })
 }
 
 /// Its process, if it runs on this machine, as far as this process can see.

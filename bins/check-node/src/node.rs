@@ -28,9 +28,12 @@ fn forwarding(path: &str) -> Check {
         name: "forwarding",
         ok: value.trim() == "1",
         msg: format!("{path} is {}", if value.is_empty() { "not there" } else { value.trim() }),
-        remedy: "the node forwards pods' packets to Services: set it to 1, or do without pods of that address family".into(),
+        remedy: "the node forwards pods' packets to Services: set it to 1, or do without pods of that address family"
+            .into(),
     }
 }
+
+const NO_NFTABLES: &str = "replies find their way by an nftables mark: load the module nf_tables (Linux 5.2: route chains of the family inet)";
 
 fn nftables() -> Check {
     let found = marks::find();
@@ -41,8 +44,7 @@ fn nftables() -> Check {
             Ok(_) => "the kernel has nf_tables".to_owned(),
             Err(error) => format!("the kernel has no nf_tables: {error}"),
         },
-        remedy: "replies find their way by an nftables mark: load the module nf_tables (Linux 5.2: route chains of the family inet)"
-            .into(),
+        remedy: NO_NFTABLES.into(),
     }
 }
 

@@ -21,6 +21,9 @@ pub fn pods() -> io::Result<Vec<IpAddr>> {
     Ok(routes.map_err(io::Error::other)??.iter().map(|route| route.destination.addr()).collect())
 }
 
+const REMEDY: &str = "give that rule a priority behind ours (ip rule show protocol 85), and those routes another table; the \
+     next pod's ADD moves ours before it";
+
 /// Nothing to say where no rule is ours: the next ADD puts its own before all others.
 pub fn check(pods: io::Result<Vec<IpAddr>>) -> Vec<Check> {
     let found = pods.and_then(|pods| {
@@ -47,14 +50,7 @@ pub fn check(pods: io::Result<Vec<IpAddr>>) -> Vec<Check> {
             }
         }
     };
-    vec![Check {
-        name: "rules",
-        ok,
-        msg,
-        remedy: "give that rule a priority behind ours (ip rule show protocol 85), and those routes another table; the \
-                 next pod's ADD moves ours before it"
-            .into(),
-    }]
+    vec![Check { name: "rules", ok, msg, remedy: REMEDY.into() }]
 }
 
 /// The rules of others that can decide on a packet to a pod before ours does, in either family.

@@ -126,7 +126,8 @@ async fn nic(
     if decided.is_none() && given.is_empty() || addresses.iter().all(|net| place(net) < given.len()) {
         return Ok(Nic { addresses, ..nic });
     }
-    let claims = claims(document, node, &nic, link, result).await.context(Code::Io, "cannot read the node's addresses")?;
+    let claims =
+        claims(document, node, &nic, link, result).await.context(Code::Io, "cannot read the node's addresses")?;
     (nic.addresses, nic.refused) = addresses.into_iter().partition(|net| claims.include(net.addr()));
     let known = decided.map(|nic| &nic.refused[..]).unwrap_or_default();
     for net in nic.refused.iter().filter(|net| !known.contains(net)) {

@@ -158,7 +158,8 @@ impl<'a> View<'a> {
         };
         let destination = family.default_route();
         let is_default = |route: &&Route| route.dev == nic && route.destination == destination;
-        let mut defaults = promised.iter().chain(&self.decided.stays).chain(self.main_defaults(family)).filter(is_default);
+        let mut defaults =
+            promised.iter().chain(&self.decided.stays).chain(self.main_defaults(family)).filter(is_default);
         let is_further = nic != self.settings.pod_default_cni_nic;
         if !is_further || defaults.next().is_some() {
             return None;
