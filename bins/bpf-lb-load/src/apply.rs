@@ -223,7 +223,7 @@ impl Table {
             Some(_) => Why::Draining,
         };
         let service = owner.map(|owner| owner.to_string().into());
-        Some(Gone { service, protocol: flow.service.protocol, backend: flow.backend, why })
+        Some(Gone { service, protocol: flow.service.protocol, backend: flow.backend, why, unused: false })
     }
 
     /// Makes the maps hold `table` and nothing else.
@@ -237,6 +237,11 @@ impl Table {
         self.unfit.clear();
         self.waiting.clear();
         (summary.conflicts, self.lost) = claims::settle(&mut specs);
+        // Who drains already may have sockets from before this writer came.
+        for (key, endpoints) in &draining {
+            let protocol = specs.get(key).map(|spec| spec.protocol).unwrap_or_default();
+            self.kernel.used.note(endpoints.keys().map(|endpoint| (protocol, *endpoint)));
+        }
         let News { specs, gone, changed, unchanged } = self.news(specs, &draining);
         summary.unchanged += unchanged;
         let left = gone.iter().map(|(key, old)| (key.clone(), Holding::new(Some(old), self.draining.get(key))));
@@ -250,7 +255,7 @@ impl Table {
             let names: Vec<_> = self.kernel.services().keys().cloned().collect();
             names.iter().for_each(|key| self.adopt(key, &mut summary));
         }
-        self.close(&summary);
+        self.close(&mut summary);
         for gone in self.old() {
             // What was said of the change itself holds, whoever else still has the endpoint.
             let same = |said: &Gone| {
@@ -336,8 +341,11 @@ impl Table {
         }
     }
 
-    /// Notes what could not be set, and refuses the ports that no service has.
-    fn close(&mut self, summary: &Summary) {
+    /// Notes what could not be set, and refuses the ports that no service has; and says which endpoints went that nobody used.
+    fn close(&mut self, summary: &mut Summary) {
+        for gone in &mut summary.gone {
+            gone.unused = !self.kernel.used.has(gone.protocol, gone.backend);
+        }
         self.unfit.extend(summary.refused.iter().map(|refused| (refused.service.clone(), refused.clone())));
         self.kernel.write_doors(self.unfit.values().flat_map(|unfit| &unfit.cluster_ips).copied().collect());
     }
@@ -383,7 +391,7 @@ impl Table {
         if self.taken().iter().zip(before).any(|(now, before)| *now < before) {
             self.retry(&mut summary)?;
         }
-        self.close(&summary);
+        self.close(&mut summary);
         Ok(summary)
     }
 

@@ -21,6 +21,7 @@ use crate::{
     space::Space,
     spec::{Frontend, SetKey, Spec},
     sys::Mapped,
+    used::Used,
 };
 
 /// The name of a service, of which any number of copies cost nothing.
@@ -91,6 +92,8 @@ pub struct Kernel {
     pub(crate) frontends_changed: bool,
     /// By service id and address. Of services with least connections only, since the others' sockets are not counted.
     pub(crate) lingering: HashMap<(u32, SocketAddr), Lingering>,
+    /// Of what services have lost, and had before this writer came.
+    pub used: Used,
 }
 
 /// Calls a method of the tables of the right family.

@@ -39,4 +39,5 @@ pub mod stats;
 pub mod sys;
 pub mod tally;
 pub mod trace;
+pub mod used;
 pub mod write;
