@@ -8,7 +8,7 @@ use std::{
     rc::Rc,
 };
 
-use bpf_lb_abi::Entry;
+use bpf_lb_abi::{Backend, Entry};
 use schemars::JsonSchema;
 use serde::Serialize;
 use service_table::{Change, Claim, Nodes, Place, Protocol, Refuse, Service, ServiceName, ServiceTable, TrafficPolicy};
@@ -50,7 +50,8 @@ pub struct Summary {
     pub removed: usize,
     /// Services that were like that before.
     pub unchanged: usize,
-    /// Services that are not as they were to be: they stay as they were, and all others are as they are to be.
+    /// Services that are not as they were to be: of those that found no room, the endpoints that are still wanted and have a place
+    /// stay; an address that is left with none is left to the host path. The others that are named here stay as they were.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<Refused>,
     /// Addresses that several services claim.
@@ -288,32 +289,71 @@ impl Table {
             spec.frontends.keys().any(|frontend| self.kernel.owner(frontend).is_some_and(|owner| owner != key))
         };
         let (takers, others): (Vec<_>, Vec<_>) = specs.into_iter().partition(|(key, spec)| takes(key, spec));
-        let mut failed = Vec::new();
-        for (key, spec) in takers.into_iter().chain(others) {
-            failed.extend(self.try_set(key, spec, summary)?);
-        }
+        let failed = self.set_all(takers.into_iter().chain(others), summary)?;
         summary.removed += self.remove_all(last);
         self.publish_nodes(&nodes, summary);
-        // There may be room now.
-        for (key, spec, _) in failed {
-            if let Some((key, spec, error)) = self.try_set(key, spec, summary)? {
-                let whole = self.lost.get(&key).unwrap_or(&spec).clone();
-                self.wait(key, whole, error, summary);
+        // There may be room now, or where those were that are gone of services without.
+        let failed = self.set_all(failed.into_iter().map(|(key, spec, _)| (key, spec)), summary)?;
+        for (key, spec, _) in &failed {
+            let whole = self.lost.get(key).unwrap_or(spec).clone();
+            self.shrink(key, &whole)?;
+        }
+        for (key, spec, error) in self.set_all(failed.into_iter().map(|(key, spec, _)| (key, spec)), summary)? {
+            let (whole, drains) = (self.lost.get(&key).unwrap_or(&spec).clone(), self.draining.get(&key).cloned());
+            self.wait(key, whole, drains, error, summary);
+        }
+        Ok(())
+    }
+
+    /// Gives back those that find no room, each with a reason.
+    fn set_all(
+        &mut self,
+        specs: impl Iterator<Item = (Key, Spec)>,
+        summary: &mut Summary,
+    ) -> Result<Vec<(Key, Spec, String)>, MapsError> {
+        let mut failed = Vec::new();
+        for (key, spec) in specs {
+            failed.extend(self.try_set(key, spec, summary)?);
+        }
+        Ok(failed)
+    }
+
+    /// Takes from a service without room what is gone, and the addresses that are left with nothing: see [`Summary::refused`].
+    fn shrink(&mut self, key: &Key, wanted: &Spec) -> Result<(), MapsError> {
+        let Some(old) = self.kernel.services().get(key).cloned() else { return Ok(()) };
+        let is_local = |backend: &SocketAddr| Some(old.backends.get(backend)?.generation & Backend::LOCAL != 0);
+        let rest = wanted.within(|frontend| old.spec.frontends.contains_key(frontend), is_local);
+        // For nothing there is always room.
+        let nothing = wanted.within(|_| false, |_| None);
+        for spec in [rest, nothing] {
+            if self.try_set(key.clone(), spec, &mut Summary::default())?.is_none() {
+                break;
             }
         }
         Ok(())
     }
 
-    /// Notes a service that finds no room.
-    fn wait(&mut self, key: Key, spec: Spec, error: String, summary: &mut Summary) {
+    /// Notes a service that finds no room, and what it lacks therefore.
+    fn wait(&mut self, key: Key, spec: Spec, drains: Option<Endpoints>, error: String, summary: &mut Summary) {
         summary.refused.push(Refused::of_spec(&key, &spec, error));
-        let drains = self.draining.get(&key).cloned();
+        if let Some(now) = self.kernel.services().get(&key) {
+            if now.spec.frontends.len() < spec.frontends.len() {
+                self.lost.insert(key.clone(), spec.clone());
+            }
+            // They are not gone, and get nothing new.
+            let waiting =
+                spec.sets.values().flat_map(BTreeMap::keys).filter(|backend| !now.backends.contains_key(backend));
+            let waiting = waiting.map(|backend| (*backend, State::Draining));
+            let drains: Endpoints = drains.clone().into_iter().flatten().chain(waiting).collect();
+            self.draining.remove(&key);
+            self.draining.extend((!drains.is_empty()).then(|| (key.clone(), drains)));
+        }
         self.waiting.insert(key, (spec, drains));
     }
 
     /// Sets those that found no room, as far as there is some now.
     fn retry(&mut self, summary: &mut Summary) -> Result<(), MapsError> {
-        self.kernel.settle()?;
+        self.kernel.reclaim()?;
         for (key, (spec, drains)) in std::mem::take(&mut self.waiting) {
             if self.kernel.has_room(&key, &spec) {
                 self.set_spec(key, spec, drains, summary)?;
@@ -422,10 +462,14 @@ impl Table {
         let freed = old.iter().flat_map(|old| old.spec.frontends.keys());
         let freed = freed.copied().filter(|frontend| !spec.frontends.contains_key(frontend)).collect();
         self.hand_over(&key, freed, summary)?;
-        if let Some((key, spec, error)) = self.try_set(key.clone(), spec, summary)? {
-            let wanted = whole.unwrap_or(spec);
-            summary.refused.push(Refused::of_spec(&key, &wanted, error));
-            self.waiting.insert(key, (wanted, drains));
+        let mut failed = self.try_set(key.clone(), spec, summary)?;
+        if let Some((key, spec, _)) = failed {
+            self.shrink(&key, whole.as_ref().unwrap_or(&spec))?;
+            failed = self.try_set(key, spec, summary)?;
+        }
+        if let Some((key, spec, error)) = failed {
+            self.wait(key, whole.unwrap_or(spec), drains, error, summary);
+            self.tell(before, summary);
             return Ok(());
         }
         self.waiting.remove(&key);
@@ -594,7 +638,8 @@ impl Table {
             spec.frontends.retain(|claimed, _| *claimed == frontend || installed.spec.frontends.contains_key(claimed));
             let (whole, is_whole) = (whole.clone(), spec.frontends.len() == whole.frontends.len());
             if let Some((key, _, error)) = self.try_set(heir.clone(), spec, summary)? {
-                self.wait(key, whole, error, summary);
+                let drains = self.draining.get(&key).cloned();
+                self.wait(key, whole, drains, error, summary);
             } else if is_whole {
                 self.lost.remove(&heir);
             }

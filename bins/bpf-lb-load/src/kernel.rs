@@ -124,6 +124,21 @@ impl Kernel {
         Ok(())
     }
 
+    /// The same if anything was retired since the last wait, and says so; if not, another one frees nothing.
+    pub(crate) fn reclaim(&mut self) -> Result<bool, MapsError> {
+        let spaces = [&self.name_space, &self.backend_space];
+        let retired = self.four.needs_wait() || self.six.needs_wait() || spaces.iter().any(|space| space.needs_wait());
+        if retired {
+            self.settle()?;
+        } else if self.grace.is_waiting() {
+            self.grace.end()?;
+            self.wait_ends();
+        } else {
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
     /// Frees what no program uses any more, and begins to wait for the rest.
     pub(crate) fn tidy(&mut self) -> Result<(), MapsError> {
         if self.grace.has_ended()? {
