@@ -627,3 +627,40 @@ PY
   es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
   es_ends_well client || fail "$(<"$LAB/log/agent")"
 }
+
+@test "where sockets found no place, namespaces are entered for a backend that somebody used, and for no other" {
+  [ -n "$(command -v strace)" ] || skip 'no strace: run scripts/setup'
+  exec 5>&-
+  lab_stop agent 2>/dev/null || true
+  lab_until 5 lab_lb node1 unload
+  lab_reload node1 --max-sockets 1
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_spawn agent node1 sh -c 'exec "$0" follow <"$1" | strace --quiet=all -f --trace=setns --output="$3" "$2"' "$(lab_lb_program)" \
+    "$FOLLOW" "$(es_program)" "$BATS_TEST_TMPDIR/calls" 3>&-
+  exec 5>"$FOLLOW"
+  # es_entered: how often a namespace was entered.
+  es_entered() { grep -c setns "$BATS_TEST_TMPDIR/calls"; }
+  es_set tcp "$ES_ALL"
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_set idle '{"clusterIps": ["10.96.0.7"], "backends": [{"address": "127.0.0.4", "port": 8080}]}'
+  es_client client <<'PY'
+hold("127.0.0.2")
+until_connects(SOCK_DGRAM, "10.96.0.1")
+sockets = [connect(SOCK_STREAM, "10.96.0.1") for _ in range(3)]
+# And one whose socket is closed already.
+connect(SOCK_DGRAM, "10.96.0.1").close()
+ready()
+equal(told(sockets), ["ECONNABORTED"] * len(sockets))
+PY
+  # The kernel lists to nobody what UDP sockets keep themselves.
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
+  sleep 1
+  es_set idle '{"clusterIps": ["10.96.0.7"], "backends": [{"address": "127.0.0.5", "port": 8080}]}'
+  sleep 1
+  printf '{"remove": {"namespace": "test", "name": "idle"}}\n' >&5
+  sleep 1
+  assert_equal "$(es_entered)" 0
+  es_set tcp "$ES_OTHERS"
+  es_ends_well client || fail "$(<"$LAB/log/agent")"
+  [ "$(es_entered)" -gt 0 ] || fail "$(<"$BATS_TEST_TMPDIR/calls")"
+}

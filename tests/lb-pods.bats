@@ -67,3 +67,41 @@ PY
   assert_contains "$output" 'backend '
   assert_contains "$(lab_captured host)" "$(lab_cluster_ip far 4).80"
 }
+
+# lb_watched FILTER: gives the load balancer what watch-services says of the objects, as jq makes them.
+lb_watched() {
+  lab_objects_json <"$LAB/services.json" | jq -c "$1" | lab_in node1 "$(lab_libexec)/watch-services" --from - --node node1 |
+    lab_lb node1 apply >/dev/null
+}
+
+@test "a backend that only nodes reach is reached by the host path: from an underlay that is not routed to them, the Service is to be left to it" {
+  local family protocol address
+  lab_network 7 eth1
+  for family in iptables ip6tables; do lab_in gateway $family -I FORWARD -i net7 -o net6 -j DROP; done
+  lab_network_config node1 apart46 46 "$(lab_coordinator_json 46)" eth1
+  lab_network_config node1 led46 46 \
+    "$(lab_coordinator_json 46 | jq -c '.hijackCIDR = ["10.6.0.0/16", "fd00:6::/64"] | .overlayMasquerade = true')" eth1
+  lab_pod node1 apart apart46
+  lab_pod node1 led led46
+  lab_serve node2 9090 node2
+  lab_service server 80:9090 node2
+  # asks POD: who answers, and whom it has seen, for each protocol and family; nothing where nobody does.
+  asks() {
+    for family in 4 6; do
+      address=$(lab_cluster_ip server $family)
+      for protocol in tcp udp; do lb_ask "$1" $protocol "$address" 2>/dev/null || printf 'nobody\n'; done
+    done
+  }
+  local by_node nobody=$'nobody\nnobody\nnobody\nnobody'
+  by_node=$(for family in 4 4 6 6; do printf 'node2 %s\n' "$(lab_address node1 $family)"; done)
+  lb_watched .
+  assert_equal "$(asks apart)" "$nobody"
+  # The same pod by the host path.
+  assert_answer node1/apart "$(lab_cluster_ip server 4)" 80 node2 "$(lab_address node1 4)"
+  assert_answer node1/apart "$(lab_cluster_ip server 6)" 80 node2 "$(lab_address node1 6)"
+  # With the nodes' network led through the node the socket path is good.
+  assert_equal "$(asks led)" "$by_node"
+  lb_watched '(.items[] | select(.kind == "Service" and .metadata.name == "server")).metadata.annotations = {"underpass.io/socket-path": "false"}'
+  assert_equal "$(asks apart)" "$by_node"
+  lab_lb_services node1
+}

@@ -76,9 +76,8 @@ lb_who() {
   assert_json "$output" '[.set, [.refused[].service]]' '[2,["test/keep"]]'
   assert_contains "$stderr" 'test/keep'
   assert_contains "$stderr" '--max-backends'
-  # The one that is refused stays as it was.
-  assert_json "$(lab_lb node1 show)" '[.services[] | [.name, .backends[].address]]' \
-    '[["a","127.0.0.3"],["keep","127.0.0.2"],["z","127.0.0.4"]]'
+  # The one that is refused has lost what is gone.
+  assert_json "$(lab_lb node1 show)" '[.services[] | [.name, .backends[].address]]' '[["a","127.0.0.3"],["keep"],["z","127.0.0.4"]]'
   expect 0 lab_lb node1 follow <<<"{\"set\": $(lb_service keep "{\"clusterIps\": [\"10.96.0.1\"], \"backends\": $big}")}
 {\"set\": $(lb_service a "{\"clusterIps\": [\"10.96.0.2\"], \"backends\": $(lb_backends 127.0.0.5)}")}"
   assert_json "$(jq -s . <<<"$output")" '[.[] | [has("error"), .set]]' '[[true,0],[false,1]]'
@@ -94,6 +93,94 @@ lb_who() {
   assert_json "$(jq -s . <<<"$output")" '[.[] | [.set, .refused[]?.service]]' '[[1],[0,"test/big"],[0,"test/b"],[2]]'
   assert_json "$(lab_lb node1 show)" '[.services[] | [.name, (.backends | length)]]' '[["a",20],["b",30],["keep",1]]'
   assert_json "$(lab_in node1 cat /run/underpass/unfit.json)" '[.[].service]' '["test/big"]'
+}
+
+# lb_many NET COUNT: backends.
+lb_many() { jq -nc --arg net "$1" --argjson count "$2" '[range($count) | {address: "\($net).\(.)", port: 8080}]'; }
+
+# lb_left ERRNO|BACKENDS...: where 10.96.0.1 leads in a pod without routes.
+lb_left() {
+  lab_sockets node1/pod "$@" <<'PY'
+serve("127.0.0.2", "127.0.0.3")
+if sys.argv[1].startswith("E"):
+    equal(errno_of(connect, SOCK_STREAM, "10.96.0.1"), sys.argv[1])
+else:
+    equal({reach(SOCK_STREAM, "10.96.0.1") for _ in range(20)}, set(sys.argv[1:]))
+PY
+}
+
+@test "a service that finds no room loses the endpoints that are gone, keeps those that stay, and is left to the host path without any" {
+  local kept="[{\"address\": \"127.0.0.3\", \"port\": 8080}]" gone='[.gone[]? | [.backend, .why]]' table
+  lb_apply "{\"services\": [$(lb_service keep "{\"clusterIps\": [\"10.96.0.1\"], \"backends\": $(lb_backends 127.0.0.2 127.0.0.3)}")]}"
+  lb_left 127.0.0.2 127.0.0.3
+  expect 0 lab_lb node1 follow <<<"{\"set\": $(lb_service keep "{\"clusterIps\": [\"10.96.0.1\", \"10.96.0.8\"], \"backends\": $(
+    lb_many 10.9.0 100 | jq -c ". + $kept")}")}"
+  assert_json "$output" "[[.refused[].error | contains(\"--max-backends\")], $gone]" '[[true],[["127.0.0.2:8080","left"]]]'
+  lb_left 127.0.0.3
+  # An address that it did not have is the host path's too: nobody is to be led to one backend of a hundred by a new one.
+  assert_json "$(lab_lb node1 show)" '.services | map([.clusterIps, .backends[].address])' '[[["10.96.0.1"],"127.0.0.3"]]'
+  table="{\"services\": [$(lb_service keep "{\"clusterIps\": [\"10.96.0.1\"], \"backends\": $(lb_many 10.9.0 100)}")]}"
+  expect 0 lab_lb node1 follow <<<"{\"table\": $table}
+$(jq -c '{set: .services[0]}' <<<"$table")
+{\"set\": $(lb_service thief '{"clusterIps": ["10.96.0.7"], "externalIps": ["10.96.0.1"]}')}"
+  assert_json "$(jq -s . <<<"$output")" "[.[] | [[.refused[]?.service], $gone]]" \
+    '[[["test/keep"],[["127.0.0.3:8080","left"]]],[["test/keep"],[]],[[],[]]]'
+  lb_left ENETUNREACH
+  # By lines alone it is the same, and with fewer endpoints it is served again.
+  expect 0 lab_lb node1 follow <<<"{\"set\": $(lb_service keep "{\"clusterIps\": [\"10.96.0.1\"], \"backends\": $(lb_backends 127.0.0.2)}")}
+$(jq -c '{set: .services[0]}' <<<"$table")"
+  assert_json "${lines[1]}" "$gone" '[["127.0.0.2:8080","left"]]'
+  lb_left ENETUNREACH
+  lb_apply "{\"services\": [$(lb_service keep "{\"clusterIps\": [\"10.96.0.1\"], \"backends\": $(lb_backends 127.0.0.2)}")]}"
+  lb_left 127.0.0.2
+}
+
+@test "a service whose endpoints are all replaced finds room where those were that are gone" {
+  expect 0 lab_lb node1 follow <<<"{\"set\": $(lb_service keep "{\"clusterIps\": [\"10.96.0.1\"], \"backends\": $(lb_many 10.9.1 40)}")}
+{\"set\": $(lb_service keep "{\"clusterIps\": [\"10.96.0.1\"], \"backends\": $(lb_many 10.9.2 40)}")}
+{\"table\": {\"services\": [$(lb_service keep "{\"clusterIps\": [\"10.96.0.1\"], \"backends\": $(lb_many 10.9.3 40)}")]}}"
+  assert_json "$(jq -s . <<<"$output")" '[.[] | [.set, has("error"), (.gone // [] | length)]]' '[[1,false,1],[1,false,40],[1,false,40]]'
+  assert_json "$(lab_lb node1 show)" '[.services[].backends | length, .[0].address]' '[40,"10.9.3.0"]'
+}
+
+@test "a service without room keeps no node port of which some nodes' would be refused" {
+  local service='"clusterIps": ["10.96.0.1"], "nodePort": 30080, "externalTrafficPolicy": "Local", "backends":'
+  local two='{"address": "127.0.0.2", "port": 8080, "node": "node2"}' three='{"address": "127.0.0.3", "port": 8080, "node": "node3"}'
+  local many
+  many=$(jq -nc '[range(100) | {address: "10.9.0.\(.)", port: 8080, node: "node2"}]')
+  expect 0 lab_lb node1 follow <<<"{\"nodes\": {\"nodeAddresses\": [\"127.9.9.9\"], \"nodes\": [
+    {\"name\": \"node2\", \"addresses\": [\"127.9.9.2\"]}, {\"name\": \"node3\", \"addresses\": [\"127.9.9.3\"]}]}}
+{\"set\": $(lb_service keep "{$service [$two, $three]}")}
+{\"set\": $(lb_service keep "{$service $(jq -c ". + [$three]" <<<"$many")}")}"
+  assert_json "${lines[2]}" '[.refused[].service]' '["test/keep"]'
+  lab_sockets node1/pod <<'PY'
+serve("127.0.0.2", "127.0.0.3")
+equal(reach(SOCK_STREAM, "10.96.0.1"), "127.0.0.3")
+# The host path: in this pod, its own listeners.
+serve("127.9.9.2", "127.9.9.3", port=30080)
+for node in "127.9.9.2", "127.9.9.3":
+    equal(reach(SOCK_STREAM, node, 30080), node)
+PY
+  assert_json "$(lab_lb node1 show)" '.services[0].backends | map(.address)' '["127.0.0.3"]'
+}
+
+@test "services without room wait for running programs once where something was freed, and not at all where nothing was" {
+  [ -n "$(command -v strace)" ] || skip 'no strace: run scripts/setup'
+  local wide
+  wide=$(lb_many 10.9.0 100)
+  # waits LINES: how often follow waits: by an update of a map of maps.
+  waits() {
+    expect 0 lab_in node1 strace --quiet=all -f --trace=bpf --output="$BATS_TEST_TMPDIR/calls" "$(lab_lb_program)" follow <<<"$1"
+    grep -c 'BPF_MAP_UPDATE_ELEM' "$BATS_TEST_TMPDIR/calls"
+  }
+  local none some
+  none=$(waits '{"remove": {"namespace": "test", "name": "none"}}')
+  some=$(waits "$(jq -nc --argjson wide "$wide" 'range(50) | {set: {namespace: "test", name: "wide-\(.)", port: 80,
+    clusterIps: ["10.96.1.\(.)"], backends: $wide}}')")
+  [ "$((some - none))" -le 1 ] || fail "$some waits for 50 services, $none for none"
+  some=$(waits "$(jq -nc --argjson wide "$wide" '{table: {services: [range(50) | {namespace: "test", name: "wide-\(.)", port: 80,
+    clusterIps: ["10.96.1.\(.)"], backends: $wide}]}}')")
+  [ "$((some - none))" -le 2 ] || fail "$some waits for a table of 50 services, $none for none"
 }
 
 @test "a service that found no room is still wanted when the nodes change, not as it was before" {

@@ -8,7 +8,7 @@ use std::{
     rc::Rc,
 };
 
-use bpf_lb_abi::Entry;
+use bpf_lb_abi::{Backend, Entry};
 use schemars::JsonSchema;
 use serde::Serialize;
 use service_table::{Change, Claim, Nodes, Place, Refuse, Service, ServiceName, ServiceTable, TrafficPolicy};
@@ -51,7 +51,8 @@ pub struct Summary {
     pub removed: usize,
     /// Services that were like that before.
     pub unchanged: usize,
-    /// Services that are not as they were to be: they stay as they were, and all others are as they are to be.
+    /// Services that are not as they were to be: of those that found no room, the endpoints that are still wanted and have a place
+    /// stay; an address that is left with none is left to the host path. The others that are named here stay as they were.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<Refused>,
     /// Addresses that several services claim.
@@ -150,6 +151,7 @@ impl Table {
     /// See [`Peers::each`].
     pub fn resume(mut self, peers: &Peers) -> io::Result<Self> {
         self.stale.see(peers)?;
+        self.kernel.used.note(self.stale.unseen.iter().map(|flow| (flow.service.protocol, flow.backend)));
         Ok(self)
     }
 
@@ -164,6 +166,11 @@ impl Table {
         self.unfit.clear();
         self.waiting.clear();
         (summary.conflicts, self.lost) = claims::settle(&mut specs);
+        // Who drains already may have sockets from before this writer came.
+        for (key, endpoints) in &draining {
+            let protocol = specs.get(key).map(|spec| spec.protocol).unwrap_or_default();
+            self.kernel.used.note(endpoints.keys().map(|endpoint| (protocol, *endpoint)));
+        }
         let News { specs, gone, changed, unchanged } = self.news(specs, &draining);
         summary.unchanged += unchanged;
         let left = gone.iter().map(|(key, _)| (key.clone(), self.stale.holding(&self.kernel, key)));
@@ -173,7 +180,7 @@ impl Table {
         self.per_node = per_node.map(|service| (service.key().into(), service.clone())).collect();
         self.write(table, specs, gone, &mut summary)?;
         self.stale.tell_all(&self.kernel, before, &mut summary.gone);
-        self.close(&summary);
+        self.close(&mut summary);
         Ok(summary)
     }
 
@@ -197,39 +204,71 @@ impl Table {
             spec.frontends.keys().any(|frontend| self.kernel.owner(frontend).is_some_and(|owner| owner != key))
         };
         let (takers, others): (Vec<_>, Vec<_>) = specs.into_iter().partition(|(key, spec)| takes(key, spec));
-        let mut failed = Vec::new();
-        for (key, spec) in takers.into_iter().chain(others) {
-            failed.extend(self.try_set(key, spec, summary)?);
-        }
+        let failed = self.set_all(takers.into_iter().chain(others), summary)?;
         summary.removed += self.remove_all(last);
         self.publish_nodes(&nodes, summary);
-        // There may be room now.
-        for (key, spec, _) in failed {
-            let (whole, drains) = (self.lost.get(&key).cloned(), self.stale.draining.get(&key).cloned());
-            self.set_or_wait(key, spec, whole, drains, summary)?;
+        // There may be room now, or where those were that are gone of services without.
+        let failed = self.set_all(failed.into_iter().map(|(key, spec, _)| (key, spec)), summary)?;
+        for (key, spec, _) in &failed {
+            let whole = self.lost.get(key).unwrap_or(spec).clone();
+            self.shrink(key, &whole)?;
+        }
+        for (key, spec, error) in self.set_all(failed.into_iter().map(|(key, spec, _)| (key, spec)), summary)? {
+            let (whole, drains) =
+                (self.lost.get(&key).unwrap_or(&spec).clone(), self.stale.draining.get(&key).cloned());
+            self.wait(key, whole, drains, error, summary);
         }
         Ok(())
     }
 
-    /// Sets a service. Says whether there was room for it; if not, it waits, as `whole` if that is more than `spec`.
-    fn set_or_wait(
+    /// Gives back those that find no room, each with a reason.
+    fn set_all(
         &mut self,
-        key: Key,
-        spec: Spec,
-        whole: Option<Spec>,
-        drains: Option<Endpoints>,
+        specs: impl Iterator<Item = (Key, Spec)>,
         summary: &mut Summary,
-    ) -> Result<bool, MapsError> {
-        let Some((key, spec, error)) = self.try_set(key, spec, summary)? else { return Ok(true) };
-        let whole = whole.unwrap_or(spec);
-        summary.refused.push(Refused::of_spec(&key, &whole, error));
-        self.waiting.insert(key, (whole, drains));
-        Ok(false)
+    ) -> Result<Vec<(Key, Spec, String)>, MapsError> {
+        let mut failed = Vec::new();
+        for (key, spec) in specs {
+            failed.extend(self.try_set(key, spec, summary)?);
+        }
+        Ok(failed)
+    }
+
+    /// Takes from a service without room what is gone, and the addresses that are left with nothing: see [`Summary::refused`].
+    fn shrink(&mut self, key: &Key, wanted: &Spec) -> Result<(), MapsError> {
+        let Some(old) = self.kernel.services().get(key).cloned() else { return Ok(()) };
+        let is_local = |backend: &SocketAddr| Some(old.backends.get(backend)?.generation & Backend::LOCAL != 0);
+        let rest = wanted.within(|frontend| old.spec.frontends.contains_key(frontend), is_local);
+        // For nothing there is always room.
+        let nothing = wanted.within(|_| false, |_| None);
+        for spec in [rest, nothing] {
+            if self.try_set(key.clone(), spec, &mut Summary::default())?.is_none() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes a service that finds no room, and what it lacks therefore.
+    fn wait(&mut self, key: Key, spec: Spec, drains: Option<Endpoints>, error: String, summary: &mut Summary) {
+        summary.refused.push(Refused::of_spec(&key, &spec, error));
+        if let Some(now) = self.kernel.services().get(&key) {
+            if now.spec.frontends.len() < spec.frontends.len() {
+                self.lost.insert(key.clone(), spec.clone());
+            }
+            // They are not gone, and get nothing new.
+            let waiting =
+                spec.sets.values().flat_map(BTreeMap::keys).filter(|backend| !now.backends.contains_key(backend));
+            let waiting = waiting.map(|backend| (*backend, State::Draining));
+            let drains: Endpoints = drains.clone().into_iter().flatten().chain(waiting).collect();
+            self.stale.drain(&key, (!drains.is_empty()).then_some(drains));
+        }
+        self.waiting.insert(key, (spec, drains));
     }
 
     /// Sets those that found no room, as far as there is some now.
     fn retry(&mut self, summary: &mut Summary) -> Result<(), MapsError> {
-        self.kernel.settle()?;
+        self.kernel.reclaim()?;
         for (key, (spec, drains)) in std::mem::take(&mut self.waiting) {
             if self.kernel.has_room(&key, &spec) {
                 self.set_spec(key, spec, drains, summary)?;
@@ -257,8 +296,11 @@ impl Table {
         }
     }
 
-    /// Notes what could not be set, and refuses the ports that no service has.
-    fn close(&mut self, summary: &Summary) {
+    /// Notes what could not be set, and refuses the ports that no service has; and says which endpoints went that nobody used.
+    fn close(&mut self, summary: &mut Summary) {
+        for gone in &mut summary.gone {
+            gone.unused = !self.kernel.used.has(gone.protocol, gone.backend);
+        }
         self.unfit.extend(summary.refused.iter().map(|refused| (refused.service.clone(), refused.clone())));
         self.kernel.write_doors(self.unfit.values().flat_map(|unfit| &unfit.cluster_ips).copied().collect());
     }
@@ -304,7 +346,7 @@ impl Table {
         if self.taken().iter().zip(before).any(|(now, before)| *now < before) {
             self.retry(&mut summary)?;
         }
-        self.close(&summary);
+        self.close(&mut summary);
         Ok(summary)
     }
 
@@ -335,7 +377,14 @@ impl Table {
         let freed = old.iter().flat_map(|old| old.spec.frontends.keys());
         let freed = freed.copied().filter(|frontend| !spec.frontends.contains_key(frontend)).collect();
         self.hand_over(&key, freed, summary)?;
-        if !self.set_or_wait(key.clone(), spec, whole.clone(), drains.clone(), summary)? {
+        let mut failed = self.try_set(key.clone(), spec, summary)?;
+        if let Some((key, spec, _)) = failed {
+            self.shrink(&key, whole.as_ref().unwrap_or(&spec))?;
+            failed = self.try_set(key, spec, summary)?;
+        }
+        if let Some((key, spec, error)) = failed {
+            self.wait(key, whole.unwrap_or(spec), drains, error, summary);
+            self.stale.tell(&self.kernel, before, &mut summary.gone);
             return Ok(());
         }
         self.waiting.remove(&key);
@@ -456,8 +505,10 @@ impl Table {
             let mut spec = whole.clone();
             spec.frontends.retain(|claimed, _| *claimed == frontend || installed.spec.frontends.contains_key(claimed));
             let (whole, is_whole) = (whole.clone(), spec.frontends.len() == whole.frontends.len());
-            let drains = self.stale.draining.get(&heir).cloned();
-            if self.set_or_wait(heir.clone(), spec, Some(whole), drains, summary)? && is_whole {
+            if let Some((key, _, error)) = self.try_set(heir.clone(), spec, summary)? {
+                let drains = self.stale.draining.get(&key).cloned();
+                self.wait(key, whole, drains, error, summary);
+            } else if is_whole {
                 self.lost.remove(&heir);
             }
         }

@@ -54,6 +54,9 @@ pub struct Gone {
     pub backend: SocketAddr,
     /// In what way.
     pub why: Why,
+    /// No connection to it was ever counted here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unused: bool,
 }
 
 /// What a service has. It stays so, whatever becomes of the service.
@@ -127,7 +130,7 @@ pub fn gone<'a>(service: &'a ServiceName, before: &'a Holding, after: &'a Holdin
             Some(State::Unready) => Why::Unready,
             Some(_) => Why::Draining,
         };
-        Some(Gone { service: Some(service.clone()), protocol, backend: *backend, why })
+        Some(Gone { service: Some(service.clone()), protocol, backend: *backend, why, unused: false })
     };
     let unready = only_first(before.ready(), after.ready()).map(|endpoint| (endpoint, &State::Ready));
     let drained = before.only_draining().filter(move |(endpoint, _)| !after.is_ready(endpoint));
@@ -153,7 +156,7 @@ pub fn moved<'a>(
 ) -> impl Iterator<Item = Gone> {
     let service = text(service);
     let others = before.into_iter().filter(move |backend| !after.has(backend));
-    others.map(move |backend| Gone { service: Some(service.clone()), protocol, backend: *backend, why })
+    others.map(move |backend| Gone { service: Some(service.clone()), protocol, backend: *backend, why, unused: false })
 }
 
 /// One copy for all endpoints, and none where none is gone.

@@ -20,6 +20,7 @@ use crate::{
     space::Space,
     spec::{Frontend, SetKey, Spec},
     sys::Mapped,
+    used::Used,
 };
 
 /// The name of a service, of which any number of copies cost nothing.
@@ -90,6 +91,8 @@ pub struct Kernel {
     pub(crate) frontends_changed: bool,
     /// By service id and address. Of services with least connections only, since the others' sockets are not counted.
     pub(crate) lingering: HashMap<(u32, SocketAddr), Lingering>,
+    /// Of what services have lost, and had before this writer came.
+    pub(crate) used: Used,
 }
 
 /// Calls a method of the tables of the right family.
@@ -118,6 +121,21 @@ impl Kernel {
         self.grace.end()?;
         self.wait_ends();
         Ok(())
+    }
+
+    /// The same if anything was retired since the last wait, and says so; if not, another one frees nothing.
+    pub(crate) fn reclaim(&mut self) -> Result<bool, MapsError> {
+        let spaces = [&self.name_space, &self.backend_space];
+        let retired = self.four.needs_wait() || self.six.needs_wait() || spaces.iter().any(|space| space.needs_wait());
+        if retired {
+            self.settle()?;
+        } else if self.grace.is_waiting() {
+            self.grace.end()?;
+            self.wait_ends();
+        } else {
+            return Ok(false);
+        }
+        Ok(true)
     }
 
     /// Frees what no program uses any more, and begins to wait for the rest.

@@ -40,4 +40,5 @@ mod stats;
 mod sys;
 mod tally;
 mod trace;
+mod used;
 mod write;

@@ -20,6 +20,7 @@ use crate::{
     pins::Pins,
     space::Space,
     spec::{self, Frontend},
+    used::Used,
 };
 
 impl Kernel {
@@ -51,6 +52,7 @@ impl Kernel {
             // By a writer that was killed before it could make the doors fit.
             frontends_changed: true,
             lingering: HashMap::new(),
+            used: Used::default(),
         };
         kernel.find_services();
         Ok(kernel)
@@ -134,6 +136,9 @@ impl Kernel {
             }
         }
         self.find_lingering(&members);
+        for service in self.services.values().cloned().collect::<Vec<_>>() {
+            self.note_used(&service);
+        }
         let lingering = self.lingering.values().map(|lingering| lingering.backend.id);
         let used = members.keys().copied().chain(lingering).map(|id| (id, 1));
         self.backend_space = Space::new(self.backends.capacity(), used);

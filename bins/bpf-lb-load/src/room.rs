@@ -48,8 +48,7 @@ impl Kernel {
     /// is there matters more than another one's count.
     pub(crate) fn find_room(&mut self, spec: &Spec, old: Option<&Installed>) -> Result<Draft, UpdateError> {
         let mut draft = self.draft(spec, old);
-        if matches!(draft, Err(UpdateError::Full { .. })) {
-            self.settle()?;
+        if matches!(draft, Err(UpdateError::Full { .. })) && self.reclaim()? {
             draft = self.draft(spec, old);
         }
         let idle_then_all: [fn(u32) -> bool; 2] = [|open| open == 0, |_| true];
@@ -58,8 +57,9 @@ impl Kernel {
                 break;
             }
             self.forget_lingering(|_, _, open| gives_up(open));
-            self.settle()?;
-            draft = self.draft(spec, old);
+            if self.reclaim()? {
+                draft = self.draft(spec, old);
+            }
         }
         draft
     }

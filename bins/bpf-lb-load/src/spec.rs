@@ -139,9 +139,37 @@ impl Spec {
     pub fn without(&self, frontend: &Frontend) -> Self {
         let mut spec = self.clone();
         spec.frontends.remove(frontend);
-        let led_to: BTreeSet<_> = spec.frontends.iter().map(|(frontend, kind)| set_of(frontend, *kind)).collect();
-        spec.sets.retain(|set, _| led_to.contains(set));
+        spec.drop_sets();
         spec
+    }
+
+    /// The same with those backends alone of which `local` says whether they are on this node, and with those frontends alone that
+    /// `has` picks and that do not lose all their backends by that: nobody is refused who is to be served. Node ports of a family
+    /// go together, since on other nodes' addresses each that is missing is refused.
+    pub fn within(&self, has: impl Fn(&Frontend) -> bool, local: impl Fn(&SocketAddr) -> Option<bool>) -> Self {
+        let mut spec = self.clone();
+        for members in spec.sets.values_mut() {
+            *members = members.keys().filter_map(|backend| Some((*backend, local(backend)?))).collect();
+        }
+        let is_left = |frontend: &Frontend, kind: u8| {
+            let is_empty = |spec: &Self| spec.sets.get(&set_of(frontend, kind)).is_none_or(BTreeMap::is_empty);
+            has(frontend) && (is_empty(self) || !is_empty(&spec))
+        };
+        let mut frontends = self.frontends.clone();
+        frontends.retain(|frontend, kind| is_left(frontend, *kind));
+        let missing = self.frontends.keys().filter(|frontend| !frontends.contains_key(frontend));
+        let families: BTreeSet<_> =
+            missing.filter(|frontend| frontend.node.is_some()).map(|frontend| frontend.address.is_ipv6()).collect();
+        frontends.retain(|frontend, _| frontend.node.is_none() || !families.contains(&frontend.address.is_ipv6()));
+        spec.frontends = frontends;
+        spec.drop_sets();
+        spec
+    }
+
+    /// Those that no frontend leads to.
+    fn drop_sets(&mut self) {
+        let led_to: BTreeSet<_> = self.frontends.iter().map(|(frontend, kind)| set_of(frontend, *kind)).collect();
+        self.sets.retain(|set, _| led_to.contains(set));
     }
 
     /// Whether each other node has a frontend of its own beside this one, or refuses.

@@ -30,7 +30,7 @@ pub struct Stale {
     /// Addresses that no service has any more, with the endpoints of the one that had them last and what became of these.
     orphans: foldhash::HashMap<Frontend, (Rc<[SocketAddr]>, Why)>,
     /// What sockets were translated to before there was anybody who could say which backends are gone.
-    unseen: BTreeSet<Flow>,
+    pub unseen: BTreeSet<Flow>,
 }
 
 impl Stale {
@@ -176,6 +176,6 @@ impl Stale {
             Some(_) => Why::Draining,
         };
         let service = owner.map(|owner| owner.to_string().into());
-        Some(Gone { service, protocol: flow.service.protocol, backend: flow.backend, why })
+        Some(Gone { service, protocol: flow.service.protocol, backend: flow.backend, why, unused: false })
     }
 }

@@ -148,9 +148,11 @@ impl Kernel {
         }
         if let Some(other) = before
             && other != *key
-            && let Some(other) = self.services.get_mut(&other)
+            && let Some(mut loser) = self.services.remove(&other)
         {
-            Rc::make_mut(other).spec.frontends.remove(frontend);
+            self.note_used(&loser);
+            Rc::make_mut(&mut loser).spec.frontends.remove(frontend);
+            self.services.insert(other, loser);
         }
     }
 
@@ -160,6 +162,7 @@ impl Kernel {
             self.retire_backend(*backend);
         }
         if let Some(old) = old {
+            self.note_used(old);
             for double in &old.doubles {
                 self.retire_backend(*double);
             }
@@ -209,6 +212,7 @@ impl Kernel {
     /// Removes the service `key`. Says whether it was there.
     pub fn remove(&mut self, key: &ServiceName) -> bool {
         let Some((key, service)) = self.services.remove_entry(key) else { return false };
+        self.note_used(&service);
         for frontend in service.spec.frontends.keys() {
             self.remove_frontend(&key, frontend);
         }

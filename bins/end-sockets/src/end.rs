@@ -80,7 +80,7 @@ pub fn end(peers: &Peers, wanted: &Wanted, unconnected: bool) -> Result<Outcome>
         }
         Ok(())
     })?;
-    let storage = peers.has_overflowed();
+    let storage = wanted.may_be_anywhere() && peers.has_overflowed();
     if known.is_empty() && !storage {
         return Ok(Outcome::default());
     }
@@ -161,14 +161,16 @@ impl Search<'_> {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             let flows = self.known.values().flatten().filter(|flow| flow.service.protocol == protocol);
             let ports: HashSet<_> = flows.map(|flow| flow.backend.port()).collect();
-            if ports.is_empty() && !self.storage {
+            // See `Wanted::may_be_anywhere`.
+            let storage = storage.filter(|_| protocol == Protocol::Tcp);
+            if ports.is_empty() && storage.is_none() {
                 continue;
             }
             let unconnected = self.unconnected && protocol == Protocol::Udp;
             let mut ports = ports.into_iter();
             // The kernel looks for one port by itself.
             let port = match (ports.next(), ports.next()) {
-                (Some(port), None) if !unconnected && !self.storage => Some(port),
+                (Some(port), None) if !unconnected && storage.is_none() => Some(port),
                 _ => None,
             };
             let list = diag.list(Query { protocol, multipath: false, port, unconnected, storage })?;

@@ -52,7 +52,11 @@ impl Rules {
 
 /// Backends whose sockets are to end, and by which services they were reached.
 #[derive(Debug, Default)]
-pub struct Wanted(HashMap<(Protocol, SocketAddr), HashSet<Option<Arc<str>>>>);
+pub struct Wanted {
+    services: HashMap<(Protocol, SocketAddr), HashSet<Option<Arc<str>>>>,
+    /// Those that sockets may have been translated to that have no place in the maps.
+    used: HashSet<(Protocol, SocketAddr)>,
+}
 
 impl Wanted {
     /// Those of a list of changes that the rules are about, too. Says whether there are any. What a change says of a backend
@@ -62,30 +66,36 @@ impl Wanted {
         for gone in gone {
             let backend = (gone.protocol, gone.backend);
             if rules.end(gone) {
-                self.0.entry(backend).or_default().insert(gone.service.clone());
+                self.services.entry(backend).or_default().insert(gone.service.clone());
+                self.used.extend((!gone.unused).then_some(backend));
                 any = true;
-            } else if let Some(services) = self.0.get_mut(&backend) {
+            } else if let Some(services) = self.services.get_mut(&backend) {
                 services.remove(&gone.service);
             }
         }
-        self.0.retain(|_, services| !services.is_empty());
+        self.services.retain(|_, services| !services.is_empty());
         any
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.services.is_empty()
+    }
+
+    /// Whether there may be sockets to end that only their own storage tells of. The kernel lists that of TCP's alone.
+    pub fn may_be_anywhere(&self) -> bool {
+        self.services.keys().any(|backend| backend.0 == Protocol::Tcp && self.used.contains(backend))
     }
 
     /// Whether a socket that was translated like that may be one: it was translated to such a backend.
     pub fn concerns(&self, flow: &Flow) -> bool {
-        self.0.contains_key(&(flow.service.protocol, flow.backend))
+        self.services.contains_key(&(flow.service.protocol, flow.backend))
     }
 
     /// Whether it is one: the service that it asked for, which is `owner`'s now, lost that backend and does not have it again
     /// (`leads_to`). If it is no Service's any more, then there is nobody to say that the backend is not gone.
     pub fn ends(&self, flow: &Flow, owner: Option<Arc<str>>, leads_to: bool) -> bool {
-        let services = self.0.get(&(flow.service.protocol, flow.backend));
+        let services = self.services.get(&(flow.service.protocol, flow.backend));
         !leads_to && services.is_some_and(|services| owner.is_none() || services.contains(&owner))
     }
 }
@@ -99,7 +109,7 @@ mod tests {
     const RULES: Rules = Rules { tcp: When::Left, udp: When::Unready };
 
     fn gone(protocol: Protocol, why: Why) -> Gone {
-        Gone { service: Some("a/b".into()), protocol, backend: "10.0.0.1:80".parse().unwrap(), why }
+        Gone { service: Some("a/b".into()), protocol, backend: "10.0.0.1:80".parse().unwrap(), why, unused: false }
     }
 
     fn wanted(gone: Gone) -> Wanted {
@@ -130,6 +140,21 @@ mod tests {
         assert!(wanted.is_empty(), "it serves again");
         assert!(wanted.add(&[gone(Protocol::Udp, Why::Left)], RULES));
         assert!(!wanted.is_empty());
+    }
+
+    #[test]
+    fn sockets_without_a_place_are_looked_for_only_of_tcp_backends_that_were_used() {
+        let anywhere = |gone| wanted(gone).may_be_anywhere();
+        assert!(anywhere(gone(Protocol::Tcp, Why::Left)));
+        assert!(!anywhere(gone(Protocol::Udp, Why::Left)));
+        let unused = || Gone { unused: true, ..gone(Protocol::Tcp, Why::Left) };
+        assert!(!anywhere(unused()));
+        let mut wanted = wanted(unused());
+        wanted.add(&[gone(Protocol::Tcp, Why::Left)], RULES);
+        wanted.add(&[unused()], RULES);
+        assert!(wanted.may_be_anywhere(), "by another of its addresses it was used");
+        wanted.add(&[gone(Protocol::Tcp, Why::Draining)], RULES);
+        assert!(!wanted.may_be_anywhere(), "it is back");
     }
 
     #[test]

@@ -18,11 +18,12 @@ use service_table as table;
 use service_table::{Change, Claim, Line, Nodes, Refuse, ServiceTable};
 
 use crate::{
-    choose::Place,
+    choose,
     map::{self, For},
     node::{Node, NodePortAddresses},
+    places::{ByPlace, Reservations},
     problem::{Problem, Problems},
-    service::{self, NotServed, Reserved, Service},
+    service::{self, NotServed, Place, Reserved, Service},
     slice::{Ignored, Names, Slice},
 };
 
@@ -44,8 +45,9 @@ pub struct Cluster {
     node_port_addresses: NodePortAddresses,
     names: Names,
     services: BTreeMap<Name, Known>,
-    /// What Services leave to the host path, and nobody else gets by naming it as an external address.
-    reserved: BTreeMap<Name, Reserved>,
+    reserved: Reservations,
+    /// The Services that name a place as an external address.
+    external: ByPlace,
     /// The Service that each slice names.
     slices: HashMap<Name, Name>,
     nodes: BTreeMap<String, Node>,
@@ -99,13 +101,7 @@ impl Known {
     }
 
     /// What is to be said of it now, noted as said.
-    fn say(
-        &mut self,
-        name: &Name,
-        clients: &For,
-        reserved: &BTreeMap<Name, Reserved>,
-        problems: &mut Problems,
-    ) -> Said {
+    fn say(&mut self, name: &Name, clients: &For, reserved: &Reservations, problems: &mut Problems) -> Said {
         let mut services = self.services(name, clients);
         let lacked = mem::replace(&mut self.lacks, withhold(reserved, name, &mut services));
         if lacked != self.lacks {
@@ -131,9 +127,14 @@ impl Known {
 }
 
 /// Takes out of a Service's ports the addresses that another Service leaves to the host path. Returns what was taken, for a person.
-fn withhold(reserved: &BTreeMap<Name, Reserved>, name: &Name, services: &mut [table::Service]) -> Vec<String> {
+fn withhold(reserved: &Reservations, name: &Name, services: &mut [table::Service]) -> Vec<String> {
+    let external = services.iter().flat_map(|service| {
+        let addresses = service.external_ips.iter().chain(&service.load_balancer_ips);
+        addresses.map(move |address| (*address, service.port, service.protocol))
+    });
+    let external: Vec<Place> = external.collect();
     let mut taken = vec![];
-    for (owner, reserved) in reserved.iter().filter(|(owner, _)| *owner != name) {
+    for (owner, reserved) in reserved.of_others(name, &external) {
         for service in &mut *services {
             let (port, protocol) = (service.port, service.protocol);
             let own = Claim::new(true, service.created.as_deref().and_then(table::created), name);
@@ -173,13 +174,14 @@ pub struct Counts {
 impl Cluster {
     /// Nothing is known yet.
     pub fn new(settings: Settings) -> Self {
-        let place = Place { node: settings.node, zone: None };
+        let place = choose::Place { node: settings.node, zone: None };
         Self {
             clients: For { place, all_node_ports: settings.all_node_ports },
             node_port_addresses: settings.node_port_addresses,
             names: Names::default(),
             services: BTreeMap::new(),
-            reserved: BTreeMap::new(),
+            reserved: Reservations::default(),
+            external: ByPlace::default(),
             slices: HashMap::new(),
             nodes: BTreeMap::new(),
             changed: BTreeMap::new(),
@@ -202,6 +204,8 @@ impl Cluster {
                 let known = &mut self.services.entry(name.clone()).or_default().service;
                 let before = known.as_ref().map_or(&[][..], |before| &before.cluster_ips);
                 self.cluster_ips_changed |= before != service.cluster_ips;
+                let before = known.as_ref().map(Service::external_places).unwrap_or_default();
+                self.external.replace(&name, &before, &service.external_places());
                 *known = Some(service);
                 self.touch(name, None);
             }
@@ -215,18 +219,8 @@ impl Cluster {
 
     /// Notes what a Service leaves to the host path. Others that name any of it are to be said again.
     fn reserve(&mut self, name: &Name, reserved: Reserved) {
-        let before = self.reserved.remove(name).unwrap_or_default();
-        if before != reserved {
-            let names = |service: &Service| {
-                let mut addresses = before.addresses().chain(reserved.addresses());
-                addresses.any(|address| service.external_addresses().any(|own| own == address))
-            };
-            for (name, _) in self.services.iter().filter(|(_, known)| known.service.as_ref().is_some_and(names)) {
-                self.changed.entry(name.clone()).or_default();
-            }
-        }
-        if reserved.addresses().next().is_some() {
-            self.reserved.insert(name.clone(), reserved);
+        for claimant in self.external.at(&self.reserved.replace(name, reserved)) {
+            self.changed.entry(claimant.clone()).or_default();
         }
     }
 
@@ -235,7 +229,10 @@ impl Cluster {
         self.reserve(name, Reserved::default());
         self.problems.note(title("Service", name), None);
         if let Some(known) = self.services.get_mut(name) {
-            self.cluster_ips_changed |= known.service.take().is_some();
+            if let Some(service) = known.service.take() {
+                self.cluster_ips_changed = true;
+                self.external.replace(name, &service.external_places(), &[]);
+            }
             self.touch(name.clone(), None);
         }
     }

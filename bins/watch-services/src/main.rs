@@ -9,6 +9,7 @@ mod map;
 mod node;
 mod offline;
 mod online;
+mod places;
 mod problem;
 mod report;
 mod service;

@@ -105,9 +105,9 @@ pub fn reference(name: &Name) -> core::ObjectReference {
 }
 
 impl Reserved {
-    /// The addresses.
-    pub fn addresses(&self) -> impl Iterator<Item = &IpAddr> {
-        self.cluster.iter().chain(&self.external).map(|(address, ..)| address)
+    /// All of it.
+    pub fn places(&self) -> impl Iterator<Item = &Place> {
+        self.cluster.iter().chain(&self.external)
     }
 
     /// The claim to a place, if the Service, which is `owner`, has one.
@@ -326,6 +326,11 @@ impl Service {
     /// Those that anybody can name.
     pub fn external_addresses(&self) -> impl Iterator<Item = &IpAddr> {
         self.external_ips.iter().chain(&self.load_balancer_ips)
+    }
+
+    /// Where it answers on them.
+    pub fn external_places(&self) -> Vec<Place> {
+        self.places(self.external_addresses())
     }
 
     /// Whether it is there in this family.

@@ -23,7 +23,7 @@ use kube::{
     Api, Client, Resource,
     api::DynamicObject,
     client::Body,
-    runtime::watcher::{self, Config, InitialListStrategy, watcher},
+    runtime::watcher::{self, Config, InitialListStrategy, ListSemantic, watcher},
 };
 use serde::de::DeserializeOwned;
 use tokio::{
@@ -109,6 +109,7 @@ where
     let follower = Follower {
         source: None,
         streaming: true,
+        has_listed: false,
         listed: None,
         known: HashSet::new(),
         failed: false,
@@ -141,6 +142,8 @@ struct Follower<K, T, F> {
     source: Option<BoxStream<'static, watcher::Result<watcher::Event<K>>>>,
     /// Whether the API server is asked for a streaming list, not for pages.
     streaming: bool,
+    /// Whether there was a whole list before.
+    has_listed: bool,
     /// What a list that is not complete yet has had.
     listed: Option<HashSet<Name>>,
     known: HashSet<Name>,
@@ -184,8 +187,17 @@ where
         }
     }
 
+    /// The first list may come from the API server's watch cache, which spares etcd all nodes' at once: as client-go's reflector
+    /// has it. What the cache has is all of it or nothing: kube asks etcd instead if it is to come in pages. A later list is the
+    /// most recent one, since another API server's cache may be behind what is known already.
     fn config(&self) -> Config {
+        let (list_semantic, page_size) = match self.has_listed {
+            false => (ListSemantic::Any, None),
+            true => (ListSemantic::MostRecent, Config::default().page_size),
+        };
         Config {
+            list_semantic,
+            page_size,
             label_selector: self.selection.label_selector(),
             field_selector: self.selection.field_selector(),
             initial_list_strategy: if self.streaming {
@@ -214,6 +226,7 @@ where
             watcher::Event::InitDone => {
                 let listed = self.listed.take().unwrap_or_default();
                 self.keep_only(listed);
+                self.has_listed = true;
                 self.events.push_back(Event::Listed);
             }
             watcher::Event::Apply(object) => self.apply(Name::of(&object), object),

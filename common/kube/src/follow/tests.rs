@@ -132,3 +132,28 @@ async fn a_field_that_the_api_server_does_not_know_is_left_out_if_it_may_be_and_
     let mut events = follow(&client, selection, |_: Service| ()).boxed();
     assert!(matches!(&next(&mut events, 1).await[0], Event::Failed(error) if error.contains("(400)")));
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_first_list_may_be_the_watch_caches_and_one_after_it_may_not_be_older() {
+    let lists = Arc::new(std::sync::Mutex::new(vec![]));
+    let asked = lists.clone();
+    let client = client(move |uri| {
+        if uri.contains("sendInitialEvents") {
+            return (400, "sendInitialEvents: unknown".to_owned());
+        }
+        if uri.contains("watch=true") {
+            let expired =
+                json!({"kind": "Status", "status": "Failure", "code": 410, "reason": "Expired", "message": ""});
+            return (200, format!("{}\n", json!({"type": "ERROR", "object": expired})));
+        }
+        asked.lock().unwrap().push(uri.to_owned());
+        (200, paged(&["a", "b"]))
+    });
+    let mut events = follow(&client, Selection::of::<Service>(), |_: Service| ()).boxed();
+    has_begun(&next(&mut events, 3).await);
+    has_begun(&next(&mut events, 3).await);
+    let lists = lists.lock().unwrap();
+    // An API server that is asked for pages of its cache gives all of it, and kube does not ask it so.
+    assert!(lists[0].contains("resourceVersion=0&") && !lists[0].contains("limit="), "{lists:?}");
+    assert!(!lists[1].contains("resourceVersion") && lists[1].contains("limit="), "{lists:?}");
+}
