@@ -218,8 +218,9 @@ led() { lab_in node1 ip route show table 500; lab_in node1 ip -6 route show tabl
 
 @test "an address that a pod gives itself is led to it if it is free in its own subnet or formed of its MAC address, and else is not: it is said once" {
   local theirs='10.99.0.1 10.6.0.1 10.6.212.101 10.233.1.77 fd00:99::1 fd00:6::1 fd00:233:64::9' address mac
-  lab_pod node1 taker underlay46
+  lab_pod node1 taker plain46
   mac=$(formed taker fd00:99:0:0)
+  add taker .
   agent_start
   for address in $theirs 10.6.66.66 fd00:6::bbbb "$mac"; do
     case $address in
@@ -242,7 +243,8 @@ led() { lab_in node1 ip route show table 500; lab_in node1 ip -6 route show tabl
   lab_in node1/taker ip address delete 10.6.66.66/32 dev eth0
   lab_until 5 gone_from_node4 10.6.66.66
   assert_equal "$(grep -c 'lead 10.99.0.1 to' "$LAB/log/agent")" 1
-  lab_pod_delete node1 taker underlay46
+  lab_plugin node1 coordinator DEL taker eth0 <<<"$(lab_chained node1 taker underlay46)"
+  lab_pod_delete node1 taker plain46
 }
 
 leads() { led | grep -q "^$1 "; }

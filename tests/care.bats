@@ -263,8 +263,9 @@ is_counted() { [ "$(rule_repairs)" -gt "$1" ]; }
 has_no_way() { ! leads_to "$@"; }
 
 @test "a pod whose path names another network namespace than at ADD is gone: the agent and DEL leave that one alone" {
-  local before
+  local before address
   lab_pod node1 reused underlay46
+  address=$(lab_address node1/reused 4)
   looked_at reused
   # Its namespace stays, so that no other gets its inode.
   lab_serve node1/reused 8080
@@ -272,7 +273,7 @@ has_no_way() { ! leads_to "$@"; }
   lab_in node1/stranger ip route add 192.0.2.0/24 dev eth0 proto 85
   before=$(lab_snapshot node1/stranger)
   lab_in node1 mount --bind /run/netns/stranger /run/netns/reused
-  lab_in node1 ip route delete table 500 dev "$(link reused)"
+  lab_in node1 ip route delete "$address" table 500
   looked_at web
   lab_plugin node1 coordinator CHECK reused eth0 CNI_CONTAINERID="$(container_of reused)" < <(lab_chained node1 reused underlay46)
   assert_contains "$lab_stdout" 'another network namespace'

@@ -327,19 +327,20 @@ through_node() {
 }
 
 @test "policyRoutes: a pod without an address of a family has none of that family, and ADD and CHECK succeed" {
-  local config nic
+  local config nic number
   lab_pod node1 single plain4
   lab_attach node1 single plain4 net1
   for nic in eth0 net1; do
-    config=$(lab_chained node1 single underlay4 $nic |
-      jq -c '.policyRoutes = [{dst: "10.9.0.0/16", gw: "10.6.0.7"}, {dst: "fd00:9::/64", gw: "fd00:6::7"}]')
+    [ $nic = eth0 ] && number=9 || number=19
+    config=$(lab_chained node1 single underlay4 $nic | jq -c --arg number $number \
+      '.policyRoutes = [{dst: "10.\($number).0.0/16", gw: "10.6.0.7"}, {dst: "fd00:\($number)::/64", gw: "fd00:6::7"}]')
     lab_plugin node1 coordinator ADD single $nic <<<"$config"
     assert_equal "$lab_status" 0 || fail "$nic: $lab_stdout"
     POD=single checked $nic "$config"
+    assert_equal "$(lab_in node1/single ip -6 route show table all fd00:$number::/64)" ''
+    expect 0 lab_in node1/single ip -json route show table all 10.$number.0.0/16
+    assert_json "$output" 'map(.dev) | unique' "[\"$nic\"]"
   done
-  assert_equal "$(lab_in node1/single ip -6 route show table all fd00:9::/64)" ''
-  expect 0 lab_in node1/single ip -json route show table all 10.9.0.0/16
-  assert_json "$output" 'map(.dev) | unique' '["eth0","net1"]'
   for nic in net1 eth0; do lab_plugin node1 coordinator DEL single $nic <<<"$config"; done
   lab_in node1 ip netns delete single
 }

@@ -4,7 +4,7 @@ use std::{
     cell::LazyCell,
     collections::{BTreeMap, HashSet},
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
 };
 
