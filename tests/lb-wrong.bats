@@ -146,10 +146,11 @@ $(jq -c '{set: .services[0]}' <<<"$table")"
 @test "a service without room keeps no node port of which some nodes' would be refused" {
   local service='"clusterIps": ["10.96.0.1"], "nodePort": 30080, "externalTrafficPolicy": "Local", "backends":'
   local two='{"address": "127.0.0.2", "port": 8080, "node": "node2"}' three='{"address": "127.0.0.3", "port": 8080, "node": "node3"}'
-  local many
+  local many nodes
   many=$(jq -nc '[range(100) | {address: "10.9.0.\(.)", port: 8080, node: "node2"}]')
-  expect 0 lab_lb node1 follow <<<"{\"nodes\": {\"nodeAddresses\": [\"127.9.9.9\"], \"nodes\": [
-    {\"name\": \"node2\", \"addresses\": [\"127.9.9.2\"]}, {\"name\": \"node3\", \"addresses\": [\"127.9.9.3\"]}]}}
+  nodes='{"nodes": {"nodeAddresses": ["127.9.9.9"], "nodes": [{"name": "node2", "addresses": ["127.9.9.2"]},
+    {"name": "node3", "addresses": ["127.9.9.3"]}]}}'
+  expect 0 lab_lb node1 follow <<<"$(jq -c . <<<"$nodes")
 {\"set\": $(lb_service keep "{$service [$two, $three]}")}
 {\"set\": $(lb_service keep "{$service $(jq -c ". + [$three]" <<<"$many")}")}"
   assert_json "${lines[2]}" '[.refused[].service]' '["test/keep"]'

@@ -406,8 +406,10 @@ effective_rp_filter() {
 
 @test "podRPFilter of two networks: each interface has its own's in whichever order they come, one's DEL leaves the other's, and the last one's gives back what was there" {
   local values order
+  added .
   further
   lab_plugin node1 coordinator DEL "$POD" net1 <<<"$NET1"
+  lab_plugin node1 coordinator DEL "$POD" eth0 <<<"$CONFIG"
   while read -r values order; do
     lab_rp_filter "node1/$POD" 2
     added ".podRPFilter = ${values%-*}"
