@@ -123,6 +123,8 @@ pub struct Table {
     /// Services of which each node's node port leads to its own backends.
     per_node: BTreeMap<Key, Service>,
     stale: Stale,
+    /// Whether a whole table has come.
+    has_begun: bool,
 }
 
 impl Table {
@@ -141,6 +143,7 @@ impl Table {
             waiting: BTreeMap::new(),
             per_node,
             stale: Stale::default(),
+            has_begun: false,
         })
     }
 
@@ -166,10 +169,12 @@ impl Table {
         self.unfit.clear();
         self.waiting.clear();
         (summary.conflicts, self.lost) = claims::settle(&mut specs);
-        // Who drains already may have sockets from before this writer came.
-        for (key, endpoints) in &draining {
-            let protocol = specs.get(key).map(|spec| spec.protocol).unwrap_or_default();
-            self.kernel.used.note(endpoints.keys().map(|endpoint| (protocol, *endpoint)));
+        if !std::mem::replace(&mut self.has_begun, true) {
+            // Who drains already may have sockets from before this writer came.
+            for (key, endpoints) in &draining {
+                let protocol = specs.get(key).map(|spec| spec.protocol).unwrap_or_default();
+                self.kernel.used.note(endpoints.keys().map(|endpoint| (protocol, *endpoint)));
+            }
         }
         let News { specs, gone, changed, unchanged } = self.news(specs, &draining);
         summary.unchanged += unchanged;
@@ -209,11 +214,15 @@ impl Table {
         self.publish_nodes(&nodes, summary);
         // There may be room now, or where those were that are gone of services without.
         let failed = self.set_all(failed.into_iter().map(|(key, spec, _)| (key, spec)), summary)?;
+        let mut left = BTreeMap::new();
         for (key, spec, _) in &failed {
             let whole = self.lost.get(key).unwrap_or(spec).clone();
-            self.shrink(key, &whole)?;
+            left.extend(self.shrink(key, &whole)?.map(|spec| (key.clone(), spec)));
         }
         for (key, spec, error) in self.set_all(failed.into_iter().map(|(key, spec, _)| (key, spec)), summary)? {
+            if let Some(left) = left.remove(&key) {
+                self.try_set(key.clone(), left, &mut Summary::default())?;
+            }
             let (whole, drains) =
                 (self.lost.get(&key).unwrap_or(&spec).clone(), self.stale.draining.get(&key).cloned());
             self.wait(key, whole, drains, error, summary);
@@ -234,28 +243,34 @@ impl Table {
         Ok(failed)
     }
 
-    /// Takes from a service without room what is gone, and the addresses that are left with nothing: see [`Summary::refused`].
-    fn shrink(&mut self, key: &Key, wanted: &Spec) -> Result<(), MapsError> {
-        let Some(old) = self.kernel.services().get(key).cloned() else { return Ok(()) };
-        let is_local = |backend: &SocketAddr| Some(old.backends.get(backend)?.generation & Backend::LOCAL != 0);
-        let rest = wanted.within(|frontend| old.spec.frontends.contains_key(frontend), is_local);
-        // For nothing there is always room.
-        let nothing = wanted.within(|_| false, |_| None);
-        for spec in [rest, nothing] {
+    /// Takes from a service without room what is gone, and the addresses that are left with nothing: see [`Summary::refused`]. If
+    /// what is left finds room only where the service itself was, gives that back, to be set if the whole finds none there.
+    fn shrink(&mut self, key: &Key, wanted: &Spec) -> Result<Option<Spec>, MapsError> {
+        let Some(old) = self.kernel.services().get(key).cloned() else { return Ok(None) };
+        let has = |frontend: &Frontend| old.spec.frontends.contains_key(frontend);
+        // What lacks room may be an address alone.
+        let every = wanted.within(has, |backend| wanted.sets.values().find_map(|set| set.get(backend).copied()));
+        let left = wanted.within(has, |backend| Some(old.backends.get(backend)?.generation & Backend::LOCAL != 0));
+        for spec in [every, left.clone()] {
             if self.try_set(key.clone(), spec, &mut Summary::default())?.is_none() {
-                break;
+                return Ok(None);
             }
         }
-        Ok(())
+        // For nothing there is always room.
+        self.try_set(key.clone(), wanted.within(|_| false, |_| None), &mut Summary::default())?;
+        Ok(Some(left))
     }
 
     /// Notes a service that finds no room, and what it lacks therefore.
     fn wait(&mut self, key: Key, spec: Spec, drains: Option<Endpoints>, error: String, summary: &mut Summary) {
         summary.refused.push(Refused::of_spec(&key, &spec, error));
-        if let Some(now) = self.kernel.services().get(&key) {
-            if now.spec.frontends.len() < spec.frontends.len() {
-                self.lost.insert(key.clone(), spec.clone());
-            }
+        let now = self.kernel.services().get(&key);
+        if now.is_some_and(|now| now.spec.frontends.len() == spec.frontends.len()) {
+            self.lost.remove(&key);
+        } else if now.is_some() || self.lost.contains_key(&key) {
+            self.lost.insert(key.clone(), spec.clone());
+        }
+        if let Some(now) = now {
             // They are not gone, and get nothing new.
             let waiting =
                 spec.sets.values().flat_map(BTreeMap::keys).filter(|backend| !now.backends.contains_key(backend));
@@ -270,7 +285,7 @@ impl Table {
     fn retry(&mut self, summary: &mut Summary) -> Result<(), MapsError> {
         self.kernel.reclaim()?;
         for (key, (spec, drains)) in std::mem::take(&mut self.waiting) {
-            if self.kernel.has_room(&key, &spec) {
+            if self.kernel.has_room(&key, &spec)? {
                 self.set_spec(key, spec, drains, summary)?;
             } else {
                 self.waiting.insert(key, (spec, drains));
@@ -379,18 +394,18 @@ impl Table {
         self.hand_over(&key, freed, summary)?;
         let mut failed = self.try_set(key.clone(), spec, summary)?;
         if let Some((key, spec, _)) = failed {
-            self.shrink(&key, whole.as_ref().unwrap_or(&spec))?;
-            failed = self.try_set(key, spec, summary)?;
+            let left = self.shrink(&key, whole.as_ref().unwrap_or(&spec))?;
+            failed = self.try_set(key.clone(), spec, summary)?;
+            if let Some(left) = left.filter(|_| failed.is_some()) {
+                self.try_set(key, left, &mut Summary::default())?;
+            }
         }
         if let Some((key, spec, error)) = failed {
             self.wait(key, whole.unwrap_or(spec), drains, error, summary);
             self.stale.tell(&self.kernel, before, &mut summary.gone);
             return Ok(());
         }
-        self.waiting.remove(&key);
-        let name = key.to_string();
-        self.unfit.remove(&name);
-        summary.refused.retain(|refused| refused.service != name);
+        self.fits(&key, summary);
         summary.conflicts.extend(conflicts);
         self.lost.extend(losers);
         self.lost.remove(&key);
@@ -399,6 +414,14 @@ impl Table {
         self.stale.tell(&self.kernel, before, &mut summary.gone);
         self.stale.adopt(&self.kernel, &key, &mut summary.gone);
         Ok(())
+    }
+
+    /// Notes that a service is as it is to be.
+    fn fits(&mut self, key: &Key, summary: &mut Summary) {
+        self.waiting.remove(key);
+        let name = key.to_string();
+        self.unfit.remove(&name);
+        summary.refused.retain(|refused| refused.service != name);
     }
 
     /// Lets node ports answer on the addresses of these nodes.
@@ -505,11 +528,17 @@ impl Table {
             let mut spec = whole.clone();
             spec.frontends.retain(|claimed, _| *claimed == frontend || installed.spec.frontends.contains_key(claimed));
             let (whole, is_whole) = (whole.clone(), spec.frontends.len() == whole.frontends.len());
+            // What a service that waits has draining here is also what it waits for.
+            let waits = self.waiting.get(&heir).map(|(_, drains)| drains.clone());
+            let drains = waits.clone().unwrap_or_else(|| self.stale.draining.get(&heir).cloned());
             if let Some((key, _, error)) = self.try_set(heir.clone(), spec, summary)? {
-                let drains = self.stale.draining.get(&key).cloned();
                 self.wait(key, whole, drains, error, summary);
             } else if is_whole {
                 self.lost.remove(&heir);
+                if waits.is_some() {
+                    self.stale.drain(&heir, drains);
+                    self.fits(&heir, summary);
+                }
             }
         }
         Ok(())

@@ -64,11 +64,17 @@ impl Kernel {
         draft
     }
 
-    /// Whether there is room for a service as things are.
-    pub(crate) fn has_room(&mut self, key: &ServiceName, spec: &Spec) -> bool {
+    /// Whether [`Kernel::find_room`] would find any for a service.
+    pub(crate) fn has_room(&mut self, key: &ServiceName, spec: &Spec) -> Result<bool, MapsError> {
         let old = self.services.get(key).cloned();
-        let draft = self.draft(spec, old.as_deref());
-        draft.map(|draft| self.give_back(draft)).is_ok()
+        match self.find_room(spec, old.as_deref()) {
+            Ok(draft) => {
+                self.give_back(draft);
+                Ok(true)
+            }
+            Err(UpdateError::Full { .. }) => Ok(false),
+            Err(UpdateError::Maps(error)) => Err(error),
+        }
     }
 
     /// Finds room for all that is new, or for nothing.

@@ -16,8 +16,12 @@ pub struct Used(HashSet<(Protocol, SocketAddr)>);
 impl Used {
     /// Notes some.
     pub fn note(&mut self, endpoints: impl IntoIterator<Item = (Protocol, SocketAddr)>) {
-        let room = LIMIT.saturating_sub(self.0.len());
-        self.0.extend(endpoints.into_iter().take(room));
+        for endpoint in endpoints {
+            if self.0.len() >= LIMIT {
+                break;
+            }
+            self.0.insert(endpoint);
+        }
     }
 
     /// Whether this is one.
@@ -46,7 +50,10 @@ mod tests {
         used.note([(Protocol::Tcp, endpoint(1))]);
         let has = |used: &Used| [1, 2].map(|number| used.has(Protocol::Tcp, endpoint(number)));
         assert_eq!((has(&used), used.has(Protocol::Udp, endpoint(1))), ([true, false], false));
-        used.note((0x0a00_0000..).take(2 * LIMIT).map(|number| (Protocol::Tcp, endpoint(number))));
+        used.note((0x0a00_0000..).take(LIMIT - 2).map(|number| (Protocol::Tcp, endpoint(number))));
+        used.note([endpoint(1), endpoint(2)].map(|known_and_new| (Protocol::Tcp, known_and_new)));
+        assert_eq!((has(&used), used.0.len()), ([true, true], LIMIT));
+        used.note([(Protocol::Tcp, endpoint(3))]);
         assert_eq!((has(&used), used.0.len()), ([true, true], LIMIT));
     }
 }

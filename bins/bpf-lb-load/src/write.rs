@@ -1,7 +1,7 @@
 //! Writing: what nobody reads yet, then what leads there, then the old is taken away.
 
 use std::{
-    collections::{BTreeMap, HashMap, hash_map},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map},
     net::SocketAddr,
     rc::Rc,
 };
@@ -72,6 +72,12 @@ impl Kernel {
         let runs: BTreeMap<_, _> =
             draft.kept_runs.iter().chain(&draft.new_runs).map(|(set, run)| (*set, *run)).collect();
         self.place_others(&spec, &runs);
+        let losers: BTreeSet<_> = spec.frontends.keys().filter_map(|frontend| self.owner(frontend)).cloned().collect();
+        for loser in losers.iter().filter(|loser| **loser != key) {
+            if let Some(loser) = self.services.get(loser).cloned() {
+                self.note_used(&loser);
+            }
+        }
         self.frontends_changed |= old.is_none_or(|old| old.spec.frontends != spec.frontends);
         for frontend in spec.frontends.keys() {
             self.lead(&key, frontend, entry(&spec, frontend, &runs), draft.new_cells.get(frontend).copied());
@@ -148,11 +154,9 @@ impl Kernel {
         }
         if let Some(other) = before
             && other != *key
-            && let Some(mut loser) = self.services.remove(&other)
+            && let Some(loser) = self.services.get_mut(&other)
         {
-            self.note_used(&loser);
-            Rc::make_mut(&mut loser).spec.frontends.remove(frontend);
-            self.services.insert(other, loser);
+            Rc::make_mut(loser).spec.frontends.remove(frontend);
         }
     }
 

@@ -200,7 +200,8 @@ where
             page_size,
             label_selector: self.selection.label_selector(),
             field_selector: self.selection.field_selector(),
-            initial_list_strategy: if self.streaming {
+            // kube takes a streaming list from the cache, whatever semantic it is given.
+            initial_list_strategy: if self.streaming && !self.has_listed {
                 InitialListStrategy::StreamingList
             } else {
                 InitialListStrategy::ListWatch
