@@ -211,12 +211,20 @@ gone_from_node() { ! lab_in node1 ip -6 route show table 500 | grep -q "$1"; }
   lab_until 5 grep -q 'lead 10.6.99.99 to' "$LAB/log/agent"
   ! led | grep -q 10.6.99.99 || fail "$(led)"
   served dhcp 4 6
+  # What it had then is its own also when it comes back.
+  local four six address
+  four=$(lab_address node1/dhcp 4) six=$(lab_address node1/dhcp 6)
+  lab_in node1/dhcp ip address flush dev eth0 scope global
+  for address in "$four" "$six"; do lab_until 5 gone_from_node4 "$address"; done
+  lab_in node1/dhcp ip address add "$four/16" dev eth0
+  lab_in node1/dhcp ip address add "$six/64" dev eth0 nodad
+  for address in "$four" "$six"; do lab_until 5 leads "$address" || fail "$address: $(led)"; done
 }
 
 # led: what the node leads to its pods.
 led() { lab_in node1 ip route show table 500; lab_in node1 ip -6 route show table 500; }
 
-@test "an address that a pod gives itself is led to it if it is free in its own subnet or formed of its MAC address, and else is not: it is said once" {
+@test "an address that a pod gives itself is led to it if it is free in its own subnet or formed of its MAC address, and else is not: it is said in the log" {
   local theirs='10.99.0.1 10.6.0.1 10.6.212.101 10.233.1.77 fd00:99::1 fd00:6::1 fd00:233:64::9' address mac
   lab_pod node1 taker plain46
   mac=$(formed taker fd00:99:0:0)

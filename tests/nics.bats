@@ -98,6 +98,21 @@ $(lab_address node1/pair $family) 8502"
   done
 }
 
+@test "an address that a NIC was not given counts for no attachment of its pod" {
+  local command nic
+  by_hand
+  attempt ADD underlay46 net1
+  lab_in "node1/$POD" ip address add 10.99.0.1/32 dev eth0
+  lab_in "node1/$POD" ip -6 address add fd00:99::1/128 dev eth0 nodad
+  for command in ADD CHECK; do
+    for nic in eth0 net1; do
+      attempt $command underlay46 $nic
+      [ "$lab_status" = 0 ] || fail "$command $nic: $lab_stdout" "$lab_stderr"
+    done
+  done
+  expect 1 grep -E '10.99.0.1|fd00:99::1' <(lab_in "node1/$POD" ip rule && lab_in "node1/$POD" ip -6 rule)
+}
+
 @test "a NIC whose IPAM names a gateway and no routes has a default route in its own table, and none in the main one, also after a second look" {
   local family _
   by_hand

@@ -153,6 +153,10 @@ pub struct Share {
     /// The gateways that prevResult has for its addresses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gateways: Vec<IpAddr>,
+    /// As [`Nic::refused`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>")]
+    pub refused: Vec<IpNet>,
     /// How its ADD changed `rp_filter` of what is not its interface's alone.
     pub applied: Vec<Operation>,
 }
@@ -239,6 +243,9 @@ pub struct Nic {
     /// Its addresses, each once: those that a packet can have as its source.
     #[schemars(with = "Vec<String>")]
     pub addresses: Vec<IpNet>,
+    /// Those that it had at ADD, where the plugins before this one gave it none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub found: Vec<IpAddr>,
     /// Those on it that are not the pod's, and that the node therefore does not lead to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(with = "Vec<String>")]
@@ -472,7 +479,8 @@ impl Share {
         let result = CniResult::previous(&document.request.config).unwrap_or_default();
         let (mut promised, gateways) = (result.routes_of(&ifname), result.gateways_of(&ifname));
         promised.retain(|route| route.destination.prefix_len() == 0);
-        Some(Self { ifname, opens_uplink: mode.opens_uplink(), cidrs, settings, promised, gateways, applied })
+        let (opens_uplink, refused) = (mode.opens_uplink(), mode.nic.refused.clone());
+        Some(Self { ifname, opens_uplink, cidrs, settings, promised, gateways, refused, applied })
     }
 }
 

@@ -63,14 +63,21 @@ pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), F
     if mode != ModeKind::Disable && document.mode.is_none() {
         pod.settle(netlink, &link, &given).await?;
     }
-    let nic = nic(document, &kernel.node, &link, &pod, &result).await?;
+    let mut nic = nic(document, &link, &pod, &result);
     if mode == ModeKind::Disable {
         let (node_addresses, uplink, host_side) = Default::default();
         document.mode = Some(Mode { mode, first: document.is_first(), nic, node_addresses, uplink, host_side });
         return Ok(());
     }
+    refuse_others(document, &kernel.node, &link, &result, &mut nic).await?;
+    pod.forget(&nic.name, &nic.refused);
+    document.others.iter().for_each(|other| pod.forget(&other.ifname, &other.refused));
     if nic.addresses.is_empty() && document.mode.is_none() {
-        log::warn!("{} has no address yet: its way to Services comes with one, if the node agent runs", nic.name);
+        log::warn!(
+            "{} has no address yet: its way to Services comes, if the node agent runs, with one that it was given or that is formed \
+             of its MAC address",
+            nic.name
+        );
     }
     survey(document, kernel, &mut pod, alone).await?;
     let attachment = Attachment { document, node: &kernel.node, pod: &pod, result: &result, nic, mode };
@@ -109,27 +116,39 @@ async fn compare(document: &mut PodDocument, netlink: &Netlink, pod: &mut Pod, a
 }
 
 /// The interface. The addresses that were given to it come before those that it found itself.
-async fn nic(
+fn nic(document: &PodDocument, link: &Link, pod: &Pod, result: &CniResult) -> Nic {
+    let decided = document.mode.as_ref().map(|mode| &mode.nic);
+    let mac = decided.and_then(|nic| nic.mac).or_else(|| result.mac_of(&link.name)).or(link.mac);
+    let (given, mut addresses): (Vec<_>, _) = (given_to(result, &link.name), pod.addresses_of(&link.name));
+    addresses.sort_by_key(|net| given.iter().position(|given| given.addr() == net.addr()).unwrap_or(given.len()));
+    // No container runs yet that could give it any.
+    let at_add = decided.map_or(&addresses, |nic| &nic.addresses).iter().map(IpNet::addr);
+    let found = match decided.map(|nic| &nic.found).filter(|found| !found.is_empty()) {
+        _ if !given.is_empty() => vec![],
+        Some(found) => found.clone(),
+        None => at_add.collect(),
+    };
+    Nic { name: link.name.clone(), mtu: link.mtu, mac, addresses, found, refused: vec![] }
+}
+
+/// Takes out of the interface's addresses those that are not the pod's.
+async fn refuse_others(
     document: &PodDocument,
     node: &Netlink,
     link: &Link,
-    pod: &Pod,
     result: &CniResult,
-) -> Result<Nic, Failure> {
-    let decided = document.mode.as_ref().map(|mode| &mode.nic);
-    let mac = decided.and_then(|nic| nic.mac).or_else(|| result.mac_of(&link.name)).or(link.mac);
-    let mut nic = Nic { name: link.name.clone(), mtu: link.mtu, mac, ..Nic::default() };
-    let (given, mut addresses): (Vec<_>, _) = (given_to(result, &link.name), pod.addresses_of(&link.name));
-    let place = |net: &IpNet| given.iter().position(|given| given.addr() == net.addr()).unwrap_or(given.len());
-    addresses.sort_by_key(place);
-    // Nobody else is there yet, or there is nothing else.
-    if decided.is_none() && given.is_empty() || addresses.iter().all(|net| place(net) < given.len()) {
-        return Ok(Nic { addresses, ..nic });
+    nic: &mut Nic,
+) -> Result<(), Failure> {
+    let given = given_to(result, &nic.name);
+    let is_known =
+        |net: &IpNet| given.iter().any(|given| given.addr() == net.addr()) || nic.found.contains(&net.addr());
+    if nic.addresses.iter().all(is_known) {
+        return Ok(());
     }
     let claims =
-        claims(document, node, &nic, link, result).await.context(Code::Io, "cannot read the node's addresses")?;
-    (nic.addresses, nic.refused) = addresses.into_iter().partition(|net| claims.include(net.addr()));
-    let known = decided.map(|nic| &nic.refused[..]).unwrap_or_default();
+        claims(document, node, nic, link, result).await.context(Code::Io, "cannot read the node's addresses")?;
+    (nic.addresses, nic.refused) = nic.addresses.drain(..).partition(|net| claims.include(net.addr()));
+    let known = document.mode.as_ref().map(|mode| &mode.nic.refused[..]).unwrap_or_default();
     for net in nic.refused.iter().filter(|net| !known.contains(net)) {
         log::warn!(
             "{}: the node does not lead {} to the pod: it was not given to {}, is no free address of its subnets, and is not \
@@ -139,7 +158,7 @@ async fn nic(
             nic.name
         );
     }
-    Ok(nic)
+    Ok(())
 }
 
 /// The addresses that the plugins before this one gave to an interface.
@@ -156,14 +175,12 @@ async fn claims(
     result: &CniResult,
 ) -> io::Result<Claims> {
     let given = given_to(result, &nic.name);
-    let decided = document.mode.iter().flat_map(|mode| &mode.nic.addresses).map(IpNet::addr);
-    let found = if given.is_empty() { decided.collect() } else { vec![] };
     let mut others: HashSet<_> = node.addresses().await?.into_iter().map(|(_, net)| net.addr()).collect();
     others.extend(next_hops(document, result));
     let cluster = state::cluster().unwrap_or_default();
     let cluster = cidrs::resolve(&document.settings, &cluster["cidrs"], Command::Add, &given).unwrap_or_default();
     Ok(Claims {
-        found,
+        found: nic.found.clone(),
         macs: nic.mac.into_iter().chain(document.nic_mac()).collect(),
         shares_mac: link.kind == "ipvlan",
         others,

@@ -131,6 +131,12 @@ impl Pod {
         of_link.map(|(_, net)| *net).filter(|net| seen.insert(net.addr())).collect()
     }
 
+    /// Takes addresses of a link for none.
+    pub fn forget(&mut self, name: &str, nets: &[IpNet]) {
+        let index = self.link(name).map(|link| link.index);
+        self.addresses.retain(|(on, net)| Some(*on) != index || !nets.contains(net));
+    }
+
     /// The routes of the main table, without those of routing daemons.
     pub fn main_routes(&self) -> impl Iterator<Item = &Route> {
         self.routes.iter().filter(|route| route.table == MAIN_TABLE && !route.is_daemons())

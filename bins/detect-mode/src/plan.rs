@@ -15,8 +15,15 @@ use ipnet::IpNet;
 
 use crate::observe::Pod;
 
-/// The kinds of links that lead to the underlay, beside the node.
-const UNDERLAY_KINDS: [&str; 4] = ["macvlan", "macvtap", "ipvlan", "ipvtap"];
+/// Whether a link of that kind leads past the node, to the underlay. Of IPvlan an overlay can be made too, as Terway's can,
+/// if the configuration says that it is one.
+fn passes_by(kind: &str, asked: ModeSetting) -> bool {
+    match kind {
+        "macvlan" | "macvtap" => true,
+        "ipvlan" | "ipvtap" => asked == ModeSetting::Auto,
+        _ => false,
+    }
+}
 
 /// The mode for the interface `ifname` of a pod that has the veth pair already, or not, and whose first interface is of
 /// the kind `first_kind`.
@@ -36,7 +43,7 @@ pub fn mode(settings: &Settings, ifname: &str, has_veth: bool, first_kind: &str)
         ),
         (ModeSetting::Auto | ModeSetting::Underlay, true, _) => Ok(ModeKind::Underlay),
         (ModeSetting::Auto | ModeSetting::Underlay, false, true) => Ok(ModeKind::Underlay),
-        (ModeSetting::Auto | ModeSetting::Overlay, false, false) if UNDERLAY_KINDS.contains(&first_kind) => refuse(
+        (asked @ (ModeSetting::Auto | ModeSetting::Overlay), false, false) if passes_by(first_kind, asked) => refuse(
             "overlay cannot be",
             &format!(
                 "the pod's first interface {} is a {first_kind}, which is no overlay's and does not lead to the node: chain this \
@@ -203,7 +210,8 @@ mod tests {
             (ModeSetting::Overlay, "net1", true, "veth", "set mode to auto or underlay"),
             (ModeSetting::Auto, POD_VETH, true, "veth", "give the interface another"),
             (ModeSetting::Auto, "net1", false, "macvlan", "chain this plugin behind it too"),
-            (ModeSetting::Overlay, "net1", false, "ipvlan", "chain this plugin behind it too"),
+            (ModeSetting::Auto, "net1", false, "ipvlan", "chain this plugin behind it too"),
+            (ModeSetting::Overlay, "net1", false, "macvtap", "chain this plugin behind it too"),
         ] {
             let failure = mode(&settings(setting), ifname, has_veth, first_kind).unwrap_err();
             assert_eq!(failure.code, Code::InvalidConfiguration as u32);

@@ -138,7 +138,7 @@ pub fn container(job: Job, cluster: &Value) -> Done {
         Ok(()) => done(outcomes, Some(whereabouts)),
         Err(failure) => {
             let outcome = match outcome_of(failure.clone()) {
-                Outcome::Gone if has_link(&container) => Outcome::Unseen(
+                Outcome::Gone if has_link(&container) && !first.document.has_lost_netns() => Outcome::Unseen(
                     failure.details("the node's link to the pod is there: is this path mounted where keep-pods runs?"),
                 ),
                 outcome => outcome,
