@@ -4,7 +4,7 @@ use std::{
     cell::LazyCell,
     collections::{BTreeMap, HashSet},
     io,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     rc::Rc,
 };
 
