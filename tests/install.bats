@@ -589,6 +589,23 @@ keeper_waits() { pgrep --parent "$(<"$LAB/pid/keep")" --exact sleep; }
   assert_same "$before" "$(lab_in node1 find /opt /etc -xdev | sort)"
 }
 
+@test "a pod whose ADD is under way while the plugin is taken away keeps it for its deletion" {
+  install_on_node1
+  lab_pod node1 begun plain46
+  lab_chained node1 begun underlay46 >"$BATS_TEST_TMPDIR/config"
+  mkdir "$BATS_TEST_TMPDIR/watched"
+  # It ends while calls settle.
+  program "$BATS_TEST_TMPDIR/watched/sleep" <<END
+CNI_COMMAND=ADD CNI_CONTAINERID=begun CNI_NETNS=/run/netns/begun CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin UNDERPASS_LIBEXEC=$(lab_libexec) \\
+  "$LAB_REPO/scripts/coordinator" <"$BATS_TEST_TMPDIR/config" >"$BATS_TEST_TMPDIR/added" 9<&-
+exec $(command -v sleep) "\$@"
+END
+  PATH=$BATS_TEST_TMPDIR/watched:$PATH expect 3 install_on_node1 --uninstall
+  expect 0 installed DEL begun <"$BATS_TEST_TMPDIR/config"
+  expect 0 install_on_node1 --uninstall
+  assert_equal "$(lab_in node1 ls -A /opt/cni/bin)" ''
+}
+
 @test "a plugin that stays for the pods that run takes new ones again when it is installed again, or goes back" {
   local action
   by_hand
