@@ -574,6 +574,7 @@ keeper_waits() { pgrep --parent "$(<"$LAB/pid/keep")" --exact sleep; }
   for _ in 1 2; do
     expect 3 install_on_node1 --uninstall
     assert_contains "$stderr" '1 interfaces of running pods keep their way'
+    assert_contains "$stderr" 'its file in /run/underpass/attachments is to be removed'
     expect 1 installed ADD late < <(lab_chained node1 late underlay46)
     assert_json "$output" '[.code, .msg]' '[11,"Underpass is being taken off this node"]'
     # What would take the pods' rules and links away is told not to, as long as they are there.
