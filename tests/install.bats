@@ -577,6 +577,8 @@ keeper_waits() { pgrep --parent "$(<"$LAB/pid/keep")" --exact sleep; }
     assert_contains "$stderr" 'its file in /run/underpass/attachments is to be removed'
     expect 1 installed ADD late < <(lab_chained node1 late underlay46)
     assert_json "$output" '[.code, .msg]' '[11,"Underpass is being taken off this node"]'
+    expect 1 installed STATUS late < <(lab_chained node1 late underlay46)
+    assert_json "$output" .code 50
     # What would take the pods' rules and links away is told not to, as long as they are there.
     lab_in node1 grep -q no /etc/systemd/networkd.conf.d/underpass.conf
     lab_in node1 test -e /etc/NetworkManager/conf.d/underpass.conf
