@@ -616,8 +616,11 @@ END
   expect 0 installed ADD again < <(lab_chained node1 again underlay46)
   for action in '' --rollback; do
     expect 3 install_on_node1 --uninstall
+    expect 3 install_on_node1 --finish
     # shellcheck disable=SC2086 # none or one
     expect 0 install_on_node1 $action
+    expect 0 install_on_node1 --finish
+    assert_contains "$stderr" 'was installed in /opt/cni/bin since'
     expect 0 installed DEL again < <(lab_chained node1 again underlay46)
     expect 0 installed ADD again < <(lab_chained node1 again underlay46)
   done
