@@ -641,7 +641,8 @@ Without kube-proxy there is no host path, and the chart's `paths=socket` lets th
 ## How much the socket path holds
 
 Values of the chart (`helm upgrade --reset-then-reuse-values --set maps.backends=262144`); without Helm, the variable `UNDERPASS_LOAD_FLAGS` of the node
-agent has them as flags of `bpf-lb-load load`. A Service that finds no room stays as it was, and an Event `NotServed` on it names the flag.
+agent has them as flags of `bpf-lb-load load`. A Service that finds no room keeps those endpoints that it had and still
+has, or is left to the host path; an Event `NotServed` on it names the flag.
 
 | Value | Flag | Default | Holds | Changed while the maps are in use |
 | --- | --- | --- | --- | --- |
@@ -667,6 +668,9 @@ kube-proxy, or `podCIDRType` none) such a Service leads nowhere. It is for
   `kubectl -n kube-system annotate service kube-dns underpass.io/socket-path=false`. By the host path the address is the node's own and the
   cache answers; the socket path leads to the DNS server's pods, past the cache. A cache on an address of its own, as 169.254.20.10, needs
   nothing.
+* Backends that the pods' underlay is not routed to and nodes reach, as the API servers': `kubectl annotate service kubernetes
+  underpass.io/socket-path=false`. With the nodes' network in `hijackCIDR`, and `overlayMasquerade`, no Service needs it: what pods send there goes
+  through their node.
 * NFS and SMB servers behind a Service, on kernels whose clients keep the backend's address in place of the Service's: when the server moves,
   the mount hangs.
 ";
