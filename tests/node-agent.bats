@@ -58,7 +58,8 @@ objects() {
 agent_start() {
   # shellcheck disable=SC2086 # a list
   lab_spawn agent node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" UNDERPASS_CGROUP="${CGROUP:-$(<"$LAB/host/node1/cgroup")}" \
-    UNDERPASS_LOAD_FLAGS="${LOAD_FLAGS-}" UNDERPASS_SCOPE_FLAGS="${SCOPE_FLAGS-}" UNDERPASS_PATHS="${PATHS-}" "$LAB_REPO/scripts/node-agent" ${PARTS-} --kubeconfig "$LAB/kubernetes/${1:-admin}.conf" \
+    UNDERPASS_LOAD_FLAGS="${LOAD_FLAGS-}" UNDERPASS_SCOPE_FLAGS="${SCOPE_FLAGS-}" UNDERPASS_END_FLAGS="${END_FLAGS-}" \
+    UNDERPASS_PATHS="${PATHS-}" "$LAB_REPO/scripts/node-agent" ${PARTS-} --kubeconfig "$LAB/kubernetes/${1:-admin}.conf" \
     --node node1
 }
 
@@ -158,8 +159,9 @@ has_address() {
 @test "where nobody else translates, pods of a service mesh take part too, and node ports answer on all nodes" {
   lab_stop agent
   # The flag that is there already is not given twice.
-  PATHS=socket SCOPE_FLAGS=--with-meshes agent_start
+  PATHS=socket SCOPE_FLAGS=--with-meshes END_FLAGS='--tcp never' agent_start
   lab_until 10 asked other
+  lab_until 10 lab_in node1 pgrep -f 'end-sockets --tcp never' >/dev/null
   lab_until 10 lab_in node1 pgrep -f 'watch-services --watch --all-node-ports' >/dev/null
   lab_stop agent
   agent_start

@@ -654,6 +654,9 @@ has, or is left to the host path; an Event `NotServed` on it names the flag.
 The kernel counts the maps as memory of the agent's container: 48 MiB with these sizes, from the beginning. The agent's processes take 87 MiB with
 10,000 Services of 10 endpoints, and 105 MiB at their most ([figures](figures/report.md)). So `node.resources` requests 128Mi, which is enough for some
 thousand Services; for 10,000 request 160Mi, and set no limit below 256Mi. Larger maps are there twice while they grow.
+
+The other tools of the agent have their flags by variables too, with the chart by `node.env`: `UNDERPASS_SERVICES_FLAGS` (`watch-services`),
+`UNDERPASS_SCOPE_FLAGS` (`scope-pods`), and `UNDERPASS_END_FLAGS` (`end-sockets`: of which backends that go connections end, as `--tcp never`).
 ";
     // By watch-services' `NotServed::HostPath`.
     const LEFT: &str = "
