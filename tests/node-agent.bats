@@ -678,6 +678,15 @@ nothing_but_the_table_is_missing() {
   not_asked plain
 }
 
+@test "--uninstall that waits ends when it is told to, also as the first process of a container" {
+  lab_until 20 agent --ready
+  lab_spawn removal node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" unshare --pid --fork "$LAB_REPO/scripts/node-agent" --uninstall
+  lab_until 10 grep -q 'waiting for the end of the agent' "$LAB/log/removal"
+  kill "$(pgrep --parent "$(<"$LAB/pid/removal")")"
+  lab_until 3 test ! -d "/proc/$(<"$LAB/pid/removal")"
+  asked plain
+}
+
 @test "an agent that has Services no longer takes the socket path of the one before away, and no other's" {
   lab_until 20 agent --ready
   lab_stop agent
