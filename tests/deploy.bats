@@ -185,18 +185,18 @@ END
     for name in install node-agent sleep; do ln -sf any "$BATS_TEST_TMPDIR/bin/$name"; done
     run env PATH="$BATS_TEST_TMPDIR/bin:$PATH" timeout 20 sh -c "$(jq -r '.[2]' <<<"$command")"
   }
-  local uninstall='install --root /host --cni-bin /usr/lib/cni --uninstall' installer wanted
+  local install='install --root /host --cni-bin /usr/lib/cni' installer wanted
   while read -r installer wanted; do
     try 1 "$installer"
     assert_equal "$status" "$wanted"
-    assert_equal "$(<"$BATS_TEST_TMPDIR/done")" "node-agent --uninstall"$'\n'"$uninstall"
+    assert_equal "$(<"$BATS_TEST_TMPDIR/done")" "node-agent --uninstall"$'\n'"$install --uninstall"
   done <<'END'
 0 0
 3 0
 1 1
 END
   try 2 3 1 0
-  assert_equal "$(<"$BATS_TEST_TMPDIR/done")" "$(printf '%s\n' "$uninstall" 'sleep 60' "$uninstall" 'sleep 60' "$uninstall" 'sleep infinity')"
+  assert_equal "$(<"$BATS_TEST_TMPDIR/done")" "$(printf '%s\n' "$install --finish" 'sleep 60' "$install --finish" 'sleep 60' "$install --finish" 'sleep infinity')"
 }
 
 @test "everything is taken off the nodes of a label alone, where the agent is not, while the others keep it" {

@@ -574,8 +574,11 @@ keeper_waits() { pgrep --parent "$(<"$LAB/pid/keep")" --exact sleep; }
   for _ in 1 2; do
     expect 3 install_on_node1 --uninstall
     assert_contains "$stderr" '1 interfaces of running pods keep their way'
+    assert_contains "$stderr" 'its file in /run/underpass/attachments is to be removed'
     expect 1 installed ADD late < <(lab_chained node1 late underlay46)
     assert_json "$output" '[.code, .msg]' '[11,"Underpass is being taken off this node"]'
+    expect 1 installed STATUS late < <(lab_chained node1 late underlay46)
+    assert_json "$output" .code 50
     # What would take the pods' rules and links away is told not to, as long as they are there.
     lab_in node1 grep -q no /etc/systemd/networkd.conf.d/underpass.conf
     lab_in node1 test -e /etc/NetworkManager/conf.d/underpass.conf
@@ -589,6 +592,23 @@ keeper_waits() { pgrep --parent "$(<"$LAB/pid/keep")" --exact sleep; }
   assert_same "$before" "$(lab_in node1 find /opt /etc -xdev | sort)"
 }
 
+@test "a pod whose ADD is under way while the plugin is taken away keeps it for its deletion" {
+  install_on_node1
+  lab_pod node1 begun plain46
+  lab_chained node1 begun underlay46 >"$BATS_TEST_TMPDIR/config"
+  mkdir "$BATS_TEST_TMPDIR/watched"
+  # It ends while calls settle.
+  program "$BATS_TEST_TMPDIR/watched/sleep" <<END
+CNI_COMMAND=ADD CNI_CONTAINERID=begun CNI_NETNS=/run/netns/begun CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin UNDERPASS_LIBEXEC=$(lab_libexec) \\
+  "$LAB_REPO/scripts/coordinator" <"$BATS_TEST_TMPDIR/config" >"$BATS_TEST_TMPDIR/added" 9<&-
+exec $(command -v sleep) "\$@"
+END
+  PATH=$BATS_TEST_TMPDIR/watched:$PATH expect 3 install_on_node1 --uninstall
+  expect 0 installed DEL begun <"$BATS_TEST_TMPDIR/config"
+  expect 0 install_on_node1 --uninstall
+  assert_equal "$(lab_in node1 ls -A /opt/cni/bin)" ''
+}
+
 @test "a plugin that stays for the pods that run takes new ones again when it is installed again, or goes back" {
   local action
   by_hand
@@ -596,8 +616,11 @@ keeper_waits() { pgrep --parent "$(<"$LAB/pid/keep")" --exact sleep; }
   expect 0 installed ADD again < <(lab_chained node1 again underlay46)
   for action in '' --rollback; do
     expect 3 install_on_node1 --uninstall
+    expect 3 install_on_node1 --finish
     # shellcheck disable=SC2086 # none or one
     expect 0 install_on_node1 $action
+    expect 0 install_on_node1 --finish
+    assert_contains "$stderr" 'was installed in /opt/cni/bin since'
     expect 0 installed DEL again < <(lab_chained node1 again underlay46)
     expect 0 installed ADD again < <(lab_chained node1 again underlay46)
   done

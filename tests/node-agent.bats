@@ -58,7 +58,8 @@ objects() {
 agent_start() {
   # shellcheck disable=SC2086 # a list
   lab_spawn agent node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" UNDERPASS_CGROUP="${CGROUP:-$(<"$LAB/host/node1/cgroup")}" \
-    UNDERPASS_LOAD_FLAGS="${LOAD_FLAGS-}" UNDERPASS_SCOPE_FLAGS="${SCOPE_FLAGS-}" UNDERPASS_PATHS="${PATHS-}" "$LAB_REPO/scripts/node-agent" ${PARTS-} --kubeconfig "$LAB/kubernetes/${1:-admin}.conf" \
+    UNDERPASS_LOAD_FLAGS="${LOAD_FLAGS-}" UNDERPASS_SCOPE_FLAGS="${SCOPE_FLAGS-}" UNDERPASS_END_FLAGS="${END_FLAGS-}" \
+    UNDERPASS_PATHS="${PATHS-}" "$LAB_REPO/scripts/node-agent" ${PARTS-} --kubeconfig "$LAB/kubernetes/${1:-admin}.conf" \
     --node node1
 }
 
@@ -158,8 +159,9 @@ has_address() {
 @test "where nobody else translates, pods of a service mesh take part too, and node ports answer on all nodes" {
   lab_stop agent
   # The flag that is there already is not given twice.
-  PATHS=socket SCOPE_FLAGS=--with-meshes agent_start
+  PATHS=socket SCOPE_FLAGS=--with-meshes END_FLAGS='--tcp never' agent_start
   lab_until 10 asked other
+  lab_until 10 lab_in node1 pgrep -f 'end-sockets --tcp never' >/dev/null
   lab_until 10 lab_in node1 pgrep -f 'watch-services --watch --all-node-ports' >/dev/null
   lab_stop agent
   agent_start
@@ -674,6 +676,15 @@ nothing_but_the_table_is_missing() {
   lab_stop agent
   lab_until 10 lab_in node1 test ! -e /sys/fs/bpf/underpass
   not_asked plain
+}
+
+@test "--uninstall that waits ends when it is told to, also as the first process of a container" {
+  lab_until 20 agent --ready
+  lab_spawn removal node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" unshare --pid --fork "$LAB_REPO/scripts/node-agent" --uninstall
+  lab_until 10 grep -q 'waiting for the end of the agent' "$LAB/log/removal"
+  kill "$(pgrep --parent "$(<"$LAB/pid/removal")")"
+  lab_until 3 test ! -d "/proc/$(<"$LAB/pid/removal")"
+  asked plain
 }
 
 @test "an agent that has Services no longer takes the socket path of the one before away, and no other's" {

@@ -641,7 +641,8 @@ Without kube-proxy there is no host path, and the chart's `paths=socket` lets th
 ## How much the socket path holds
 
 Values of the chart (`helm upgrade --reset-then-reuse-values --set maps.backends=262144`); without Helm, the variable `UNDERPASS_LOAD_FLAGS` of the node
-agent has them as flags of `bpf-lb-load load`. A Service that finds no room stays as it was, and an Event `NotServed` on it names the flag.
+agent has them as flags of `bpf-lb-load load`. A Service that finds no room keeps those endpoints that it had and still
+has, or is left to the host path; an Event `NotServed` on it names the flag.
 
 | Value | Flag | Default | Holds | Changed while the maps are in use |
 | --- | --- | --- | --- | --- |
@@ -653,6 +654,9 @@ agent has them as flags of `bpf-lb-load load`. A Service that finds no room stay
 The kernel counts the maps as memory of the agent's container: 48 MiB with these sizes, from the beginning. The agent's processes take 87 MiB with
 10,000 Services of 10 endpoints, and 105 MiB at their most ([figures](figures/report.md)). So `node.resources` requests 128Mi, which is enough for some
 thousand Services; for 10,000 request 160Mi, and set no limit below 256Mi. Larger maps are there twice while they grow.
+
+The other tools of the agent have their flags by variables too, with the chart by `node.env`: `UNDERPASS_SERVICES_FLAGS` (`watch-services`),
+`UNDERPASS_SCOPE_FLAGS` (`scope-pods`), and `UNDERPASS_END_FLAGS` (`end-sockets`: of which backends that go connections end, as `--tcp never`).
 ";
     // By watch-services' `NotServed::HostPath`.
     const LEFT: &str = "
@@ -667,6 +671,9 @@ kube-proxy, or `podCIDRType` none) such a Service leads nowhere. It is for
   `kubectl -n kube-system annotate service kube-dns underpass.io/socket-path=false`. By the host path the address is the node's own and the
   cache answers; the socket path leads to the DNS server's pods, past the cache. A cache on an address of its own, as 169.254.20.10, needs
   nothing.
+* Backends that the pods' underlay is not routed to and nodes reach, as the API servers': `kubectl annotate service kubernetes
+  underpass.io/socket-path=false`. With the nodes' network in `hijackCIDR`, and `overlayMasquerade`, no Service needs it: what pods send there goes
+  through their node.
 * NFS and SMB servers behind a Service, on kernels whose clients keep the backend's address in place of the Service's: when the server moves,
   the mount hangs.
 ";
