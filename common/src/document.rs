@@ -628,8 +628,10 @@ mod tests {
         assert!(!document.has_lost_netns());
         document.netns = Some(NetnsId { inode: own.inode + 1, ..own });
         assert!(document.has_lost_netns());
-        document.request.netns = Some(PathBuf::from("/run/netns/no-such"));
-        assert!(!document.has_lost_netns());
+        for none in ["/run/netns/no-such", "/proc/version"] {
+            document.request.netns = Some(PathBuf::from(none));
+            assert!(!document.has_lost_netns());
+        }
     }
 
     #[test]

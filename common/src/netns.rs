@@ -15,7 +15,7 @@ use std::{
 use nix::{
     libc,
     sched::{CloneFlags, setns},
-    sys::statfs::{NSFS_MAGIC, fstatfs},
+    sys::statfs::{NSFS_MAGIC, fstatfs, statfs},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -43,11 +43,14 @@ pub struct NetnsId {
 }
 
 impl NetnsId {
-    /// What is at `path`.
+    /// Of the namespace at `path`.
     ///
     /// # Errors
-    /// When nothing is there, or the path may not be followed.
+    /// When nothing is there, or no namespace, such as what is left of a bind mount, or when the path may not be followed.
     pub fn at(path: &Path) -> io::Result<Self> {
+        if statfs(path)?.filesystem_type() != NSFS_MAGIC {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         Ok(Self::of(&fs::metadata(path)?))
     }
 
