@@ -33,7 +33,7 @@ table() {
 # theirs: translates the same Service, to another backend.
 theirs() {
   lab_spawn theirs node1 "$LAB_SOURCE/translate.py" cil_sock4_connect "$CGROUP" 10.233.64.20 80 "$(lab_address node2/theirs 4)" 8080
-  lab_until 5 grep -q ready "$LAB/log/theirs" || fail "$(cat "$LAB/log/theirs")"
+  lab_until 20 grep -q ready "$LAB/log/theirs" || fail "$(cat "$LAB/log/theirs")"
 }
 
 # says OK TEXT: what check-node says of those who translate.
