@@ -59,8 +59,8 @@ pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), F
         }
     };
     let result = CniResult::previous(&document.request.config)?;
-    let given: Vec<_> = result.ips_of(&ifname).map(|ip| ip.address.addr()).collect();
     if mode != ModeKind::Disable && document.mode.is_none() {
+        let given: Vec<_> = given_to(&result, &ifname).iter().map(IpNet::addr).collect();
         pod.settle(netlink, &link, &given).await?;
     }
     let mut nic = nic(document, &link, &pod, &result);
@@ -121,12 +121,13 @@ fn nic(document: &PodDocument, link: &Link, pod: &Pod, result: &CniResult) -> Ni
     let mac = decided.and_then(|nic| nic.mac).or_else(|| result.mac_of(&link.name)).or(link.mac);
     let (given, mut addresses): (Vec<_>, _) = (given_to(result, &link.name), pod.addresses_of(&link.name));
     addresses.sort_by_key(|net| given.iter().position(|given| given.addr() == net.addr()).unwrap_or(given.len()));
-    // No container runs yet that could give it any.
-    let at_add = decided.map_or(&addresses, |nic| &nic.addresses).iter().map(IpNet::addr);
-    let found = match decided.map(|nic| &nic.found).filter(|found| !found.is_empty()) {
+    let found = match decided {
         _ if !given.is_empty() => vec![],
-        Some(found) => found.clone(),
-        None => at_add.collect(),
+        // No container runs yet that could give it any.
+        None => addresses.iter().map(IpNet::addr).collect(),
+        // Documents of earlier versions do not say it.
+        Some(nic) if nic.found.is_empty() => nic.addresses.iter().map(IpNet::addr).collect(),
+        Some(nic) => nic.found.clone(),
     };
     Nic { name: link.name.clone(), mtu: link.mtu, mac, addresses, found, refused: vec![] }
 }
