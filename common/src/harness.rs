@@ -1,6 +1,7 @@
 //! What is the same in every tool: flags, standard input and output, errors as data, plan and apply.
 
 use std::{
+    fmt::Display,
     fs::{self, File, OpenOptions},
     io::{self, IsTerminal, Read, Write},
     path::Path,
@@ -465,6 +466,14 @@ pub fn fail(tool: &str, mut document: Value, failure: Failure) -> ExitCode {
     let earlier = document.get("error").cloned().and_then(|error| serde_json::from_value::<Failure>(error).ok());
     document["error"] = json!(earlier.map_or(failure.clone(), |earlier| earlier.and(&failure)));
     if io::stdout().is_terminal() { ExitCode::FAILURE } else { print(&document.to_string(), ExitCode::FAILURE) }
+}
+
+/// Ends a tool that has printed what it has to say: of an error, which is not one of a document, it says all causes.
+pub fn end(tool: &str, done: Result<(), impl Display>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(tool, json!({}), Failure::new(Code::Io, format!("{error:#}"))),
+    }
 }
 
 /// Prints a document, for a person at a terminal in lines.

@@ -9,10 +9,10 @@ use std::{
         mpsc::{Receiver, RecvTimeoutError},
     },
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
-use common::state::{self, Saved};
+use common::state::{self, Saved, Stamp};
 use serde_json::Value;
 
 use crate::{
@@ -55,7 +55,7 @@ pub enum News {
 #[derive(Debug)]
 struct Attachment {
     /// The saved document that the outcome is for.
-    stamp: (SystemTime, u64),
+    stamp: Stamp,
     /// None when nothing is known yet.
     outcome: Option<Outcome>,
     contest: Contest,

@@ -20,14 +20,13 @@ use cluster_api::{
 };
 use common::{
     document::{Command as Cni, PodDocument},
-    failure::{Code, Failure},
     harness,
     settings::{LogOptions, Settings},
     state,
 };
 use futures_util::StreamExt;
 use log::Level;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
@@ -76,10 +75,7 @@ const WRITE: Duration = Duration::from_secs(2);
 fn main() -> ExitCode {
     let cli: Cli = harness::parse();
     harness::init_log(NAME, &LogOptions::default(), "");
-    match harness::block_on(follow(cli)).map_err(anyhow::Error::from).and_then(|result| result) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => harness::fail(NAME, json!({}), Failure::new(Code::Io, format!("{error:#}"))),
-    }
+    harness::end(NAME, harness::block_on(follow(cli)).map_err(anyhow::Error::from).flatten())
 }
 
 async fn follow(cli: Cli) -> anyhow::Result<()> {
@@ -144,7 +140,7 @@ async fn follow(cli: Cli) -> anyhow::Result<()> {
 }
 
 /// The saved documents and their stamps, and the cluster's settings' stamp.
-type Stamps = (Vec<(state::Saved, (SystemTime, u64))>, Option<SystemTime>);
+type Stamps = (Vec<(state::Saved, state::Stamp)>, Option<SystemTime>);
 
 /// What changes whenever a pod is added or removed, or the cluster's settings change.
 fn stamps() -> Stamps {

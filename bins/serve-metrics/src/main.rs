@@ -14,7 +14,6 @@ use std::{
 use anyhow::Context;
 use clap::{Arg, ArgAction, Command, value_parser};
 use common::{
-    failure::{Code, Failure},
     harness::{self, About},
     settings::LogOptions,
     state,
@@ -27,7 +26,6 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde_json::json;
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
 
@@ -50,10 +48,7 @@ fn main() -> ExitCode {
     let listen = flags.get_one::<SocketAddr>("listen").copied().unwrap_or_else(|| SocketAddr::from(([0; 16], PORT)));
     let tools = flags.get_many::<String>("watch").into_iter().flatten().cloned().collect();
     let health = Health::new(tools, SystemTime::now());
-    match harness::block_on(serve(listen, health)).map_err(anyhow::Error::from).and_then(|result| result) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => harness::fail(ABOUT.name, json!({}), Failure::new(Code::Io, format!("{error:#}"))),
-    }
+    harness::end(ABOUT.name, harness::block_on(serve(listen, health)).map_err(anyhow::Error::from).flatten())
 }
 
 /// Beside those of Kubernetes' own programs (10248 to 10259).

@@ -92,7 +92,7 @@ fn main() -> ExitCode {
     harness::init_log(NAME, &LogOptions::default(), "");
     let result = match &cli.from {
         Some(path) => from(path, &cli),
-        None => harness::block_on(online(cli)).map_err(anyhow::Error::from).and_then(|result| result),
+        None => harness::block_on(online(cli)).map_err(anyhow::Error::from).flatten(),
     };
     match result {
         Ok(Some(output)) => harness::answer(&output, || show::tables(&output), ExitCode::SUCCESS),

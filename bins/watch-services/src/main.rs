@@ -31,12 +31,7 @@ use std::{
 use anyhow::Context;
 use clap::Parser;
 use cluster_api::{Access, Name};
-use common::{
-    failure::{Code, Failure},
-    harness,
-    settings::LogOptions,
-};
-use serde_json::json;
+use common::{harness, settings::LogOptions};
 
 use crate::{
     cluster::{Cluster, Settings},
@@ -94,10 +89,7 @@ fn service_name(text: &str) -> Result<Name, &'static str> {
 fn main() -> ExitCode {
     let cli = harness::parse();
     harness::init_log(NAME, &LogOptions::default(), "");
-    match run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => harness::fail(NAME, json!({}), Failure::new(Code::Io, format!("{error:#}"))),
-    }
+    harness::end(NAME, run(cli))
 }
 
 impl Cli {
