@@ -147,8 +147,8 @@ fn with_kernel(
     about: About,
     work: impl AsyncFnOnce(&mut PodDocument, Netlink) -> Result<Option<String>, Failure>,
 ) -> ExitCode {
-    // Before the document is there, since until then the tools before this one are at work.
-    let ready = runtime().and_then(|runtime| {
+    // Before the document is there, since until then the tools before this one are at work. Nobody waits for a descriptor.
+    let ready = runtime(Builder::enable_time).and_then(|runtime| {
         let node = runtime.block_on(async { node() })?;
         Ok((runtime, node))
     });
@@ -215,11 +215,11 @@ pub fn parse<T: Parser>() -> T {
 /// # Errors
 /// When the kernel gives no epoll descriptor.
 pub fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
-    Ok(runtime()?.block_on(future))
+    Ok(runtime(Builder::enable_all)?.block_on(future))
 }
 
-fn runtime() -> Result<Runtime, Failure> {
-    Builder::new_current_thread().enable_all().build().map_err(|error| Failure::new(Code::Io, error))
+fn runtime(enable: fn(&mut Builder) -> &mut Builder) -> Result<Runtime, Failure> {
+    enable(&mut Builder::new_current_thread()).build().map_err(|error| Failure::new(Code::Io, error))
 }
 
 async fn work<T: Tool>(document: &mut PodDocument, output: Output, node: Netlink) -> Result<Option<String>, Failure> {

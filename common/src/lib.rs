@@ -10,6 +10,8 @@ pub mod cidrs;
 pub mod document;
 pub mod failure;
 pub mod harness;
+#[cfg(target_env = "musl")]
+mod heap;
 pub mod kernel;
 pub mod keys;
 pub mod lock;
@@ -31,8 +33,3 @@ pub mod state;
 pub mod table;
 pub mod transit;
 pub mod wire;
-
-/// In place of musl's own, which asks the kernel for memory some forty times where a tool reads one document.
-#[cfg(target_env = "musl")]
-#[global_allocator]
-static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;

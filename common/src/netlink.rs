@@ -3,6 +3,7 @@
 //! [`Object`]: crate::object::Object
 
 mod message;
+mod socket;
 
 use std::{
     cell::RefCell,
@@ -25,12 +26,16 @@ use netlink_packet_route::{
     route::{RouteAttribute, RouteFlags, RouteMessage, RouteScope},
     rule::RuleMessage,
 };
+use netlink_sys::AsyncSocket as _;
 use nix::libc;
 
-use self::message::{
-    Hop, UNASSIGNED_NSID, address_family, address_message, foreign_table, local_address, neighbour_message,
-    no_link_local, nsid_message, parse_address, parse_link, parse_neighbour, parse_nsid, parse_route, parse_rule,
-    route_message, route_query, rule_message, veth_message,
+use self::{
+    message::{
+        Hop, UNASSIGNED_NSID, address_family, address_message, foreign_table, local_address, neighbour_message,
+        no_link_local, nsid_message, parse_address, parse_link, parse_neighbour, parse_nsid, parse_route, parse_rule,
+        route_message, route_query, rule_message, veth_message,
+    },
+    socket::Answered,
 };
 use crate::{
     mac::Mac,
@@ -136,7 +141,8 @@ impl Netlink {
     /// # Errors
     /// When the kernel gives no socket. Must be called within a tokio runtime.
     pub fn open() -> io::Result<Self> {
-        let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
+        let (mut connection, handle, _) = rtnetlink::new_connection_with_socket::<Answered>()?;
+        connection.socket_mut().socket_mut().set_netlink_get_strict_chk(true)?;
         tokio::spawn(connection);
         Ok(Self { handle, indices: RefCell::default() })
     }

@@ -30,6 +30,8 @@ const NAMED: [&str; 3] = ["/run/netns", "/var/run/netns", "/var/run/docker/netns
 #[derive(Debug)]
 pub struct NetnsFile {
     file: File,
+    /// The namespace of the thread that opened it.
+    home: File,
     id: NetnsId,
 }
 
@@ -102,12 +104,13 @@ impl NetnsFile {
         if !is_namespace {
             return Err(NetnsError::NotNamespace(name()));
         }
-        let own = NetnsId::at(Path::new(OWN)).map_err(|source| NetnsError::Open { path: OWN.to_owned(), source })?;
+        let own = || File::open(OWN).and_then(|home| Ok((NetnsId::of(&home.metadata()?), home)));
+        let (own, home) = own().map_err(|source| NetnsError::Open { path: OWN.to_owned(), source })?;
         let id = NetnsId::of(&metadata);
         if own == id {
             return Err(NetnsError::Own(name()));
         }
-        Ok(Self { file, id })
+        Ok(Self { file, home, id })
     }
 
     /// Which one it is.
@@ -115,16 +118,15 @@ impl NetnsFile {
         self.id
     }
 
-    /// Runs `work` in the namespace, and comes back from there; the process ends where there is no way back. Only the
-    /// calling thread goes.
+    /// Runs `work` in the namespace, and comes back to that of the thread that opened it; the process ends where there is no
+    /// way back. Only the calling thread goes.
     ///
     /// # Errors
     /// What `setns(2)` says.
     pub fn run<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
-        let home = File::open(OWN)?;
         setns(&self.file, CloneFlags::CLONE_NEWNET)?;
         let done = work();
-        if let Err(error) = setns(&home, CloneFlags::CLONE_NEWNET) {
+        if let Err(error) = setns(&self.home, CloneFlags::CLONE_NEWNET) {
             // What comes after must not be done to the pod in place of the node.
             log::error!("no way back into the thread's own network namespace: {error}");
             process::abort();
