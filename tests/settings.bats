@@ -558,6 +558,20 @@ veth_addresses() {
   added '.detectIPConflict = true'
 }
 
+@test "detectIPConflict: the node itself with one of the addresses fails ADD too, though it does not hear its own macvlan pods" {
+  local address
+  for address in "$P4/32" "$P6/128"; do
+    lab_in node1 ip address add "$address" dev eth1 nodad
+    cp "$LAB/node.clean" "$LAB/node.without"
+    lab_snapshot node1 >"$LAB/node.clean"
+    refused '.detectIPConflict = true' 103 "the node itself has the address ${address%/*}"
+    added 'del(.detectIPConflict)'
+    coordinator DEL .
+    lab_in node1 ip address delete "$address" dev eth1
+    mv "$LAB/node.without" "$LAB/node.clean"
+  done
+}
+
 @test "detectIPConflict: a pod with two NICs on one network is not in conflict with itself" {
   added '.detectIPConflict = true'
   lab_attach node1 "$POD" plain46 net1

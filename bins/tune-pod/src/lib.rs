@@ -57,6 +57,11 @@ impl Tool for TunePod {
         if !settings.detect_ip_conflict && !settings.detect_gateway {
             return Ok(());
         }
+        if settings.detect_ip_conflict {
+            let addresses = kernel.node.addresses().await.context(Code::Io, "cannot read the node's addresses")?;
+            let addresses: Vec<_> = addresses.iter().map(|(_, net)| net.addr()).collect();
+            probe::refuse_the_nodes(document, &addresses)?;
+        }
         let links = kernel.pod()?.netlink.links().await.context(Code::Io, "cannot read the pod's links")?;
         let own = links.iter().filter_map(|link| link.mac).collect();
         let Some(link) = links.iter().find(|link| link.name == document.request.ifname) else { return Ok(()) };

@@ -9,6 +9,7 @@ use common::{
     mac::Mac,
     result::CniResult,
 };
+use ipnet::IpNet;
 
 use crate::packet::{self, Claim};
 
@@ -22,6 +23,24 @@ pub struct Inquiry {
     own: Vec<Mac>,
     addresses: Vec<IpAddr>,
     gateways: Vec<IpAddr>,
+}
+
+fn conflict(msg: String) -> Failure {
+    Failure::new(Code::AddressConflict, msg)
+        .details("give one of the two another address, or set detectIPConflict to false")
+}
+
+/// That the node itself, which has the addresses `node`, has one of the pod's. Nobody need be asked: behind a macvlan
+/// interface the node would not hear it (`macvlan_queue_xmit`).
+///
+/// # Errors
+/// When it has.
+pub fn refuse_the_nodes(document: &PodDocument, node: &[IpAddr]) -> Result<(), Failure> {
+    let nic = &document.request.ifname;
+    match document.nic_addresses().iter().map(IpNet::addr).find(|address| node.contains(address)) {
+        Some(address) => Err(conflict(format!("the node itself has the address {address} of {nic}"))),
+        None => Ok(()),
+    }
 }
 
 impl Inquiry {
@@ -61,10 +80,8 @@ impl Inquiry {
             return Ok(());
         }
         if self.addresses.contains(&claim.address) {
-            let Claim { address, mac, .. } = claim;
-            let msg = format!("another host has the address {address} of {}: its MAC address is {mac}", self.nic);
-            return Err(Failure::new(Code::AddressConflict, msg)
-                .details("give one of the two another address, or set detectIPConflict to false"));
+            let (Claim { address, mac, .. }, nic) = (claim, &self.nic);
+            return Err(conflict(format!("another host has the address {address} of {nic}: its MAC address is {mac}")));
         }
         if !claim.tentative {
             self.gateways.retain(|gateway| *gateway != claim.address);
