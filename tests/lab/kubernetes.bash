@@ -64,7 +64,7 @@ lab_apiserver() {
 lab_apiserver_with() {
   local directory=$LAB/kubernetes
   rm -rf "$directory/cache"
-  lab_spawn apiserver control kube-apiserver --etcd-servers http://127.0.0.1:2379 --cert-dir "$directory" \
+  lab_spawn apiserver control env GOGC=400 kube-apiserver --etcd-servers http://127.0.0.1:2379 --cert-dir "$directory" \
     --bind-address 0.0.0.0 --advertise-address 10.6.0.10 --service-cluster-ip-range 10.233.64.0/18,fd00:233:64::/108 \
     --token-auth-file "$directory/tokens" --service-account-issuer https://lab \
     --service-account-key-file "$directory/sa.key" --service-account-signing-key-file "$directory/sa.key" "$@"
@@ -72,13 +72,14 @@ lab_apiserver_with() {
 }
 
 lab_apiserver_ready() {
-  [ -e "$LAB/kubernetes/apiserver.crt" ] && lab_kubectl get --raw /readyz >/dev/null 2>&1
+  lab_in control curl --silent --fail --output /dev/null --max-time 5 --cacert "$LAB/kubernetes/apiserver.crt" \
+    --oauth2-bearer admin-token https://10.6.0.10:6443/readyz
 }
 
 # lab_kubectl ARGUMENT...
 lab_kubectl() {
   # Its cache of what the API has is by address, and in every lab that is the same.
-  lab_in control kubectl --kubeconfig "$LAB/kubernetes/admin.conf" --cache-dir "$LAB/kubernetes/cache" "$@"
+  lab_in control env GOGC=off kubectl --kubeconfig "$LAB/kubernetes/admin.conf" --cache-dir "$LAB/kubernetes/cache" "$@"
 }
 
 # lab_proxied_kubeconfig PORT: an administrator's kubeconfig for a proxy before the API server on the own host.
