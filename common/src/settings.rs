@@ -720,31 +720,107 @@ is allowed, of every setting that is wrong. DEL and GC go on with the default in
     }
 
     #[test]
-    fn each_default_that_is_a_value_is_the_one_that_applies() {
+    fn each_default_is_the_one_that_applies_and_in_brackets_there_is_none() {
         for setting in SETTINGS.iter().filter(|setting| !setting.default.starts_with('(')) {
             let value: Value = serde_json::from_str(setting.default).unwrap_or_else(|_| json!(setting.default));
             let (settings, failures) = Settings::resolve(&json!({ setting.key: value }), &Value::Null);
             assert_eq!((settings, failures), (Settings::default(), vec![]), "{}", setting.key);
         }
+        let settings = Settings::default();
+        assert_eq!(
+            (settings.pod_default_route_nic, settings.service_cidr, settings.overlay_pod_cidr),
+            (None, None, None)
+        );
     }
 
     #[test]
-    fn each_setting_is_read_and_a_value_of_another_kind_is_refused_with_what_is_allowed() {
-        for setting in SETTINGS {
-            let (settings, failures) = Settings::resolve(&json!({ setting.key: [["no", "such"]] }), &Value::Null);
-            let [failure] = &failures[..] else { panic!("{}: {failures:?}", setting.key) };
-            assert!(failure.msg.starts_with(&format!("setting {}: ", setting.key)), "{failure}");
-            assert_eq!(failure.details, format!("allowed: {}", setting.allowed));
-            assert_eq!(settings, Settings::default());
+    fn each_setting_is_read_and_a_value_that_is_not_allowed_is_refused_with_what_is() {
+        let mut wrong = json!({
+            "mode": ["overlaid", 1],
+            "podDefaultCniNic": ["a name that is too long", 7],
+            "podDefaultRouteNic": ["eth/0"],
+            "tunePodRoutes": ["yes"],
+            "serviceCIDR": ["10.233.64.0/18", ["10.233.64.0"], ["10.233.64.0/33"], ["0.0.0.0/0"]],
+            "overlayPodCIDR": ["10.233.0.0/18", ["10.233.0.1/33"], ["fd00:233::/148"]],
+            "hijackCIDR": [["169.254.20.256"], ["0.0.0.0/0"]],
+            "policyRoutes": [
+                [{"dst": "10.9.0.0/16"}],
+                [{"dst": "10.9.0.0/16", "gw": "fd00:6::1"}],
+                {"dst": "10.9.0.0/16", "gw": "10.6.0.1"},
+            ],
+            "hostRuleTable": [0, 254, "500"],
+            "podRuleTable": [255],
+            "rulePriority": [0, 32766],
+            "podMark": [3, "0x1000000000"],
+            "podRPFilter": [3],
+            "linkGroup": [0, 4_294_967_295_u32],
+            "overlayMasquerade": ["yes"],
+            "socketPath": ["yes"],
+            "txQueueLen": [4_294_967_296_u64],
+            "podMACPrefix": ["0a", "0b:1", "01:00"],
+            "vethLinkAddress": ["garbage", "10.6.0.9", "fe80::1"],
+            "vethMTU": [67, 65536],
+            "detectIPConflict": ["true"],
+            "detectGateway": [1],
+            "detectOptions": [{"retries": 101}, {"interval": "soon"}, {"timeout": "61s"}, {"timeout": 1}],
+            "logOptions": [{"logLevel": "loud"}, {"logFile": "relative.log"}, {"logMaxSize": "big"}],
+        });
+        for Setting { key, allowed, .. } in SETTINGS {
+            let values = wrong[key].as_array_mut().unwrap_or_else(|| panic!("no wrong value of {key}"));
+            values.push(json!([["of", "another", "kind"]]));
+            for value in values {
+                let (settings, failures) = Settings::resolve(&json!({ *key: value }), &Value::Null);
+                let [failure] = &failures[..] else { panic!("{key} {value}: {failures:?}") };
+                assert_eq!(failure.msg, format!("setting {key}: {value} is not allowed"));
+                assert_eq!(failure.details, format!("allowed: {allowed}"));
+                assert_eq!(settings, Settings::default());
+            }
         }
     }
 
     #[test]
-    fn keys_that_are_not_known_are_ignored_in_options_too_and_no_retries_are_as_many_as_by_default() {
-        let config = json!({
-            "detectOptions": {"retries": 0, "patience": "1s"}, "logOptions": {"logLevel": "info", "colour": true}
-        });
-        assert_eq!(Settings::resolve(&config, &Value::Null), (Settings::default(), vec![]));
+    fn what_spiderpools_coordinator_takes_is_taken() {
+        let options = |retries: u32, interval: u64, timeout: u64| {
+            let (interval, timeout) = (Duration::from_micros(interval), Duration::from_micros(timeout));
+            json!({"retries": retries, "interval": interval, "timeout": timeout})
+        };
+        for (key, value, taken) in [
+            // Host bits, blanks, and addresses for CIDRs.
+            ("serviceCIDR", json!(["10.233.64.1/18"]), json!(["10.233.64.0/18"])),
+            ("serviceCIDR", json!([" 10.233.64.0/18 "]), json!(["10.233.64.0/18"])),
+            (
+                "hijackCIDR",
+                json!(["169.254.20.10/16", "169.254.20.10", " 192.0.2.7/24 "]),
+                json!(["169.254.0.0/16", "169.254.20.10/32", "192.0.2.0/24"]),
+            ),
+            (
+                "policyRoutes",
+                json!([{"dst": "10.9.9.9", "gw": "10.6.0.1"}, {"dst": "10.9.9.9/16", "gw": " 10.6.0.1 "}]),
+                json!([{"dst": "10.9.9.9/32", "gw": "10.6.0.1"}, {"dst": "10.9.0.0/16", "gw": "10.6.0.1"}]),
+            ),
+            // Any negative number.
+            ("podRPFilter", json!(-2), Value::Null),
+            ("podRPFilter", json!(i32::MIN), Value::Null),
+            ("txQueueLen", json!(-1), Value::Null),
+            ("detectOptions", json!({"retry": 2, "interval": "0h0m0.01s", "timeout": "0"}), options(2, 10_000, 0)),
+            (
+                "detectOptions",
+                json!({"retries": null, "interval": "1ms500us", "timeout": "+.1s"}),
+                options(3, 1500, 100_000),
+            ),
+            ("logOptions", json!({"logLevel": "Fatal", "logMaxSize": null}), json!({"logLevel": "error"})),
+            // No retries are as many as by default, and keys that nobody knows are ignored.
+            ("detectOptions", json!({"retries": 0, "patience": "1s"}), options(3, 10_000, 100_000)),
+            ("logOptions", json!({"logLevel": "warn", "colour": true}), json!({"logLevel": "warn"})),
+            ("podCIDRType", json!("auto"), Value::Null),
+            ("hostRPFilter", json!(0), Value::Null),
+            ("multusNicPrefix", json!("net"), Value::Null),
+            ("detectGateway", Value::Null, json!(false)),
+        ] {
+            let (settings, failures) = Settings::resolve(&json!({ key: value }), &Value::Null);
+            assert_eq!(failures, [], "{key} {value}");
+            assert_eq!(json!(settings)[key], taken, "{key} {value}");
+        }
     }
 
     #[test]
