@@ -317,6 +317,13 @@ END
     "$(sed -n '/^\[workspace.package\]/,/^$/s/^version = "\(.*\)"/\1/p' "$LAB_REPO/Cargo.toml")"
 }
 
+@test "no tool on the way of an ADD is linked with Kubernetes, TLS or eBPF" {
+  expect 0 cargo tree --quiet --locked --offline --edges normal --prefix none --manifest-path "$LAB_REPO/Cargo.toml" \
+    --package={cni-request,detect-mode,sync-cidrs,mk-veth,set-routes,set-rules,tune-pod,cni-result}
+  assert_contains "$output" common
+  [[ ! $output =~ (^|$'\n')(kube|k8s-openapi|rustls|openssl|hyper|aya)[\ -] ]] || fail "${BASH_REMATCH[0]}"
+}
+
 @test "no image is written to a terminal" {
   expect 1 /usr/bin/python3 -c 'import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))' \
     "$LAB_REPO/scripts/image" </dev/null
