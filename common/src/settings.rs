@@ -572,130 +572,11 @@ mod tests {
 
     use super::*;
 
-    const INTRODUCTION: &str = "\
-# Settings
+    const BEGIN: &str = "<!-- Written by UNDERPASS_WRITE_SETTINGS=1 cargo test -p common settings -->\n\n";
+    const END: &str = "\n<!-- The end of what is written. -->\n";
 
-Keys of the plugin configuration, named as in Spiderpool's coordinator. What a configuration leaves out, sets to null, or
-sets to an empty string or list, the cluster's defaults decide, else the default below. Keys that are not listed are ignored.
-
-| Setting | Default | Allowed | Effect |
-| --- | --- | --- | --- |
-";
-    const ADDRESSES: &str = "
-## Which address an overlay pod sees
-
-Through a Service on the host path, the node's, for kube-proxy masquerades. Otherwise the pod's own, on its node and on others,
-over every protocol: a network policy's `ipBlock` is about the pod. From another node its answer goes straight over the network;
-the pod's node lets off connection tracking what it therefore cannot follow, and what it can follow it tracks. That costs the
-node two nftables rules, one for each family's CIDR, and a packet the time of a comparison.
-
-With `overlayMasquerade` it is the node's address everywhere, and a policy takes the pod for its node (many a CNI always lets a
-node in). It is for overlays whose tunnels drop IPv4 packets that come from no overlay pod (`rp_filter` 1 on the tunnel), and for
-`podRPFilter` 1. It needs overlay pods that are masqueraded towards the underlay in turn (natOutgoing and its like): an answer to
-one that is not would be masqueraded as well. It needs Linux 5.7.
-";
-    const NETWORKS: &str = "
-A CIDR of length 0 is not allowed, for the pod keeps its own default route. To lead all through the node, name both halves:
-`hijackCIDR: [\"0.0.0.0/1\", \"128.0.0.0/1\", \"::/1\", \"8000::/1\"]`.
-
-## Where the networks of a pod differ
-
-Each interface has what its own network's configuration says, and so has its routing table: `serviceCIDR`, `overlayPodCIDR`,
-`hijackCIDR` and `policyRoutes`. What the interfaces of a pod share goes by all of its networks, whichever comes last:
-
-* The CIDRs in the main table, for connections of the pod's own, are those of the first interface's network; in overlay mode those
-  of all further interfaces' networks together.
-* `rp_filter` of `all`, of `default` and of the way into the node is the least `podRPFilter`, for of `all` and an interface's own
-  the kernel takes the greater.
-* Of several interfaces that `podDefaultRouteNic` names and that are there, that of the last interface's network counts.
-
-In overlay mode the node and a further interface's address reach each other by the overlay interface. An overlay that checks the addresses
-from which a pod sends drops that: [a packet's way](concepts.md#overlay-mode-the-first-interface-is-an-overlays-a-further-one-is-on-the-underlay).
-";
-    const CLUSTER: &str = "
-## podCIDRType
-
-This one is not the plugin's: the ConfigMap `underpass` or a SpiderCoordinator has it, and the node agent finds the cluster's CIDRs
-by it. `auto` decides by the node's CNI configuration; `cluster`, `calico` and `cilium` say where the overlay pods' CIDRs are.
-
-With `none` neither these nor the Services' CIDRs are looked for, and no route to them is put into a pod; those of pods that run
-are taken away. The veth pair and the routes between a pod and its node stay: probes work. It is for nodes on which Services are
-translated in the sockets. What the sockets do not translate, as in a pod with `socketPath` false, leaves by the pod's own
-gateway. Where that has to go through the node all the same, set `serviceCIDR` and `overlayPodCIDR`: what is set there, or in
-`hijackCIDR`, counts also with `none`.
-";
-    // By what scope-pods' `is_of_mesh` goes.
-    const MESHES: &str = "
-## Pods of a service mesh
-
-A mesh leads a pod's connections through a proxy, which knows a Service by the address that the application asks for. So the socket path leaves
-a pod out that bears what the mesh notes when it redirects: `sidecar.istio.io/status` (Istio's sidecar), `ambient.istio.io/redirection: enabled`
-or `pending` (ambient mode), `linkerd.io/proxy-version`, `kuma.io/sidecar-injected: \"true\"`, `consul.hashicorp.com/transparent-proxy-status`.
-Such a pod takes the host path; a change of its annotations takes effect while it runs. `underpass.io/socket-path: \"true\"` on the pod lets it in all
-the same: then the proxy sees backends in place of Services, and routes, retries and policies for the Service do not hold.
-
-Without kube-proxy there is no host path, and the chart's `paths=socket` lets these pods in (`scope-pods --with-meshes`, by the agent's variable
-`UNDERPASS_PATHS=socket`). The flag is to be set too, in `UNDERPASS_SCOPE_FLAGS`, where `podCIDRType` is `none` and underlay pods are in a mesh, or `serviceCIDR`, which gives them a host path.
-";
-    const ROOM: &str = "
-## How much the socket path holds
-
-Values of the chart (`helm upgrade --reset-then-reuse-values --set maps.backends=262144`); without Helm, the variable `UNDERPASS_LOAD_FLAGS` of the node
-agent has them as flags of `bpf-lb-load load`. A Service that finds no room keeps those endpoints that it had and still
-has, or is left to the host path; an Event `NotServed` on it names the flag.
-
-| Value | Flag | Default | Holds | Changed while the maps are in use |
-| --- | --- | --- | --- | --- |
-| maps.services | `--max-services` | 32768 | service addresses of each family, with their ports | grows when the agent starts: Services and sockets stay translated; a smaller number is not taken |
-| maps.backends | `--max-backends` | 131072 | backends of all Services together | as above |
-| maps.sockets | `--max-sockets` | 65536 | translated sockets of each family in the fast way; more work as well, and slower | only after `node-agent --uninstall` on the node; until then the agent's log says so |
-| maps.clients | `--max-clients` | 61440 | pairs of a pod and a Service with session affinity; more push out the oldest | as above |
-
-The kernel counts the maps as memory of the agent's container: 48 MiB with these sizes, from the beginning. The agent's processes take 87 MiB with
-10,000 Services of 10 endpoints, and 105 MiB at their most ([figures](figures/report.md)). So `node.resources` requests 128Mi, which is enough for some
-thousand Services; for 10,000 request 160Mi, and set no limit below 256Mi. Larger maps are there twice while they grow.
-
-The other tools of the agent have their flags by variables too, with the chart by `node.env`: `UNDERPASS_SERVICES_FLAGS` (`watch-services`),
-`UNDERPASS_SCOPE_FLAGS` (`scope-pods`), and `UNDERPASS_END_FLAGS` (`end-sockets`: of which backends that go connections end, as `--tcp never`).
-";
-    // By watch-services' `NotServed::HostPath`.
-    const LEFT: &str = "
-## Services that are left to the host path
-
-`kubectl annotate service NAME underpass.io/socket-path=false` takes a Service out of the socket path on every node: its clients
-reach it by the host path alone, as long as the annotation is there. Connections that the socket path made to it end once, as if it were
-deleted. A value that is neither `\"true\"` nor `\"false\"` is of no account, and an Event on the Service says so. Where there is no host path (no
-kube-proxy, or `podCIDRType` none) such a Service leads nowhere. It is for
-
-* NodeLocal DNSCache that listens on kube-dns' ClusterIP, as Kubernetes' own manifest has it beside kube-proxy in iptables mode:
-  `kubectl -n kube-system annotate service kube-dns underpass.io/socket-path=false`. By the host path the address is the node's own and the
-  cache answers; the socket path leads to the DNS server's pods, past the cache. A cache on an address of its own, as 169.254.20.10, needs
-  nothing.
-* Backends that the pods' underlay is not routed to and nodes reach, as the API servers': `kubectl annotate service kubernetes
-  underpass.io/socket-path=false`. With the nodes' network in `hijackCIDR`, and `overlayMasquerade`, no Service needs it: what pods send there goes
-  through their node.
-* NFS and SMB servers behind a Service, on kernels whose clients keep the backend's address in place of the Service's: when the server moves,
-  the mount hangs.
-";
-    const ERRORS: &str = "
-## Errors
-
-A value that is not allowed is CNI error 7 in ADD and CHECK: its message names the setting and the value, its details say what
-is allowed, of every setting that is wrong. DEL and GC go on with the default instead. Further errors that settings lead to:
-
-| Setting | Code | When |
-| --- | --- | --- |
-| mode | 7 | the mode cannot be had for this interface; the details say what to change |
-| podDefaultCniNic | 7 | overlay mode, and the pod has no such interface with an address |
-| podDefaultRouteNic | 7 | the pod has no such interface and none can still be added by this name |
-| serviceCIDR | 11 (STATUS: 50) | it is not set, and the cluster's CIDRs are not known yet |
-| policyRoutes, vethLinkAddress, vethMTU, txQueueLen, podMACPrefix | 100 | the kernel refuses the value for this interface |
-| detectIPConflict | 103 | another host has one of the addresses; the message names its MAC address |
-| detectGateway | 104 | the gateway does not answer; the message names it |
-";
-
-    /// The text of deploy/settings.md. `UNDERPASS_WRITE_SETTINGS=1 cargo test -p common settings` writes it.
-    fn page() -> String {
+    /// The table of deploy/settings.md.
+    fn rows() -> String {
         let cell = |text: &str| text.replace('|', "\\|");
         let row = |setting: &Setting| {
             format!(
@@ -706,17 +587,21 @@ is allowed, of every setting that is wrong. DEL and GC go on with the default in
                 cell(setting.effect)
             )
         };
-        let rows: String = SETTINGS.iter().map(row).collect();
-        format!("{INTRODUCTION}{rows}{NETWORKS}{CLUSTER}{MESHES}{ROOM}{LEFT}{ADDRESSES}{ERRORS}")
+        let head = "| Setting | Default | Allowed | Effect |\n| --- | --- | --- | --- |\n";
+        [head.to_owned()].into_iter().chain(SETTINGS.iter().map(row)).collect()
     }
 
     #[test]
     fn the_page_of_settings_is_what_the_code_says() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/settings.md");
+        let page = fs::read_to_string(&path).unwrap();
+        let (before, rest) = page.split_once(BEGIN).unwrap();
+        let (_, after) = rest.split_once(END).unwrap();
+        let wanted = format!("{before}{BEGIN}{}{END}{after}", rows());
         if env::var_os("UNDERPASS_WRITE_SETTINGS").is_some() {
-            fs::write(&path, page()).unwrap();
+            fs::write(&path, &wanted).unwrap();
         }
-        assert_eq!(fs::read_to_string(&path).unwrap(), page(), "run with UNDERPASS_WRITE_SETTINGS=1 to write it");
+        assert_eq!(fs::read_to_string(&path).unwrap(), wanted, "run with UNDERPASS_WRITE_SETTINGS=1 to write it");
     }
 
     #[test]
