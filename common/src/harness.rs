@@ -1,11 +1,14 @@
 //! What is the same in every tool: flags, standard input and output, errors as data, plan and apply.
 
 use std::{
+    env,
+    ffi::OsString,
     fmt::Display,
     fs::{self, File, OpenOptions},
     io::{self, IsTerminal, Read, Write},
-    path::Path,
-    process::ExitCode,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{self, ExitCode},
     sync::Mutex,
 };
 
@@ -474,6 +477,16 @@ pub fn end(tool: &str, done: Result<(), impl Display>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(tool, json!({}), Failure::new(Code::Io, format!("{error:#}"))),
     }
+}
+
+/// Replaces this process, the tool `own`, by the program of another name in its directory, else in `PATH`. Returns only when that fails,
+/// which it says as [`fail`] does.
+pub fn become_beside(own: &'static str, program: &str, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let beside = env::current_exe().ok().and_then(|own| Some(own.parent()?.join(program)));
+    let program = beside.filter(|path| path.exists()).unwrap_or_else(|| PathBuf::from(program));
+    let error = process::Command::new(&program).args(arguments).exec();
+    init_log(own, &LogOptions::default(), "");
+    fail(own, json!({}), Failure::new(Code::Io, format!("cannot run {}", program.display())).details(error))
 }
 
 /// Prints a document, for a person at a terminal in lines.
