@@ -285,8 +285,8 @@ async fn carry_out<T: Tool>(
     }
 }
 
-/// The plan, and what is in the way of the rest of it. What was `known` as ours before, and what has taken its place since, is
-/// ours to remove.
+/// The plan, and what is in the way of the rest of it. An object counts as ours also if it is in `known`, or stands where one of
+/// `known` stood.
 async fn planned<T: Tool>(
     document: &mut PodDocument,
     kernel: &Kernel,
@@ -337,7 +337,7 @@ impl From<Failure> for Undone {
 }
 
 /// Makes in a running pod what an ADD would make of its document now, where `before` is the document of the last time: the
-/// same plan, without what is only ours to ask before a pod runs. What is new comes before what is old goes, so that no
+/// same plan, without [`Tool::before_add`]'s questions. What is new comes before what is old goes, so that no
 /// packet is without a route that has one before and after. Changes that are `spared` are left out.
 ///
 /// # Errors
