@@ -1,8 +1,9 @@
 //! The settings of the plugin configuration, named as in Spiderpool's coordinator: resolved from the configuration,
 //! then the cluster's defaults, then built-in defaults.
 
+mod value;
+
 use std::{
-    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
     time::Duration,
 };
@@ -12,10 +13,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{
-    failure::{Code, Failure},
-    mac::Mac,
-};
+pub use self::value::is_interface_name;
+use self::value::is_unset;
+use crate::failure::{Code, Failure};
 
 /// Every setting with the value that applies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -173,7 +173,7 @@ impl Default for LogOptions {
     }
 }
 
-/// A setting for people: its name, its default, what is allowed and what it does.
+/// A setting: for people its name, its default, what is allowed and what it does; and how it is read.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
     /// The key in the plugin configuration.
@@ -184,6 +184,8 @@ pub struct Setting {
     pub allowed: &'static str,
     /// What it does.
     pub effect: &'static str,
+    /// Takes a value over; false if it is not allowed.
+    read: fn(&mut Settings, &Value) -> bool,
 }
 
 /// All settings, in the order of the documentation.
@@ -193,144 +195,168 @@ pub const SETTINGS: &[Setting] = &[
         default: "auto",
         allowed: "auto, underlay, overlay or disable (also written disabled)",
         effect: "the way into the node: a veth pair, the pod's overlay interface, none, or whichever fits",
+        read: |settings, value| put(&mut settings.mode, value::mode(value)),
     },
     Setting {
         key: "podDefaultCniNic",
         default: "eth0",
         allowed: "an interface name",
         effect: "the pod's first interface",
+        read: |settings, value| put(&mut settings.pod_default_cni_nic, value::interface_name(value)),
     },
     Setting {
         key: "podDefaultRouteNic",
         default: "(the first interface)",
         allowed: "an interface name",
         effect: "the interface that keeps the default route in the main table",
+        read: |settings, value| put(&mut settings.pod_default_route_nic, value::interface_name(value).map(Some)),
     },
     Setting {
         key: "tunePodRoutes",
         default: "true",
         allowed: "true or false",
         effect: "whether each interface of a pod with several gets a routing table for packets from its addresses",
+        read: |settings, value| put(&mut settings.tune_pod_routes, value.as_bool()),
     },
     Setting {
         key: "serviceCIDR",
         default: "(from the cluster)",
         allowed: "a list of CIDRs",
         effect: "the Services that are reached through the node",
+        read: |settings, value| put(&mut settings.service_cidr, value::list(value, value::cidr).map(Some)),
     },
     Setting {
         key: "overlayPodCIDR",
         default: "(from the cluster)",
         allowed: "a list of CIDRs",
         effect: "the overlay pods that are reached through the node",
+        read: |settings, value| put(&mut settings.overlay_pod_cidr, value::list(value, value::cidr).map(Some)),
     },
     Setting {
         key: "hijackCIDR",
         default: "[]",
         allowed: "a list of CIDRs or addresses",
         effect: "whatever else is reached through the node",
+        read: |settings, value| put(&mut settings.hijack_cidr, value::list(value, value::cidr_or_address)),
     },
     Setting {
         key: "policyRoutes",
         default: "[]",
         allowed: "a list of {\"dst\": CIDR or address, \"gw\": address} of one family each",
         effect: "further routes for the interface, in its own table and in the main one; none of a family of which it has no address",
+        read: |settings, value| put(&mut settings.policy_routes, value::list(value, value::policy_route)),
     },
     Setting {
         key: "hostRuleTable",
         default: "500",
         allowed: "a routing table number from 1 to 4294967295 other than 253, 254 and 255",
         effect: "the node's routing table for pods, or the first one after it that nobody else uses",
+        read: |settings, value| put(&mut settings.host_rule_table, value::routing_table(value)),
     },
     Setting {
         key: "podRuleTable",
         default: "8500",
         allowed: "a routing table number from 1 to 4294967295 other than 253, 254 and 255",
         effect: "the first of the pod's routing tables, or the first one after it that nobody else uses",
+        read: |settings, value| put(&mut settings.pod_rule_table, value::routing_table(value)),
     },
     Setting {
         key: "rulePriority",
         default: "85",
         allowed: "a number from 1 to 32765",
         effect: "the priority of the policy rules on the node and in the pod (there also the next number), or less, so that no rule of others gets ahead",
+        read: |settings, value| put(&mut settings.rule_priority, value::rule_priority(value)),
     },
     Setting {
         key: "podMark",
         default: "4096",
         allowed: "one bit of a mark: 1, 2, 4 and so on to 2147483648, as a number or as text such as 0x1000",
         effect: "the bit that marks connections from the node and their replies in the pod, or the first one that no rule of others compares",
+        read: |settings, value| put(&mut settings.pod_mark, value::mark_bit(value)),
     },
     Setting {
         key: "podRPFilter",
         default: "0",
         allowed: "a negative number (leave it), 0, 1 or 2",
         effect: "rp_filter in the pod",
+        read: |settings, value| put(&mut settings.pod_rp_filter, value::rp_filter(value)),
     },
     Setting {
         key: "linkGroup",
         default: "85",
         allowed: "a link group number from 1 to 4294967294",
         effect: "the link group of the node's ends of the veth pairs; with overlayMasquerade the one after it",
+        read: |settings, value| put(&mut settings.link_group, value::link_group(value)),
     },
     Setting {
         key: "overlayMasquerade",
         default: "false",
         allowed: "true or false",
         effect: "whether what a pod sends through the node to overlay pods and hijackCIDR gets the node's address as source",
+        read: |settings, value| put(&mut settings.overlay_masquerade, value.as_bool()),
     },
     Setting {
         key: "socketPath",
         default: "true",
         allowed: "true or false",
         effect: "whether the pod's connections to Services are translated in the kernel's sockets, where the node does that; a pod's annotation underpass.io/socket-path comes first, and without it pods of a service mesh are left out",
+        read: |settings, value| put(&mut settings.socket_path, value.as_bool()),
     },
     Setting {
         key: "txQueueLen",
         default: "0",
         allowed: "a number of packets up to 4294967295; 0 or less leaves it",
         effect: "transmit queue length of the pod's interface",
+        read: |settings, value| put(&mut settings.tx_queue_len, value::queue_length(value)),
     },
     Setting {
         key: "podMACPrefix",
         default: "\"\"",
         allowed: "two bytes of a unicast MAC address such as 0a:1b",
         effect: "MAC address of the pod's interface: this prefix, then the last four bytes of its address",
+        read: |settings, value| put(&mut settings.pod_mac_prefix, value::mac_prefix(value).map(Some)),
     },
     Setting {
         key: "vethLinkAddress",
         default: "169.254.200.1",
         allowed: "an IPv4 link-local address such as 169.254.200.1, or none",
         effect: "an address for the pod's end of the veth pair, to which a sidecar's REDIRECT leads what comes in by it (for IPv6 it has fe80::a9fe:c801)",
+        read: |settings, value| put(&mut settings.veth_link_address, value::link_local(value)),
     },
     Setting {
         key: "vethMTU",
         default: "0",
         allowed: "a number of bytes from 68 to 65535, or 0 (the interface's own)",
         effect: "MTU of the veth pair",
+        read: |settings, value| put(&mut settings.veth_mtu, value::mtu(value)),
     },
     Setting {
         key: "detectIPConflict",
         default: "false",
         allowed: "true or false",
         effect: "whether ADD fails when another host has one of the pod's addresses",
+        read: |settings, value| put(&mut settings.detect_ip_conflict, value.as_bool()),
     },
     Setting {
         key: "detectGateway",
         default: "false",
         allowed: "true or false",
         effect: "whether ADD fails when the gateway does not answer",
+        read: |settings, value| put(&mut settings.detect_gateway, value.as_bool()),
     },
     Setting {
         key: "detectOptions",
         default: "{\"retries\": 3, \"interval\": \"10ms\", \"timeout\": \"100ms\"}",
         allowed: "retries (also written retry) from 1 to 100, or 0 (the default); interval and timeout as durations such as 100ms or 1.5s, up to 1m",
         effect: "how many probes these two send, the time between two, and the time after the last",
+        read: |settings, value| put(&mut settings.detect_options, value::detect_options(value)),
     },
     Setting {
         key: "logOptions",
         default: "{\"logLevel\": \"info\", \"logFile\": \"\"}",
         allowed: "logLevel error, warn, info or debug (panic and fatal mean error); logFile an absolute path; logMaxSize, logMaxAge and logMaxCount (not used) numbers",
         effect: "which messages are written, and to which file besides standard error",
+        read: |settings, value| put(&mut settings.log_options, value::log_options(value)),
     },
 ];
 
@@ -343,225 +369,29 @@ impl Settings {
     /// Resolves every setting. A value that is not allowed leaves the default in place and adds a failure, so that a
     /// teardown can go on with what is left.
     pub fn resolve(config: &Value, cluster: &Value) -> (Self, Vec<Failure>) {
-        let mut reader = Reader { sources: [config, cluster], failures: vec![] };
-        let mut settings = Self::default();
-        reader.read("mode", &mut settings.mode, parse_mode);
-        reader.read("podDefaultCniNic", &mut settings.pod_default_cni_nic, interface_name);
-        reader.read("podDefaultRouteNic", &mut settings.pod_default_route_nic, |v| interface_name(v).map(Some));
-        reader.read("tunePodRoutes", &mut settings.tune_pod_routes, Value::as_bool);
-        reader.read("serviceCIDR", &mut settings.service_cidr, |v| list(v, cidr).map(Some));
-        reader.read("overlayPodCIDR", &mut settings.overlay_pod_cidr, |v| list(v, cidr).map(Some));
-        reader.read("hijackCIDR", &mut settings.hijack_cidr, |v| list(v, cidr_or_address));
-        reader.read("policyRoutes", &mut settings.policy_routes, |v| list(v, policy_route));
-        reader.read("hostRuleTable", &mut settings.host_rule_table, routing_table);
-        reader.read("linkGroup", &mut settings.link_group, |v| unsigned(v).filter(|n| !matches!(n, 0 | &u32::MAX)));
-        reader.read("overlayMasquerade", &mut settings.overlay_masquerade, Value::as_bool);
-        reader.read("socketPath", &mut settings.socket_path, Value::as_bool);
-        reader.read("podRuleTable", &mut settings.pod_rule_table, routing_table);
-        reader.read("rulePriority", &mut settings.rule_priority, |v| unsigned(v).filter(|n| (1..=32765).contains(n)));
-        reader.read("podMark", &mut settings.pod_mark, mark_bit);
-        reader.read("podRPFilter", &mut settings.pod_rp_filter, rp_filter);
-        reader.read("txQueueLen", &mut settings.tx_queue_len, queue_length);
-        reader.read("podMACPrefix", &mut settings.pod_mac_prefix, |v| mac_prefix(v).map(Some));
-        reader.read("vethLinkAddress", &mut settings.veth_link_address, link_local);
-        reader.read("vethMTU", &mut settings.veth_mtu, mtu);
-        reader.read("detectIPConflict", &mut settings.detect_ip_conflict, Value::as_bool);
-        reader.read("detectGateway", &mut settings.detect_gateway, Value::as_bool);
-        reader.read("detectOptions", &mut settings.detect_options, detect_options);
-        reader.read("logOptions", &mut settings.log_options, log_options);
-        (settings, reader.failures)
-    }
-}
-
-struct Reader<'a> {
-    sources: [&'a Value; 2],
-    failures: Vec<Failure>,
-}
-
-impl Reader<'_> {
-    fn read<T>(&mut self, key: &str, target: &mut T, parse: impl Fn(&Value) -> Option<T>) {
-        let set = |source: &&Value| source.get(key).filter(|value| !is_unset(value)).cloned();
-        let Some(value) = self.sources.iter().find_map(set) else { return };
-        match parse(&value) {
-            Some(parsed) => *target = parsed,
-            None => self.failures.push(refusal(key, &value)),
-        }
-    }
-}
-
-fn refusal(key: &str, value: &Value) -> Failure {
-    let allowed = SETTINGS.iter().find(|setting| setting.key == key).map(|setting| setting.allowed);
-    Failure::new(Code::InvalidConfiguration, format!("setting {key}: {value} is not allowed"))
-        .details(format!("allowed: {}", allowed.unwrap_or_default()))
-}
-
-/// Spiderpool's configurations write what is not set as null, as an empty string or as an empty list.
-fn is_unset(value: &Value) -> bool {
-    value.is_null() || value.as_str() == Some("") || value.as_array().is_some_and(Vec::is_empty)
-}
-
-fn list<T>(value: &Value, parse: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
-    value.as_array()?.iter().map(parse).collect()
-}
-
-fn parse_mode(value: &Value) -> Option<ModeSetting> {
-    match value.as_str()? {
-        "auto" => Some(ModeSetting::Auto),
-        "underlay" => Some(ModeSetting::Underlay),
-        "overlay" => Some(ModeSetting::Overlay),
-        "disable" | "disabled" => Some(ModeSetting::Disable),
-        _ => None,
-    }
-}
-
-/// Whether the kernel and CNI take a name for an interface (`dev_valid_name`; CNI's `ValidateInterfaceName`).
-pub fn is_interface_name(name: &str) -> bool {
-    let forbidden = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
-    (1..=15).contains(&name.len()) && name != "." && name != ".." && !name.contains(forbidden)
-}
-
-fn interface_name(value: &Value) -> Option<String> {
-    value.as_str().filter(|name| is_interface_name(name)).map(str::to_owned)
-}
-
-/// Host bits are masked, as in Kubernetes and in Spiderpool's plugin.
-fn network(text: &str) -> Option<IpNet> {
-    let net: IpNet = text.trim().parse().ok()?;
-    if net.trunc() != net {
-        log::warn!("{net} has host bits, and is taken for {}", net.trunc());
-    }
-    Some(net.trunc())
-}
-
-fn cidr(value: &Value) -> Option<IpNet> {
-    network(value.as_str()?).filter(|net| net.prefix_len() > 0)
-}
-
-fn network_or_address(value: &Value) -> Option<IpNet> {
-    let text = value.as_str()?;
-    text.trim().parse::<IpAddr>().ok().map(IpNet::from).or_else(|| network(text))
-}
-
-fn cidr_or_address(value: &Value) -> Option<IpNet> {
-    network_or_address(value).filter(|net| net.prefix_len() > 0)
-}
-
-fn policy_route(value: &Value) -> Option<PolicyRoute> {
-    let dst = network_or_address(value.get("dst")?)?;
-    let gw: IpAddr = value.get("gw")?.as_str()?.trim().parse().ok()?;
-    (dst.addr().is_ipv4() == gw.is_ipv4()).then_some(PolicyRoute { dst, gw })
-}
-
-fn unsigned(value: &Value) -> Option<u32> {
-    value.as_u64()?.try_into().ok()
-}
-
-fn routing_table(value: &Value) -> Option<u32> {
-    unsigned(value).filter(|table| !matches!(table, 0 | 253..=255))
-}
-
-fn rp_filter(value: &Value) -> Option<Option<u8>> {
-    match value.as_i64()? {
-        ..0 => Some(None),
-        value @ 0..=2 => Some(u8::try_from(value).ok()),
-        _ => None,
-    }
-}
-
-fn queue_length(value: &Value) -> Option<Option<u32>> {
-    match value.as_i64()? {
-        ..=0 => Some(None),
-        packets => u32::try_from(packets).ok().map(Some),
-    }
-}
-
-fn mark_bit(value: &Value) -> Option<u32> {
-    let hexadecimal = || u32::from_str_radix(value.as_str()?.strip_prefix("0x")?, 16).ok();
-    unsigned(value).or_else(hexadecimal).filter(|mark| mark.is_power_of_two())
-}
-
-fn mac_prefix(value: &Value) -> Option<[u8; 2]> {
-    let text = value.as_str()?.replace('-', ":");
-    let Mac([first, second, ..]) = format!("{text}:00:00:00:00").parse().ok()?;
-    (first & 1 == 0).then_some([first, second])
-}
-
-fn link_local(value: &Value) -> Option<Option<IpAddr>> {
-    match value.as_str()? {
-        "none" => Some(None),
-        text => text.parse().ok().filter(Ipv4Addr::is_link_local).map(|address| Some(IpAddr::V4(address))),
-    }
-}
-
-fn mtu(value: &Value) -> Option<Option<u32>> {
-    match unsigned(value)? {
-        0 => Some(None),
-        mtu @ 68..=65535 => Some(Some(mtu)),
-        _ => None,
-    }
-}
-
-/// A duration as Go's `time.ParseDuration` takes it: numbers with units, one after another.
-fn duration(value: &Value) -> Option<Duration> {
-    let text = value.as_str()?.trim_start_matches('+');
-    let (mut rest, mut seconds) = (text, 0.0);
-    while !rest.is_empty() && text != "0" {
-        let (number, after) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit() && c != '.')?);
-        let (unit, after) = after.split_at(after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len()));
-        let unit = match unit {
-            "ns" => 1e-9,
-            "us" | "\u{b5}s" | "\u{3bc}s" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return None,
-        };
-        seconds += number.parse::<f64>().ok()? * unit;
-        rest = after;
-    }
-    let duration = Duration::try_from_secs_f64(seconds).ok().filter(|_| !text.is_empty())?;
-    (duration <= Duration::from_secs(60)).then_some(duration)
-}
-
-fn detect_options(value: &Value) -> Option<DetectOptions> {
-    let mut options = DetectOptions::default();
-    for (key, value) in value.as_object()?.iter().filter(|(_, value)| !is_unset(value)) {
-        match key.as_str() {
-            // Spiderpool's configurations write 0 for what is not set.
-            "retries" | "retry" if value.as_u64() == Some(0) => {}
-            "retries" | "retry" => options.retries = unsigned(value).filter(|n| *n <= 100)?,
-            "interval" => options.interval = duration(value)?,
-            "timeout" => options.timeout = duration(value)?,
-            _ => {}
-        }
-    }
-    Some(options)
-}
-
-fn log_options(value: &Value) -> Option<LogOptions> {
-    let mut options = LogOptions::default();
-    let fields: BTreeMap<_, _> = value.as_object()?.iter().filter(|(_, value)| !is_unset(value)).collect();
-    for (key, value) in fields {
-        match key.as_str() {
-            "logLevel" => {
-                let level = value.as_str()?.to_ascii_lowercase();
-                options.log_level = match level.as_str() {
-                    "warning" => "warn".to_owned(),
-                    "fatal" | "panic" => "error".to_owned(),
-                    "error" | "warn" | "info" | "debug" => level,
-                    _ => return None,
-                };
+        let (mut settings, mut failures) = (Self::default(), vec![]);
+        for setting in SETTINGS {
+            let mut set = [config, cluster].into_iter().filter_map(|source| source.get(setting.key));
+            if let Some(value) = set.find(|value| !is_unset(value))
+                && !(setting.read)(&mut settings, value)
+            {
+                failures.push(setting.refusal(value));
             }
-            "logFile" => options.log_file = Some(value.as_str().filter(|path| path.starts_with('/'))?.to_owned()),
-            // Spiderpool's rotation settings: who reads the file rotates it.
-            "logMaxSize" | "logMaxAge" | "logMaxCount" => {
-                unsigned(value)?;
-            }
-            _ => {}
         }
+        (settings, failures)
     }
-    Some(options)
+}
+
+impl Setting {
+    fn refusal(&self, value: &Value) -> Failure {
+        Failure::new(Code::InvalidConfiguration, format!("setting {}: {value} is not allowed", self.key))
+            .details(format!("allowed: {}", self.allowed))
+    }
+}
+
+/// Puts a value where there is one, and says whether there is.
+fn put<T>(place: &mut T, value: Option<T>) -> bool {
+    value.map(|value| *place = value).is_some()
 }
 
 #[cfg(test)]
