@@ -17,7 +17,7 @@ use crate::{
     netns::NetnsId,
     numbers::Numbers,
     object::{Family, Netns, Object, Operation, Placed, Route},
-    result::CniResult,
+    result::{CniResult, CniVersion},
     settings::Settings,
 };
 
@@ -89,6 +89,15 @@ impl Command {
     /// Whether the command takes things away, so that nothing may stop it.
     pub fn tears_down(self) -> bool {
         matches!(self, Self::Del | Self::Gc)
+    }
+
+    /// The first CNI version that has it.
+    pub const fn since(self) -> CniVersion {
+        match self {
+            Self::Add | Self::Del | Self::Version => CniVersion::V0_3_0,
+            Self::Check => CniVersion::V0_4_0,
+            Self::Gc | Self::Status => CniVersion::V1_1_0,
+        }
     }
 }
 

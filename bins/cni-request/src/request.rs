@@ -7,7 +7,7 @@ use common::{
     failure::{Code, Failure},
     harness::MAX_DOCUMENT,
     keys,
-    result::{CniResult, VERSIONS},
+    result::{CniResult, CniVersion},
     settings::{Settings, is_interface_name},
 };
 use serde_json::Value;
@@ -22,7 +22,7 @@ const MAX_CONTAINER_ID: usize = 200;
 /// # Errors
 /// The first thing that is wrong with the request. A teardown goes on with settings that are not allowed.
 pub fn parse(env: impl Fn(&str) -> Option<String>, stdin: &[u8], cluster: &Value) -> Result<PodDocument, Failure> {
-    let command = command(&required(&env, "CNI_COMMAND")?)?;
+    let command = command(&env("CNI_COMMAND").unwrap_or_default())?;
     if command == Command::Version {
         return Ok(PodDocument::new(request(command, &env, Value::Null), Settings::default()));
     }
@@ -45,14 +45,17 @@ pub fn parse(env: impl Fn(&str) -> Option<String>, stdin: &[u8], cluster: &Value
     }
 }
 
-fn required(env: impl Fn(&str) -> Option<String>, name: &str) -> Result<String, Failure> {
-    env(name).filter(|value| !value.is_empty()).ok_or_else(|| {
-        Failure::new(Code::InvalidEnvironment, format!("{name} is not set"))
-            .details("a container runtime sets CNI_COMMAND, CNI_CONTAINERID, CNI_NETNS, CNI_IFNAME and CNI_PATH")
-    })
+/// That a variable has a value.
+fn check_set(name: &str, value: &str) -> Result<(), Failure> {
+    if !value.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(Code::InvalidEnvironment, format!("{name} is not set"))
+        .details("a container runtime sets CNI_COMMAND, CNI_CONTAINERID, CNI_NETNS, CNI_IFNAME and CNI_PATH"))
 }
 
 fn command(name: &str) -> Result<Command, Failure> {
+    check_set("CNI_COMMAND", name)?;
     serde_json::from_value(Value::from(name)).map_err(|_| {
         Failure::new(Code::InvalidEnvironment, format!("CNI_COMMAND {name:?} is not known"))
             .details("known: ADD, DEL, CHECK, GC, STATUS and VERSION")
@@ -89,18 +92,19 @@ fn config(stdin: &[u8]) -> Result<Value, Failure> {
 }
 
 fn check_version(command: Command, config: &Value) -> Result<(), Failure> {
-    let version = config.get("cniVersion").and_then(Value::as_str).unwrap_or("0.1.0");
-    let since = match command {
-        Command::Add | Command::Del | Command::Version => 0,
-        Command::Check => 2,
-        Command::Gc | Command::Status => 4,
-    };
-    match VERSIONS.iter().position(|known| *known == version) {
-        Some(position) if position >= since => Ok(()),
-        Some(_) => Err(Failure::new(Code::IncompatibleVersion, format!("cniVersion {version} has no such command"))
-            .details(format!("the command came with cniVersion {}", VERSIONS[since]))),
-        None => Err(Failure::new(Code::IncompatibleVersion, format!("cniVersion {version:?} is not supported"))
-            .details(format!("supported: {}", VERSIONS.join(", ")))),
+    let since = command.since();
+    match CniVersion::of(config) {
+        Some(version) if version >= since => Ok(()),
+        Some(version) => {
+            Err(Failure::new(Code::IncompatibleVersion, format!("cniVersion {version} has no such command"))
+                .details(format!("the command came with cniVersion {since}")))
+        }
+        None => {
+            // A configuration without one is of this version (the CNI library's `ConfigDecoder`).
+            let version = config.get("cniVersion").and_then(Value::as_str).unwrap_or("0.1.0");
+            Err(Failure::new(Code::IncompatibleVersion, format!("cniVersion {version:?} is not supported"))
+                .details(format!("supported: {}", CniVersion::ALL.map(CniVersion::as_str).join(", "))))
+        }
     }
 }
 
@@ -109,12 +113,8 @@ fn check_attachment(request: &Request) -> Result<(), Failure> {
         return Ok(());
     }
     let Request { container_id, ifname, .. } = request;
-    let known = |name: &str| match name {
-        "CNI_CONTAINERID" => Some(container_id.clone()),
-        _ => Some(ifname.clone()),
-    };
-    required(known, "CNI_CONTAINERID")?;
-    required(known, "CNI_IFNAME")?;
+    check_set("CNI_CONTAINERID", container_id)?;
+    check_set("CNI_IFNAME", ifname)?;
     if !is_container_id(container_id) {
         return Err(Failure::new(Code::InvalidEnvironment, format!("CNI_CONTAINERID {container_id:?} is not allowed"))
             .details(format!(
