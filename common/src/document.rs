@@ -531,17 +531,13 @@ impl Routing {
 impl Uplink {
     /// The pod's address of a family.
     pub fn source(&self, family: Family) -> Option<IpAddr> {
-        first_of(&self.sources, family)
+        family.first(self.sources.iter().copied())
     }
 
     /// The next hop of a family.
     pub fn gateway(&self, family: Family) -> Option<IpAddr> {
-        first_of(&self.gateways, family)
+        family.first(self.gateways.iter().copied())
     }
-}
-
-fn first_of(addresses: &[IpAddr], family: Family) -> Option<IpAddr> {
-    addresses.iter().copied().find(|address| Family::of(*address) == family)
 }
 
 impl Cidrs {

@@ -142,9 +142,8 @@ impl CniResult {
     /// The routes that the result promises for the interface of the call. A route without a next hop goes to the gateway
     /// of its family, as the CNI library's `ConfigureIface` does it.
     pub fn routes_of(&self, ifname: &str) -> Vec<object::Route> {
-        let gateway = |dst: IpNet| {
-            self.ips_of(ifname).filter_map(|ip| ip.gateway).find(|gw| gw.is_ipv4() == dst.addr().is_ipv4())
-        };
+        let gateway =
+            |dst: IpNet| self.ips_of(ifname).filter_map(|ip| ip.gateway).find(|gw| Family::same(*gw, dst.addr()));
         let route = |route: &Route| object::Route {
             gateway: route.gw.or_else(|| gateway(route.dst)),
             metric: route.priority.and_then(|metric| Family::of(route.dst.addr()).metric(metric)),

@@ -170,7 +170,7 @@ impl Pod {
             let host = hosts.next().filter(|_| hosts.next().is_none())?;
             Some((Some(host.destination.addr()), Some(host)))
         };
-        let of_node = || Some((Some(*near.iter().find(|address| Family::of(**address) == family)?), None));
+        let of_node = || Some((Some(family.first(near.iter().copied())?), None));
         let (gateway, like) = next_hop().or_else(host).or_else(of_node)?;
         let (onlink, mtu) = like.map_or((false, None), |route| (route.onlink, route.mtu));
         Some(Route { gateway, onlink, mtu, ..Route::new(family.default_route(), name, MAIN_TABLE) })

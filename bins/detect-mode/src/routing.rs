@@ -164,7 +164,7 @@ impl<'a> View<'a> {
         if !is_further || defaults.next().is_some() {
             return None;
         }
-        gateways.iter().copied().find(|gateway| Family::of(*gateway) == family)
+        family.first(gateways.iter().copied())
     }
 
     fn main_defaults(self, family: Family) -> impl Iterator<Item = &'a Route> {

@@ -287,11 +287,6 @@ fn in_the_pod(wanted: Vec<Placed>) -> Vec<Placed> {
     wanted.into_iter().filter(known).collect()
 }
 
-fn one_of_each_family(addresses: &[IpAddr]) -> Vec<IpAddr> {
-    let of = |family| addresses.iter().copied().find(|address| Family::of(*address) == family);
-    Family::ALL.into_iter().filter_map(of).collect()
-}
-
 fn settings(card: &Card) -> Settings {
     let policy = |net: &IpNet| {
         let (family, gw) = (Family::of(net.addr()), gateway(*net));
@@ -320,8 +315,8 @@ fn document(model: &Model, scenario: &Scenario, card: &Card, command: Command, d
     let node_addresses: Vec<IpAddr> = ["10.99.0.1", "fd00:99::1"].map(|text| text.parse().unwrap()).to_vec();
     let uplink = Uplink {
         dev: if scenario.overlay { first.name.clone() } else { names::POD_VETH.to_owned() },
-        sources: one_of_each_family(&own),
-        gateways: if scenario.overlay { one_of_each_family(&next_hops) } else { node_addresses.clone() },
+        sources: Family::first_of_each(own.iter().copied()),
+        gateways: if scenario.overlay { Family::first_of_each(next_hops.iter().copied()) } else { node_addresses.clone() },
     };
     let nic = Nic { name: card.name.clone(), mtu: 1500, addresses: card.addresses.clone(), ..Nic::default() };
     let default = |net: &IpNet| route(Family::of(net.addr()).default_route(), Some(gateway(*net)), &card.name);

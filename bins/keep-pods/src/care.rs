@@ -15,7 +15,7 @@ use common::{
     kernel::Kernel,
     lock::Lock,
     names::host_veth,
-    object::{Netns, Operation, Placed},
+    object::{Family, Netns, Operation, Placed},
     result::CniResult,
     settings::Settings,
     state::{self, Saved},
@@ -253,7 +253,7 @@ fn loss(before: &PodDocument, now: &PodDocument) -> Result<Loss, Failure> {
     let has = |document: &PodDocument, address| document.nic_addresses().iter().any(|net| net.addr() == address);
     let given = || result.ips_of(&before.request.ifname).map(|ip| ip.address.addr());
     let mut lost = given().filter(|address| has(before, *address) && !has(now, *address)).peekable();
-    let has_family = |address: IpAddr| now.nic_addresses().iter().any(|net| net.addr().is_ipv4() == address.is_ipv4());
+    let has_family = |address: IpAddr| now.nic_addresses().iter().any(|net| Family::same(net.addr(), address));
     Ok(if lost.peek().is_none() {
         Loss::None
     } else if !given().any(|address| has(now, address)) && lost.any(|address| !has_family(address)) {

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::{DetectOptions, LogOptions, ModeSetting, PolicyRoute};
-use crate::mac::Mac;
+use crate::{mac::Mac, object::Family};
 
 /// Spiderpool's configurations write what is not set as null, as an empty string or as an empty list.
 pub(super) fn is_unset(value: &Value) -> bool {
@@ -66,7 +66,7 @@ pub(super) fn cidr_or_address(value: &Value) -> Option<IpNet> {
 pub(super) fn policy_route(value: &Value) -> Option<PolicyRoute> {
     let dst = network_or_address(value.get("dst")?)?;
     let gw: IpAddr = value.get("gw")?.as_str()?.trim().parse().ok()?;
-    (dst.addr().is_ipv4() == gw.is_ipv4()).then_some(PolicyRoute { dst, gw })
+    Family::same(dst.addr(), gw).then_some(PolicyRoute { dst, gw })
 }
 
 fn unsigned(value: &Value) -> Option<u32> {
