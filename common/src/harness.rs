@@ -248,8 +248,8 @@ async fn recover_addresses(document: &mut PodDocument, kernel: &Kernel) -> io::R
     let is_lost = request.command == Command::Del && document.mode.is_none() && document.nic_addresses().is_empty();
     let Some(pod) = kernel.pod.as_ref().filter(|_| is_lost) else { return Ok(()) };
     let Some(link) = pod.netlink.link(&request.ifname).await? else { return Ok(()) };
-    let addresses = pod.netlink.addresses().await?.into_iter().filter(|(index, _)| *index == link.index);
-    let ips: Vec<_> = addresses.map(|(_, net)| json!({ "address": net })).collect();
+    let addresses = pod.netlink.addresses().await?.into_iter().filter(|address| address.link == link.index);
+    let ips: Vec<_> = addresses.map(|address| json!({ "address": address.net })).collect();
     if let Some(config) = document.request.config.as_object_mut() {
         config.insert("prevResult".to_owned(), json!({ "ips": ips }));
     }

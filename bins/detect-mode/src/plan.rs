@@ -151,7 +151,7 @@ pub fn uplink(
     ways: &[Route],
 ) -> Result<Uplink, Failure> {
     let first = &settings.pod_default_cni_nic;
-    let nets = if nic.name == *first { nic.addresses.clone() } else { pod.addresses_of(first) };
+    let nets = if nic.name == *first { nic.addresses.clone() } else { pod.global_addresses_of(first) };
     let sources = Family::first_of_each(nets.iter().map(IpNet::addr));
     match mode {
         ModeKind::Disable => Ok(Uplink::default()),

@@ -215,7 +215,7 @@ impl<'a> View<'a> {
     }
 
     fn addresses(self, nic: &str) -> Vec<IpNet> {
-        if nic == self.nic.name { self.nic.addresses.clone() } else { self.pod.addresses_of(nic) }
+        if nic == self.nic.name { self.nic.addresses.clone() } else { self.pod.global_addresses_of(nic) }
     }
 
     /// All routes of an interface, in a table of its own: those that the main table has, those that prevResult has, its

@@ -11,7 +11,7 @@ use std::{
 use common::{
     document::{Cidrs, Command, Mode, ModeKind, Nic, PodDocument, Request, Routing, Share, Uplink, VethPair},
     names,
-    netlink::{Link, RuleEntry},
+    netlink::{AddressEntry, Detection, Link, RuleEntry},
     object::{Family, MAIN_TABLE, Netns, Object, Operation, PROTOCOL, PROTOCOL_BOOT, Placed, Route, Rule},
     plan::{Found, plan},
     settings::{PolicyRoute, Settings},
@@ -188,9 +188,13 @@ impl Model {
             inverted: false,
             to: None,
         };
+        let addresses = |(link, nets): &(u32, Vec<IpNet>)| {
+            let entry = |net: &IpNet| AddressEntry { link: *link, net: *net, detection: Detection::Over };
+            nets.iter().map(entry).collect::<Vec<_>>()
+        };
         Pod {
             links: self.cards.iter().map(link).collect(),
-            addresses: self.cards.values().flat_map(|(index, nets)| nets.iter().map(|net| (*index, *net))).collect(),
+            addresses: self.cards.values().flat_map(addresses).collect(),
             routes: self.routes.clone(),
             rules: self.rules.iter().map(entry).collect(),
             ..Pod::default()
@@ -316,7 +320,11 @@ fn document(model: &Model, scenario: &Scenario, card: &Card, command: Command, d
     let uplink = Uplink {
         dev: if scenario.overlay { first.name.clone() } else { names::POD_VETH.to_owned() },
         sources: Family::first_of_each(own.iter().copied()),
-        gateways: if scenario.overlay { Family::first_of_each(next_hops.iter().copied()) } else { node_addresses.clone() },
+        gateways: if scenario.overlay {
+            Family::first_of_each(next_hops.iter().copied())
+        } else {
+            node_addresses.clone()
+        },
     };
     let nic = Nic { name: card.name.clone(), mtu: 1500, addresses: card.addresses.clone(), ..Nic::default() };
     let default = |net: &IpNet| route(Family::of(net.addr()).default_route(), Some(gateway(*net)), &card.name);
