@@ -6,6 +6,7 @@ setup_file() {
   suite_needs_tools helm || return 0
   HELM=$("$LAB_REPO/tests/tools/build" --where helm)/helm
   export HELM
+  ! command -v busybox >/dev/null || "$LAB_REPO/scripts/image" >"$BATS_FILE_TMPDIR/image"
 }
 
 # chart [FLAG...]: what the chart renders.
@@ -261,9 +262,7 @@ END
 
 @test "two builds of the image give the same bytes" {
   command -v busybox >/dev/null || skip 'no busybox: run scripts/setup'
-  "$LAB_REPO/scripts/image" >"$BATS_TEST_TMPDIR/one"
-  "$LAB_REPO/scripts/image" >"$BATS_TEST_TMPDIR/two"
-  cmp "$BATS_TEST_TMPDIR/one" "$BATS_TEST_TMPDIR/two"
+  "$LAB_REPO/scripts/image" | cmp - "$BATS_FILE_TMPDIR/image"
 }
 
 # program MACHINE FILE: what looks like a program for amd64 (3e) or arm64 (b7).
@@ -315,6 +314,13 @@ END
 @test "chart, tools and image have one version" {
   assert_same "$(sed -n 's/^\(appVersion\|version\): //p' "$LAB_REPO/deploy/chart/Chart.yaml" | sort -u)" \
     "$(sed -n '/^\[workspace.package\]/,/^$/s/^version = "\(.*\)"/\1/p' "$LAB_REPO/Cargo.toml")"
+}
+
+@test "no tool on the way of an ADD is linked with Kubernetes, TLS or eBPF" {
+  expect 0 cargo tree --quiet --locked --offline --edges normal --prefix none --manifest-path "$LAB_REPO/Cargo.toml" \
+    --package={cni-request,detect-mode,sync-cidrs,mk-veth,set-routes,set-rules,tune-pod,cni-result}
+  assert_contains "$output" common
+  [[ ! $output =~ (^|$'\n')(kube|k8s-openapi|rustls|openssl|hyper|aya)[\ -] ]] || fail "${BASH_REMATCH[0]}"
 }
 
 @test "no image is written to a terminal" {
@@ -381,7 +387,7 @@ END
 @test "the Dockerfile makes what scripts/image makes" {
   command -v busybox >/dev/null || skip 'no busybox: run scripts/setup'
   local dockerfile
-  "$LAB_REPO/scripts/image" | tar -x -C "$BATS_TEST_TMPDIR"
+  tar -x -C "$BATS_TEST_TMPDIR" -f "$BATS_FILE_TMPDIR/image"
   dockerfile=$(<"$LAB_REPO/deploy/Dockerfile")
   # Its files are those of scripts/image --root; what is besides them stands in two lines.
   assert_contains "$dockerfile" 'scripts/image --root /image'

@@ -171,13 +171,16 @@ EOF
 }
 
 @test "cnitool's ADD, CHECK and DEL run the real macvlan plugin" {
+  local cached
+  cached=$(lab_in node1 ls /var/lib/cni/results)
+  [ -n "$cached" ]
   lab_pod node1 cni plain46
   expect 0 lab_cnitool node1 check plain46 cni
   lab_in node1/cni ip link set eth0 name moved
   expect 1 lab_cnitool node1 check plain46 cni
   lab_in node1/cni ip link set moved name eth0
   lab_pod_delete node1 cni plain46
-  expect 0 lab_in node1 find /var/lib/cni/results -name '*cni*' -newer /etc/cni/net.d/plain46.conflist
+  assert_equal "$(lab_in node1 ls /var/lib/cni/results)" "$cached"
 }
 
 @test "one plugin run by hand gives its exit status, one JSON document, and messages apart from it" {

@@ -1,4 +1,5 @@
-# The CNI protocol: what the plugin refuses, how it says so, and that it then has changed nothing.
+# The CNI protocol: what the plugin refuses, how it says so, and that it then has changed nothing. Each kind of request and
+# setting that is wrong stands in the tests of cni-request and of common's settings.
 
 # shellcheck disable=SC2154 # lab_status and lab_stdout are set by lab_plugin
 load helpers
@@ -51,10 +52,8 @@ with() {
   jq -c "$1" <<<"$config"
 }
 
-@test "a configuration that is not JSON, is empty, or is no object is refused" {
+@test "a configuration that is not JSON is refused" {
   refused 6 'not JSON' ADD '{"cniVersion": '
-  refused 6 'no network configuration' ADD ''
-  refused 6 'not an object' ADD '[]'
 }
 
 @test "a configuration of a megabyte is refused, and one of a hundred kilobytes is not" {
@@ -65,40 +64,9 @@ with() {
   unchanged
 }
 
-@test "an unknown mode is refused, and the error says which there are" {
-  refused 7 'auto, underlay, overlay or disable' ADD "$(with '.mode = "sideways"')"
-}
-
-@test "a CIDR that is none is refused" {
-  refused 7 serviceCIDR ADD "$(with '.serviceCIDR = ["10.233.64.0/33"]')"
-  refused 7 serviceCIDR ADD "$(with '.serviceCIDR = ["0.0.0.0/0"]')"
-  refused 7 overlayPodCIDR ADD "$(with '.overlayPodCIDR = "10.233.0.0/18"')"
-}
-
-@test "every setting that is wrong is named, not only the first" {
-  refused 7 mode ADD "$(with '.mode = "sideways" | .podRPFilter = 3')"
+@test "settings that are not allowed are refused, and the error names each and says what is allowed" {
+  refused 7 'auto, underlay, overlay or disable' ADD "$(with '.mode = "sideways" | .podRPFilter = 3')"
   assert_contains "$(jq -r .details <<<"$lab_stdout")" podRPFilter
-}
-
-@test "a CIDR with blanks around it is taken without them" {
-  call ADD "$(with '.serviceCIDR = [" 10.233.64.0/18 "]')"
-  assert_equal "$lab_status" 0
-  assert_contains "$(lab_in node1/pod ip route show 10.233.64.0/18)" 'dev veth0'
-  call DEL "$config"
-}
-
-@test "a vethLinkAddress that is none, or is IPv6, is refused" {
-  refused 7 vethLinkAddress ADD "$(with '.vethLinkAddress = "garbage"')"
-  refused 7 vethLinkAddress ADD "$(with '.vethLinkAddress = "fe80::1"')"
-}
-
-@test "ADD and CHECK without prevResult are refused" {
-  refused 7 prevResult ADD "$(with 'del(.prevResult)')"
-  refused 7 prevResult CHECK "$(with 'del(.prevResult)')"
-}
-
-@test "a prevResult with an address that is none is refused" {
-  refused 6 prevResult ADD "$(with '.prevResult.ips = [{address: "nonsense"}]')"
 }
 
 @test "null and an empty address in prevResult are what is not there, as for the plugins before" {
@@ -123,7 +91,6 @@ EOF
   refused 8 /run/netns/nowhere ADD "$config" CNI_NETNS=/run/netns/nowhere
   refused 8 'not a network namespace' ADD "$config" CNI_NETNS=/etc/hostname
   refused 8 "node's own" ADD "$config" CNI_NETNS=/proc/thread-self/ns/net
-  refused 4 CNI_NETNS ADD "$config" CNI_NETNS=
 }
 
 @test "a state directory or a lock that cannot be opened is an I/O failure, in each command" {
@@ -133,58 +100,31 @@ EOF
   refused 5 /run/odd/lock ADD "$config" UNDERPASS_STATE=/run/odd
 }
 
-@test "an interface that the pod does not have, or whose name is none, is refused" {
+@test "an interface that the pod does not have is refused" {
   refused 4 nic9 ADD "$config" CNI_IFNAME=nic9
-  refused 4 CNI_IFNAME ADD "$config" CNI_IFNAME=a-name-that-is-far-too-long
-  refused 4 CNI_IFNAME ADD "$config" 'CNI_IFNAME=../eth0'
-  refused 4 CNI_IFNAME ADD "$config" CNI_IFNAME=
 }
 
 @test "a container id with characters that are not allowed is refused, also in DEL" {
-  local id
-  for id in '../../etc' 'a b' 'a;reboot' '-a' "$(printf 'a%.0s' {1..300})"; do
-    refused 4 CNI_CONTAINERID ADD "$config" "CNI_CONTAINERID=$id"
-    refused 4 CNI_CONTAINERID DEL "$config" "CNI_CONTAINERID=$id"
-  done
-  refused 4 CNI_CONTAINERID ADD "$config" CNI_CONTAINERID=
+  refused 4 CNI_CONTAINERID ADD "$config" CNI_CONTAINERID=../../etc
+  refused 4 CNI_CONTAINERID DEL "$config" CNI_CONTAINERID=../../etc
 }
 
-@test "a command that is missing or unknown is refused" {
-  refused 4 CNI_COMMAND '' "$config"
+@test "a command that is unknown is refused" {
   refused 4 EXPLODE EXPLODE "$config"
 }
 
-@test "a cniVersion that is not supported, or has no such command, is refused" {
+@test "a cniVersion that is not supported is refused" {
   refused 1 0.2.0 ADD "$(with '.cniVersion = "0.2.0"')"
-  refused 1 2.0.0 ADD "$(with '.cniVersion = "2.0.0"')"
-  refused 1 0.1.0 ADD "$(with 'del(.cniVersion)')"
-  refused 1 0.4.0 CHECK "$(with '.cniVersion = "0.3.1"')"
-  refused 1 1.1.0 GC "$(with '.cniVersion = "1.0.0" | ."cni.dev/valid-attachments" = []')"
-  refused 1 1.1.0 STATUS "$(with '.cniVersion = "1.0.0"')"
 }
 
-@test "GC without its list of attachments, or with one that is no list of attachments, is refused and removes nothing" {
-  local wrong
+@test "GC with a list that is no list of attachments is refused and removes nothing" {
   call ADD "$(with '.cniVersion = "1.1.0"')"
   lab_snapshot node1 >"$LAB/with"
-  while read -r wrong; do
-    call GC "$(with ".cniVersion = \"1.1.0\" | $wrong")"
-    assert_equal "$lab_status" 1 || fail "$wrong"
-    assert_json "$lab_stdout" .code 7
-    assert_contains "$(jq -r .msg <<<"$lab_stdout")" cni.dev/valid-attachments
-    assert_same "$(cat "$LAB/with")" "$(lab_snapshot node1)"
-  done <<'EOF'
-.
-."cni.dev/attachments" = null
-."cni.dev/valid-attachments" = [{}]
-."cni.dev/valid-attachments" = [null]
-."cni.dev/valid-attachments" = ["lab-pod"]
-."cni.dev/valid-attachments" = [{containerID: 1, ifname: "eth0"}]
-."cni.dev/valid-attachments" = [{containerID: "lab-pod"}]
-."cni.dev/valid-attachments" = {containerID: "lab-pod", ifname: "eth0"}
-."cni.dev/valid-attachments" = ""
-."cni.dev/valid-attachments" = false
-EOF
+  call GC "$(with '.cniVersion = "1.1.0" | ."cni.dev/valid-attachments" = [null]')"
+  assert_equal "$lab_status" 1
+  assert_json "$lab_stdout" .code 7
+  assert_contains "$(jq -r .msg <<<"$lab_stdout")" cni.dev/valid-attachments
+  assert_same "$(cat "$LAB/with")" "$(lab_snapshot node1)"
   call DEL "$config"
   unchanged
 }
@@ -216,32 +156,6 @@ EOF
   unchanged
 }
 
-@test "what Spiderpool's coordinator takes is taken: host bits, addresses for CIDRs, any negative podRPFilter, keys that it has no more" {
-  local form
-  while read -r form; do
-    call ADD "$(with "$form")"
-    assert_equal "$lab_status" 0 || fail "$form" "$lab_stdout"
-    call DEL "$config"
-    assert_equal "$lab_status" 0
-    unchanged
-  done <<'EOF'
-.serviceCIDR = ["10.233.64.1/18"]
-.hijackCIDR = ["169.254.20.10/16", "169.254.20.10", " 192.0.2.7/24 "]
-.policyRoutes = [{dst: "10.9.9.9", gw: "10.6.0.1"}]
-.policyRoutes = [{dst: "10.9.9.9/16", gw: " 10.6.0.1 "}]
-.podRPFilter = -2
-.podRPFilter = -2147483648
-.txQueueLen = -1
-.detectOptions = {retry: 2, interval: "0h0m0.01s", timeout: "0"}
-.detectOptions = {retries: null, interval: "1ms500us", timeout: "+.1s"}
-.detectOptions = {retries: 0, patience: "1s"}
-.logOptions = {logLevel: "Fatal", LogMaxSize: null}
-.logOptions = {logLevel: "warn", colour: true}
-.podDefaultRouteNIC = "eth0"
-.podCIDRType = "auto" | .hostRPFilter = 0 | .multusNicPrefix = "net" | .detectGateway = null
-EOF
-}
-
 @test "ADD answers in the version of the configuration, in each one that there is" {
   local version
   for version in 0.3.0 0.3.1 0.4.0 1.0.0 1.1.0; do
@@ -262,7 +176,7 @@ EOF
 
 @test "a file of the cluster's CIDRs that is no JSON object is a failure to read it" {
   local text
-  for text in '[]' 5 '"text"' '{'; do
+  for text in '[]' '{'; do
     lab_in node1 sh -c "mkdir -p /run/odd2 && printf '%s' '$text' >/run/odd2/cluster.json"
     refused 5 "the cluster's CIDRs" ADD "$(with 'del(.serviceCIDR, .overlayPodCIDR)')" UNDERPASS_STATE=/run/odd2
   done

@@ -214,16 +214,6 @@ of_pods() {
     --namespace kube-system --force >/dev/null 2>&1
 }
 
-@test "podCIDRType cluster: a control plane's flags count where there is no kubeadm-config" {
-  create "$(jq -nc '{
-    apiVersion: "v1", kind: "Pod",
-    metadata: {name: "kube-controller-manager-x", namespace: "kube-system", labels: {component: "kube-controller-manager"}},
-    spec: {containers: [{name: "a", image: "a", command: ["kube-controller-manager"], args: ["--cluster-cidr", "10.55.0.0/16"]}]}
-  }')"
-  expect 0 sync --kube --pod-cidr-type cluster
-  assert_json "$output" .cidrs.pod '["10.55.0.0/16"]'
-}
-
 @test "podCIDRType cilium: cluster-pool, multi-pool and kubernetes" {
   create "$(kubeadm_config 10.244.0.0/16)"
   create "$(jq -nc '{apiVersion: "v1", kind: "ConfigMap", metadata: {name: "cilium-config", namespace: "kube-system"},
@@ -259,13 +249,6 @@ of_pods() {
   has '.problems | map(select(startswith("CiliumNode node1: the pods'"'"' CIDRs of this node only"))) | length == 1'
   lab_kubectl patch ciliumnode node1 --type merge --patch '{"spec": {"ipam": {"podCIDRs": ["10.0.1.0/24", "10.0.9.0/24"]}}}' >/dev/null
   within 5 '.cidrs.pod == ["10.0.1.0/24", "10.0.9.0/24"]'
-}
-
-@test "host bits are masked, as Kubernetes does it, and the sources say so" {
-  create "$(kubeadm_config 10.244.0.1/16)"
-  follow
-  within 5 '.cidrs.pod == ["10.244.0.0/16"] and .problems == []'
-  has '.sources["10.244.0.0/16"] == ["kubeadm-config, podSubnet (10.244.0.1/16, its host bits masked)"]'
 }
 
 @test "kube-proxy's configuration says the pods' CIDR where nobody else does, and what the own node was given is the last" {
@@ -426,17 +409,6 @@ of_pods() {
   service_cidr late 10.86.0.0/16
   sleep 2
   has '.cidrs.pod == [] and (.cidrs.service | length == 2)'
-}
-
-@test "a pool of 10,000 CIDRs is refused and named, and the rest is served" {
-  create "$(kubeadm_config 10.244.0.0/16)"
-  create "$(jq -nc '{apiVersion: "v1", kind: "ConfigMap", metadata: {name: "cilium-config", namespace: "kube-system"}, data: {ipam: "multi-pool"}}')"
-  create "$(jq -nc '{apiVersion: "cilium.io/v2alpha1", kind: "CiliumPodIPPool", metadata: {name: "huge"},
-    spec: {ipv4: {maskSize: 26, cidrs: [range(10000) | "100.\(. / 256 | floor).\(. % 256).0/25"]}}}')"
-  create '{"apiVersion": "cilium.io/v2alpha1", "kind": "CiliumPodIPPool", "metadata": {"name": "small"}, "spec": {"ipv4": {"cidrs": ["10.30.0.0/16"], "maskSize": 24}}}'
-  follow
-  within 5 '.cidrs.pod == ["10.30.0.0/16"]'
-  has '.problems == ["CiliumPodIPPool huge: 10000 CIDRs are too many: at most 1024 in all"]'
 }
 
 @test "the watch survives a restart of the API server; meanwhile what is known stands, and its age is shown" {

@@ -162,3 +162,42 @@ an object has no kind|{"kind": "List", "items": []} {"service": ["10.96.0.0/12"]
 - is empty, and no cluster is|
 EOF
 }
+
+@test "empty input, input that is no document, and a document of a megabyte are errors in each tool" {
+  local name
+  head -c 1048576 /dev/zero | tr '\0' x | jq -Rc '{padding: .}' >"$BATS_TEST_TMPDIR/large"
+  for name in detect-mode sync-cidrs mk-veth set-routes set-rules tune-pod; do
+    expect 1 lab_in node1 "$(tool "$name")" </dev/null
+    assert_json "$output" '.error | .tool, .code' "$name
+102"
+    expect 1 lab_in node1 "$(tool "$name")" <<<'{"cniVersion":'
+    assert_json "$output" .error.code 6
+    expect 1 lab_in node1 "$(tool "$name")" <<<'{"version": 1}'
+    assert_json "$output" .error.code 6
+    expect 1 lab_in node1 "$(tool "$name")" <"$BATS_TEST_TMPDIR/large"
+    assert_json "$output" .error.code 6
+  done
+  expect 3 lab_in node1 "$(tool cni-result)" </dev/null
+  assert_json "$output" .code 102
+}
+
+@test "each tool says what it is for, with an example, and its version" {
+  local name
+  for name in cni-request detect-mode sync-cidrs mk-veth set-routes set-rules tune-pod cni-result; do
+    expect 0 lab_in node1 "$(tool "$name")" --help
+    assert_contains "$output" 'Example:'
+    assert_contains "$output" "$name"
+    expect 0 lab_in node1 "$(tool "$name")" --version
+    assert_contains "$output" "$name 0.1.0"
+  done
+}
+
+@test "a tool that has no plan to print does not let itself be asked for one, and does nothing" {
+  local name flag
+  for flag in --dry-run --explain; do
+    for name in cni-request check-node keep-pods scope-pods serve-metrics watch-services; do
+      expect 2 lab_in node1 timeout 2 "$(tool "$name")" $flag </dev/null
+    done
+    expect 2 lab_in node1 "$(tool sync-cidrs)" --watch $flag </dev/null
+  done
+}

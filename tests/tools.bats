@@ -288,24 +288,6 @@ without_sockets() {
   assert_same "$(cat "$LAB/node.clean")" "$(lab_snapshot node1)"
 }
 
-@test "empty input, input that is no document, and a document of a megabyte are errors in each tool" {
-  local name
-  head -c 1048576 /dev/zero | tr '\0' x | jq -Rc '{padding: .}' >"$BATS_TEST_TMPDIR/large"
-  for name in detect-mode sync-cidrs mk-veth set-routes set-rules tune-pod; do
-    expect 1 tool "$name" </dev/null
-    assert_json "$output" '.error | .tool, .code' "$name
-102"
-    expect 1 tool "$name" <<<'{"cniVersion":'
-    assert_json "$output" .error.code 6
-    expect 1 tool "$name" <<<'{"version": 1}'
-    assert_json "$output" .error.code 6
-    expect 1 tool "$name" <"$BATS_TEST_TMPDIR/large"
-    assert_json "$output" .error.code 6
-  done
-  expect 3 tool cni-result </dev/null
-  assert_json "$output" .code 102
-}
-
 @test "fields that a tool does not know pass through all of them" {
   local document name
   document=$(request ADD | jq -c '.future = {a: [1, 2]} | .settings.future = "b"')
@@ -314,40 +296,10 @@ without_sockets() {
 b'
 }
 
-@test "each tool says what it is for, with an example, and its version" {
-  local name
-  for name in cni-request detect-mode sync-cidrs mk-veth set-routes set-rules tune-pod cni-result; do
-    expect 0 tool "$name" --help
-    assert_contains "$output" 'Example:'
-    assert_contains "$output" "$name"
-    expect 0 tool "$name" --version
-    assert_contains "$output" "$name 0.1.0"
-  done
-}
-
 @test "a tool that changes nothing has an empty plan" {
   local name
   for name in detect-mode sync-cidrs; do
     assert_equal "$(before "$name" ADD | tool "$name" --dry-run)" '[]'
     assert_equal "$(before "$name" ADD | tool "$name" --explain)" ''
-  done
-}
-
-@test "a tool that has no plan to print does not let itself be asked for one, and does nothing" {
-  local name flag
-  for flag in --dry-run --explain; do
-    for name in cni-request check-node keep-pods scope-pods serve-metrics watch-services; do
-      expect 2 lab_in node1 timeout 2 "$(lab_libexec)/$name" $flag </dev/null
-    done
-    expect 2 tool sync-cidrs --watch $flag </dev/null
-  done
-}
-
-@test "no tool on the way of an ADD is linked with Kubernetes, TLS or eBPF" {
-  local name
-  for name in cni-request detect-mode sync-cidrs mk-veth set-routes set-rules tune-pod cni-result; do
-    run cargo tree --quiet --locked --offline --edges normal --prefix none --manifest-path "$LAB_REPO/Cargo.toml" --package "$name"
-    assert_contains "$output" common
-    [[ ! $output =~ (^|$'\n')(kube|k8s-openapi|rustls|openssl|hyper|aya)[\ -] ]] || fail "$name: ${BASH_REMATCH[0]}"
   done
 }

@@ -17,7 +17,7 @@ use crate::{
     netns::NetnsId,
     numbers::Numbers,
     object::{Family, Netns, Object, Operation, Placed, Route},
-    result::CniResult,
+    result::{CniResult, CniVersion},
     settings::Settings,
 };
 
@@ -89,6 +89,15 @@ impl Command {
     /// Whether the command takes things away, so that nothing may stop it.
     pub fn tears_down(self) -> bool {
         matches!(self, Self::Del | Self::Gc)
+    }
+
+    /// The first CNI version that has it.
+    pub const fn since(self) -> CniVersion {
+        match self {
+            Self::Add | Self::Del | Self::Version => CniVersion::V0_3_0,
+            Self::Check => CniVersion::V0_4_0,
+            Self::Gc | Self::Status => CniVersion::V1_1_0,
+        }
     }
 }
 
@@ -522,17 +531,13 @@ impl Routing {
 impl Uplink {
     /// The pod's address of a family.
     pub fn source(&self, family: Family) -> Option<IpAddr> {
-        first_of(&self.sources, family)
+        family.first(self.sources.iter().copied())
     }
 
     /// The next hop of a family.
     pub fn gateway(&self, family: Family) -> Option<IpAddr> {
-        first_of(&self.gateways, family)
+        family.first(self.gateways.iter().copied())
     }
-}
-
-fn first_of(addresses: &[IpAddr], family: Family) -> Option<IpAddr> {
-    addresses.iter().copied().find(|address| Family::of(*address) == family)
 }
 
 impl Cidrs {

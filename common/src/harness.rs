@@ -1,11 +1,14 @@
 //! What is the same in every tool: flags, standard input and output, errors as data, plan and apply.
 
 use std::{
+    env,
+    ffi::OsString,
     fmt::Display,
     fs::{self, File, OpenOptions},
     io::{self, IsTerminal, Read, Write},
-    path::Path,
-    process::ExitCode,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{self, ExitCode},
     sync::Mutex,
 };
 
@@ -245,8 +248,8 @@ async fn recover_addresses(document: &mut PodDocument, kernel: &Kernel) -> io::R
     let is_lost = request.command == Command::Del && document.mode.is_none() && document.nic_addresses().is_empty();
     let Some(pod) = kernel.pod.as_ref().filter(|_| is_lost) else { return Ok(()) };
     let Some(link) = pod.netlink.link(&request.ifname).await? else { return Ok(()) };
-    let addresses = pod.netlink.addresses().await?.into_iter().filter(|(index, _)| *index == link.index);
-    let ips: Vec<_> = addresses.map(|(_, net)| json!({ "address": net })).collect();
+    let addresses = pod.netlink.addresses().await?.into_iter().filter(|address| address.link == link.index);
+    let ips: Vec<_> = addresses.map(|address| json!({ "address": address.net })).collect();
     if let Some(config) = document.request.config.as_object_mut() {
         config.insert("prevResult".to_owned(), json!({ "ips": ips }));
     }
@@ -282,8 +285,8 @@ async fn carry_out<T: Tool>(
     }
 }
 
-/// The plan, and what is in the way of the rest of it. What was `known` as ours before, and what has taken its place since, is
-/// ours to remove.
+/// The plan, and what is in the way of the rest of it. An object counts as ours also if it is in `known`, or stands where one of
+/// `known` stood.
 async fn planned<T: Tool>(
     document: &mut PodDocument,
     kernel: &Kernel,
@@ -334,7 +337,7 @@ impl From<Failure> for Undone {
 }
 
 /// Makes in a running pod what an ADD would make of its document now, where `before` is the document of the last time: the
-/// same plan, without what is only ours to ask before a pod runs. What is new comes before what is old goes, so that no
+/// same plan, without [`Tool::before_add`]'s questions. What is new comes before what is old goes, so that no
 /// packet is without a route that has one before and after. Changes that are `spared` are left out.
 ///
 /// # Errors
@@ -474,6 +477,16 @@ pub fn end(tool: &str, done: Result<(), impl Display>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(tool, json!({}), Failure::new(Code::Io, format!("{error:#}"))),
     }
+}
+
+/// Replaces this process, the tool `own`, by the program of another name in its directory, else in `PATH`. Returns only when that fails,
+/// which it says as [`fail`] does.
+pub fn become_beside(own: &'static str, program: &str, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let beside = env::current_exe().ok().and_then(|own| Some(own.parent()?.join(program)));
+    let program = beside.filter(|path| path.exists()).unwrap_or_else(|| PathBuf::from(program));
+    let error = process::Command::new(&program).args(arguments).exec();
+    init_log(own, &LogOptions::default(), "");
+    fail(own, json!({}), Failure::new(Code::Io, format!("cannot run {}", program.display())).details(error))
 }
 
 /// Prints a document, for a person at a terminal in lines.

@@ -194,19 +194,27 @@ impl Kernel {
         })
     }
 
-    /// Reads sysctls of a namespace; one that the kernel does not have is left out.
+    /// The sysctls among `wanted` as they are now, each in its namespace; one that the kernel does not have is left out.
     ///
     /// # Errors
-    /// When the namespace is gone.
-    pub fn sysctls(&self, netns: Netns, paths: &[String]) -> io::Result<Vec<Found>> {
-        let read = |path: &String| {
-            let sysctl = Sysctl { path: path.clone(), value: read_sysctl(path).ok()? };
-            Some(Found::foreign(Placed { netns, object: Object::Sysctl(sysctl) }))
+    /// When a namespace of one is gone.
+    pub fn sysctls(&self, wanted: &[Placed]) -> io::Result<Vec<Found>> {
+        let of = |netns: Netns| {
+            let paths =
+                wanted.iter().filter(|placed| placed.netns == netns).filter_map(|placed| match &placed.object {
+                    Object::Sysctl(Sysctl { path, .. }) => Some(path),
+                    _ => None,
+                });
+            let now = |path: &String| {
+                let sysctl = Sysctl { path: path.clone(), value: read_sysctl(path).ok()? };
+                Some(Found::foreign(Placed { netns, object: Object::Sysctl(sysctl) }))
+            };
+            match paths.collect::<Vec<_>>() {
+                paths if paths.is_empty() => Ok(vec![]),
+                paths => self.within(netns, || Ok(paths.into_iter().filter_map(now).collect())),
+            }
         };
-        if paths.is_empty() {
-            return Ok(vec![]);
-        }
-        self.within(netns, || Ok(paths.iter().filter_map(read).collect()))
+        Ok([of(Netns::Node)?, of(Netns::Pod)?].concat())
     }
 }
 

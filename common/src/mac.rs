@@ -1,6 +1,6 @@
 //! Ethernet addresses.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, net::Ipv6Addr, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +21,11 @@ impl Mac {
     pub fn interface_id(self) -> [u8; 8] {
         let [a, b, c, d, e, f] = self.0;
         [a ^ 0x02, b, c, 0xff, 0xfe, d, e, f]
+    }
+
+    /// The IPv6 link-local address with that identifier.
+    pub fn link_local(self) -> Ipv6Addr {
+        Ipv6Addr::from_bits((0xfe80 << 112) | u128::from(u64::from_be_bytes(self.interface_id())))
     }
 }
 
@@ -76,6 +81,12 @@ mod tests {
         let mac = Mac::local([0xff, 1, 2, 0xab, 0xcd, 0xef]);
         assert_eq!(mac.to_string(), "fe:01:02:ab:cd:ef");
         assert_eq!(mac.to_string().parse::<Mac>().unwrap(), mac);
+    }
+
+    #[test]
+    fn the_link_local_address_is_the_modified_eui_64() {
+        let mac: Mac = "34:56:78:9a:bc:de".parse().unwrap();
+        assert_eq!(mac.link_local().to_string(), "fe80::3656:78ff:fe9a:bcde");
     }
 
     #[test]

@@ -94,6 +94,17 @@ pub enum Detection {
     Failed,
 }
 
+/// An address that the kernel has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddressEntry {
+    /// Index of the link that it is on.
+    pub link: u32,
+    /// Address and prefix length.
+    pub net: IpNet,
+    /// Whether it can be used.
+    pub detection: Detection,
+}
+
 /// A policy rule that the kernel has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleEntry {
@@ -268,29 +279,29 @@ impl Netlink {
         Ok(index)
     }
 
-    /// The addresses of global scope and IPv4 link-local ones, with the index of the link that each is on; those that are
-    /// no first choice as a source (secondary, temporary, deprecated) last, and those that another host has not at all.
+    /// The addresses of global scope and IPv4 link-local ones; those that are no first choice as a source (secondary,
+    /// temporary, deprecated) last, and those that another host has not at all.
     ///
     /// # Errors
     /// What the kernel says.
-    pub async fn addresses(&self) -> io::Result<Vec<(u32, IpNet)>> {
-        let addresses = self.detected_addresses().await?.into_iter();
-        let not_failed = addresses.filter(|(detection, ..)| *detection != Detection::Failed);
-        Ok(not_failed.map(|(_, index, net)| (index, net)).collect())
+    pub async fn addresses(&self) -> io::Result<Vec<AddressEntry>> {
+        let mut addresses = self.detected_addresses().await?;
+        addresses.retain(|address| address.detection != Detection::Failed);
+        Ok(addresses)
     }
 
-    /// The same with those that another host has, and with what duplicate address detection says of each.
+    /// The same with those that another host has.
     ///
     /// # Errors
     /// What the kernel says.
-    pub async fn detected_addresses(&self) -> io::Result<Vec<(Detection, u32, IpNet)>> {
+    pub async fn detected_addresses(&self) -> io::Result<Vec<AddressEntry>> {
         let messages = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default())).await?;
         let mut addresses: Vec<_> = messages.into_iter().filter_map(parse_address).collect();
-        addresses.sort_by_key(|(second_choice, ..)| *second_choice);
-        Ok(addresses.into_iter().map(|(_, detection, index, net)| (detection, index, net)).collect())
+        addresses.sort_by_key(|(second_choice, _)| *second_choice);
+        Ok(addresses.into_iter().map(|(_, address)| address).collect())
     }
 
-    /// All addresses of a link.
+    /// All addresses of a link, of whatever scope.
     ///
     /// # Errors
     /// What the kernel says.

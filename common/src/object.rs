@@ -65,6 +65,21 @@ impl Family {
         if address.is_ipv4() { Self::Ipv4 } else { Self::Ipv6 }
     }
 
+    /// Whether two addresses are of one family.
+    pub fn same(a: IpAddr, b: IpAddr) -> bool {
+        Self::of(a) == Self::of(b)
+    }
+
+    /// The first address that is of this family.
+    pub fn first(self, addresses: impl IntoIterator<Item = IpAddr>) -> Option<IpAddr> {
+        addresses.into_iter().find(|address| Self::of(*address) == self)
+    }
+
+    /// The first address of each family, IPv4 before IPv6.
+    pub fn first_of_each(addresses: impl Iterator<Item = IpAddr> + Clone) -> Vec<IpAddr> {
+        Self::ALL.into_iter().filter_map(|family| family.first(addresses.clone())).collect()
+    }
+
     /// The destination of a default route.
     pub fn default_route(self) -> IpNet {
         match self {

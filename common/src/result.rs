@@ -1,6 +1,6 @@
 //! The CNI result of the plugins before this one (`prevResult`), as far as Underpass reads it.
 
-use std::net::IpAddr;
+use std::{fmt, net::IpAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de::Error as _};
@@ -12,8 +12,50 @@ use crate::{
     object::{self, Family, MAIN_TABLE},
 };
 
-/// The CNI versions that the plugin speaks, oldest first.
-pub const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+/// A version of the CNI specification that the plugin speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CniVersion {
+    /// ADD and DEL, of lists of plugins.
+    V0_3_0,
+    /// The same.
+    V0_3_1,
+    /// With CHECK, and prevResult in DEL.
+    V0_4_0,
+    /// Addresses without `version`.
+    V1_0_0,
+    /// With GC and STATUS, and results that say MTUs and routing tables.
+    V1_1_0,
+}
+
+impl CniVersion {
+    /// All of them, oldest first.
+    pub const ALL: [Self; 5] = [Self::V0_3_0, Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
+    /// The last one.
+    pub const NEWEST: Self = Self::V1_1_0;
+
+    /// As a configuration spells it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::V0_3_0 => "0.3.0",
+            Self::V0_3_1 => "0.3.1",
+            Self::V0_4_0 => "0.4.0",
+            Self::V1_0_0 => "1.0.0",
+            Self::V1_1_0 => "1.1.0",
+        }
+    }
+
+    /// The `cniVersion` of a plugin configuration, if it is one of these.
+    pub fn of(config: &Value) -> Option<Self> {
+        let text = config.get("cniVersion")?.as_str()?;
+        Self::ALL.into_iter().find(|version| version.as_str() == text)
+    }
+}
+
+impl fmt::Display for CniVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
 
 /// A CNI result of version 0.3.0 or later (CNI specification 1.1.0, section 5). Everything else in it is passed on
 /// unread. What is null or an empty address is not there, as for the CNI library, which is in Go.
@@ -100,9 +142,8 @@ impl CniResult {
     /// The routes that the result promises for the interface of the call. A route without a next hop goes to the gateway
     /// of its family, as the CNI library's `ConfigureIface` does it.
     pub fn routes_of(&self, ifname: &str) -> Vec<object::Route> {
-        let gateway = |dst: IpNet| {
-            self.ips_of(ifname).filter_map(|ip| ip.gateway).find(|gw| gw.is_ipv4() == dst.addr().is_ipv4())
-        };
+        let gateway =
+            |dst: IpNet| self.ips_of(ifname).filter_map(|ip| ip.gateway).find(|gw| Family::same(*gw, dst.addr()));
         let route = |route: &Route| object::Route {
             gateway: route.gw.or_else(|| gateway(route.dst)),
             metric: route.priority.and_then(|metric| Family::of(route.dst.addr()).metric(metric)),

@@ -1,8 +1,9 @@
 //! The settings of the plugin configuration, named as in Spiderpool's coordinator: resolved from the configuration,
 //! then the cluster's defaults, then built-in defaults.
 
+mod value;
+
 use std::{
-    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
     time::Duration,
 };
@@ -12,10 +13,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{
-    failure::{Code, Failure},
-    mac::Mac,
-};
+pub use self::value::is_interface_name;
+use self::value::is_unset;
+use crate::failure::{Code, Failure};
 
 /// Every setting with the value that applies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -173,7 +173,7 @@ impl Default for LogOptions {
     }
 }
 
-/// A setting for people: its name, its default, what is allowed and what it does.
+/// A setting: for people its name, its default, what is allowed and what it does; and how it is read.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
     /// The key in the plugin configuration.
@@ -184,6 +184,8 @@ pub struct Setting {
     pub allowed: &'static str,
     /// What it does.
     pub effect: &'static str,
+    /// Takes a value over; false if it is not allowed.
+    read: fn(&mut Settings, &Value) -> bool,
 }
 
 /// All settings, in the order of the documentation.
@@ -193,144 +195,168 @@ pub const SETTINGS: &[Setting] = &[
         default: "auto",
         allowed: "auto, underlay, overlay or disable (also written disabled)",
         effect: "the way into the node: a veth pair, the pod's overlay interface, none, or whichever fits",
+        read: |settings, value| put(&mut settings.mode, value::mode(value)),
     },
     Setting {
         key: "podDefaultCniNic",
         default: "eth0",
         allowed: "an interface name",
         effect: "the pod's first interface",
+        read: |settings, value| put(&mut settings.pod_default_cni_nic, value::interface_name(value)),
     },
     Setting {
         key: "podDefaultRouteNic",
         default: "(the first interface)",
         allowed: "an interface name",
         effect: "the interface that keeps the default route in the main table",
+        read: |settings, value| put(&mut settings.pod_default_route_nic, value::interface_name(value).map(Some)),
     },
     Setting {
         key: "tunePodRoutes",
         default: "true",
         allowed: "true or false",
         effect: "whether each interface of a pod with several gets a routing table for packets from its addresses",
+        read: |settings, value| put(&mut settings.tune_pod_routes, value.as_bool()),
     },
     Setting {
         key: "serviceCIDR",
         default: "(from the cluster)",
         allowed: "a list of CIDRs",
         effect: "the Services that are reached through the node",
+        read: |settings, value| put(&mut settings.service_cidr, value::list(value, value::cidr).map(Some)),
     },
     Setting {
         key: "overlayPodCIDR",
         default: "(from the cluster)",
         allowed: "a list of CIDRs",
         effect: "the overlay pods that are reached through the node",
+        read: |settings, value| put(&mut settings.overlay_pod_cidr, value::list(value, value::cidr).map(Some)),
     },
     Setting {
         key: "hijackCIDR",
         default: "[]",
         allowed: "a list of CIDRs or addresses",
         effect: "whatever else is reached through the node",
+        read: |settings, value| put(&mut settings.hijack_cidr, value::list(value, value::cidr_or_address)),
     },
     Setting {
         key: "policyRoutes",
         default: "[]",
         allowed: "a list of {\"dst\": CIDR or address, \"gw\": address} of one family each",
         effect: "further routes for the interface, in its own table and in the main one; none of a family of which it has no address",
+        read: |settings, value| put(&mut settings.policy_routes, value::list(value, value::policy_route)),
     },
     Setting {
         key: "hostRuleTable",
         default: "500",
         allowed: "a routing table number from 1 to 4294967295 other than 253, 254 and 255",
         effect: "the node's routing table for pods, or the first one after it that nobody else uses",
+        read: |settings, value| put(&mut settings.host_rule_table, value::routing_table(value)),
     },
     Setting {
         key: "podRuleTable",
         default: "8500",
         allowed: "a routing table number from 1 to 4294967295 other than 253, 254 and 255",
         effect: "the first of the pod's routing tables, or the first one after it that nobody else uses",
+        read: |settings, value| put(&mut settings.pod_rule_table, value::routing_table(value)),
     },
     Setting {
         key: "rulePriority",
         default: "85",
         allowed: "a number from 1 to 32765",
         effect: "the priority of the policy rules on the node and in the pod (there also the next number), or less, so that no rule of others gets ahead",
+        read: |settings, value| put(&mut settings.rule_priority, value::rule_priority(value)),
     },
     Setting {
         key: "podMark",
         default: "4096",
         allowed: "one bit of a mark: 1, 2, 4 and so on to 2147483648, as a number or as text such as 0x1000",
         effect: "the bit that marks connections from the node and their replies in the pod, or the first one that no rule of others compares",
+        read: |settings, value| put(&mut settings.pod_mark, value::mark_bit(value)),
     },
     Setting {
         key: "podRPFilter",
         default: "0",
         allowed: "a negative number (leave it), 0, 1 or 2",
         effect: "rp_filter in the pod",
+        read: |settings, value| put(&mut settings.pod_rp_filter, value::rp_filter(value)),
     },
     Setting {
         key: "linkGroup",
         default: "85",
         allowed: "a link group number from 1 to 4294967294",
         effect: "the link group of the node's ends of the veth pairs; with overlayMasquerade the one after it",
+        read: |settings, value| put(&mut settings.link_group, value::link_group(value)),
     },
     Setting {
         key: "overlayMasquerade",
         default: "false",
         allowed: "true or false",
         effect: "whether what a pod sends through the node to overlay pods and hijackCIDR gets the node's address as source",
+        read: |settings, value| put(&mut settings.overlay_masquerade, value.as_bool()),
     },
     Setting {
         key: "socketPath",
         default: "true",
         allowed: "true or false",
         effect: "whether the pod's connections to Services are translated in the kernel's sockets, where the node does that; a pod's annotation underpass.io/socket-path comes first, and without it pods of a service mesh are left out",
+        read: |settings, value| put(&mut settings.socket_path, value.as_bool()),
     },
     Setting {
         key: "txQueueLen",
         default: "0",
         allowed: "a number of packets up to 4294967295; 0 or less leaves it",
         effect: "transmit queue length of the pod's interface",
+        read: |settings, value| put(&mut settings.tx_queue_len, value::queue_length(value)),
     },
     Setting {
         key: "podMACPrefix",
         default: "\"\"",
         allowed: "two bytes of a unicast MAC address such as 0a:1b",
         effect: "MAC address of the pod's interface: this prefix, then the last four bytes of its address",
+        read: |settings, value| put(&mut settings.pod_mac_prefix, value::mac_prefix(value).map(Some)),
     },
     Setting {
         key: "vethLinkAddress",
         default: "169.254.200.1",
         allowed: "an IPv4 link-local address such as 169.254.200.1, or none",
         effect: "an address for the pod's end of the veth pair, to which a sidecar's REDIRECT leads what comes in by it (for IPv6 it has fe80::a9fe:c801)",
+        read: |settings, value| put(&mut settings.veth_link_address, value::link_local(value)),
     },
     Setting {
         key: "vethMTU",
         default: "0",
         allowed: "a number of bytes from 68 to 65535, or 0 (the interface's own)",
         effect: "MTU of the veth pair",
+        read: |settings, value| put(&mut settings.veth_mtu, value::mtu(value)),
     },
     Setting {
         key: "detectIPConflict",
         default: "false",
         allowed: "true or false",
         effect: "whether ADD fails when another host has one of the pod's addresses",
+        read: |settings, value| put(&mut settings.detect_ip_conflict, value.as_bool()),
     },
     Setting {
         key: "detectGateway",
         default: "false",
         allowed: "true or false",
         effect: "whether ADD fails when the gateway does not answer",
+        read: |settings, value| put(&mut settings.detect_gateway, value.as_bool()),
     },
     Setting {
         key: "detectOptions",
         default: "{\"retries\": 3, \"interval\": \"10ms\", \"timeout\": \"100ms\"}",
         allowed: "retries (also written retry) from 1 to 100, or 0 (the default); interval and timeout as durations such as 100ms or 1.5s, up to 1m",
         effect: "how many probes these two send, the time between two, and the time after the last",
+        read: |settings, value| put(&mut settings.detect_options, value::detect_options(value)),
     },
     Setting {
         key: "logOptions",
         default: "{\"logLevel\": \"info\", \"logFile\": \"\"}",
         allowed: "logLevel error, warn, info or debug (panic and fatal mean error); logFile an absolute path; logMaxSize, logMaxAge and logMaxCount (not used) numbers",
         effect: "which messages are written, and to which file besides standard error",
+        read: |settings, value| put(&mut settings.log_options, value::log_options(value)),
     },
 ];
 
@@ -343,225 +369,29 @@ impl Settings {
     /// Resolves every setting. A value that is not allowed leaves the default in place and adds a failure, so that a
     /// teardown can go on with what is left.
     pub fn resolve(config: &Value, cluster: &Value) -> (Self, Vec<Failure>) {
-        let mut reader = Reader { sources: [config, cluster], failures: vec![] };
-        let mut settings = Self::default();
-        reader.read("mode", &mut settings.mode, parse_mode);
-        reader.read("podDefaultCniNic", &mut settings.pod_default_cni_nic, interface_name);
-        reader.read("podDefaultRouteNic", &mut settings.pod_default_route_nic, |v| interface_name(v).map(Some));
-        reader.read("tunePodRoutes", &mut settings.tune_pod_routes, Value::as_bool);
-        reader.read("serviceCIDR", &mut settings.service_cidr, |v| list(v, cidr).map(Some));
-        reader.read("overlayPodCIDR", &mut settings.overlay_pod_cidr, |v| list(v, cidr).map(Some));
-        reader.read("hijackCIDR", &mut settings.hijack_cidr, |v| list(v, cidr_or_address));
-        reader.read("policyRoutes", &mut settings.policy_routes, |v| list(v, policy_route));
-        reader.read("hostRuleTable", &mut settings.host_rule_table, routing_table);
-        reader.read("linkGroup", &mut settings.link_group, |v| unsigned(v).filter(|n| !matches!(n, 0 | &u32::MAX)));
-        reader.read("overlayMasquerade", &mut settings.overlay_masquerade, Value::as_bool);
-        reader.read("socketPath", &mut settings.socket_path, Value::as_bool);
-        reader.read("podRuleTable", &mut settings.pod_rule_table, routing_table);
-        reader.read("rulePriority", &mut settings.rule_priority, |v| unsigned(v).filter(|n| (1..=32765).contains(n)));
-        reader.read("podMark", &mut settings.pod_mark, mark_bit);
-        reader.read("podRPFilter", &mut settings.pod_rp_filter, rp_filter);
-        reader.read("txQueueLen", &mut settings.tx_queue_len, queue_length);
-        reader.read("podMACPrefix", &mut settings.pod_mac_prefix, |v| mac_prefix(v).map(Some));
-        reader.read("vethLinkAddress", &mut settings.veth_link_address, link_local);
-        reader.read("vethMTU", &mut settings.veth_mtu, mtu);
-        reader.read("detectIPConflict", &mut settings.detect_ip_conflict, Value::as_bool);
-        reader.read("detectGateway", &mut settings.detect_gateway, Value::as_bool);
-        reader.read("detectOptions", &mut settings.detect_options, detect_options);
-        reader.read("logOptions", &mut settings.log_options, log_options);
-        (settings, reader.failures)
-    }
-}
-
-struct Reader<'a> {
-    sources: [&'a Value; 2],
-    failures: Vec<Failure>,
-}
-
-impl Reader<'_> {
-    fn read<T>(&mut self, key: &str, target: &mut T, parse: impl Fn(&Value) -> Option<T>) {
-        let set = |source: &&Value| source.get(key).filter(|value| !is_unset(value)).cloned();
-        let Some(value) = self.sources.iter().find_map(set) else { return };
-        match parse(&value) {
-            Some(parsed) => *target = parsed,
-            None => self.failures.push(refusal(key, &value)),
-        }
-    }
-}
-
-fn refusal(key: &str, value: &Value) -> Failure {
-    let allowed = SETTINGS.iter().find(|setting| setting.key == key).map(|setting| setting.allowed);
-    Failure::new(Code::InvalidConfiguration, format!("setting {key}: {value} is not allowed"))
-        .details(format!("allowed: {}", allowed.unwrap_or_default()))
-}
-
-/// Spiderpool's configurations write what is not set as null, as an empty string or as an empty list.
-fn is_unset(value: &Value) -> bool {
-    value.is_null() || value.as_str() == Some("") || value.as_array().is_some_and(Vec::is_empty)
-}
-
-fn list<T>(value: &Value, parse: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
-    value.as_array()?.iter().map(parse).collect()
-}
-
-fn parse_mode(value: &Value) -> Option<ModeSetting> {
-    match value.as_str()? {
-        "auto" => Some(ModeSetting::Auto),
-        "underlay" => Some(ModeSetting::Underlay),
-        "overlay" => Some(ModeSetting::Overlay),
-        "disable" | "disabled" => Some(ModeSetting::Disable),
-        _ => None,
-    }
-}
-
-/// Whether the kernel and CNI take a name for an interface (`dev_valid_name`; CNI's `ValidateInterfaceName`).
-pub fn is_interface_name(name: &str) -> bool {
-    let forbidden = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
-    (1..=15).contains(&name.len()) && name != "." && name != ".." && !name.contains(forbidden)
-}
-
-fn interface_name(value: &Value) -> Option<String> {
-    value.as_str().filter(|name| is_interface_name(name)).map(str::to_owned)
-}
-
-/// Host bits are masked, as in Kubernetes and in Spiderpool's plugin.
-fn network(text: &str) -> Option<IpNet> {
-    let net: IpNet = text.trim().parse().ok()?;
-    if net.trunc() != net {
-        log::warn!("{net} has host bits, and is taken for {}", net.trunc());
-    }
-    Some(net.trunc())
-}
-
-fn cidr(value: &Value) -> Option<IpNet> {
-    network(value.as_str()?).filter(|net| net.prefix_len() > 0)
-}
-
-fn network_or_address(value: &Value) -> Option<IpNet> {
-    let text = value.as_str()?;
-    text.trim().parse::<IpAddr>().ok().map(IpNet::from).or_else(|| network(text))
-}
-
-fn cidr_or_address(value: &Value) -> Option<IpNet> {
-    network_or_address(value).filter(|net| net.prefix_len() > 0)
-}
-
-fn policy_route(value: &Value) -> Option<PolicyRoute> {
-    let dst = network_or_address(value.get("dst")?)?;
-    let gw: IpAddr = value.get("gw")?.as_str()?.trim().parse().ok()?;
-    (dst.addr().is_ipv4() == gw.is_ipv4()).then_some(PolicyRoute { dst, gw })
-}
-
-fn unsigned(value: &Value) -> Option<u32> {
-    value.as_u64()?.try_into().ok()
-}
-
-fn routing_table(value: &Value) -> Option<u32> {
-    unsigned(value).filter(|table| !matches!(table, 0 | 253..=255))
-}
-
-fn rp_filter(value: &Value) -> Option<Option<u8>> {
-    match value.as_i64()? {
-        ..0 => Some(None),
-        value @ 0..=2 => Some(u8::try_from(value).ok()),
-        _ => None,
-    }
-}
-
-fn queue_length(value: &Value) -> Option<Option<u32>> {
-    match value.as_i64()? {
-        ..=0 => Some(None),
-        packets => u32::try_from(packets).ok().map(Some),
-    }
-}
-
-fn mark_bit(value: &Value) -> Option<u32> {
-    let hexadecimal = || u32::from_str_radix(value.as_str()?.strip_prefix("0x")?, 16).ok();
-    unsigned(value).or_else(hexadecimal).filter(|mark| mark.is_power_of_two())
-}
-
-fn mac_prefix(value: &Value) -> Option<[u8; 2]> {
-    let text = value.as_str()?.replace('-', ":");
-    let Mac([first, second, ..]) = format!("{text}:00:00:00:00").parse().ok()?;
-    (first & 1 == 0).then_some([first, second])
-}
-
-fn link_local(value: &Value) -> Option<Option<IpAddr>> {
-    match value.as_str()? {
-        "none" => Some(None),
-        text => text.parse().ok().filter(Ipv4Addr::is_link_local).map(|address| Some(IpAddr::V4(address))),
-    }
-}
-
-fn mtu(value: &Value) -> Option<Option<u32>> {
-    match unsigned(value)? {
-        0 => Some(None),
-        mtu @ 68..=65535 => Some(Some(mtu)),
-        _ => None,
-    }
-}
-
-/// A duration as Go's `time.ParseDuration` takes it: numbers with units, one after another.
-fn duration(value: &Value) -> Option<Duration> {
-    let text = value.as_str()?.trim_start_matches('+');
-    let (mut rest, mut seconds) = (text, 0.0);
-    while !rest.is_empty() && text != "0" {
-        let (number, after) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit() && c != '.')?);
-        let (unit, after) = after.split_at(after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len()));
-        let unit = match unit {
-            "ns" => 1e-9,
-            "us" | "\u{b5}s" | "\u{3bc}s" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return None,
-        };
-        seconds += number.parse::<f64>().ok()? * unit;
-        rest = after;
-    }
-    let duration = Duration::try_from_secs_f64(seconds).ok().filter(|_| !text.is_empty())?;
-    (duration <= Duration::from_secs(60)).then_some(duration)
-}
-
-fn detect_options(value: &Value) -> Option<DetectOptions> {
-    let mut options = DetectOptions::default();
-    for (key, value) in value.as_object()?.iter().filter(|(_, value)| !is_unset(value)) {
-        match key.as_str() {
-            // Spiderpool's configurations write 0 for what is not set.
-            "retries" | "retry" if value.as_u64() == Some(0) => {}
-            "retries" | "retry" => options.retries = unsigned(value).filter(|n| *n <= 100)?,
-            "interval" => options.interval = duration(value)?,
-            "timeout" => options.timeout = duration(value)?,
-            _ => {}
-        }
-    }
-    Some(options)
-}
-
-fn log_options(value: &Value) -> Option<LogOptions> {
-    let mut options = LogOptions::default();
-    let fields: BTreeMap<_, _> = value.as_object()?.iter().filter(|(_, value)| !is_unset(value)).collect();
-    for (key, value) in fields {
-        match key.as_str() {
-            "logLevel" => {
-                let level = value.as_str()?.to_ascii_lowercase();
-                options.log_level = match level.as_str() {
-                    "warning" => "warn".to_owned(),
-                    "fatal" | "panic" => "error".to_owned(),
-                    "error" | "warn" | "info" | "debug" => level,
-                    _ => return None,
-                };
+        let (mut settings, mut failures) = (Self::default(), vec![]);
+        for setting in SETTINGS {
+            let mut set = [config, cluster].into_iter().filter_map(|source| source.get(setting.key));
+            if let Some(value) = set.find(|value| !is_unset(value))
+                && !(setting.read)(&mut settings, value)
+            {
+                failures.push(setting.refusal(value));
             }
-            "logFile" => options.log_file = Some(value.as_str().filter(|path| path.starts_with('/'))?.to_owned()),
-            // Spiderpool's rotation settings: who reads the file rotates it.
-            "logMaxSize" | "logMaxAge" | "logMaxCount" => {
-                unsigned(value)?;
-            }
-            _ => {}
         }
+        (settings, failures)
     }
-    Some(options)
+}
+
+impl Setting {
+    fn refusal(&self, value: &Value) -> Failure {
+        Failure::new(Code::InvalidConfiguration, format!("setting {}: {value} is not allowed", self.key))
+            .details(format!("allowed: {}", self.allowed))
+    }
+}
+
+/// Puts a value where there is one, and says whether there is.
+fn put<T>(place: &mut T, value: Option<T>) -> bool {
+    value.map(|value| *place = value).is_some()
 }
 
 #[cfg(test)]
@@ -572,130 +402,11 @@ mod tests {
 
     use super::*;
 
-    const INTRODUCTION: &str = "\
-# Settings
+    const BEGIN: &str = "<!-- Written by UNDERPASS_WRITE_SETTINGS=1 cargo test -p common settings -->\n\n";
+    const END: &str = "\n<!-- The end of what is written. -->\n";
 
-Keys of the plugin configuration, named as in Spiderpool's coordinator. What a configuration leaves out, sets to null, or
-sets to an empty string or list, the cluster's defaults decide, else the default below. Keys that are not listed are ignored.
-
-| Setting | Default | Allowed | Effect |
-| --- | --- | --- | --- |
-";
-    const ADDRESSES: &str = "
-## Which address an overlay pod sees
-
-Through a Service on the host path, the node's, for kube-proxy masquerades. Otherwise the pod's own, on its node and on others,
-over every protocol: a network policy's `ipBlock` is about the pod. From another node its answer goes straight over the network;
-the pod's node lets off connection tracking what it therefore cannot follow, and what it can follow it tracks. That costs the
-node two nftables rules, one for each family's CIDR, and a packet the time of a comparison.
-
-With `overlayMasquerade` it is the node's address everywhere, and a policy takes the pod for its node (many a CNI always lets a
-node in). It is for overlays whose tunnels drop IPv4 packets that come from no overlay pod (`rp_filter` 1 on the tunnel), and for
-`podRPFilter` 1. It needs overlay pods that are masqueraded towards the underlay in turn (natOutgoing and its like): an answer to
-one that is not would be masqueraded as well. It needs Linux 5.7.
-";
-    const NETWORKS: &str = "
-A CIDR of length 0 is not allowed, for the pod keeps its own default route. To lead all through the node, name both halves:
-`hijackCIDR: [\"0.0.0.0/1\", \"128.0.0.0/1\", \"::/1\", \"8000::/1\"]`.
-
-## Where the networks of a pod differ
-
-Each interface has what its own network's configuration says, and so has its routing table: `serviceCIDR`, `overlayPodCIDR`,
-`hijackCIDR` and `policyRoutes`. What the interfaces of a pod share goes by all of its networks, whichever comes last:
-
-* The CIDRs in the main table, for connections of the pod's own, are those of the first interface's network; in overlay mode those
-  of all further interfaces' networks together.
-* `rp_filter` of `all`, of `default` and of the way into the node is the least `podRPFilter`, for of `all` and an interface's own
-  the kernel takes the greater.
-* Of several interfaces that `podDefaultRouteNic` names and that are there, that of the last interface's network counts.
-
-In overlay mode the node and a further interface's address reach each other by the overlay interface. An overlay that checks the addresses
-from which a pod sends drops that: [a packet's way](concepts.md#overlay-mode-the-first-interface-is-an-overlays-a-further-one-is-on-the-underlay).
-";
-    const CLUSTER: &str = "
-## podCIDRType
-
-This one is not the plugin's: the ConfigMap `underpass` or a SpiderCoordinator has it, and the node agent finds the cluster's CIDRs
-by it. `auto` decides by the node's CNI configuration; `cluster`, `calico` and `cilium` say where the overlay pods' CIDRs are.
-
-With `none` neither these nor the Services' CIDRs are looked for, and no route to them is put into a pod; those of pods that run
-are taken away. The veth pair and the routes between a pod and its node stay: probes work. It is for nodes on which Services are
-translated in the sockets. What the sockets do not translate, as in a pod with `socketPath` false, leaves by the pod's own
-gateway. Where that has to go through the node all the same, set `serviceCIDR` and `overlayPodCIDR`: what is set there, or in
-`hijackCIDR`, counts also with `none`.
-";
-    // By what scope-pods' `is_of_mesh` goes.
-    const MESHES: &str = "
-## Pods of a service mesh
-
-A mesh leads a pod's connections through a proxy, which knows a Service by the address that the application asks for. So the socket path leaves
-a pod out that bears what the mesh notes when it redirects: `sidecar.istio.io/status` (Istio's sidecar), `ambient.istio.io/redirection: enabled`
-or `pending` (ambient mode), `linkerd.io/proxy-version`, `kuma.io/sidecar-injected: \"true\"`, `consul.hashicorp.com/transparent-proxy-status`.
-Such a pod takes the host path; a change of its annotations takes effect while it runs. `underpass.io/socket-path: \"true\"` on the pod lets it in all
-the same: then the proxy sees backends in place of Services, and routes, retries and policies for the Service do not hold.
-
-Without kube-proxy there is no host path, and the chart's `paths=socket` lets these pods in (`scope-pods --with-meshes`, by the agent's variable
-`UNDERPASS_PATHS=socket`). The flag is to be set too, in `UNDERPASS_SCOPE_FLAGS`, where `podCIDRType` is `none` and underlay pods are in a mesh, or `serviceCIDR`, which gives them a host path.
-";
-    const ROOM: &str = "
-## How much the socket path holds
-
-Values of the chart (`helm upgrade --reset-then-reuse-values --set maps.backends=262144`); without Helm, the variable `UNDERPASS_LOAD_FLAGS` of the node
-agent has them as flags of `bpf-lb-load load`. A Service that finds no room keeps those endpoints that it had and still
-has, or is left to the host path; an Event `NotServed` on it names the flag.
-
-| Value | Flag | Default | Holds | Changed while the maps are in use |
-| --- | --- | --- | --- | --- |
-| maps.services | `--max-services` | 32768 | service addresses of each family, with their ports | grows when the agent starts: Services and sockets stay translated; a smaller number is not taken |
-| maps.backends | `--max-backends` | 131072 | backends of all Services together | as above |
-| maps.sockets | `--max-sockets` | 65536 | translated sockets of each family in the fast way; more work as well, and slower | only after `node-agent --uninstall` on the node; until then the agent's log says so |
-| maps.clients | `--max-clients` | 61440 | pairs of a pod and a Service with session affinity; more push out the oldest | as above |
-
-The kernel counts the maps as memory of the agent's container: 48 MiB with these sizes, from the beginning. The agent's processes take 87 MiB with
-10,000 Services of 10 endpoints, and 105 MiB at their most ([figures](figures/report.md)). So `node.resources` requests 128Mi, which is enough for some
-thousand Services; for 10,000 request 160Mi, and set no limit below 256Mi. Larger maps are there twice while they grow.
-
-The other tools of the agent have their flags by variables too, with the chart by `node.env`: `UNDERPASS_SERVICES_FLAGS` (`watch-services`),
-`UNDERPASS_SCOPE_FLAGS` (`scope-pods`), and `UNDERPASS_END_FLAGS` (`end-sockets`: of which backends that go connections end, as `--tcp never`).
-";
-    // By watch-services' `NotServed::HostPath`.
-    const LEFT: &str = "
-## Services that are left to the host path
-
-`kubectl annotate service NAME underpass.io/socket-path=false` takes a Service out of the socket path on every node: its clients
-reach it by the host path alone, as long as the annotation is there. Connections that the socket path made to it end once, as if it were
-deleted. A value that is neither `\"true\"` nor `\"false\"` is of no account, and an Event on the Service says so. Where there is no host path (no
-kube-proxy, or `podCIDRType` none) such a Service leads nowhere. It is for
-
-* NodeLocal DNSCache that listens on kube-dns' ClusterIP, as Kubernetes' own manifest has it beside kube-proxy in iptables mode:
-  `kubectl -n kube-system annotate service kube-dns underpass.io/socket-path=false`. By the host path the address is the node's own and the
-  cache answers; the socket path leads to the DNS server's pods, past the cache. A cache on an address of its own, as 169.254.20.10, needs
-  nothing.
-* Backends that the pods' underlay is not routed to and nodes reach, as the API servers': `kubectl annotate service kubernetes
-  underpass.io/socket-path=false`. With the nodes' network in `hijackCIDR`, and `overlayMasquerade`, no Service needs it: what pods send there goes
-  through their node.
-* NFS and SMB servers behind a Service, on kernels whose clients keep the backend's address in place of the Service's: when the server moves,
-  the mount hangs.
-";
-    const ERRORS: &str = "
-## Errors
-
-A value that is not allowed is CNI error 7 in ADD and CHECK: its message names the setting and the value, its details say what
-is allowed, of every setting that is wrong. DEL and GC go on with the default instead. Further errors that settings lead to:
-
-| Setting | Code | When |
-| --- | --- | --- |
-| mode | 7 | the mode cannot be had for this interface; the details say what to change |
-| podDefaultCniNic | 7 | overlay mode, and the pod has no such interface with an address |
-| podDefaultRouteNic | 7 | the pod has no such interface and none can still be added by this name |
-| serviceCIDR | 11 (STATUS: 50) | it is not set, and the cluster's CIDRs are not known yet |
-| policyRoutes, vethLinkAddress, vethMTU, txQueueLen, podMACPrefix | 100 | the kernel refuses the value for this interface |
-| detectIPConflict | 103 | another host has one of the addresses; the message names its MAC address |
-| detectGateway | 104 | the gateway does not answer; the message names it |
-";
-
-    /// The text of deploy/settings.md. `UNDERPASS_WRITE_SETTINGS=1 cargo test -p common settings` writes it.
-    fn page() -> String {
+    /// The table of deploy/settings.md.
+    fn rows() -> String {
         let cell = |text: &str| text.replace('|', "\\|");
         let row = |setting: &Setting| {
             format!(
@@ -706,45 +417,125 @@ is allowed, of every setting that is wrong. DEL and GC go on with the default in
                 cell(setting.effect)
             )
         };
-        let rows: String = SETTINGS.iter().map(row).collect();
-        format!("{INTRODUCTION}{rows}{NETWORKS}{CLUSTER}{MESHES}{ROOM}{LEFT}{ADDRESSES}{ERRORS}")
+        let head = "| Setting | Default | Allowed | Effect |\n| --- | --- | --- | --- |\n";
+        [head.to_owned()].into_iter().chain(SETTINGS.iter().map(row)).collect()
     }
 
     #[test]
     fn the_page_of_settings_is_what_the_code_says() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/settings.md");
+        let page = fs::read_to_string(&path).unwrap();
+        let (before, rest) = page.split_once(BEGIN).unwrap();
+        let (_, after) = rest.split_once(END).unwrap();
+        let wanted = format!("{before}{BEGIN}{}{END}{after}", rows());
         if env::var_os("UNDERPASS_WRITE_SETTINGS").is_some() {
-            fs::write(&path, page()).unwrap();
+            fs::write(&path, &wanted).unwrap();
         }
-        assert_eq!(fs::read_to_string(&path).unwrap(), page(), "run with UNDERPASS_WRITE_SETTINGS=1 to write it");
+        assert_eq!(fs::read_to_string(&path).unwrap(), wanted, "run with UNDERPASS_WRITE_SETTINGS=1 to write it");
     }
 
     #[test]
-    fn each_default_that_is_a_value_is_the_one_that_applies() {
+    fn each_default_is_the_one_that_applies_and_in_brackets_there_is_none() {
         for setting in SETTINGS.iter().filter(|setting| !setting.default.starts_with('(')) {
             let value: Value = serde_json::from_str(setting.default).unwrap_or_else(|_| json!(setting.default));
             let (settings, failures) = Settings::resolve(&json!({ setting.key: value }), &Value::Null);
             assert_eq!((settings, failures), (Settings::default(), vec![]), "{}", setting.key);
         }
+        let settings = Settings::default();
+        assert_eq!(
+            (settings.pod_default_route_nic, settings.service_cidr, settings.overlay_pod_cidr),
+            (None, None, None)
+        );
     }
 
     #[test]
-    fn each_setting_is_read_and_a_value_of_another_kind_is_refused_with_what_is_allowed() {
-        for setting in SETTINGS {
-            let (settings, failures) = Settings::resolve(&json!({ setting.key: [["no", "such"]] }), &Value::Null);
-            let [failure] = &failures[..] else { panic!("{}: {failures:?}", setting.key) };
-            assert!(failure.msg.starts_with(&format!("setting {}: ", setting.key)), "{failure}");
-            assert_eq!(failure.details, format!("allowed: {}", setting.allowed));
-            assert_eq!(settings, Settings::default());
+    fn each_setting_is_read_and_a_value_that_is_not_allowed_is_refused_with_what_is() {
+        let mut wrong = json!({
+            "mode": ["overlaid", 1],
+            "podDefaultCniNic": ["a name that is too long", 7],
+            "podDefaultRouteNic": ["eth/0"],
+            "tunePodRoutes": ["yes"],
+            "serviceCIDR": ["10.233.64.0/18", ["10.233.64.0"], ["10.233.64.0/33"], ["0.0.0.0/0"]],
+            "overlayPodCIDR": ["10.233.0.0/18", ["10.233.0.1/33"], ["fd00:233::/148"]],
+            "hijackCIDR": [["169.254.20.256"], ["0.0.0.0/0"]],
+            "policyRoutes": [
+                [{"dst": "10.9.0.0/16"}],
+                [{"dst": "10.9.0.0/16", "gw": "fd00:6::1"}],
+                {"dst": "10.9.0.0/16", "gw": "10.6.0.1"},
+            ],
+            "hostRuleTable": [0, 254, "500"],
+            "podRuleTable": [255],
+            "rulePriority": [0, 32766],
+            "podMark": [3, "0x1000000000"],
+            "podRPFilter": [3],
+            "linkGroup": [0, 4_294_967_295_u32],
+            "overlayMasquerade": ["yes"],
+            "socketPath": ["yes"],
+            "txQueueLen": [4_294_967_296_u64],
+            "podMACPrefix": ["0a", "0b:1", "01:00"],
+            "vethLinkAddress": ["garbage", "10.6.0.9", "fe80::1"],
+            "vethMTU": [67, 65536],
+            "detectIPConflict": ["true"],
+            "detectGateway": [1],
+            "detectOptions": [{"retries": 101}, {"interval": "soon"}, {"timeout": "61s"}, {"timeout": 1}],
+            "logOptions": [{"logLevel": "loud"}, {"logFile": "relative.log"}, {"logMaxSize": "big"}],
+        });
+        for Setting { key, allowed, .. } in SETTINGS {
+            let values = wrong[key].as_array_mut().unwrap_or_else(|| panic!("no wrong value of {key}"));
+            values.push(json!([["of", "another", "kind"]]));
+            for value in values {
+                let (settings, failures) = Settings::resolve(&json!({ *key: value }), &Value::Null);
+                let [failure] = &failures[..] else { panic!("{key} {value}: {failures:?}") };
+                assert_eq!(failure.msg, format!("setting {key}: {value} is not allowed"));
+                assert_eq!(failure.details, format!("allowed: {allowed}"));
+                assert_eq!(settings, Settings::default());
+            }
         }
     }
 
     #[test]
-    fn keys_that_are_not_known_are_ignored_in_options_too_and_no_retries_are_as_many_as_by_default() {
-        let config = json!({
-            "detectOptions": {"retries": 0, "patience": "1s"}, "logOptions": {"logLevel": "info", "colour": true}
-        });
-        assert_eq!(Settings::resolve(&config, &Value::Null), (Settings::default(), vec![]));
+    fn what_spiderpools_coordinator_takes_is_taken() {
+        let options = |retries: u32, interval: u64, timeout: u64| {
+            let (interval, timeout) = (Duration::from_micros(interval), Duration::from_micros(timeout));
+            json!({"retries": retries, "interval": interval, "timeout": timeout})
+        };
+        for (key, value, taken) in [
+            // Host bits, blanks, and addresses for CIDRs.
+            ("serviceCIDR", json!(["10.233.64.1/18"]), json!(["10.233.64.0/18"])),
+            ("serviceCIDR", json!([" 10.233.64.0/18 "]), json!(["10.233.64.0/18"])),
+            (
+                "hijackCIDR",
+                json!(["169.254.20.10/16", "169.254.20.10", " 192.0.2.7/24 "]),
+                json!(["169.254.0.0/16", "169.254.20.10/32", "192.0.2.0/24"]),
+            ),
+            (
+                "policyRoutes",
+                json!([{"dst": "10.9.9.9", "gw": "10.6.0.1"}, {"dst": "10.9.9.9/16", "gw": " 10.6.0.1 "}]),
+                json!([{"dst": "10.9.9.9/32", "gw": "10.6.0.1"}, {"dst": "10.9.0.0/16", "gw": "10.6.0.1"}]),
+            ),
+            // Any negative number.
+            ("podRPFilter", json!(-2), Value::Null),
+            ("podRPFilter", json!(i32::MIN), Value::Null),
+            ("txQueueLen", json!(-1), Value::Null),
+            ("detectOptions", json!({"retry": 2, "interval": "0h0m0.01s", "timeout": "0"}), options(2, 10_000, 0)),
+            (
+                "detectOptions",
+                json!({"retries": null, "interval": "1ms500us", "timeout": "+.1s"}),
+                options(3, 1500, 100_000),
+            ),
+            ("logOptions", json!({"logLevel": "Fatal", "logMaxSize": null}), json!({"logLevel": "error"})),
+            // No retries are as many as by default, and keys that nobody knows are ignored.
+            ("detectOptions", json!({"retries": 0, "patience": "1s"}), options(3, 10_000, 100_000)),
+            ("logOptions", json!({"logLevel": "warn", "colour": true}), json!({"logLevel": "warn"})),
+            ("podCIDRType", json!("auto"), Value::Null),
+            ("hostRPFilter", json!(0), Value::Null),
+            ("multusNicPrefix", json!("net"), Value::Null),
+            ("detectGateway", Value::Null, json!(false)),
+        ] {
+            let (settings, failures) = Settings::resolve(&json!({ key: value }), &Value::Null);
+            assert_eq!(failures, [], "{key} {value}");
+            assert_eq!(json!(settings)[key], taken, "{key} {value}");
+        }
     }
 
     #[test]

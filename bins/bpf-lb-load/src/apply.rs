@@ -317,7 +317,7 @@ impl Table {
             gone.unused = !self.kernel.used.has(gone.protocol, gone.backend);
         }
         self.unfit.extend(summary.refused.iter().map(|refused| (refused.service.clone(), refused.clone())));
-        self.kernel.write_doors(self.unfit.values().flat_map(|unfit| &unfit.cluster_ips).copied().collect());
+        self.kernel.write_wildcards(self.unfit.values().flat_map(|unfit| &unfit.cluster_ips).copied().collect());
     }
 
     fn remove_all(&mut self, gone: Vec<(Key, Rc<Installed>)>) -> usize {

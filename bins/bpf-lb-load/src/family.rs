@@ -222,8 +222,8 @@ impl<A: Family> Tables<A> {
             let cell = to.allocate_cell(&frontend);
             is_whole &= cell.map(|cell| to.insert(&frontend, cell, entry)).is_some();
         }
-        for (address, _) in from.doors() {
-            is_whole &= to.insert_door(SocketAddr::new(address, u16::MAX)).is_some();
+        for (address, _) in from.wildcards() {
+            is_whole &= to.insert_wildcard(address).is_some();
         }
         Ok(is_whole)
     }
@@ -248,16 +248,16 @@ impl<A: Family> Tables<A> {
         frontends
     }
 
-    /// The addresses that are known by themselves, and their cells.
-    pub fn doors(&self) -> impl Iterator<Item = (IpAddr, u32)> {
+    /// The addresses that have an entry for any port, and its cells.
+    pub fn wildcards(&self) -> impl Iterator<Item = (IpAddr, u32)> {
         let cells = (0..self.cells.capacity()).filter_map(|cell| Some((cell, self.cells.get(cell)?)));
-        let doors = cells.filter(|(_, found)| found.key.protocol == 0 && Entry(found.entry.load()).is_present());
-        doors.map(|(cell, found)| (found.key.address.to_ip(), cell))
+        let wildcards = cells.filter(|(_, found)| found.key.protocol == 0 && Entry(found.entry.load()).is_present());
+        wildcards.map(|(cell, found)| (found.key.address.to_ip(), cell))
     }
 
-    /// Lets an address be known by itself. Nothing if there is no room.
-    pub fn insert_door(&mut self, address: SocketAddr) -> Option<u32> {
-        let key = any_port(A::from_ip(address.ip())?);
+    /// Gives an address an entry for any port that no frontend has, by which it is refused. Nothing if there is no room.
+    pub fn insert_wildcard(&mut self, address: IpAddr) -> Option<u32> {
+        let key = any_port(A::from_ip(address)?);
         let cell = self.allocate(&key)?;
         self.cells.put(cell, Cell { key, pad: A::PAD, entry: Long::new(Entry::NONE.0) });
         self.lead(cell, Entry::REFUSED);

@@ -84,9 +84,10 @@ pub struct Kernel {
     /// Whoever holds one of them keeps it as it was.
     pub(crate) services: BTreeMap<Key, Rc<Installed>>,
     pub(crate) owners: foldhash::HashMap<Frontend, Owned>,
-    /// The cells of addresses that are known by themselves, whatever the port.
-    pub(crate) doors: HashMap<IpAddr, u32>,
-    /// Of these addresses some ports have found no room: they are none that no service has.
+    /// The cell of each ClusterIP's entry for any port: a connect() to a port that no service has there is refused, see [`Self::refuse`].
+    pub(crate) wildcards: HashMap<IpAddr, u32>,
+    /// ClusterIPs of services that are not wholly in the tables: a connect() to a port that is missing there takes the host path, and
+    /// must not be refused.
     pub(crate) spared: HashSet<IpAddr>,
     pub(crate) frontends_changed: bool,
     /// By service id and address. Of services with least connections only, since the others' sockets are not counted.

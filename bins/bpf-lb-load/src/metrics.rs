@@ -14,6 +14,7 @@ use common::{
 use metrics_file::{
     Labels, Metrics as File,
     prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registered,
 };
 use service_table::{Change, ServiceName};
 
@@ -57,51 +58,31 @@ pub struct Metrics {
 impl Metrics {
     /// Of a load balancer with these pins.
     pub fn new(pins: &Pins) -> Self {
-        let mut metrics = Self {
-            file: File::new("bpf-lb-load"),
+        let mut file = File::new("bpf-lb-load");
+        let registry = &mut file.registry;
+        let delay = Histogram::new(buckets());
+        let help = "From a change in the cluster to the kernel";
+        registry.register("lb_network_programming_duration_seconds", help, delay.clone());
+        Self {
+            last_sync: registered(registry, "lb_last_sync_timestamp_seconds", "When the table was last changed"),
+            attached: registered(registry, "lb_attached", "Whether anybody is served"),
+            services: registered(registry, "lb_services", "Service ports in the kernel"),
+            endpoints: registered(registry, "lb_endpoints", "Endpoints in the kernel, by Service port"),
+            incomplete: registered(registry, "lb_incomplete_services", "Services that are not as they were to be"),
+            others: registered(registry, "lb_others", "How many others translate Services at connect()"),
+            changes: registered(registry, "lb_changes", "Services that were set or removed"),
+            errors: registered(registry, "lb_errors", "Lines and services that could not be done"),
+            connections: registered(registry, "lb_service_connections", "Connections begun to a Service"),
+            refused: registered(registry, "lb_service_refused", "Connections to a Service without backends"),
+            delay,
+            file,
             pins: pins.clone(),
-            last_sync: Gauge::default(),
-            attached: Gauge::default(),
-            services: Gauge::default(),
-            endpoints: Gauge::default(),
-            incomplete: Gauge::default(),
-            others: Gauge::default(),
-            changes: Counter::default(),
-            errors: Counter::default(),
-            delay: Histogram::new(buckets()),
-            connections: Family::default(),
-            refused: Family::default(),
             tallies: BTreeMap::new(),
             unfit: None,
             unfit_file: Kept::new(state::directory().join(state::UNFIT)),
             neighbours: Neighbours::default(),
             written: None,
-        };
-        metrics.register();
-        metrics
-    }
-
-    fn register(&mut self) {
-        let registry = &mut self.file.registry;
-        registry.register("lb_last_sync_timestamp_seconds", "When the table was last changed", self.last_sync.clone());
-        registry.register("lb_attached", "Whether anybody is served", self.attached.clone());
-        registry.register("lb_services", "Service ports in the kernel", self.services.clone());
-        registry.register("lb_endpoints", "Endpoints in the kernel, by Service port", self.endpoints.clone());
-        registry.register(
-            "lb_incomplete_services",
-            "Services that are not as they were to be",
-            self.incomplete.clone(),
-        );
-        registry.register("lb_others", "How many others translate Services at connect()", self.others.clone());
-        registry.register("lb_changes", "Services that were set or removed", self.changes.clone());
-        registry.register("lb_errors", "Lines and services that could not be done", self.errors.clone());
-        registry.register(
-            "lb_network_programming_duration_seconds",
-            "From a change in the cluster to the kernel",
-            self.delay.clone(),
-        );
-        registry.register("lb_service_connections", "Connections begun to a Service", self.connections.clone());
-        registry.register("lb_service_refused", "Connections to a Service without backends", self.refused.clone());
+        }
     }
 
     /// Takes note of what backends have counted that may go with a change.

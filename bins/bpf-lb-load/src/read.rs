@@ -47,9 +47,9 @@ impl Kernel {
             backend_space: Space::new(0, []),
             services: BTreeMap::new(),
             owners: foldhash::HashMap::default(),
-            doors: HashMap::new(),
+            wildcards: HashMap::new(),
             spared: HashSet::new(),
-            // By a writer that was killed before it could make the doors fit.
+            // By a writer that was killed before it could make the wildcards fit.
             frontends_changed: true,
             lingering: HashMap::new(),
             used: Used::default(),
@@ -69,7 +69,7 @@ impl Kernel {
         }
         let four = self.four.read();
         let six = self.six.read();
-        self.doors = self.four.doors().chain(self.six.doors()).collect();
+        self.wildcards = self.four.wildcards().chain(self.six.wildcards()).collect();
         let frontends = four.into_iter().chain(six);
         for (frontend, cell, entry) in frontends.collect::<Vec<_>>() {
             let about = tables!(self, frontend.address.is_ipv6(), tables => tables.about(Run::of(entry)));

@@ -1,9 +1,6 @@
 //! Ports that no Service has, on addresses that are some Service's ClusterIP.
 
-use std::{
-    collections::HashSet,
-    net::{IpAddr, SocketAddr},
-};
+use std::{collections::HashSet, net::IpAddr};
 
 use bpf_lb_abi::{Entry, Prefix, Word};
 use ipnet::IpNet;
@@ -34,8 +31,8 @@ impl Kernel {
         self.frontends_changed = true;
     }
 
-    /// Lets each ClusterIP in these CIDRs but the `spared` be known by itself, whatever the port, and no other address.
-    pub fn write_doors(&mut self, spared: HashSet<IpAddr>) {
+    /// Gives each ClusterIP in these CIDRs but the `spared` an entry for any port, and no other address.
+    pub fn write_wildcards(&mut self, spared: HashSet<IpAddr>) {
         if !std::mem::take(&mut self.frontends_changed) && self.spared == spared {
             return;
         }
@@ -47,18 +44,17 @@ impl Kernel {
         let wanted: HashSet<IpAddr> =
             addresses.filter(|address| cidrs.iter().any(|cidr| cidr.contains(address))).collect();
         let wanted = &wanted - &self.spared;
-        let gone: Vec<_> = self.doors.extract_if(|address, _| !wanted.contains(address)).collect();
+        let gone: Vec<_> = self.wildcards.extract_if(|address, _| !wanted.contains(address)).collect();
         for (address, cell) in gone {
             tables!(self, address.is_ipv6(), tables => tables.remove(cell));
         }
         for address in wanted {
-            if self.doors.contains_key(&address) {
+            if self.wildcards.contains_key(&address) {
                 continue;
             }
             // Without room for it, such a port is as one that no frontend has: it is not translated.
-            let cell =
-                tables!(self, address.is_ipv6(), tables => tables.insert_door(SocketAddr::new(address, u16::MAX)));
-            self.doors.extend(cell.map(|cell| (address, cell)));
+            let cell = tables!(self, address.is_ipv6(), tables => tables.insert_wildcard(address));
+            self.wildcards.extend(cell.map(|cell| (address, cell)));
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, env, fs};
 
-use common::state;
+use common::{object::Family, state};
 use ipnet::IpNet;
 
 use crate::{check::Check, processes, proxy::Masquerade};
@@ -74,7 +74,7 @@ const CANNOT_ANSWER: &str = "a Service's backend on the pods' own network cannot
 
 /// Whether connections from a subnet keep their source: it overlaps a cluster CIDR, or its family has none.
 fn is_spared(cidrs: &[IpNet], subnet: IpNet) -> bool {
-    let mut family = cidrs.iter().filter(|cidr| cidr.addr().is_ipv4() == subnet.addr().is_ipv4()).peekable();
+    let mut family = cidrs.iter().filter(|cidr| Family::same(cidr.addr(), subnet.addr())).peekable();
     family.peek().is_none() || family.any(|cidr| cidr.contains(&subnet) || subnet.contains(cidr))
 }
 

@@ -5,7 +5,7 @@ use common::{
     failure::Failure,
     mac::Mac,
     object::MAIN_TABLE,
-    result::VERSIONS,
+    result::CniVersion,
 };
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -14,21 +14,23 @@ use serde_json::{Value, json};
 pub fn success(document: &PodDocument) -> Option<Value> {
     match document.request.command {
         Command::Add => Some(extended(document)),
-        Command::Version => Some(json!({ "cniVersion": VERSIONS[4], "supportedVersions": VERSIONS })),
+        Command::Version => {
+            let supported = CniVersion::ALL.map(CniVersion::as_str);
+            Some(json!({ "cniVersion": CniVersion::NEWEST.as_str(), "supportedVersions": supported }))
+        }
         Command::Del | Command::Check | Command::Gc | Command::Status => None,
     }
 }
 
 /// An error, in the caller's version.
 pub fn error(document: &Value, failure: &Failure) -> Value {
-    let asked = document["request"]["config"]["cniVersion"].as_str();
-    let version = asked.filter(|version| VERSIONS.contains(version)).unwrap_or(VERSIONS[4]);
+    let version = CniVersion::of(&document["request"]["config"]).unwrap_or(CniVersion::NEWEST);
     let details = if failure.details.is_empty() {
         failure.tool.clone()
     } else {
         format!("{}: {}", failure.tool, failure.details)
     };
-    json!({ "cniVersion": version, "code": failure.code, "msg": failure.msg, "details": details })
+    json!({ "cniVersion": version.as_str(), "code": failure.code, "msg": failure.msg, "details": details })
 }
 
 /// prevResult with the veth pair appended. Everything in it stays as and where it is: addresses point at interfaces by
@@ -37,6 +39,7 @@ fn extended(document: &PodDocument) -> Value {
     let config = &document.request.config;
     let mut result = Value::Object(config["prevResult"].as_object().cloned().unwrap_or_default());
     result["cniVersion"] = config["cniVersion"].clone();
+    let version = CniVersion::of(config);
     let served = document.mode.as_ref().is_some_and(|mode| mode.mode != ModeKind::Disable);
     let first = document.mode.as_ref().is_some_and(|mode| mode.first);
     if let Some(pair) = document.veth.as_ref().filter(|_| first) {
@@ -45,7 +48,7 @@ fn extended(document: &PodDocument) -> Value {
             json!({ "name": pair.host, "mac": pair.host_mac }),
             json!({ "name": pair.pod, "mac": pair.pod_mac, "sandbox": sandbox }),
         ];
-        if config["cniVersion"] == VERSIONS[4] {
+        if version >= Some(CniVersion::V1_1_0) {
             ends.iter_mut().for_each(|end| end["mtu"] = json!(pair.mtu));
         }
         match result["interfaces"].as_array_mut() {
@@ -57,7 +60,7 @@ fn extended(document: &PodDocument) -> Value {
         name_mac(&mut result, &document.request.ifname, mac);
     }
     // Before CNI 1.1.0 a route could not say in which table it is.
-    if config["cniVersion"] == VERSIONS[4] {
+    if version >= Some(CniVersion::V1_1_0) {
         name_tables(&mut result, document);
     }
     result

@@ -119,7 +119,7 @@ async fn compare(document: &mut PodDocument, netlink: &Netlink, pod: &mut Pod, a
 fn nic(document: &PodDocument, link: &Link, pod: &Pod, result: &CniResult) -> Nic {
     let decided = document.mode.as_ref().map(|mode| &mode.nic);
     let mac = decided.and_then(|nic| nic.mac).or_else(|| result.mac_of(&link.name)).or(link.mac);
-    let (given, mut addresses): (Vec<_>, _) = (given_to(result, &link.name), pod.addresses_of(&link.name));
+    let (given, mut addresses): (Vec<_>, _) = (given_to(result, &link.name), pod.global_addresses_of(&link.name));
     addresses.sort_by_key(|net| given.iter().position(|given| given.addr() == net.addr()).unwrap_or(given.len()));
     let found = match decided {
         _ if !given.is_empty() => vec![],
@@ -176,7 +176,7 @@ async fn claims(
     result: &CniResult,
 ) -> io::Result<Claims> {
     let given = given_to(result, &nic.name);
-    let mut others: HashSet<_> = node.addresses().await?.into_iter().map(|(_, net)| net.addr()).collect();
+    let mut others: HashSet<_> = node.addresses().await?.iter().map(|address| address.net.addr()).collect();
     others.extend(next_hops(document, result));
     let cluster = state::cluster().unwrap_or_default();
     let cluster = cidrs::resolve(&document.settings, &cluster["cidrs"], Command::Add, &given).unwrap_or_default();
@@ -257,7 +257,7 @@ impl Attachment<'_> {
             (own, vec![])
         } else {
             let gateway = |net: &IpNet| gateway_of(&self.document.others, self.first(), Family::of(net.addr()));
-            (towards(&self.pod.addresses_of(self.first()), gateway), own)
+            (towards(&self.pod.global_addresses_of(self.first()), gateway), own)
         };
         node::addresses(self.node, &pod, &beside, self.is_overlay()).await
     }
@@ -265,7 +265,7 @@ impl Attachment<'_> {
     /// In overlay mode, the ways out by the pod's overlay interface, one of each family at most.
     async fn ways_out(&self) -> io::Result<Vec<Route>> {
         let Some(link) = self.pod.link(self.first()).filter(|_| self.is_overlay()) else { return Ok(vec![]) };
-        let nets = self.pod.addresses_of(&link.name);
+        let nets = self.pod.global_addresses_of(&link.name);
         let mut families = Family::ALL.to_vec();
         families.retain(|family| nets.iter().any(|net| Family::of(net.addr()) == *family));
         let default = |family: Family| self.pod.default_route(&link.name, family).cloned();
@@ -284,7 +284,8 @@ impl Attachment<'_> {
             (Err(_), Some(decided)) => decided.uplink.clone(),
             (uplink, _) => uplink?,
         };
-        for net in pod.addresses_of(&uplink.dev).iter().filter(|_| document.mode.is_none() && self.is_overlay()) {
+        for net in pod.global_addresses_of(&uplink.dev).iter().filter(|_| document.mode.is_none() && self.is_overlay())
+        {
             let family = Family::of(net.addr());
             if uplink.source(family).is_none() {
                 log::warn!(

@@ -9,7 +9,7 @@ use std::{
 
 use common::{
     document::{HostSide, Uplink},
-    netlink::{Link, Netlink, RouteFilter, is_link_local},
+    netlink::{AddressEntry, Link, Netlink, RouteFilter, is_link_local},
     numbers,
     object::{Family, MAIN_TABLE, PROTOCOL, Route},
 };
@@ -52,8 +52,8 @@ pub async fn addresses(
         used.iter().any(|(source, dev)| *dev == link.name || has(source))
     };
     let mut links: BTreeMap<u32, Vec<IpNet>> = BTreeMap::new();
-    for (index, net) in node.addresses().await? {
-        links.entry(index).or_default().push(net);
+    for AddressEntry { link, net, .. } in node.addresses().await? {
+        links.entry(link).or_default().push(net);
     }
     let (mut all, mut defaults) = (vec![], None);
     for (index, nets) in links {

@@ -10,7 +10,7 @@ use std::{
 use common::{
     failure::{Code, Context, Failure},
     names::POD_VETH,
-    netlink::{Detection, Link, Netlink, RouteFilter, RuleEntry, is_link_local},
+    netlink::{AddressEntry, Detection, Link, Netlink, RouteFilter, RuleEntry, is_link_local},
     object::{Family, MAIN_TABLE, PROTOCOL, Route},
 };
 use ipnet::IpNet;
@@ -24,10 +24,8 @@ const SETTLE_INTERVAL: Duration = Duration::from_millis(50);
 pub struct Pod {
     /// Its links.
     pub links: Vec<Link>,
-    /// The addresses of global scope that can be used, with the index of the link that each is on.
-    pub addresses: Vec<(u32, IpNet)>,
-    /// Those that cannot be used, or not yet.
-    pub unsettled: Vec<(Detection, u32, IpNet)>,
+    /// Its addresses, as [`Netlink::detected_addresses`] has them.
+    pub addresses: Vec<AddressEntry>,
     /// The unicast routes of all tables.
     pub routes: Vec<Route>,
     /// The rules, whoever made them.
@@ -42,18 +40,7 @@ impl Pod {
     /// # Errors
     /// What the kernel says.
     pub async fn read(netlink: &Netlink) -> io::Result<Self> {
-        let mut pod = Self { links: netlink.links().await?, ..Self::default() };
-        pod.read_addresses(netlink).await?;
-        Ok(pod)
-    }
-
-    async fn read_addresses(&mut self, netlink: &Netlink) -> io::Result<()> {
-        let addresses = netlink.detected_addresses().await?.into_iter();
-        let (usable, unsettled): (Vec<_>, Vec<_>) =
-            addresses.partition(|(detection, ..)| *detection == Detection::Over);
-        self.addresses = usable.into_iter().map(|(_, index, net)| (index, net)).collect();
-        self.unsettled = unsettled;
-        Ok(())
+        Ok(Self { links: netlink.links().await?, addresses: netlink.detected_addresses().await?, ..Self::default() })
     }
 
     /// Waits until duplicate address detection is over for the addresses of a link, as the CNI library does for plugins that
@@ -63,7 +50,7 @@ impl Pod {
     /// When it is not over in time, or another host has one of the addresses `given`.
     pub async fn settle(&mut self, netlink: &Netlink, link: &Link, given: &[IpAddr]) -> Result<(), Failure> {
         let deadline = Instant::now() + SETTLE_PATIENCE;
-        while let Some(address) = self.unsettled_on(link, Detection::Underway).first() {
+        while let Some(address) = self.addresses_in(link, Detection::Underway).first() {
             if Instant::now() > deadline {
                 let seconds = SETTLE_PATIENCE.as_secs();
                 let msg = format!("{address} on {} is still tentative after {seconds} s", link.name);
@@ -71,9 +58,9 @@ impl Pod {
                     .details("duplicate address detection has not ended: has the interface a carrier?"));
             }
             tokio::time::sleep(SETTLE_INTERVAL).await;
-            self.read_addresses(netlink).await.context(Code::Io, "cannot read the pod's addresses")?;
+            self.addresses = netlink.detected_addresses().await.context(Code::Io, "cannot read the pod's addresses")?;
         }
-        match self.unsettled_on(link, Detection::Failed).iter().find(|address| given.contains(address)) {
+        match self.addresses_in(link, Detection::Failed).iter().find(|address| given.contains(address)) {
             Some(address) => {
                 let msg = format!("another host has {address}, which {} was given", link.name);
                 Err(Failure::new(Code::AddressConflict, msg).details(
@@ -84,9 +71,9 @@ impl Pod {
         }
     }
 
-    fn unsettled_on(&self, link: &Link, state: Detection) -> Vec<IpAddr> {
-        let on_link = |(detection, index, _): &&(Detection, u32, IpNet)| *detection == state && *index == link.index;
-        self.unsettled.iter().filter(on_link).map(|(_, _, net)| net.addr()).collect()
+    fn addresses_in(&self, link: &Link, state: Detection) -> Vec<IpAddr> {
+        let on_link = |address: &&AddressEntry| address.link == link.index && address.detection == state;
+        self.addresses.iter().filter(on_link).map(|address| address.net.addr()).collect()
     }
 
     /// Reads the rules, and which tables others use.
@@ -124,17 +111,19 @@ impl Pod {
     }
 
     /// The addresses of a link that a packet can have as its source anywhere, each once, the best source first.
-    pub fn addresses_of(&self, name: &str) -> Vec<IpNet> {
+    pub fn global_addresses_of(&self, name: &str) -> Vec<IpNet> {
         let index = self.link(name).map(|link| link.index);
         let mut seen = HashSet::new();
-        let of_link = self.addresses.iter().filter(|(on, net)| Some(*on) == index && !is_link_local(net.addr()));
-        of_link.map(|(_, net)| *net).filter(|net| seen.insert(net.addr())).collect()
+        let of_link = self.addresses.iter().filter(|address| {
+            Some(address.link) == index && address.detection == Detection::Over && !is_link_local(address.net.addr())
+        });
+        of_link.map(|address| address.net).filter(|net| seen.insert(net.addr())).collect()
     }
 
     /// Takes addresses of a link for none.
     pub fn forget(&mut self, name: &str, nets: &[IpNet]) {
         let index = self.link(name).map(|link| link.index);
-        self.addresses.retain(|(on, net)| Some(*on) != index || !nets.contains(net));
+        self.addresses.retain(|address| Some(address.link) != index || !nets.contains(&address.net));
     }
 
     /// The routes of the main table, without those of routing daemons.
@@ -159,7 +148,7 @@ impl Pod {
             routed.min_by_key(|route| route.destination.prefix_len()).map(|route| (route.gateway, Some(route)))
         };
         let host = || {
-            let own = self.addresses_of(name);
+            let own = self.global_addresses_of(name);
             let is_host = |route: &&Route| {
                 let destination = route.destination;
                 let is_own = own.iter().any(|net| net.addr() == destination.addr());
@@ -170,7 +159,7 @@ impl Pod {
             let host = hosts.next().filter(|_| hosts.next().is_none())?;
             Some((Some(host.destination.addr()), Some(host)))
         };
-        let of_node = || Some((Some(*near.iter().find(|address| Family::of(**address) == family)?), None));
+        let of_node = || Some((Some(family.first(near.iter().copied())?), None));
         let (gateway, like) = next_hop().or_else(host).or_else(of_node)?;
         let (onlink, mtu) = like.map_or((false, None), |route| (route.onlink, route.mtu));
         Some(Route { gateway, onlink, mtu, ..Route::new(family.default_route(), name, MAIN_TABLE) })

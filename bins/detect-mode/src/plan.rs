@@ -8,7 +8,7 @@ use common::{
     names::POD_VETH,
     netlink::Link,
     numbers::{self, Numbers},
-    object::Route,
+    object::{Family, Route},
     settings::{ModeSetting, Settings},
 };
 use ipnet::IpNet;
@@ -132,7 +132,7 @@ pub fn is_cable(port: &Link) -> bool {
 /// Of the node's addresses `all`, those that a pod with the address `pod` can use: the one that the node would use towards
 /// the pod first, that is the one that the routing says (`routed`), else one in the pod's subnet.
 pub fn node_addresses(all: &[IpNet], pod: IpNet, routed: Option<IpAddr>) -> Vec<IpAddr> {
-    let mut addresses: Vec<_> = all.iter().filter(|net| net.addr().is_ipv4() == pod.addr().is_ipv4()).collect();
+    let mut addresses: Vec<_> = all.iter().filter(|net| Family::same(net.addr(), pod.addr())).collect();
     addresses.sort_by_key(|net| (Some(net.addr()) != routed, !net.contains(&pod.addr())));
     let mut seen = HashSet::new();
     addresses.into_iter().map(IpNet::addr).filter(|address| seen.insert(*address)).collect()
@@ -151,12 +151,12 @@ pub fn uplink(
     ways: &[Route],
 ) -> Result<Uplink, Failure> {
     let first = &settings.pod_default_cni_nic;
-    let nets = if nic.name == *first { nic.addresses.clone() } else { pod.addresses_of(first) };
-    let sources = one_of_each_family(nets.iter().map(IpNet::addr));
+    let nets = if nic.name == *first { nic.addresses.clone() } else { pod.global_addresses_of(first) };
+    let sources = Family::first_of_each(nets.iter().map(IpNet::addr));
     match mode {
         ModeKind::Disable => Ok(Uplink::default()),
         ModeKind::Underlay => {
-            let gateways = one_of_each_family(node_addresses.iter().copied());
+            let gateways = Family::first_of_each(node_addresses.iter().copied());
             Ok(Uplink { dev: POD_VETH.to_owned(), sources, gateways })
         }
         ModeKind::Overlay if sources.is_empty() => Err(Failure::new(
@@ -165,7 +165,7 @@ pub fn uplink(
         )
         .details("set podDefaultCniNic to the name of the pod's first interface")),
         ModeKind::Overlay => {
-            let leads = |source: &IpAddr| ways.iter().any(|way| way.destination.addr().is_ipv4() == source.is_ipv4());
+            let leads = |source: &IpAddr| ways.iter().any(|way| Family::same(way.destination.addr(), *source));
             let sources: Vec<_> = sources.into_iter().filter(leads).collect();
             if sources.is_empty() {
                 return Err(Failure::new(
@@ -177,11 +177,6 @@ pub fn uplink(
             Ok(Uplink { dev: first.clone(), sources, gateways: ways.iter().filter_map(|way| way.gateway).collect() })
         }
     }
-}
-
-fn one_of_each_family(addresses: impl Iterator<Item = IpAddr> + Clone) -> Vec<IpAddr> {
-    let first = |v4| addresses.clone().find(move |address| address.is_ipv4() == v4);
-    [first(true), first(false)].into_iter().flatten().collect()
 }
 
 #[cfg(test)]

@@ -164,7 +164,7 @@ impl<'a> View<'a> {
         if !is_further || defaults.next().is_some() {
             return None;
         }
-        gateways.iter().copied().find(|gateway| Family::of(*gateway) == family)
+        family.first(gateways.iter().copied())
     }
 
     fn main_defaults(self, family: Family) -> impl Iterator<Item = &'a Route> {
@@ -215,7 +215,7 @@ impl<'a> View<'a> {
     }
 
     fn addresses(self, nic: &str) -> Vec<IpNet> {
-        if nic == self.nic.name { self.nic.addresses.clone() } else { self.pod.addresses_of(nic) }
+        if nic == self.nic.name { self.nic.addresses.clone() } else { self.pod.global_addresses_of(nic) }
     }
 
     /// All routes of an interface, in a table of its own: those that the main table has, those that prevResult has, its

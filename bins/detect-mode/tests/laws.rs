@@ -11,7 +11,7 @@ use std::{
 use common::{
     document::{Cidrs, Command, Mode, ModeKind, Nic, PodDocument, Request, Routing, Share, Uplink, VethPair},
     names,
-    netlink::{Link, RuleEntry},
+    netlink::{AddressEntry, Detection, Link, RuleEntry},
     object::{Family, MAIN_TABLE, Netns, Object, Operation, PROTOCOL, PROTOCOL_BOOT, Placed, Route, Rule},
     plan::{Found, plan},
     settings::{PolicyRoute, Settings},
@@ -188,9 +188,13 @@ impl Model {
             inverted: false,
             to: None,
         };
+        let addresses = |(link, nets): &(u32, Vec<IpNet>)| {
+            let entry = |net: &IpNet| AddressEntry { link: *link, net: *net, detection: Detection::Over };
+            nets.iter().map(entry).collect::<Vec<_>>()
+        };
         Pod {
             links: self.cards.iter().map(link).collect(),
-            addresses: self.cards.values().flat_map(|(index, nets)| nets.iter().map(|net| (*index, *net))).collect(),
+            addresses: self.cards.values().flat_map(addresses).collect(),
             routes: self.routes.clone(),
             rules: self.rules.iter().map(entry).collect(),
             ..Pod::default()
@@ -287,11 +291,6 @@ fn in_the_pod(wanted: Vec<Placed>) -> Vec<Placed> {
     wanted.into_iter().filter(known).collect()
 }
 
-fn one_of_each_family(addresses: &[IpAddr]) -> Vec<IpAddr> {
-    let of = |family| addresses.iter().copied().find(|address| Family::of(*address) == family);
-    Family::ALL.into_iter().filter_map(of).collect()
-}
-
 fn settings(card: &Card) -> Settings {
     let policy = |net: &IpNet| {
         let (family, gw) = (Family::of(net.addr()), gateway(*net));
@@ -320,8 +319,12 @@ fn document(model: &Model, scenario: &Scenario, card: &Card, command: Command, d
     let node_addresses: Vec<IpAddr> = ["10.99.0.1", "fd00:99::1"].map(|text| text.parse().unwrap()).to_vec();
     let uplink = Uplink {
         dev: if scenario.overlay { first.name.clone() } else { names::POD_VETH.to_owned() },
-        sources: one_of_each_family(&own),
-        gateways: if scenario.overlay { one_of_each_family(&next_hops) } else { node_addresses.clone() },
+        sources: Family::first_of_each(own.iter().copied()),
+        gateways: if scenario.overlay {
+            Family::first_of_each(next_hops.iter().copied())
+        } else {
+            node_addresses.clone()
+        },
     };
     let nic = Nic { name: card.name.clone(), mtu: 1500, addresses: card.addresses.clone(), ..Nic::default() };
     let default = |net: &IpNet| route(Family::of(net.addr()).default_route(), Some(gateway(*net)), &card.name);

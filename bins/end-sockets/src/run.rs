@@ -18,7 +18,11 @@ use bpf_lb_load::{gone::Gone, peers::Peers, pins::Pins, print};
 use clap::Parser;
 use metrics_file::{
     Metrics,
-    prometheus_client::metrics::{counter::Counter, gauge::Gauge},
+    prometheus_client::{
+        metrics::{counter::Counter, gauge::Gauge},
+        registry::Registry,
+    },
+    registered,
 };
 use serde::{Deserialize, Serialize};
 
@@ -74,11 +78,20 @@ struct Report {
     ended: usize,
 }
 
-#[derive(Default)]
 struct Counts {
     ended: Counter,
     errors: Counter,
     able: Gauge,
+}
+
+impl Counts {
+    fn registered(registry: &mut Registry) -> Self {
+        Self {
+            ended: registered(registry, "sockets_ended", "Sockets that were ended since their backend went"),
+            errors: registered(registry, "sockets_errors", "Searches for sockets that failed"),
+            able: registered(registry, "sockets_endable", "Whether the kernel can end sockets"),
+        }
+    }
 }
 
 /// The search after one that failed.
@@ -107,16 +120,9 @@ pub fn run(cli: &Cli) -> ExitCode {
 
 fn work(cli: &Cli) -> Result<()> {
     let rules = Rules { tcp: cli.tcp, udp: cli.udp };
-    let counts = Counts::default();
-    counts.able.set(1);
     let mut metrics = Metrics::new("end-sockets");
-    metrics.registry.register(
-        "sockets_ended",
-        "Sockets that were ended since their backend went",
-        counts.ended.clone(),
-    );
-    metrics.registry.register("sockets_errors", "Searches for sockets that failed", counts.errors.clone());
-    metrics.registry.register("sockets_endable", "Whether the kernel can end sockets", counts.able.clone());
+    let counts = Counts::registered(&mut metrics.registry);
+    counts.able.set(1);
     let lines = read()?;
     // Those of a search that failed are searched for once more with the next ones, or when it is due.
     let (mut wanted, mut retry, mut errors) = (Wanted::default(), None::<Retry>, vec![]);

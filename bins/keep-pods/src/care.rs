@@ -15,7 +15,7 @@ use common::{
     kernel::Kernel,
     lock::Lock,
     names::host_veth,
-    object::{Netns, Operation, Placed},
+    object::{Family, Netns, Operation, Placed},
     result::CniResult,
     settings::Settings,
     state::{self, Saved},
@@ -253,7 +253,7 @@ fn loss(before: &PodDocument, now: &PodDocument) -> Result<Loss, Failure> {
     let has = |document: &PodDocument, address| document.nic_addresses().iter().any(|net| net.addr() == address);
     let given = || result.ips_of(&before.request.ifname).map(|ip| ip.address.addr());
     let mut lost = given().filter(|address| has(before, *address) && !has(now, *address)).peekable();
-    let has_family = |address: IpAddr| now.nic_addresses().iter().any(|net| net.addr().is_ipv4() == address.is_ipv4());
+    let has_family = |address: IpAddr| now.nic_addresses().iter().any(|net| Family::same(net.addr(), address));
     Ok(if lost.peek().is_none() {
         Loss::None
     } else if !given().any(|address| has(now, address)) && lost.any(|address| !has_family(address)) {
@@ -343,28 +343,29 @@ async fn note_whereabouts(
 }
 
 /// Saves the document if it says anything new.
-fn keep(value: &Value, document: &PodDocument) -> Result<(), Failure> {
-    let mut kept = value.clone();
-    kept["settings"] = json!(document.settings);
-    kept["mode"] = json!(document.mode);
-    kept["others"] = json!(document.others);
-    kept["routing"] = json!(document.routing);
-    kept["places"] = json!(document.places);
-    kept["cidrs"] = json!(document.cidrs);
-    kept["veth"] = json!(document.veth);
-    kept["applied"] = json!(document.applied);
-    let empty = [
-        ("veth", document.veth.is_none()),
-        ("others", document.others.is_empty()),
-        ("places", document.places.is_empty()),
-    ];
-    for (section, is_empty) in empty {
-        kept.as_object_mut().filter(|_| is_empty).map(|kept| kept.remove(section));
-    }
-    if kept == *value {
+fn keep(saved: &Value, document: &PodDocument) -> Result<(), Failure> {
+    let kept = kept(saved, document);
+    if kept == *saved {
         return Ok(());
     }
     state::save(&document.request, &kept).context(Code::Io, "cannot save its document")
+}
+
+/// What a later look can change of a document; the rest is ADD's.
+const KEPT: [&str; 8] = ["settings", "mode", "others", "routing", "places", "cidrs", "veth", "applied"];
+
+/// The saved document with what this look has found. A section that it has none of goes.
+fn kept(saved: &Value, document: &PodDocument) -> Value {
+    let (mut kept, found) = (saved.clone(), json!(document));
+    if let Some(kept) = kept.as_object_mut() {
+        for section in KEPT {
+            match found.get(section) {
+                Some(found) => kept.insert(section.to_owned(), found.clone()),
+                None => kept.remove(section),
+            };
+        }
+    }
+    kept
 }
 
 #[cfg(test)]
@@ -386,6 +387,20 @@ mod tests {
             config,
         };
         PodDocument::new(request, Settings::default())
+    }
+
+    #[test]
+    fn what_is_saved_is_what_the_look_has_found_without_what_it_has_not_and_the_rest_stays_as_add_left_it() {
+        let found = document(json!({}));
+        let saved = json!({
+            "request": "ADD's", "netns": "ADD's", "numbers": "ADD's", "future": "ADD's", "settings": {"mode": "underlay"},
+            "mode": {}, "others": [1], "places": [1], "cidrs": {}, "veth": {}, "applied": [1],
+        });
+        let expected = json!({
+            "request": "ADD's", "netns": "ADD's", "numbers": "ADD's", "future": "ADD's", "settings": found.settings,
+            "routing": found.routing, "applied": [],
+        });
+        assert_eq!(kept(&saved, &found), expected);
     }
 
     fn cluster(service: &str) -> Value {

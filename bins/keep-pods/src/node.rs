@@ -28,12 +28,12 @@ impl Node {
         harness::block_on(async {
             let netlink = Netlink::open().context(Code::Io, "cannot open a netlink socket on the node")?;
             let unreadable = "cannot read the node's addresses";
-            let addresses = netlink.addresses().await.context(Code::Io, unreadable)?.into_iter().collect();
+            let addresses = netlink.addresses().await.context(Code::Io, unreadable)?.into_iter();
             let mut ways = BTreeMap::new();
             for gateway in gateways {
                 ways.insert(*gateway, netlink.source_towards(*gateway).await.context(Code::Io, unreadable)?);
             }
-            Ok(Self { addresses, ways })
+            Ok(Self { addresses: addresses.map(|address| (address.link, address.net)).collect(), ways })
         })?
     }
 

@@ -9,6 +9,7 @@ use common::{
 use metrics_file::{
     Labelled, Labels, Metrics,
     prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registered,
 };
 
 use crate::care::{Outcome, object_of};
@@ -46,37 +47,25 @@ fn count<'a>(outcomes: impl Iterator<Item = &'a Outcome>, which: Which) -> usize
 
 impl Default for Report {
     fn default() -> Self {
-        let mut report = Self {
-            changes: Counter::default(),
-            errors: Counter::default(),
-            contests: Counter::default(),
-            metrics: Metrics::new("keep-pods"),
-            attachments: Labelled::default(),
-            operations: Counter::default(),
-            last_seconds: Gauge::default(),
-            repairs: Family::default(),
-        };
-        report.register();
-        report
+        let mut metrics = Metrics::new("keep-pods");
+        let registry = &mut metrics.registry;
+        let attachments = "Pods' interfaces that are kept as an ADD would make them now";
+        let repairs = "What somebody else removed or altered, and was put right";
+        let last = "From the last news to the routes in the last pod";
+        Self {
+            attachments: registered(registry, "attachments", attachments),
+            repairs: registered(registry, "repairs", repairs),
+            contests: registered(registry, "contests", "Pauses because somebody keeps undoing a repair"),
+            changes: registered(registry, "follow_changes", "News of the cluster's CIDRs"),
+            operations: registered(registry, "follow_operations", "Objects added, replaced and removed"),
+            errors: registered(registry, "follow_errors", "Attempts that failed"),
+            last_seconds: registered(registry, "follow_last_duration_seconds", last),
+            metrics,
+        }
     }
 }
 
 impl Report {
-    fn register(&mut self) {
-        let registry = &mut self.metrics.registry;
-        let attachments = "Pods' interfaces that are kept as an ADD would make them now";
-        registry.register("attachments", attachments, self.attachments.clone());
-        let repairs = "What somebody else removed or altered, and was put right";
-        registry.register("repairs", repairs, self.repairs.clone());
-        registry.register("contests", "Pauses because somebody keeps undoing a repair", self.contests.clone());
-        let follow = registry.sub_registry_with_prefix("follow");
-        follow.register("changes", "News of the cluster's CIDRs", self.changes.clone());
-        follow.register("operations", "Objects added, replaced and removed", self.operations.clone());
-        follow.register("errors", "Attempts that failed", self.errors.clone());
-        let last = "From the last news to the routes in the last pod";
-        follow.register("last_duration_seconds", last, self.last_seconds.clone());
-    }
-
     /// Counts changes, and says what was put right.
     pub fn note(&self, attachment: &str, changes: &[Change]) {
         self.operations.inc_by(changes.len() as u64);

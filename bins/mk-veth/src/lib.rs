@@ -73,7 +73,7 @@ async fn standing(document: &PodDocument, wanted: &[Placed], kernel: &Kernel) ->
         found.extend(addresses(&pod.netlink, peer).await?);
     }
     if host.is_some() && peer.is_some() {
-        found.extend(sysctls(wanted, kernel)?);
+        found.extend(kernel.sysctls(wanted)?);
     }
     if found.iter().any(|found| !found.placed.object.is_value() && !wanted.contains(&found.placed)) {
         // A new MAC address makes the kernel forget the link's neighbours (`neigh_changeaddr`), and so does the end of its
@@ -106,18 +106,6 @@ async fn ends(document: &PodDocument, node: &Netlink, pod: &Netlink) -> io::Resu
         }
         _ => (host, peer),
     })
-}
-
-/// What the wanted sysctls are now. None of a link that is not there.
-fn sysctls(wanted: &[Placed], kernel: &Kernel) -> io::Result<Vec<Found>> {
-    let of = |netns| {
-        let paths = wanted.iter().filter(|placed| placed.netns == netns).filter_map(|placed| match &placed.object {
-            Object::Sysctl(sysctl) => Some(sysctl.path.clone()),
-            _ => None,
-        });
-        kernel.sysctls(netns, &paths.collect::<Vec<_>>())
-    };
-    Ok([of(Netns::Node)?, of(Netns::Pod)?].concat())
 }
 
 /// The pair as it is. `peer` is none where nobody has looked.

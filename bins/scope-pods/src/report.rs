@@ -1,7 +1,7 @@
 //! Whether it is known who takes part, as metrics in the state directory.
 
 use cluster_api::{Event, Health, Selection};
-use metrics_file::{Metrics, prometheus_client::metrics::gauge::Gauge};
+use metrics_file::{Metrics, prometheus_client::metrics::gauge::Gauge, registered};
 
 /// What is measured.
 #[derive(Debug)]
@@ -16,14 +16,12 @@ pub struct Report {
 impl Report {
     /// Nothing is known yet of the pods that are asked for.
     pub fn new(pods: &Selection) -> Self {
-        let (mut metrics, known, unfound) = (Metrics::new("scope-pods"), Gauge::default(), Gauge::default());
+        let mut metrics = Metrics::new("scope-pods");
         let scope = metrics.registry.sub_registry_with_prefix("scope");
-        scope.register("known", "Whether the kernel knows which pods take part in the socket path", known.clone());
-        scope.register(
-            "unfound",
-            "Pods whose annotations have no effect on the socket path, since their network namespace is not found",
-            unfound.clone(),
-        );
+        let known = registered(scope, "known", "Whether the kernel knows which pods take part in the socket path");
+        let unfound =
+            "Pods whose annotations have no effect on the socket path, since their network namespace is not found";
+        let unfound = registered(scope, "unfound", unfound);
         let mut health = Health::new(scope, "pods");
         health.begin((), pods);
         Self { metrics, health, known, unfound, listed: false }

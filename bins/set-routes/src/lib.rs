@@ -101,8 +101,8 @@ async fn uplink_needed(document: &PodDocument, kernel: &Kernel, pod: &Pod) -> io
 async fn overlay_addresses(document: &PodDocument, kernel: &Kernel) -> io::Result<Vec<IpAddr>> {
     let Some(pod) = &kernel.pod else { return Ok(vec![]) };
     let Some(first) = pod.netlink.link(&document.settings.pod_default_cni_nic).await? else { return Ok(vec![]) };
-    let addresses = pod.netlink.addresses().await?.into_iter().filter(|(index, _)| *index == first.index);
-    Ok(addresses.map(|(_, net)| net.addr()).collect())
+    let addresses = pod.netlink.addresses().await?.into_iter().filter(|address| address.link == first.index);
+    Ok(addresses.map(|address| address.net.addr()).collect())
 }
 
 /// The routes to the interface's addresses, those that the lookup finds included: a pod that had the address before may

@@ -256,7 +256,7 @@ fn to_the_pod(document: &PodDocument) -> Vec<Route> {
     let towards = |address: IpAddr| match &document.veth {
         Some(pair) => Some(Route::new(IpNet::from(address), &pair.host, table)),
         None => {
-            let side = mode.host_side.iter().find(|side| side.address.is_ipv4() == address.is_ipv4())?;
+            let side = mode.host_side.iter().find(|side| Family::same(side.address, address))?;
             let gateway = Some(side.address);
             Some(Route { gateway, onlink: true, ..Route::new(IpNet::from(address), &side.dev, table) })
         }
@@ -276,7 +276,7 @@ fn policy_routes(document: &PodDocument, mode: &Mode) -> impl Iterator<Item = Ro
 
 /// Whether an interface with these addresses has the family of a route: one network may be for pods with one and with two.
 fn is_served(policy: &PolicyRoute, mut addresses: impl Iterator<Item = IpAddr>) -> bool {
-    addresses.any(|address| address.is_ipv4() == policy.gw.is_ipv4())
+    addresses.any(|address| Family::same(address, policy.gw))
 }
 
 fn policy_route(policy: &PolicyRoute, nic: &str, table: u32) -> Route {

@@ -12,7 +12,7 @@ use common::state::{self, Kept};
 use metrics_file::{
     Labelled, MOST_SERIES, Metrics,
     prometheus_client::metrics::{counter::Counter, gauge::Gauge},
-    replace, set,
+    registered, replace, set,
 };
 use serde_json::Value;
 
@@ -36,29 +36,19 @@ impl Publisher {
     /// Publishes into `file`, or into the state directory's cluster.json.
     pub fn new(file: Option<PathBuf>) -> Self {
         let state = state::directory();
-        let publisher = Self {
+        let mut metrics = Metrics::new("sync-cidrs");
+        let registry = &mut metrics.registry;
+        Self {
+            counts: registered(registry, "cidrs", "CIDRs that are routed through the node"),
+            known: registered(registry, "cidrs_known", "Whether ADD finds the cluster's CIDRs"),
+            changes: registered(registry, "cidrs_changes", "Changes of the cluster's CIDRs and settings"),
+            problems: registered(registry, "cidrs_problems", "What was refused or not found"),
+            sources: registered(registry, "cidrs_source", "Where each CIDR is from"),
+            metrics,
             file: Kept::new(file.unwrap_or_else(|| state.join(state::CLUSTER))),
             pending: Kept::new(state.join(state::PENDING)),
             last: None,
-            metrics: Metrics::new("sync-cidrs"),
-            known: Gauge::default(),
-            changes: Counter::default(),
-            problems: Labelled::default(),
-            counts: Labelled::default(),
-            sources: Labelled::default(),
-        };
-        publisher.registered()
-    }
-
-    fn registered(mut self) -> Self {
-        let registry = &mut self.metrics.registry;
-        registry.register("cidrs", "CIDRs that are routed through the node", self.counts.clone());
-        let cidrs = registry.sub_registry_with_prefix("cidrs");
-        cidrs.register("known", "Whether ADD finds the cluster's CIDRs", self.known.clone());
-        cidrs.register("changes", "Changes of the cluster's CIDRs and settings", self.changes.clone());
-        cidrs.register("problems", "What was refused or not found", self.problems.clone());
-        cidrs.register("source", "Where each CIDR is from", self.sources.clone());
-        self
+        }
     }
 
     /// The health of the watches, among the metrics.

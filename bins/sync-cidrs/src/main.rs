@@ -4,9 +4,8 @@ use std::{
     env,
     ffi::OsString,
     fs,
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{self, ExitCode},
+    process::ExitCode,
 };
 
 use clap::{Arg, value_parser};
@@ -15,10 +14,9 @@ use common::{
     document::{Command, PodDocument},
     failure::{Code, Context, Failure},
     harness::{self, About},
-    settings::LogOptions,
     state,
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 
 const ABOUT: About = About {
     name: "sync-cidrs",
@@ -42,7 +40,7 @@ fn main() -> ExitCode {
         KUBE.contains(&name.split('=').next().unwrap_or_default())
     };
     if arguments.iter().any(asks) {
-        return become_kube(&arguments);
+        return harness::become_beside(ABOUT.name, KUBE_PROGRAM, arguments);
     }
     let cli = harness::cli_with_plan(ABOUT).arg(
         Arg::new("file")
@@ -51,16 +49,6 @@ fn main() -> ExitCode {
             .help("Read the cluster's CIDRs here rather than in the state directory's cluster.json"),
     );
     harness::run_filter(cli, ABOUT, |document, flags| sync(document, flags.get_one::<PathBuf>("file")))
-}
-
-/// The program beside this one, with the same arguments.
-fn become_kube(arguments: &[OsString]) -> ExitCode {
-    let beside = env::current_exe().ok().and_then(|own| Some(own.parent()?.join(KUBE_PROGRAM)));
-    let program = beside.filter(|path| path.exists()).unwrap_or_else(|| PathBuf::from(KUBE_PROGRAM));
-    let error = process::Command::new(&program).args(arguments).exec();
-    harness::init_log(ABOUT.name, &LogOptions::default(), "");
-    let failure = Failure::new(Code::Io, format!("cannot run {}", program.display())).details(error);
-    harness::fail(ABOUT.name, json!({}), failure)
 }
 
 fn sync(document: &mut PodDocument, file: Option<&PathBuf>) -> Result<(), Failure> {

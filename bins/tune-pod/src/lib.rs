@@ -35,13 +35,7 @@ impl Tool for TunePod {
             return Ok(vec![]);
         };
         let wanted = plan::put_back_or_wanted(document)?;
-        let sysctls = wanted.iter().filter_map(|placed| match &placed.object {
-            Object::Sysctl(sysctl) => Some(sysctl.path.clone()),
-            _ => None,
-        });
-        let mut found = kernel
-            .sysctls(Netns::Pod, &sysctls.collect::<Vec<_>>())
-            .context(Code::Io, "cannot read the pod's sysctls")?;
+        let mut found = kernel.sysctls(&wanted).context(Code::Io, "cannot read the pod's sysctls")?;
         if wanted.iter().any(|placed| !matches!(placed.object, Object::Sysctl(_))) {
             found.extend(link(document, pod).await?.iter().flat_map(properties));
         }

@@ -40,7 +40,7 @@ pub fn probe(mac: Mac, address: IpAddr) -> Vec<u8> {
 pub fn question(mac: Mac, gateway: IpAddr) -> Vec<u8> {
     match gateway {
         IpAddr::V4(_) => probe(mac, gateway),
-        IpAddr::V6(gateway) => solicitation(mac, link_local(mac), gateway),
+        IpAddr::V6(gateway) => solicitation(mac, mac.link_local(), gateway),
     }
 }
 
@@ -102,12 +102,6 @@ fn discovery_claim(mac: Mac, payload: &[u8]) -> Option<Claim> {
 
 fn ethernet(mac: Mac) -> EthernetAddress {
     EthernetAddress(mac.0)
-}
-
-/// The link-local address of a MAC address (RFC 4291, appendix A).
-fn link_local(mac: Mac) -> Ipv6Addr {
-    let [a, b, c, d, e, f] = mac.0.map(u16::from);
-    Ipv6Addr::new(0xfe80, 0, 0, 0, ((a ^ 2) << 8) | b, (c << 8) | 0xff, 0xfe00 | d, (e << 8) | f)
 }
 
 /// The multicast group of all hosts whose addresses end like this one (RFC 4291, 2.7.1).
@@ -193,12 +187,6 @@ mod tests {
             assert_eq!(claim(&probe(US, address)), Some(Claim { address, mac: US, tentative: true }));
         }
         assert_eq!(claim(&question(US, "fd00:6::1".parse().unwrap())), None);
-    }
-
-    #[test]
-    fn the_link_local_address_is_the_modified_eui_64() {
-        let mac = "34:56:78:9a:bc:de".parse().unwrap();
-        assert_eq!(link_local(mac).to_string(), "fe80::3656:78ff:fe9a:bcde");
     }
 
     proptest! {

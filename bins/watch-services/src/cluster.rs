@@ -383,7 +383,7 @@ impl Cluster {
         let mut cidrs: Vec<IpNet> = vec![];
         let services = self.services.values().filter_map(|known| known.service.as_ref());
         for address in services.flat_map(|service| &service.cluster_ips) {
-            let is_of_family = |cidr: &&mut IpNet| Family::of(cidr.addr()) == Family::of(*address);
+            let is_of_family = |cidr: &&mut IpNet| Family::same(cidr.addr(), *address);
             match cidrs.iter_mut().find(is_of_family) {
                 Some(cidr) => {
                     while let Some(wider) = cidr.supernet().filter(|_| !cidr.contains(address)) {

@@ -76,13 +76,9 @@ impl NodePortAddresses {
         let addresses = &node.addresses;
         match self {
             Self::All => addresses.clone(),
-            Self::Primary => {
-                let first = |family| addresses.iter().copied().find(|address| Family::of(*address) == family);
-                Family::ALL.into_iter().filter_map(first).collect()
-            }
+            Self::Primary => Family::first_of_each(addresses.iter().copied()),
             Self::In(cidrs) => {
-                let of_family =
-                    |address: &IpAddr| cidrs.iter().any(|cidr| Family::of(cidr.addr()) == Family::of(*address));
+                let of_family = |address: &IpAddr| cidrs.iter().any(|cidr| Family::same(cidr.addr(), *address));
                 let within = |address: &IpAddr| cidrs.iter().any(|cidr| cidr.contains(address));
                 addresses.iter().copied().filter(|address| within(address) || !of_family(address)).collect()
             }

@@ -4,7 +4,7 @@ use cluster_api::Health;
 use metrics_file::{
     Labelled, Metrics,
     prometheus_client::metrics::{counter::Counter, gauge::Gauge},
-    replace, set,
+    registered, replace, set,
 };
 
 use crate::cluster::Cluster;
@@ -34,26 +34,17 @@ pub struct Report {
 impl Report {
     /// Nothing has happened yet.
     pub fn new() -> Self {
-        let mut report = Self {
-            metrics: Metrics::new("watch-services"),
-            services: Gauge::default(),
-            slices: Gauge::default(),
-            endpoints: Gauge::default(),
-            changes: Counter::default(),
-            problems: Labelled::default(),
-        };
-        let registry = &mut report.metrics.registry;
-        registry.register("services", "Services that have a place in the table", report.services.clone());
-        let services = registry.sub_registry_with_prefix("services");
-        services.register("slices", "EndpointSlices that are known", report.slices.clone());
-        services.register("endpoints", "Endpoints of these", report.endpoints.clone());
-        services.register("changes", "Lines that were printed after the whole table", report.changes.clone());
-        services.register(
-            "problems",
-            "What is wrong with an object, while the rest is served",
-            report.problems.clone(),
-        );
-        report
+        let mut metrics = Metrics::new("watch-services");
+        let registry = &mut metrics.registry;
+        let problems = "What is wrong with an object, while the rest is served";
+        Self {
+            services: registered(registry, "services", "Services that have a place in the table"),
+            slices: registered(registry, "services_slices", "EndpointSlices that are known"),
+            endpoints: registered(registry, "services_endpoints", "Endpoints of these"),
+            changes: registered(registry, "services_changes", "Lines that were printed after the whole table"),
+            problems: registered(registry, "services_problems", problems),
+            metrics,
+        }
     }
 
     /// The health of the watches, among the metrics.

@@ -11,7 +11,7 @@ use metrics_file::{
         metrics::{counter::Counter, family::Family, gauge::Gauge},
         registry::Registry,
     },
-    replace, set,
+    registered, replace, set,
 };
 
 use crate::{follow::Event, selection::Selection};
@@ -32,7 +32,7 @@ struct Watch {
     error: Option<String>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Metrics {
     in_contact: Gauge,
     last_sync: Gauge,
@@ -46,15 +46,15 @@ impl<K: Ord> Health<K> {
     /// Registers the metrics: `in_contact`, `last_sync_timestamp_seconds`, `age_seconds`, `errors_total`, `failing` and
     /// `watching`. `what` says in their help what is known.
     pub fn new(registry: &mut Registry, what: &str) -> Self {
-        let metrics = Metrics::default();
-        let mut gauge = |name: &str, help: String, gauge: &Gauge| registry.register(name, help, gauge.clone());
-        gauge("in_contact", "Whether the API server is followed without an error".into(), &metrics.in_contact);
-        let help = format!("When the {what} were last known to be the cluster's");
-        gauge("last_sync_timestamp_seconds", help, &metrics.last_sync);
-        registry.register("age_seconds", "Time since then, when this was written", metrics.age.clone());
-        registry.register("errors", "Errors of the API server's and of the way to it", metrics.errors.clone());
-        registry.register("failing", "Errors that last", metrics.failing.clone());
-        registry.register("watching", "What is followed in the API", metrics.watching.clone());
+        let last_sync = format!("When the {what} were last known to be the cluster's");
+        let metrics = Metrics {
+            in_contact: registered(registry, "in_contact", "Whether the API server is followed without an error"),
+            last_sync: registered(registry, "last_sync_timestamp_seconds", &last_sync),
+            age: registered(registry, "age_seconds", "Time since then, when this was written"),
+            errors: registered(registry, "errors", "Errors of the API server's and of the way to it"),
+            failing: registered(registry, "failing", "Errors that last"),
+            watching: registered(registry, "watching", "What is followed in the API"),
+        };
         Self { watches: BTreeMap::new(), last_sync: None, metrics }
     }
 

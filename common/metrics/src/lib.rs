@@ -8,7 +8,7 @@ pub use prometheus_client;
 use prometheus_client::{
     encoding::prometheus_text,
     metrics::{family::Family, gauge::Gauge},
-    registry::Registry,
+    registry::{Metric, Registry},
 };
 
 /// No more series than this of what a cluster can have many of.
@@ -44,6 +44,13 @@ impl Metrics {
             log::error!("{error}");
         }
     }
+}
+
+/// A metric of this name, registered with its help.
+pub fn registered<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
 }
 
 /// Sets a gauge to a number that has no sign: of things, or of seconds.

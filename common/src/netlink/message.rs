@@ -18,7 +18,7 @@ use netlink_packet_route::{
     rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
 };
 
-use super::{Detection, Link, RouteFilter, RuleEntry, is_link_local};
+use super::{AddressEntry, Detection, Link, RouteFilter, RuleEntry, is_link_local};
 use crate::{
     mac::Mac,
     netns::NetnsFile,
@@ -131,8 +131,8 @@ pub(super) fn local_address(message: &AddressMessage) -> Option<IpNet> {
     IpNet::new(address, message.header.prefix_len).ok()
 }
 
-/// An address, whether others are better as a source, what duplicate address detection says of it, and the index of its link.
-pub(super) fn parse_address(message: RouteNetlinkMessage) -> Option<(bool, Detection, u32, IpNet)> {
+/// An address, and whether others are better as a source.
+pub(super) fn parse_address(message: RouteNetlinkMessage) -> Option<(bool, AddressEntry)> {
     let RouteNetlinkMessage::NewAddress(message) = message else { return None };
     let net = local_address(&message)?;
     let address = net.addr();
@@ -151,7 +151,7 @@ pub(super) fn parse_address(message: RouteNetlinkMessage) -> Option<(bool, Detec
         flags if flags.contains(AddressHeaderFlags::Tentative) => Detection::Underway,
         _ => Detection::Over,
     };
-    counts.then_some((second_choice, detection, message.header.index, net))
+    counts.then_some((second_choice, AddressEntry { link: message.header.index, net, detection }))
 }
 
 pub(super) fn neighbour_message(neighbour: &Neighbour, index: u32) -> NeighbourMessage {
