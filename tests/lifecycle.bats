@@ -541,6 +541,23 @@ tentative() {
   done
 }
 
+@test "an address of a pod that is left alone may be another one's" {
+  local twin=twin
+  configure '.mode = "disable"'
+  succeeds ADD
+  # What an earlier pod of that address may have left.
+  lab_in node1 ip rule add pref 85 lookup 500 protocol 85
+  lab_in node1 ip route add "$(lab_address "node1/$POD" 4)" dev eth0 table 500 proto 85
+  lab_sandbox node1 $twin
+  lab_in node1/$twin ip link add eth0 type veth peer name nowhere
+  lab_in node1/$twin ip address add "$(lab_address "node1/$POD" 4)/16" dev eth0
+  lab_in node1/$twin ip link set eth0 up
+  configure '.mode = "auto"'
+  POD=$twin succeeds ADD
+  POD=$twin succeeds DEL
+  lab_in node1 ip netns delete $twin
+}
+
 # A snapshot without our state files: an attachment that is left alone is known nevertheless.
 kernel_part() {
   sed '/^== files/,$d' <<<"$1"

@@ -462,6 +462,25 @@ EOF2
   assert_same "$clean" "$(lab_snapshot node1)"
 }
 
+@test "a NIC of a network with mode disable leaves the pod's other NICs and the node what they have, and all pass CHECK" {
+  local before
+  lab_network_config node1 off46 46 "$(lab_coordinator_json 46 | jq -c '.mode = "disable"')" eth1
+  pod
+  # The node's rule has to give way to nobody for this NIC's sake.
+  lab_in node1 ip rule add from 192.0.2.1 lookup main
+  before=$(made)
+  lab_attach node1 "$POD" off46 net1
+  assert_same "$before" "$(made)"
+  lab_cnitool node1 check underlay46 "$POD" eth0
+  lab_cnitool node1 check off46 "$POD" net1
+  lab_cnitool node1 del off46 "$POD" net1
+  assert_same "$before" "$(made)"
+  lab_in node1 ip rule delete from 192.0.2.1 lookup main
+}
+
+# made: what we made in the test's pod and on the node.
+made() { { lab_snapshot "node1/$POD" && lab_snapshot node1; } | grep -e 'proto 85' -e 'table inet'; }
+
 # ours: the test's pod's routes of ours, in all tables.
 ours() { lab_in "node1/$POD" ip route show table all proto 85 && lab_in "node1/$POD" ip -6 route show table all proto 85; }
 

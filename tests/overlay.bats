@@ -525,6 +525,23 @@ without_default() {
   done
 }
 
+@test "an overlay interface that its own chain leaves alone keeps what a further one's ADD made, and both pass CHECK" {
+  local left made
+  sandbox calico
+  chained
+  left=$(jq -c '.mode = "disable" | .prevResult |= (.interfaces = [] | .ips = [] | .routes = [])' <<<"$CONFIG")
+  CONFIG=$left coordinator ADD eth0
+  coordinator ADD
+  made=$(lab_snapshot "node1/$POD")
+  CONFIG=$left coordinator ADD eth0
+  assert_same "$made" "$(lab_snapshot "node1/$POD")"
+  CONFIG=$left coordinator CHECK eth0
+  coordinator CHECK
+  coordinator DEL
+  CONFIG=$left coordinator DEL eth0
+  detached plain46 net1
+}
+
 @test "an overlay interface by which nothing leads out is refused, and nothing has changed" {
   sandbox calico 4
   chained
