@@ -541,6 +541,33 @@ tentative() {
   done
 }
 
+# cidrs COUNT: as many of pods, of which no two are one.
+cidrs() { jq -nc --argjson count "$1" '[range($count) | "20.\(. / 128 | floor).\(. % 128 * 2).0/24"]'; }
+
+@test "a thousand CIDRs of pods are led through the node, CHECK finds all of them, and DEL takes them away" {
+  configure ".overlayPodCIDR = $(cidrs 1024)"
+  succeeds ADD
+  assert_equal "$(lab_in node1 nft list table inet underpass | grep -c notrack)" 1024
+  assert_equal "$(lab_in "node1/$POD" ip route show proto 85 | grep -c '^20\.')" 1024
+  succeeds CHECK
+  succeeds ADD
+  succeeds DEL
+  assert_node_clean
+  assert_pod_clean
+}
+
+@test "what the kernel refuses of the node's nftables table fails ADD, however many CIDRs of pods there are" {
+  local count
+  # A chain of ours that is no base chain.
+  lab_in node1 nft 'add table inet underpass; add chain inet underpass prerouting'
+  for count in 1 60 300; do
+    configure ".overlayPodCIDR = $(cidrs $count)"
+    fails 100 ADD
+    assert_pod_clean
+  done
+  lab_in node1 nft delete table inet underpass
+}
+
 @test "an address of a pod that is left alone may be another one's" {
   local twin=twin
   configure '.mode = "disable"'
