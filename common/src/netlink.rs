@@ -136,7 +136,8 @@ impl Netlink {
     /// # Errors
     /// When the kernel gives no socket. Must be called within a tokio runtime.
     pub fn open() -> io::Result<Self> {
-        let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
+        let (mut connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
+        connection.set_forward_done(true);
         tokio::spawn(connection);
         Ok(Self { handle, indices: RefCell::default() })
     }
@@ -164,6 +165,8 @@ impl Netlink {
             match reply.payload {
                 NetlinkPayload::InnerMessage(message) => messages.push(message),
                 NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+                // The end of a dump says what was wrong with it (`netlink_dump_done`).
+                NetlinkPayload::Done(done) if done.code < 0 => return Err(io::Error::from_raw_os_error(-done.code)),
                 _ => {}
             }
         }
@@ -644,5 +647,19 @@ pub fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(ip) => ip.is_link_local(),
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::block_on;
+
+    #[test]
+    fn a_dump_that_the_kernel_refuses_is_an_error_and_no_empty_list() {
+        let nobodys = RouteFilter { table: Some(u32::MAX), ..RouteFilter::default() };
+        let query = RouteNetlinkMessage::GetRoute(route_query(Family::Ipv4, nobodys));
+        let error = block_on(async { Netlink::open().unwrap().dump(query).await }).unwrap().unwrap_err();
+        assert!(is_absent(&error), "{error}");
     }
 }
