@@ -28,9 +28,9 @@ use netlink_packet_route::{
 use nix::libc;
 
 use self::message::{
-    Hop, UNASSIGNED_NSID, address_family, address_message, foreign_table, local_address, neighbour_message,
-    no_link_local, nsid_message, parse_address, parse_link, parse_neighbour, parse_nsid, parse_route, parse_rule,
-    route_message, route_query, rule_message, veth_message,
+    Hop, UNASSIGNED_NSID, address_family, address_message, foreign_table, is_route_of, local_address,
+    neighbour_message, no_link_local, nsid_message, parse_address, parse_link, parse_neighbour, parse_nsid,
+    parse_route, parse_rule, route_message, route_query, rule_message, veth_message,
 };
 use crate::{
     mac::Mac,
@@ -369,7 +369,10 @@ impl Netlink {
             match self.dump(RouteNetlinkMessage::GetRoute(route_query(family, filter))).await {
                 // There is no such table.
                 Err(error) if is_absent(&error) => {}
-                messages => parsed.extend(messages?.iter().flat_map(&parse)),
+                // A kernel without IPv6 answers with the routes of all other families (`rtnl_dump_all`).
+                messages => {
+                    parsed.extend(messages?.iter().filter(|message| is_route_of(message, family)).flat_map(&parse));
+                }
             }
         }
         Ok(parsed)
