@@ -203,6 +203,40 @@ $(lab_address node1/pair $family) 8502"
   assert_same "$before" "$(lab_snapshot "node1/$POD" && lab_snapshot node1)"
 }
 
+@test "podDefaultRouteNic=net1 gives net1 the default route also where its IPAM has a gateway and no routes, and DEL of net1 gives it back" {
+  local command config family
+  bare '.podDefaultRouteNic = "net1"'
+  for command in ADD CHECK ADD CHECK; do
+    lab_plugin node1 coordinator $command "$POD" net1 <<<"$config"
+    assert_equal "$lab_status" 0 || fail "$command: $lab_stdout"
+    for family in 4 6; do
+      expect 0 lab_in "node1/$POD" ip -json -$family route show default
+      assert_json "$output" 'map([.dev, .gateway])' "[[\"net1\",\"$([ $family = 4 ] && echo 10.6.0.1 || echo fd00:6::1)\"]]"
+    done
+  done
+  lab_plugin node1 coordinator DEL "$POD" net1 <<<"$config"
+  assert_equal "$(default_nic 4) $(default_nic 6)" 'eth0 eth0'
+}
+
+@test "podDefaultRouteNic with a NIC that has neither a default route nor a gateway is refused, and nothing has changed" {
+  local before config
+  bare '.podDefaultRouteNic = "net1" | del(.prevResult.ips[].gateway)'
+  before=$(lab_snapshot "node1/$POD" && lab_snapshot node1)
+  lab_plugin node1 coordinator ADD "$POD" net1 <<<"$config"
+  assert_equal "$lab_status" 1
+  assert_json "$lab_stdout" .code 7
+  assert_contains "$lab_stdout" 'podDefaultRouteNic: net1 has no default route'
+  assert_same "$before" "$(lab_snapshot "node1/$POD" && lab_snapshot node1)"
+}
+
+# bare FILTER: a pod whose net1 has no default route by its IPAM; config is our plugin's for it, changed by jq.
+bare() {
+  local family
+  by_hand
+  for family in 4 6; do lab_in "node1/$POD" ip -$family route delete default dev net1 2>/dev/null || true; done
+  config=$(lab_chained node1 "$POD" underlay46 net1 | jq -c "del(.prevResult.routes) | $1")
+}
+
 @test "IPv6 multipath default routes are split up: each NIC's gateway is in its own table alone" {
   pod plain46
   lab_attach node1 "$POD" plain46 net1

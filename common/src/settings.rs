@@ -687,7 +687,7 @@ is allowed, of every setting that is wrong. DEL and GC go on with the default in
 | --- | --- | --- |
 | mode | 7 | the mode cannot be had for this interface; the details say what to change |
 | podDefaultCniNic | 7 | overlay mode, and the pod has no such interface with an address |
-| podDefaultRouteNic | 7 | the pod has no such interface and none can still be added by this name |
+| podDefaultRouteNic | 7 | the pod has no such interface and none can still be added by this name, or it is this one, and has neither a default route nor a gateway |
 | serviceCIDR | 11 (STATUS: 50) | it is not set, and the cluster's CIDRs are not known yet |
 | policyRoutes, vethLinkAddress, vethMTU, txQueueLen, podMACPrefix | 100 | the kernel refuses the value for this interface |
 | detectIPConflict | 103 | another host has one of the addresses; the message names its MAC address |

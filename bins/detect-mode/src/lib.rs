@@ -309,7 +309,8 @@ impl Attachment<'_> {
     }
 
     fn routing(&self, ways: &[Route]) -> Result<Routing, Failure> {
-        routing::routing(View {
+        let (promised, gateways) = (self.result.routes_of(&self.nic.name), self.result.gateways_of(&self.nic.name));
+        let view = View {
             settings: &self.document.settings,
             others: &self.document.others,
             nic: &self.nic,
@@ -317,10 +318,14 @@ impl Attachment<'_> {
             overlay: self.is_overlay(),
             ways,
             pod: self.pod,
-            promised: &self.result.routes_of(&self.nic.name),
-            gateways: &self.result.gateways_of(&self.nic.name),
+            promised: &promised,
+            gateways: &gateways,
             decided: &self.document.routing,
-        })
+        };
+        if self.document.mode.is_none() {
+            view.check()?;
+        }
+        Ok(routing::routing(view))
     }
 }
 
