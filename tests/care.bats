@@ -63,8 +63,9 @@ EOF
   expect 0 lab_cnitool node1 check underlay46 web
 }
 
-@test "attachments whose networks differ in what they share leave each other alone: nothing is put right, and CHECK passes" {
+@test "attachments whose networks differ in what they share, or are not served, leave each other alone: nothing is put right, and CHECK passes" {
   local repairs
+  lab_network_config node1 off46 46 "$(lab_coordinator_json 46 | jq -c '.mode = "disable"')" eth1
   lab_network_config node1 own46 46 "$(lab_coordinator_json 46 | jq -c '.podRPFilter = 1 | .hijackCIDR = ["198.51.100.0/24"]
     | .podDefaultRouteNic = "eth0" | .policyRoutes = [{"dst": "10.9.0.0/16", "gw": "10.6.0.7"}]')"
   lab_network_config node1 other46 46 "$(lab_coordinator_json 46 | jq -c '.podDefaultRouteNic = "net1"')" eth1
@@ -73,17 +74,21 @@ EOF
   lab_overlay_pod node1 overlaid calico
   lab_attach node1 overlaid other46 net1
   lab_attach node1 overlaid own46 net2
-  lab_until 10 metric 'attachments{state="current"}' 5
+  lab_pod node1 partly underlay46
+  lab_attach node1 partly off46 net1
+  lab_until 10 metric 'attachments{state="current"}' 7
   # It looks at a pod again after it has changed something there. The first time an ADD may have been under way.
-  looked_at differing overlaid
+  looked_at differing overlaid partly
   repairs=$(repairs)
-  looked_at differing overlaid
+  looked_at differing overlaid partly
   assert_same "$repairs" "$(repairs)" || fail "$(grep 'put right' "$LAB/log/agent")"
   metric contests_total 0
   lab_cnitool node1 check own46 differing
   lab_cnitool node1 check other46 differing net1
   lab_cnitool node1 check other46 overlaid net1
   lab_cnitool node1 check own46 overlaid net2
+  lab_cnitool node1 check underlay46 partly
+  lab_cnitool node1 check off46 partly net1
 }
 
 @test "what somebody keeps undoing is left alone for longer and longer, loudly, and is put right when that has ended" {

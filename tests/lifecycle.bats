@@ -541,6 +541,50 @@ tentative() {
   done
 }
 
+# cidrs COUNT: as many of pods, of which no two are one.
+cidrs() { jq -nc --argjson count "$1" '[range($count) | "20.\(. / 128 | floor).\(. % 128 * 2).0/24"]'; }
+
+@test "a thousand CIDRs of pods are led through the node, CHECK finds all of them, and DEL takes them away" {
+  configure ".overlayPodCIDR = $(cidrs 1024)"
+  succeeds ADD
+  assert_equal "$(lab_in node1 nft list table inet underpass | grep -c notrack)" 1024
+  assert_equal "$(lab_in "node1/$POD" ip route show proto 85 | grep -c '^20\.')" 1024
+  succeeds CHECK
+  succeeds ADD
+  succeeds DEL
+  assert_node_clean
+  assert_pod_clean
+}
+
+@test "what the kernel refuses of the node's nftables table fails ADD, however many CIDRs of pods there are" {
+  local count
+  # A chain of ours that is no base chain.
+  lab_in node1 nft 'add table inet underpass; add chain inet underpass prerouting'
+  for count in 1 60 300; do
+    configure ".overlayPodCIDR = $(cidrs $count)"
+    fails 100 ADD
+    assert_pod_clean
+  done
+  lab_in node1 nft delete table inet underpass
+}
+
+@test "an address of a pod that is left alone may be another one's" {
+  local twin=twin
+  configure '.mode = "disable"'
+  succeeds ADD
+  # What an earlier pod of that address may have left.
+  lab_in node1 ip rule add pref 85 lookup 500 protocol 85
+  lab_in node1 ip route add "$(lab_address "node1/$POD" 4)" dev eth0 table 500 proto 85
+  lab_sandbox node1 $twin
+  lab_in node1/$twin ip link add eth0 type veth peer name nowhere
+  lab_in node1/$twin ip address add "$(lab_address "node1/$POD" 4)/16" dev eth0
+  lab_in node1/$twin ip link set eth0 up
+  configure '.mode = "auto"'
+  POD=$twin succeeds ADD
+  POD=$twin succeeds DEL
+  lab_in node1 ip netns delete $twin
+}
+
 # A snapshot without our state files: an attachment that is left alone is known nevertheless.
 kernel_part() {
   sed '/^== files/,$d' <<<"$1"

@@ -203,6 +203,40 @@ $(lab_address node1/pair $family) 8502"
   assert_same "$before" "$(lab_snapshot "node1/$POD" && lab_snapshot node1)"
 }
 
+@test "podDefaultRouteNic=net1 gives net1 the default route also where its IPAM has a gateway and no routes, and DEL of net1 gives it back" {
+  local command config family
+  bare '.podDefaultRouteNic = "net1"'
+  for command in ADD CHECK ADD CHECK; do
+    lab_plugin node1 coordinator $command "$POD" net1 <<<"$config"
+    assert_equal "$lab_status" 0 || fail "$command: $lab_stdout"
+    for family in 4 6; do
+      expect 0 lab_in "node1/$POD" ip -json -$family route show default
+      assert_json "$output" 'map([.dev, .gateway])' "[[\"net1\",\"$([ $family = 4 ] && echo 10.6.0.1 || echo fd00:6::1)\"]]"
+    done
+  done
+  lab_plugin node1 coordinator DEL "$POD" net1 <<<"$config"
+  assert_equal "$(default_nic 4) $(default_nic 6)" 'eth0 eth0'
+}
+
+@test "podDefaultRouteNic with a NIC that has neither a default route nor a gateway is refused, and nothing has changed" {
+  local before config
+  bare '.podDefaultRouteNic = "net1" | del(.prevResult.ips[].gateway)'
+  before=$(lab_snapshot "node1/$POD" && lab_snapshot node1)
+  lab_plugin node1 coordinator ADD "$POD" net1 <<<"$config"
+  assert_equal "$lab_status" 1
+  assert_json "$lab_stdout" .code 7
+  assert_contains "$lab_stdout" 'podDefaultRouteNic: net1 has no default route'
+  assert_same "$before" "$(lab_snapshot "node1/$POD" && lab_snapshot node1)"
+}
+
+# bare FILTER: a pod whose net1 has no default route by its IPAM; config is our plugin's for it, changed by jq.
+bare() {
+  local family
+  by_hand
+  for family in 4 6; do lab_in "node1/$POD" ip -$family route delete default dev net1 2>/dev/null || true; done
+  config=$(lab_chained node1 "$POD" underlay46 net1 | jq -c "del(.prevResult.routes) | $1")
+}
+
 @test "IPv6 multipath default routes are split up: each NIC's gateway is in its own table alone" {
   pod plain46
   lab_attach node1 "$POD" plain46 net1
@@ -461,6 +495,25 @@ EOF2
   assert_equal "$(ours)" ''
   assert_same "$clean" "$(lab_snapshot node1)"
 }
+
+@test "a NIC of a network with mode disable leaves the pod's other NICs and the node what they have, and all pass CHECK" {
+  local before
+  lab_network_config node1 off46 46 "$(lab_coordinator_json 46 | jq -c '.mode = "disable"')" eth1
+  pod
+  # The node's rule has to give way to nobody for this NIC's sake.
+  lab_in node1 ip rule add from 192.0.2.1 lookup main
+  before=$(made)
+  lab_attach node1 "$POD" off46 net1
+  assert_same "$before" "$(made)"
+  lab_cnitool node1 check underlay46 "$POD" eth0
+  lab_cnitool node1 check off46 "$POD" net1
+  lab_cnitool node1 del off46 "$POD" net1
+  assert_same "$before" "$(made)"
+  lab_in node1 ip rule delete from 192.0.2.1 lookup main
+}
+
+# made: what we made in the test's pod and on the node.
+made() { { lab_snapshot "node1/$POD" && lab_snapshot node1; } | grep -e 'proto 85' -e 'table inet'; }
 
 # ours: the test's pod's routes of ours, in all tables.
 ours() { lab_in "node1/$POD" ip route show table all proto 85 && lab_in "node1/$POD" ip -6 route show table all proto 85; }

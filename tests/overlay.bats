@@ -525,6 +525,23 @@ without_default() {
   done
 }
 
+@test "an overlay interface that its own chain leaves alone keeps what a further one's ADD made, and both pass CHECK" {
+  local left made
+  sandbox calico
+  chained
+  left=$(jq -c '.mode = "disable" | .prevResult |= (.interfaces = [] | .ips = [] | .routes = [])' <<<"$CONFIG")
+  CONFIG=$left coordinator ADD eth0
+  coordinator ADD
+  made=$(lab_snapshot "node1/$POD")
+  CONFIG=$left coordinator ADD eth0
+  assert_same "$made" "$(lab_snapshot "node1/$POD")"
+  CONFIG=$left coordinator CHECK eth0
+  coordinator CHECK
+  coordinator DEL
+  CONFIG=$left coordinator DEL eth0
+  detached plain46 net1
+}
+
 @test "an overlay interface by which nothing leads out is refused, and nothing has changed" {
   sandbox calico 4
   chained
@@ -568,6 +585,52 @@ without_default() {
     assert_same "$before" "$(lab_snapshot node1/$POD)"
   done
   lab_pod_delete node1 $POD plain46
+}
+
+# strange POD ADDRESS...: a sandbox with an eth0 of which no link of the node's tells whether an overlay has it, as of a virtual function.
+strange() {
+  local pod=$1 address family
+  shift
+  lab_sandbox node1 "$pod"
+  lab_in "node1/$pod" ip link add eth0 type bridge
+  lab_in "node1/$pod" ip link set eth0 up
+  for address; do
+    [[ $address == *:* ]] && family=6 || family=4
+    lab_in "node1/$pod" ip -$family address add "$address" dev eth0
+    lab_in "node1/$pod" ip -$family route add default via "$([ $family = 4 ] && echo "${address%.*.*}.0.1" || echo "${address%::*}::1")"
+  done
+  lab_attach node1 "$pod" plain46 net1
+}
+
+@test "an eth0 that does not say whether it is an overlay's is none where the node reaches it as other hosts, if the configuration does not say otherwise" {
+  local before mode
+  POD=virtual
+  strange $POD 10.6.77.7/16 fd00:6::77:7/64
+  before=$(lab_snapshot node1/$POD)
+  CONFIG=$(lab_chained node1 $POD underlay46 net1)
+  lab_plugin node1 coordinator ADD $POD net1 <<<"$CONFIG"
+  assert_json "$lab_stdout" .code 7
+  assert_contains "$lab_stdout" "behind the node's eth0"
+  assert_same "$before" "$(lab_snapshot node1/$POD)"
+  CONFIG=$(jq -c '.mode = "overlay"' <<<"$CONFIG")
+  coordinator ADD
+  coordinator DEL
+  lab_pod_delete node1 $POD plain46 net1
+}
+
+@test "an eth0 that the node reaches in an overlay is the overlay's, whatever it is" {
+  POD=offloaded
+  lab_in node1 ip link add ovn0 type veth peer name ovn1
+  lab_in node1 ip link set ovn1 up
+  lab_in node1 ip link set ovn0 up
+  lab_in node1 ip address add 10.233.60.2/24 dev ovn0
+  strange $POD 10.233.60.7/16
+  CONFIG=$(lab_chained node1 $POD underlay46 net1)
+  coordinator ADD
+  assert_json "$(lab_in node1 cat "/run/underpass/attachments/lab-$POD@net1.json")" .mode.mode overlay
+  coordinator DEL
+  lab_pod_delete node1 $POD plain46 net1
+  lab_in node1 ip link delete ovn0
 }
 
 @test "an overlay pod's result is prevResult as it was; in CNI 1.1.0 the default route that moved names its table" {

@@ -528,6 +528,9 @@ veth_addresses() {
   # Off, which is the default, nobody asks.
   added 'del(.detectGateway)'
   coordinator DEL .
+  # Nor for a pod that is left alone.
+  added '.detectGateway = true | .mode = "disable"'
+  coordinator DEL '.mode = "auto"'
   gateway_back
   lab_in gateway ip address delete fd00:6::1/64 dev net6
   refused '.detectGateway = true' 104 fd00:6::1

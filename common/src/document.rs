@@ -328,6 +328,12 @@ impl PodDocument {
         now.is_some_and(|now| self.is_of_another(now))
     }
 
+    /// Whether Underpass leaves this interface alone, so that no tool looks at anything for it. In a teardown they look all the same.
+    pub fn is_left_alone(&self) -> bool {
+        let is_disabled = self.mode.as_ref().is_some_and(|mode| mode.mode == ModeKind::Disable);
+        is_disabled && !self.request.command.tears_down()
+    }
+
     /// What ADD removed or replaced and DEL puts back, last change first; of several changes of one thing, what was there
     /// before the first.
     pub fn put_back(&self, which: impl Fn(&Placed) -> bool) -> Vec<Placed> {

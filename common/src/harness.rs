@@ -226,6 +226,9 @@ fn runtime(enable: fn(&mut Builder) -> &mut Builder) -> Result<Runtime, Failure>
 }
 
 async fn work<T: Tool>(document: &mut PodDocument, output: Output, node: Netlink) -> Result<Option<String>, Failure> {
+    if document.is_left_alone() {
+        return Ok(output.of(&[], None));
+    }
     let _lock = match (T::SHARED, output) {
         (true, Output::Document) => Some(Lock::Node.acquire().context(Code::Io, "cannot lock the node's state")?),
         _ => None,

@@ -31,9 +31,9 @@ use nix::libc;
 
 use self::{
     message::{
-        Hop, UNASSIGNED_NSID, address_family, address_message, foreign_table, local_address, neighbour_message,
-        no_link_local, nsid_message, parse_address, parse_link, parse_neighbour, parse_nsid, parse_route, parse_rule,
-        route_message, route_query, rule_message, veth_message,
+        Hop, UNASSIGNED_NSID, address_family, address_message, foreign_table, is_route_of, local_address,
+        neighbour_message, no_link_local, nsid_message, parse_address, parse_link, parse_neighbour, parse_nsid,
+        parse_route, parse_rule, route_message, route_query, rule_message, veth_message,
     },
     socket::Answered,
 };
@@ -154,6 +154,7 @@ impl Netlink {
     pub fn open() -> io::Result<Self> {
         let (mut connection, handle, _) = rtnetlink::new_connection_with_socket::<Answered>()?;
         connection.socket_mut().socket_mut().set_netlink_get_strict_chk(true)?;
+        connection.set_forward_done(true);
         tokio::spawn(connection);
         Ok(Self { handle, indices: RefCell::default() })
     }
@@ -181,6 +182,8 @@ impl Netlink {
             match reply.payload {
                 NetlinkPayload::InnerMessage(message) => messages.push(message),
                 NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+                // The end of a dump says what was wrong with it (`netlink_dump_done`).
+                NetlinkPayload::Done(done) if done.code < 0 => return Err(io::Error::from_raw_os_error(-done.code)),
                 _ => {}
             }
         }
@@ -383,7 +386,10 @@ impl Netlink {
             match self.dump(RouteNetlinkMessage::GetRoute(route_query(family, filter))).await {
                 // There is no such table.
                 Err(error) if is_absent(&error) => {}
-                messages => parsed.extend(messages?.iter().flat_map(&parse)),
+                // A kernel without IPv6 answers with the routes of all other families (`rtnl_dump_all`).
+                messages => {
+                    parsed.extend(messages?.iter().filter(|message| is_route_of(message, family)).flat_map(&parse));
+                }
             }
         }
         Ok(parsed)
@@ -661,5 +667,19 @@ pub fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(ip) => ip.is_link_local(),
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::block_on;
+
+    #[test]
+    fn a_dump_that_the_kernel_refuses_is_an_error_and_no_empty_list() {
+        let nobodys = RouteFilter { table: Some(u32::MAX), ..RouteFilter::default() };
+        let query = RouteNetlinkMessage::GetRoute(route_query(Family::Ipv4, nobodys));
+        let error = block_on(async { Netlink::open().unwrap().dump(query).await }).unwrap().unwrap_err();
+        assert!(is_absent(&error), "{error}");
     }
 }

@@ -4,7 +4,7 @@
 use std::{
     ffi::{CStr, CString},
     fs::File,
-    io,
+    io, iter, mem,
 };
 
 use netlink_bindings::{
@@ -15,15 +15,22 @@ use netlink_bindings::{
     traits::Pusher,
 };
 use netlink_socket2::{NetlinkSocket, ReplyError};
+use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::{
     libc,
+    sys::socket::{setsockopt, sockopt::SndBufForce},
     unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe, read},
 };
 
-use crate::object::NFT_TABLE;
+use crate::{
+    object::NFT_TABLE,
+    wire::{self, u16_at, u32_at},
+};
 
 /// What a base chain does with a packet on which none of its rules decides, if nobody says it.
 const ACCEPT: u32 = libc::NF_ACCEPT as u32;
+/// Where the flags are in `struct nlmsghdr`.
+const FLAGS: usize = mem::offset_of!(libc::nlmsghdr, nlmsg_flags);
 /// What has nothing but a name.
 const PLAIN: [&CStr; 2] = [c"notrack", c"masq"];
 /// What stands for an expression of a kind that we never write: a rule that has one is none of ours.
@@ -96,16 +103,19 @@ impl Chain {
     }
 }
 
-/// A socket in the network namespace of the thread that first asks something of it.
+/// Sockets in the network namespace of the thread that first asks something of them.
 #[derive(Default)]
-pub(crate) struct Socket(NetlinkSocket);
+pub(crate) struct Socket {
+    questions: NetlinkSocket,
+    changes: Option<netlink_sys::Socket>,
+}
 
 impl Socket {
     /// Whether the table is dormant, so that none of its chains is in use (`NFT_TABLE_F_DORMANT`); `None` where there is no table.
     pub(crate) fn is_dormant(&mut self) -> io::Result<Option<bool>> {
         let mut request = Request::new().op_gettable_do(&header());
         request.encode().push_name(&cstring(NFT_TABLE));
-        let mut replies = self.0.request(&request)?;
+        let mut replies = self.questions.request(&request)?;
         let flags = replies.recv_one().map(|(_, table)| table.get_flags().unwrap_or_default());
         present(flags.map(|flags| flags & TableFlags::Dormant as u32 != 0))
     }
@@ -114,7 +124,7 @@ impl Socket {
     pub(crate) fn chain(&mut self, name: &str) -> io::Result<Option<Chain>> {
         let mut request = Request::new().op_getchain_do(&header());
         request.encode().push_table(&cstring(NFT_TABLE)).push_name(&cstring(name));
-        let mut replies = self.0.request(&request)?;
+        let mut replies = self.questions.request(&request)?;
         Ok(present(replies.recv_one().map(|(_, attributes)| parse_chain(&attributes).ok()))?.flatten())
     }
 
@@ -122,7 +132,7 @@ impl Socket {
     pub(crate) fn chains(&mut self) -> io::Result<Vec<Chain>> {
         let mut chains = Vec::new();
         let request = Request::new().op_getchain_dump(&header());
-        let mut replies = self.0.request(&request)?;
+        let mut replies = self.questions.request(&request)?;
         while let Some(reply) = replies.recv() {
             let (_, attributes) = reply.map_err(io::Error::from)?;
             if attributes.get_table().is_ok_and(|table| table.to_bytes() == NFT_TABLE.as_bytes()) {
@@ -142,7 +152,7 @@ impl Socket {
         let mut request = Request::new().op_getrule_dump(&header());
         request.encode().push_table(&cstring(NFT_TABLE));
         let mut rules = Vec::new();
-        let mut replies = self.0.request(&request)?;
+        let mut replies = self.questions.request(&request)?;
         while let Some(reply) = replies.recv() {
             let Some((_, attributes)) = present(reply)? else { break };
             let expressions = attributes.get_expressions().map_err(io::Error::other)?;
@@ -157,14 +167,27 @@ impl Socket {
 
     /// Does what `fill` says all at one stroke, or nothing of it.
     pub(crate) fn transact(&mut self, fill: impl FnOnce(&mut Transaction)) -> io::Result<()> {
-        let mut transaction = Transaction(Chained::new(self.0.reserve_seq(64)));
+        let mut transaction = Transaction(Chained::new(0));
         let mut limits = Nfgenmsg::new();
         limits.set_res_id(libc::NFNL_SUBSYS_NFTABLES as u16);
         transaction.0.request().op_batch_begin_do(&limits);
         fill(&mut transaction);
         transaction.0.request().op_batch_end_do(&limits);
-        self.0.request_chained(&transaction.0.finalize())?.recv_all()?;
-        Ok(())
+        let mut batch = transaction.0.finalize();
+        let batch = batch.buf_mut();
+        ask_once(batch);
+        let socket = self.changes.insert(netlink_sys::Socket::new(NETLINK_NETFILTER)?);
+        // It goes in one piece or not at all (`netlink_sendmsg`). Who may not have more room has that for some hundred rules.
+        let _ = setsockopt(&*socket, SndBufForce, &batch.len());
+        // Of many refusals there may be room for some: the first one is enough.
+        socket.set_no_enobufs(true)?;
+        socket.send(batch, 0)?;
+        let (answer, _) = socket.recv_from_full()?;
+        let code = wire::messages(&answer).next().and_then(|(_, body)| u32_at(body, 0));
+        match code.ok_or(io::ErrorKind::UnexpectedEof)?.cast_signed() {
+            0 => Ok(()),
+            code => Err(io::Error::from_raw_os_error(-code)),
+        }
     }
 
     /// The last one to close a socket after something was removed waits until the kernel has freed that
@@ -186,6 +209,24 @@ impl Socket {
         drop(self);
         Ok(())
     }
+}
+
+/// Takes the question for an answer from each message but the last change, before the batch's end. The kernel answers when it is
+/// through with all of them, and says unasked what it refuses (`nfnetlink_rcv_batch`).
+fn ask_once(batch: &mut [u8]) {
+    let mut messages = beginnings(batch);
+    let last_change = messages.len().saturating_sub(2);
+    messages.remove(last_change);
+    for flags in messages.into_iter().map(|message| message + FLAGS) {
+        let others = u16_at(batch, flags).unwrap_or_default() & !(libc::NLM_F_ACK as u16);
+        batch[flags..][..2].copy_from_slice(&others.to_ne_bytes());
+    }
+}
+
+/// Where each message of a batch begins.
+fn beginnings(batch: &[u8]) -> Vec<usize> {
+    let next = |message: &usize| Some(message + u32_at(batch, *message)? as usize);
+    iter::successors(Some(0), next).take_while(|message| *message < batch.len()).collect()
 }
 
 /// Changes that come together.
@@ -341,5 +382,29 @@ fn decode(element: &IterableExprAttrs<'_>) -> Option<Expression> {
         }
         ExprOps::Immediate(immediate) => Some(Expression::Value(data(immediate.get_data().ok()?)?)),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_batch_only_the_last_change_asks_for_an_answer_and_nothing_else_changes() {
+        let limits = Nfgenmsg::new();
+        let mut transaction = Transaction(Chained::new(0));
+        transaction.0.request().op_batch_begin_do(&limits);
+        transaction.add_table();
+        transaction.add_chain(&Chain::new("output", "route", libc::NF_INET_LOCAL_OUT, 0, vec![vec![masked(vec![1])]]));
+        transaction.0.request().op_batch_end_do(&limits);
+        let mut batch = transaction.0.finalize();
+        let before = batch.buf().clone();
+        ask_once(batch.buf_mut());
+        let flags: Vec<_> = beginnings(&before).into_iter().map(|message| message + FLAGS).collect();
+        let ask = |batch: &[u8]| flags.iter().map(|at| u16_at(batch, *at).unwrap() & 4 != 0).collect::<Vec<_>>();
+        assert_eq!(ask(&before), [true; 5]);
+        assert_eq!(ask(batch.buf()), [false, false, false, true, false]);
+        let changed = before.iter().zip(batch.buf()).filter(|(before, after)| before != after);
+        assert_eq!(changed.count(), 4);
     }
 }

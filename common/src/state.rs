@@ -182,9 +182,9 @@ fn list_of(is_asked_for: impl Fn(&Saved) -> bool) -> impl Iterator<Item = PodDoc
     saved.filter_map(|saved| document(fs::read(saved.path())))
 }
 
-/// The same, of those of them whose ADD is done.
+/// The same, of those of them that are served and whose ADD is done.
 fn standing(is_asked_for: impl Fn(&Saved) -> bool) -> impl Iterator<Item = PodDocument> {
-    list_of(is_asked_for).filter(|document| document.error.is_none())
+    list_of(is_asked_for).filter(|document| document.error.is_none() && !document.is_left_alone())
 }
 
 /// The saved documents that a GC finds stale: of attachments of its network that are not in its list.
@@ -196,7 +196,7 @@ pub fn stale(gc: &Request) -> Vec<PodDocument> {
     whole.filter_map(|path| document(fs::read(path))).filter(stale).collect()
 }
 
-/// What the other attachments of the request's pod ask for: those whose ADD is done and whose DEL has not begun.
+/// What the other attachments of the request's pod ask for: those that are served, whose ADD is done and whose DEL has not begun.
 pub fn others(request: &Request) -> Vec<Share> {
     let others = standing(|other| other.container_id == request.container_id && other.ifname != request.ifname);
     let others = others.filter(|other| other.request.netns == request.netns);
@@ -205,8 +205,8 @@ pub fn others(request: &Request) -> Vec<Share> {
     shares
 }
 
-/// The attachment of another container that has an address on its interface: its ADD is done, its DEL has not begun, and its
-/// network namespace is there.
+/// The attachment of another container that has an address on its interface: it is served, its ADD is done, its DEL has not begun,
+/// and its network namespace is there.
 pub fn holder(address: IpAddr, request: &Request) -> Option<String> {
     let holder = standing(|other| other.container_id != request.container_id).find(|other| {
         let is_there = other.request.netns.as_ref().is_some_and(|netns| netns.exists());

@@ -17,11 +17,12 @@ use common::{
     netlink::{Link, Netlink},
     object::{Family, Route},
     result::CniResult,
+    settings::ModeSetting,
     state,
 };
 use ipnet::IpNet;
 
-use crate::{addresses::Claims, node::PodAddress, observe::Pod, routing::View};
+use crate::{addresses::Claims, node::PodAddress, observe::Pod, plan::First, routing::View};
 
 /// Whether there is anything to decide.
 pub fn concerns(command: Command) -> bool {
@@ -53,9 +54,8 @@ pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), F
     let mode = match &document.mode {
         Some(decided) => decided.mode,
         None => {
-            let first = pod.link(&document.settings.pod_default_cni_nic);
-            let kind = first.map(|first| first.kind.as_str()).unwrap_or_default();
-            plan::mode(&document.settings, &ifname, pod.link(POD_VETH).is_some(), kind)?
+            let first = first(document, kernel, &pod).await.context(Code::Io, "cannot read the node's routes")?;
+            plan::mode(&document.settings, &ifname, pod.link(POD_VETH).is_some(), &first)?
         }
     };
     let result = CniResult::previous(&document.request.config)?;
@@ -94,6 +94,17 @@ fn note_others(document: &mut PodDocument, pod: &Pod) -> bool {
     document.others = if several { state::others(&document.request) } else { vec![] };
     let others = !document.others.is_empty() || several && state::is_another_leaving(&document.request);
     document.is_first() && document.settings.pod_default_route_nic.is_none() && !others
+}
+
+/// What is to be known of the pod's first interface to choose a mode.
+async fn first(document: &PodDocument, kernel: &Kernel, pod: &Pod) -> io::Result<First> {
+    let Some(link) = pod.link(&document.settings.pod_default_cni_nic) else { return Ok(First::default()) };
+    let is_open = document.settings.mode == ModeSetting::Auto && !document.is_first() && pod.link(POD_VETH).is_none();
+    let underlay = match is_open {
+        true => node::underlay(&kernel.node, link, &pod.addresses_of(&link.name)).await?,
+        false => None,
+    };
+    Ok(First { kind: link.kind.clone(), underlay })
 }
 
 /// In CHECK: what was decided is so still, but for what other attachments have decided since, and what somebody put beside it.
@@ -299,7 +310,8 @@ impl Attachment<'_> {
     }
 
     fn routing(&self, ways: &[Route]) -> Result<Routing, Failure> {
-        routing::routing(View {
+        let (promised, gateways) = (self.result.routes_of(&self.nic.name), self.result.gateways_of(&self.nic.name));
+        let view = View {
             settings: &self.document.settings,
             others: &self.document.others,
             nic: &self.nic,
@@ -307,10 +319,14 @@ impl Attachment<'_> {
             overlay: self.is_overlay(),
             ways,
             pod: self.pod,
-            promised: &self.result.routes_of(&self.nic.name),
-            gateways: &self.result.gateways_of(&self.nic.name),
+            promised: &promised,
+            gateways: &gateways,
             decided: &self.document.routing,
-        })
+        };
+        if self.document.mode.is_none() {
+            view.check()?;
+        }
+        Ok(routing::routing(view))
     }
 }
 

@@ -126,6 +126,30 @@ async fn other_end(node: &Netlink, nic: &Link) -> io::Result<Option<Link>> {
     Ok(peer.filter(|peer| peer.kind == nic.kind && peer.peer == Some(nic.index)))
 }
 
+/// The node's link to other hosts by which it reaches all of these addresses, which a pod has on `nic`: the interface is then on
+/// the underlay itself, as a virtual function is. Those of an overlay's the node leads into the overlay. None also where the
+/// other end of a pair is here.
+///
+/// # Errors
+/// What the kernel says.
+pub async fn underlay(node: &Netlink, nic: &Link, nets: &[IpNet]) -> io::Result<Option<String>> {
+    if other_end(node, nic).await?.is_some() {
+        return Ok(None);
+    }
+    let mut underlay = None;
+    for net in nets {
+        let Some((_, dev)) = way(node, (*net, None)).await? else { continue };
+        let Some(link) = node.link(&dev).await?.filter(|link| link.name != LOOPBACK) else { return Ok(None) };
+        let mut own = node.addresses_of(&link).await?;
+        own.retain(|net| !is_link_local(net.addr()));
+        if !leads_out(node, &link, &own, &mut None).await? {
+            return Ok(None);
+        }
+        underlay = Some(dev);
+    }
+    Ok(underlay)
+}
+
 fn is_pair(link: &Link) -> bool {
     matches!(link.kind.as_str(), "veth" | "netkit")
 }

@@ -15,27 +15,57 @@ use ipnet::IpNet;
 
 use crate::observe::Pod;
 
-/// Whether a link of that kind leads past the node, to the underlay. Of IPvlan an overlay can be made too, as Terway's can,
-/// if the configuration says that it is one.
-fn passes_by(kind: &str, asked: ModeSetting) -> bool {
-    match kind {
-        "macvlan" | "macvtap" => true,
-        "ipvlan" | "ipvtap" => asked == ModeSetting::Auto,
-        _ => false,
+/// The pod's first interface, as it is known when a further one comes.
+#[derive(Clone, Debug, Default)]
+pub struct First {
+    /// What drives it; empty for hardware, and where there is none.
+    pub kind: String,
+    /// The node's link to other hosts by which the node reaches it, if it does so.
+    pub underlay: Option<String>,
+}
+
+impl First {
+    /// By what it is seen to lead past the node, to the underlay. Of all but macvlan an overlay can be made too, as Terway does of
+    /// IPvlan and OVN-Kubernetes of virtual functions, if the configuration says that it is one.
+    fn passes_by(&self, asked: ModeSetting) -> Option<String> {
+        let kind = &self.kind;
+        match (asked, kind.as_str()) {
+            (ModeSetting::Auto | ModeSetting::Overlay, "macvlan" | "macvtap")
+            | (ModeSetting::Auto, "ipvlan" | "ipvtap") => Some(format!("is a {kind}, which is no overlay's")),
+            (ModeSetting::Auto, _) => {
+                let dev = self.underlay.as_ref()?;
+                Some(format!(
+                    "is where other hosts are, behind the node's {dev} (set mode to overlay if it is an overlay's)"
+                ))
+            }
+            _ => None,
+        }
     }
 }
 
-/// The mode for the interface `ifname` of a pod that has the veth pair already, or not, and whose first interface is of
-/// the kind `first_kind`.
+/// The mode for the interface `ifname` of a pod that has the veth pair already, or not.
 ///
 /// # Errors
 /// When the configured mode cannot be had for this interface. The details say what to change.
-pub fn mode(settings: &Settings, ifname: &str, has_veth: bool, first_kind: &str) -> Result<ModeKind, Failure> {
-    let first = ifname == settings.pod_default_cni_nic;
+pub fn mode(settings: &Settings, ifname: &str, has_veth: bool, first: &First) -> Result<ModeKind, Failure> {
+    let is_first = ifname == settings.pod_default_cni_nic;
     let refuse = |what: &str, remedy: &str| {
         Err(Failure::new(Code::InvalidConfiguration, format!("mode {what} for interface {ifname}")).details(remedy))
     };
-    match (settings.mode, first, has_veth) {
+    if !is_first
+        && !has_veth
+        && let Some(past) = first.passes_by(settings.mode)
+    {
+        return refuse(
+            "overlay cannot be",
+            &format!(
+                "the pod's first interface {} {past} and does not lead to the node: chain this plugin behind it too, before this \
+                 interface, or set mode to disable",
+                settings.pod_default_cni_nic
+            ),
+        );
+    }
+    match (settings.mode, is_first, has_veth) {
         (ModeSetting::Disable, ..) => Ok(ModeKind::Disable),
         _ if ifname == POD_VETH => refuse(
             "other than disable cannot be",
@@ -43,14 +73,6 @@ pub fn mode(settings: &Settings, ifname: &str, has_veth: bool, first_kind: &str)
         ),
         (ModeSetting::Auto | ModeSetting::Underlay, true, _) => Ok(ModeKind::Underlay),
         (ModeSetting::Auto | ModeSetting::Underlay, false, true) => Ok(ModeKind::Underlay),
-        (asked @ (ModeSetting::Auto | ModeSetting::Overlay), false, false) if passes_by(first_kind, asked) => refuse(
-            "overlay cannot be",
-            &format!(
-                "the pod's first interface {} is a {first_kind}, which is no overlay's and does not lead to the node: chain this \
-                 plugin behind it too, before this interface, or set mode to disable",
-                settings.pod_default_cni_nic
-            ),
-        ),
         (ModeSetting::Auto | ModeSetting::Overlay, false, false) => Ok(ModeKind::Overlay),
         (ModeSetting::Underlay, false, false) => refuse(
             "underlay cannot be",
@@ -189,12 +211,26 @@ mod tests {
 
     #[test]
     fn auto_is_underlay_for_the_first_interface_and_then_what_the_pod_has() {
-        let auto = settings(ModeSetting::Auto);
-        assert_eq!(mode(&auto, "eth0", false, "macvlan"), Ok(ModeKind::Underlay));
-        assert_eq!(mode(&auto, "eth0", true, "macvlan"), Ok(ModeKind::Underlay));
-        assert_eq!(mode(&auto, "net1", true, "macvlan"), Ok(ModeKind::Underlay));
-        assert_eq!(mode(&auto, "net1", false, "veth"), Ok(ModeKind::Overlay));
-        assert_eq!(mode(&auto, "net1", false, ""), Ok(ModeKind::Overlay));
+        let auto = |ifname: &str, has_veth, kind: &str| {
+            let first = First { kind: kind.to_owned(), underlay: None };
+            mode(&settings(ModeSetting::Auto), ifname, has_veth, &first)
+        };
+        assert_eq!(auto("eth0", false, "macvlan"), Ok(ModeKind::Underlay));
+        assert_eq!(auto("eth0", true, "macvlan"), Ok(ModeKind::Underlay));
+        assert_eq!(auto("net1", true, "macvlan"), Ok(ModeKind::Underlay));
+        assert_eq!(auto("net1", false, "veth"), Ok(ModeKind::Overlay));
+        assert_eq!(auto("net1", false, ""), Ok(ModeKind::Overlay));
+    }
+
+    #[test]
+    fn an_interface_where_other_hosts_are_is_an_overlays_only_if_the_configuration_says_it() {
+        let first = First { kind: String::new(), underlay: Some("bond0".to_owned()) };
+        let mode = |asked, has_veth| mode(&settings(asked), "net1", has_veth, &first);
+        let failure = mode(ModeSetting::Auto, false).unwrap_err();
+        assert_eq!(failure.code, Code::InvalidConfiguration as u32);
+        assert!(failure.details.contains("behind the node's bond0"), "{failure}");
+        assert_eq!(mode(ModeSetting::Overlay, false), Ok(ModeKind::Overlay));
+        assert_eq!(mode(ModeSetting::Auto, true), Ok(ModeKind::Underlay));
     }
 
     #[test]
@@ -208,7 +244,8 @@ mod tests {
             (ModeSetting::Auto, "net1", false, "ipvlan", "chain this plugin behind it too"),
             (ModeSetting::Overlay, "net1", false, "macvtap", "chain this plugin behind it too"),
         ] {
-            let failure = mode(&settings(setting), ifname, has_veth, first_kind).unwrap_err();
+            let first = First { kind: first_kind.to_owned(), underlay: None };
+            let failure = mode(&settings(setting), ifname, has_veth, &first).unwrap_err();
             assert_eq!(failure.code, Code::InvalidConfiguration as u32);
             assert!(failure.details.contains(change), "{failure}");
         }

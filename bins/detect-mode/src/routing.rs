@@ -45,21 +45,18 @@ pub struct View<'a> {
 }
 
 /// Which table has which routes.
-///
-/// # Errors
-/// When `podDefaultRouteNic` names an interface that is not there and cannot come any more.
-pub fn routing(view: View<'_>) -> Result<Routing, Failure> {
-    let owner = view.owner()?;
+pub fn routing(view: View<'_>) -> Routing {
+    let owner = owner(view.pod, &view.nic.name, view.settings, view.others);
     let mut routing = Routing::default();
     let first = &view.settings.pod_default_cni_nic;
     if view.overlay {
         routing.tables.push(view.table(first, view.uplink_table));
     }
     if !view.settings.tune_pod_routes {
-        return Ok(routing);
+        return routing;
     }
     for family in Family::ALL {
-        let chosen = owner.and_then(|owner| view.default_route(owner, family));
+        let chosen = owner.and_then(|owner| view.named_route(owner, family));
         let chosen = chosen.or_else(|| view.default_route(view.undisputed(family)?, family));
         routing.leaves.extend(view.leaving(chosen.as_ref(), family));
         // Where a routing daemon has put its own in that place, it stays the daemon's.
@@ -87,7 +84,7 @@ pub fn routing(view: View<'_>) -> Result<Routing, Failure> {
             routing.tables.push(view.table(nic, number));
         }
     }
-    Ok(routing)
+    routing
 }
 
 /// The default routes that have come into the main table beside those that stay there, or that left it. That of a router
@@ -118,20 +115,44 @@ pub fn owner<'a>(pod: &Pod, ifname: &'a str, settings: &'a Settings, others: &'a
 }
 
 impl<'a> View<'a> {
-    /// The interface that keeps the default route, if one that is there is named.
-    fn owner(self) -> Result<Option<&'a str>, Failure> {
-        let Settings { pod_default_route_nic, pod_default_cni_nic: first, .. } = self.settings;
-        let present = self.pod.interfaces();
-        let may_be = |owner: &str| present.contains(&owner) || comes_later(owner, &self.nic.name, first);
-        let Some(owner) = pod_default_route_nic.as_deref().filter(|owner| !may_be(owner)) else {
-            return Ok(owner(self.pod, &self.nic.name, self.settings, self.others));
+    /// Whether `podDefaultRouteNic` can be had, which is ADD's to ask.
+    ///
+    /// # Errors
+    /// When it names an interface that is not there and cannot come any more, or this one, which has no default route to keep
+    /// in place of another one's.
+    pub fn check(self) -> Result<(), Failure> {
+        let Settings { pod_default_route_nic, pod_default_cni_nic: first, tune_pod_routes, .. } = self.settings;
+        let Some(owner) = pod_default_route_nic.as_deref() else { return Ok(()) };
+        let refuse = |what: String, remedy: &str| {
+            let failure = Failure::new(Code::InvalidConfiguration, format!("setting podDefaultRouteNic: {what}"));
+            Err(failure.details(remedy))
         };
-        let list = present.join(", ");
-        Err(Failure::new(
-            Code::InvalidConfiguration,
-            format!("setting podDefaultRouteNic: there is no interface {owner}"),
-        )
-        .details(format!("allowed: one of the pod's interfaces ({list}), or one that can still be added")))
+        let present = self.pod.interfaces();
+        if !present.contains(&owner) && !comes_later(owner, &self.nic.name, first) {
+            let list = present.join(", ");
+            let remedy = format!("allowed: one of the pod's interfaces ({list}), or one that can still be added");
+            return refuse(format!("there is no interface {owner}"), &remedy);
+        }
+        let lacks = |family: &Family| self.named_route(owner, *family).is_none();
+        let is_disputed = |family: &Family| self.undisputed(*family).is_none();
+        if *tune_pod_routes
+            && owner == self.nic.name
+            && Family::ALL.iter().all(lacks)
+            && Family::ALL.iter().any(is_disputed)
+        {
+            let remedy = "give its IPAM a gateway or a default route, or name another interface";
+            return refuse(format!("{owner} has no default route"), remedy);
+        }
+        Ok(())
+    }
+
+    /// The default route of the interface that is to keep it: also by a gateway that otherwise is for its own table alone.
+    fn named_route(self, nic: &str, family: Family) -> Option<Route> {
+        let by_gateway = || {
+            let gateway = Some(family.first(self.given(nic)?.1.iter().copied())?);
+            Some(Route { gateway, protocol: PROTOCOL_BOOT, ..Route::new(family.default_route(), nic, MAIN_TABLE) })
+        };
+        self.default_route(nic, family).or_else(by_gateway)
     }
 
     /// An interface's default route, as the main table is to have it. A further interface may never have had it there, for
@@ -150,12 +171,7 @@ impl<'a> View<'a> {
     /// The gateway that a further interface has for its own table alone: its IPAM names one and no default route, and nobody
     /// else has given it one. The sbr plugin has it the same way.
     fn own_gateway(self, nic: &str, family: Family) -> Option<IpAddr> {
-        let (promised, gateways) = if nic == self.nic.name {
-            (self.promised, self.gateways)
-        } else {
-            let other = self.others.iter().find(|other| other.ifname == nic)?;
-            (&other.promised[..], &other.gateways[..])
-        };
+        let (promised, gateways) = self.given(nic)?;
         let destination = family.default_route();
         let is_default = |route: &&Route| route.dev == nic && route.destination == destination;
         let mut defaults =
@@ -165,6 +181,15 @@ impl<'a> View<'a> {
             return None;
         }
         family.first(gateways.iter().copied())
+    }
+
+    /// The default routes that prevResult has for an interface, and the gateways.
+    fn given(self, nic: &str) -> Option<(&'a [Route], &'a [IpAddr])> {
+        if nic == self.nic.name {
+            return Some((self.promised, self.gateways));
+        }
+        let other = self.others.iter().find(|other| other.ifname == nic)?;
+        Some((&other.promised, &other.gateways))
     }
 
     fn main_defaults(self, family: Family) -> impl Iterator<Item = &'a Route> {

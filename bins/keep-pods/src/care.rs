@@ -181,8 +181,8 @@ async fn care(
     whereabouts: &mut Whereabouts,
 ) -> Result<Outcome, Failure> {
     let mut before = attachment.document.clone();
-    // An ADD that failed, and will be taken back.
-    if before.error.is_some() || before.request.command != Command::Add {
+    // An ADD that failed, and will be taken back; or one after which there is nothing to keep.
+    if before.error.is_some() || before.request.command != Command::Add || before.is_left_alone() {
         return Ok(Outcome::Current(vec![]));
     }
     let mut document = before.clone();

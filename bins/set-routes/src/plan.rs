@@ -14,9 +14,6 @@ use ipnet::IpNet;
 /// What the pod's and the node's routing tables are to have for this interface.
 pub fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
     let mode = document.mode()?;
-    if mode.mode == ModeKind::Disable {
-        return Ok(vec![]);
-    }
     let mut pod = vec![];
     if mode.opens_uplink() {
         for family in Family::ALL {

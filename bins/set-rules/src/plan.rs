@@ -13,9 +13,6 @@ use ipnet::IpNet;
 /// The rules and the marks that this interface needs.
 pub fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
     let mode = document.mode()?;
-    if mode.mode == ModeKind::Disable {
-        return Ok(vec![]);
-    }
     let families = Family::ALL.into_iter().filter(|family| has_uplink(mode, *family));
     let mut pod: Vec<_> = families.map(|family| by_mark(document, family)).collect();
     pod.extend(document.routing.tables.iter().flat_map(|table| by_source(document, table)));

@@ -1,7 +1,7 @@
 //! Sysctls and link properties of the pod. Pure.
 
 use common::{
-    document::{Mode, ModeKind, PodDocument, Share},
+    document::{Mode, PodDocument, Share},
     failure::Failure,
     object::{Family, LinkAddress, Object, Placed, QueueLength, Sysctl},
 };
@@ -16,9 +16,6 @@ pub fn put_back_or_wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure
             .collect());
     }
     let mode = document.mode()?;
-    if mode.mode == ModeKind::Disable {
-        return Ok(vec![]);
-    }
     let mut wanted = vec![];
     if has_ipv4(mode) {
         let own = document.settings.pod_rp_filter.map(|value| rp_filter(&mode.nic.name, value));

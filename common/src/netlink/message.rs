@@ -239,6 +239,11 @@ pub(super) fn route_message(route: &Route, oif: Option<u32>) -> RouteMessage {
     message
 }
 
+/// Whether it is a route of a family.
+pub(super) fn is_route_of(message: &RouteNetlinkMessage, family: Family) -> bool {
+    matches!(message, RouteNetlinkMessage::NewRoute(route) if route.header.address_family == address_family(family))
+}
+
 /// The table of a route that is not ours.
 pub(super) fn foreign_table(message: &RouteNetlinkMessage) -> Option<u32> {
     let RouteNetlinkMessage::NewRoute(message) = message else { return None };
@@ -400,5 +405,12 @@ mod tests {
             let read: Vec<_> = parse_route(&route_message(&route, None)).into_iter().map(|hop| hop.route).collect();
             assert_eq!(read, [route]);
         }
+    }
+
+    #[test]
+    fn a_route_is_of_one_family() {
+        let message =
+            RouteNetlinkMessage::NewRoute(route_message(&Route::new(Family::Ipv4.default_route(), "", 254), None));
+        assert!(is_route_of(&message, Family::Ipv4) && !is_route_of(&message, Family::Ipv6));
     }
 }
