@@ -219,11 +219,14 @@ only_theirs() {
   [[ $stderr != *'was not as it was'* ]] || fail "$stderr"
 }
 
+# tools: what is put beside the plugin.
+tools() { sed -n "s|^TOOLS='\(.*\)'|\1|p" "$LAB_REPO/scripts/install"; }
+
 # by_hand: the plugin and its tools as a person puts them there.
 by_hand() {
   lab_in node1 mkdir -p /opt/cni/bin/underpass.d
   # shellcheck disable=SC2046 # a list
-  lab_in node1 cp -t /opt/cni/bin/underpass.d $(sed -n "s|^TOOLS='\(.*\)'|\1|p" "$LAB_REPO/scripts/install" | xargs printf "$(lab_libexec)/%s ")
+  lab_in node1 cp -t /opt/cni/bin/underpass.d $(tools | xargs printf "$(lab_libexec)/%s ")
   lab_in node1 cp "$LAB_REPO/scripts/coordinator" /opt/cni/bin
 }
 
@@ -355,7 +358,31 @@ no_gaps() { [ ! -e "$BATS_TEST_TMPDIR/gaps" ] || fail "$(cat "$BATS_TEST_TMPDIR/
     mkdir -p /etc/NetworkManager && mount --bind /etc /etc && mount -o remount,bind,ro /etc && exec "$0"' "$LAB_REPO/scripts/install"
   assert_contains "$stderr" 'could not write /etc/NetworkManager/conf.d/underpass.conf'
   lab_in node1 test -x /opt/cni/bin/coordinator
-  assert_equal "$(lab_in node1 find /opt/cni/bin/.underpass -name 'note*')" ''
+  # A full one gets no half of a file.
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  expect 0 lab_in node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" unshare --mount sh -c '
+    mount -t tmpfs -o size=64k none /etc/NetworkManager && ! cat /dev/zero 2>/dev/null >/etc/NetworkManager/zeros && "$0" &&
+    find /etc/NetworkManager -name "underpass*"' "$LAB_REPO/scripts/install"
+  assert_contains "$stderr" 'could not write /etc/NetworkManager/conf.d/underpass.conf'
+  assert_equal "$output" ''
+}
+
+# small_tools: programs that do nothing in place of the tools, and the one that the installer needs.
+small_tools() {
+  local tool
+  OTHER=$BATS_TEST_TMPDIR/small
+  mkdir "$OTHER"
+  for tool in $(tools); do program "$OTHER/$tool" <<<:; done
+  ln -s "$(lab_libexec)/lifeline" "$OTHER"
+}
+
+@test "where the version is there already, a CNI directory on a file system that is full or read-only is no reason to fail" {
+  small_tools
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  expect 0 lab_in node1 env UNDERPASS_LIBEXEC="$OTHER" unshare --mount sh -c '
+    mkdir -p /opt/cni && mount -t tmpfs -o size=256k none /opt/cni && "$0" &&
+    ! cat /dev/zero 2>/dev/null >/opt/cni/zeros && "$0" && mount -o remount,ro /opt/cni && exec "$0"' "$LAB_REPO/scripts/install"
+  assert_equal "$(grep -c 'version .* is in /opt/cni/bin' <<<"$stderr")" 3
 }
 
 @test "iproute2 says our name, and NetworkManager and networkd are told where they are" {
