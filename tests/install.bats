@@ -610,6 +610,10 @@ keeper_waits() { pgrep --parent "$(<"$LAB/pid/keep")" --exact sleep; }
     lab_in node1 grep -q no /etc/systemd/networkd.conf.d/underpass.conf
     lab_in node1 test -e /etc/NetworkManager/conf.d/underpass.conf
   done
+  # Where nothing can be written any more it is the same.
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  expect 3 lab_in node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" unshare --mount sh -c '
+    mount --bind /opt/cni /opt/cni && mount -o remount,bind,ro /opt/cni && exec "$0" --finish' "$LAB_REPO/scripts/install"
   assert_answer node1/stays "$(lab_cluster_ip web 4)" 80 server ''
   expect 0 installed CHECK stays < <(lab_chained node1 stays underlay46)
   expect 0 installed DEL stays < <(lab_chained node1 stays underlay46)
