@@ -90,7 +90,7 @@ another_version() {
   install_on_node1
   [ "$(lab_in node1 readlink /opt/cni/bin/underpass.d)" != "$before" ] || fail 'the next one did not finish'
   expect 0 installed DEL between < <(lab_chained node1 between underlay46)
-  assert_equal "$(lab_in node1 sh -c 'ls -A /opt/cni/bin/.underpass | wc -l')" 3
+  assert_equal "$(lab_in node1 sh -c 'ls -A /opt/cni/bin/.underpass | wc -l')" 4
 }
 
 @test "what is written to the disk at once is what was copied, and no other file of the node's" {
@@ -564,6 +564,39 @@ keeper_waits() { pgrep --parent "$(<"$LAB/pid/keep")" --exact sleep; }
   lab_stop keep
   [ $((${EPOCHREALTIME/./} - start)) -lt 3000000 ] || fail 'it took its time'
   assert_equal "$(<"$LAB/log/keep")" 'install: ours had been removed, and is in /opt/cni/bin again'
+}
+
+@test "--keep puts the plugin back with its tools where somebody removed all that the CNI directory shows, also in place of another vendor's" {
+  local name before
+  install_on_node1
+  before=$(lab_in node1 readlink /opt/cni/bin/underpass.d)
+  keeps env UNDERPASS_LIBEXEC="$(lab_libexec)" "$LAB_REPO/scripts/install"
+  lab_pod node1 removed plain46
+  for name in '' theirs; do
+    lab_in node1 sh -c 'rm -r /opt/cni/bin/*'
+    [ -z "$name" ] || put_theirs file "$name"
+    lab_until 15 lab_in node1 test -L /opt/cni/bin/coordinator || fail "$(<"$LAB/log/keep")"
+    assert_equal "$(lab_in node1 readlink /opt/cni/bin/underpass.d)" "$before"
+    expect 0 installed ADD removed < <(lab_chained node1 removed underlay46)
+    expect 0 installed DEL removed < <(lab_chained node1 removed underlay46)
+  done
+  assert_equal "$(lab_in node1 cat /opt/cni/bin/coordinator.before)" theirs
+  # Its tools alone.
+  lab_in node1 rm /opt/cni/bin/underpass.d
+  lab_until 15 lab_in node1 test -e /opt/cni/bin/coordinator
+  # And what cannot be put back is not said to be.
+  lab_in node1 sh -c 'rm -r /opt/cni/bin/underpass.d/*'
+  looks_again
+  looks_again
+  assert_equal "$(grep -c 'had been removed, and is in' "$LAB/log/keep")" 2
+  # The next installation knows all the same which version was there before it.
+  another_version
+  install_on_node1
+  before=$(lab_in node1 readlink /opt/cni/bin/underpass.d)
+  lab_in node1 sh -c 'rm -r /opt/cni/bin/*'
+  OTHER='' expect 0 install_on_node1
+  OTHER='' expect 0 install_on_node1 --rollback
+  assert_equal "$(lab_in node1 readlink /opt/cni/bin/underpass.d)" "$before"
 }
 
 @test "from the image as the chart runs it, on a node without /bin/sh, --keep does the same" {
