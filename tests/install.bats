@@ -674,7 +674,7 @@ END
 }
 
 @test "a plugin that stays for the pods that run takes new ones again when it is installed again, or goes back" {
-  local action
+  local action removed
   by_hand
   lab_pod node1 again plain46
   expect 0 installed ADD again < <(lab_chained node1 again underlay46)
@@ -689,8 +689,11 @@ END
     expect 0 installed ADD again < <(lab_chained node1 again underlay46)
   done
   # Somebody takes it away himself, and half a DEL counts.
-  lab_in node1 sh -c 'rm /opt/cni/bin/coordinator && cd /run/underpass/attachments && mv again@eth0.json again@eth0.json.leaving'
-  expect 3 install_on_node1 --uninstall
+  lab_in node1 sh -c 'cd /run/underpass/attachments && mv again@eth0.json again@eth0.json.leaving'
+  for removed in coordinator underpass.d '*'; do
+    lab_in node1 sh -c "rm -r /opt/cni/bin/$removed"
+    expect 3 install_on_node1 --uninstall
+  done
   expect 0 installed DEL again < <(lab_chained node1 again underlay46)
   expect 0 install_on_node1 --uninstall
   assert_equal "$(lab_in node1 ls -A /opt/cni/bin)" ''
