@@ -599,6 +599,20 @@ keeper_waits() { pgrep --parent "$(<"$LAB/pid/keep")" --exact sleep; }
   assert_equal "$(lab_in node1 readlink /opt/cni/bin/underpass.d)" "$before"
 }
 
+@test "--keep in a container says once that the node's CNI directory itself was removed" {
+  command -v busybox >/dev/null || skip 'no busybox: run scripts/setup'
+  lab_in node1 "$LAB_REPO/scripts/image" --root /opt/image
+  image_install >"$BATS_TEST_TMPDIR/command"
+  keeps sh "$BATS_TEST_TMPDIR/command"
+  looks_again
+  assert_equal "$(<"$LAB/log/keep")" ''
+  lab_in node1 sh -c 'rm -r /opt/bare/opt/cni/bin && mkdir /opt/bare/opt/cni/bin'
+  looks_again
+  looks_again
+  assert_equal "$(<"$LAB/log/keep")" \
+    "install: the node's /opt/cni/bin was removed: if there is one again, it gets the plugin when this pod is made anew"
+}
+
 @test "from the image as the chart runs it, on a node without /bin/sh, --keep does the same" {
   command -v busybox >/dev/null || skip 'no busybox: run scripts/setup'
   local BIN=/opt/bare/opt/cni/bin
