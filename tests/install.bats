@@ -474,6 +474,7 @@ END
   lab_in node1 "$LAB_REPO/scripts/image" --root /opt/image
   image_install >"$BATS_TEST_TMPDIR/command"
   expect 0 lab_in node1 sh "$BATS_TEST_TMPDIR/command"
+  [[ $stderr != *'not found'* ]] || fail "$stderr"
   lab_pod node1 bottle plain46
   expect 0 bare ADD bottle < <(lab_chained node1 bottle underlay46)
   assert_answer node1/bottle "$(lab_cluster_ip web 4)" 80 server ''
@@ -633,6 +634,21 @@ keeper_waits() { pgrep --parent "$(<"$LAB/pid/keep")" --exact sleep; }
   lab_in node1 sysctl -qw net.ipv4.ip_forward=1
   assert_contains "$stderr" 'net/ipv4/ip_forward is 0'
   assert_contains "$stderr" 'set it to 1'
+}
+
+@test "a check-node that does not end is ended and told of, and is no reason not to install" {
+  command -v busybox >/dev/null || skip 'no busybox: run scripts/setup'
+  local timeout
+  small_tools
+  program "$OTHER/check-node" <<<'exec sleep 20'
+  mkdir "$BATS_TEST_TMPDIR/bin"
+  for timeout in "$(command -v timeout)" "$(command -v busybox) timeout"; do
+    # It has less time here.
+    program "$BATS_TEST_TMPDIR/bin/timeout" <<<"shift; exec $timeout 1 \"\$@\""
+    PATH=$BATS_TEST_TMPDIR/bin:$PATH expect 0 install_on_node1
+    assert_contains "$stderr" 'is in /opt/cni/bin'
+    assert_contains "$stderr" 'check-node did not end within 30 s'
+  done
 }
 
 @test "taken away while pods run it stays for their deletion, refuses new pods, and leaves nothing when it is taken away again" {
