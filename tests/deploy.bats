@@ -206,8 +206,11 @@ END
   assert_json "$found" "$nodes" $'["underpass-node","node","yes","node-agent"]\n["underpass-remove","remove","no","rest"]'
   assert_json "$found" '[.[] | select(.kind == "DaemonSet") | .spec.selector.matchLabels == .spec.template.metadata.labels] | unique' '[true]'
   assert_json "$found" '[.[] | select(.kind == "DaemonSet").spec.template.spec.nodeSelector["kubernetes.io/os"]] | unique' '["linux"]'
+  # Taken off all nodes after that, they are all of them.
+  assert_json "$(objects --set remove=true,node.nodeSelector.underpass=yes,removeFrom.underpass=no)" "$nodes" \
+    $'["underpass-node","node","yes","rest"]\n["underpass-remove","remove","no","rest"]'
   # Who went on would load again what was taken away, and the other way round.
-  for flags in removeFrom.underpass=no node.nodeSelector.underpass=no,removeFrom.underpass=no; do
+  for flags in removeFrom.underpass=no node.nodeSelector.underpass=no,removeFrom.underpass=no remove=true,removeFrom.underpass=no; do
     expect 1 chart --set "$flags"
     assert_contains "$stderr" 'node.nodeSelector chooses these nodes too'
   done
@@ -344,7 +347,7 @@ END
 
 @test "a command of a page that chooses pods chooses ours alone" {
   # shellcheck disable=SC2016 # what it looks for
-  assert_equal "$(grep -onE '(-l|--selector)[ =][^ \`]*component=[^ \`]*' "$LAB_REPO"/deploy/*.md | grep -v app.kubernetes.io/name=underpass)" ''
+  assert_equal "$(grep -onE '(-l|--selector)[ =][^\`]*component[^\`]*' "$LAB_REPO"/deploy/*.md | grep -v app.kubernetes.io/name=underpass)" ''
 }
 
 @test "a script whose option has no value, or is none, shows its usage and does nothing" {
