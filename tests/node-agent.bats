@@ -365,6 +365,9 @@ another_part() {
   assert_equal "$(grep -c 'cannot write .*/watch-services.prom: No space left' "$LAB/log/agent")" 1
   assert_equal "$(grep -c 'cannot write .*/cluster.json: No space left' "$LAB/log/agent")" 1
   assert_equal "$(grep -c 'starting again' "$LAB/log/agent")" 0
+  # Nobody takes them for dead, and ends what could not begin again without room.
+  lab_in node1 sh -c 'cd /run/underpass && touch --date "3 minutes ago" sync-cidrs.prom watch-services.prom scope-pods.prom'
+  lab_until 10 lab_in node1 curl -fsS http://localhost:10266/livez
 
   lab_in node1 rm /run/underpass/zeros
   lab_until 10 lab_in node1 grep -q '10.233.64.0/18' /run/underpass/cluster.json
