@@ -226,6 +226,11 @@ END
     | .timeoutSeconds >= 5 and .timeoutSeconds < .periodSeconds]' '[true,true]'
 }
 
+@test "the agent is ended when a tool of it hangs, and not when somebody else has the port of its metrics" {
+  assert_json "$(objects)" '[.[] | select(.kind == "DaemonSet").spec.template.spec.containers[].livenessProbe | select(.) | .exec.command, .httpGet]' \
+    '[["node-agent","--live"],null]'
+}
+
 @test "each container has the resources of the values" {
   local remove
   for remove in true false; do
