@@ -406,7 +406,7 @@ END
     grep -q "^| \`${name%_bucket}\` |" "$LAB_REPO/deploy/metrics.md" || fail "there is no $name"
   done
   assert_same "$(sed -n 's/^| \(Underpass[^ ]*\) |.*/\1/p' "$LAB_REPO/deploy/metrics.md" | sort)" \
-    "$(objects --set metrics.alerts=true | jq -r '.[] | select(.kind == "PrometheusRule").spec.groups[].rules[].alert' | sort)"
+    "$(objects --set metrics.alerts=true,metrics.podMonitor=true | jq -r '.[] | select(.kind == "PrometheusRule").spec.groups[].rules[].alert' | sort)"
 }
 
 @test "by either monitor a metric keeps its own labels, also those that the operator gives to what it reads" {
@@ -415,7 +415,7 @@ END
 }
 
 @test "alerts and the dashboard ask for no label but those that a metric is documented with, and the monitors' node" {
-  objects --set metrics.alerts=true,metrics.dashboard=true >"$BATS_TEST_TMPDIR/objects"
+  objects --set metrics.alerts=true,metrics.podMonitor=true,metrics.dashboard=true >"$BATS_TEST_TMPDIR/objects"
   assert_same "$(/usr/bin/python3 - "$BATS_TEST_TMPDIR/objects" "$LAB_REPO/deploy/metrics.md" <<'PYTHON'
 import json, re, sys
 
@@ -437,7 +437,7 @@ for found in json.load(open(sys.argv[1])):
 if len(asked) < 20:
     print("only", len(asked), "expressions were found")
 for expression, names in asked:
-    metric = re.search(r"^up|underpass_\w+", expression)[0].removesuffix("_bucket")
+    metric = re.search(r"\bup\b|underpass_\w+", expression)[0].removesuffix("_bucket")
     for group in re.findall(r"by \(([^)]*)\)", expression):
         names = names + re.findall(r"\w+", group)
     names = names + re.findall(r"[{,]\s*(\w+)\s*[=!]", expression)
@@ -445,6 +445,11 @@ for expression, names in asked:
         print(f"{name}: {expression}")
 PYTHON
   )" ''
+}
+
+@test "without a monitor of the chart's nobody is told that no metrics are asked for" {
+  assert_json "$(objects --set metrics.alerts=true)" '[.[] | select(.kind == "PrometheusRule").spec.groups[].rules[].alert | select(test("AgentDown|Absent"))]' \
+    '["UnderpassAgentDown"]'
 }
 
 @test "where all is taken off the nodes nothing asks for metrics, has their port, or alerts" {
@@ -455,16 +460,17 @@ PYTHON
 }
 
 @test "the monitors choose what the chart makes" {
-  local found
+  local found up
   found=$(objects --set metrics.podMonitor=true,metrics.serviceMonitor=true,metrics.dashboard=true,metrics.alerts=true)
   # shellcheck disable=SC2016 # variables of jq
   assert_json "$found" '(.[] | select(.kind == "DaemonSet").spec.template.metadata.labels) as $pod
     | (.[] | select(.kind == "Service")) as $service
     | [(.[] | select(.kind == "PodMonitor").spec.selector.matchLabels), $service.spec.selector | inside($pod)]
       + [.[] | select(.kind == "ServiceMonitor").spec.selector.matchLabels | inside($service.metadata.labels)]' '[true,true,true]'
-  # The operator's jobs: a PodMonitor's namespace and name, and the Service's name.
-  assert_json "$found" '.[] | select(.kind == "PrometheusRule").spec.groups[].rules[] | select(.alert == "UnderpassAgentDown").expr' \
-    "up{job=~\"$(jq -r '[(.[] | select(.kind == "PodMonitor").metadata | "\(.namespace)/\(.name)"), (.[] | select(.kind == "Service").metadata.name)]
-      | join("|")' <<<"$found")\"} == 0"
+  # The operator's jobs: a PodMonitor's namespace and name, and the Service's name. Who is not there at all has no series that could be 0.
+  up="up{job=~\"$(jq -r '[(.[] | select(.kind == "PodMonitor").metadata | "\(.namespace)/\(.name)"), (.[] | select(.kind == "Service").metadata.name)]
+    | join("|")' <<<"$found")\"}"
+  assert_json "$found" '.[] | select(.kind == "PrometheusRule").spec.groups[].rules[] | select(.alert | test("AgentDown|Absent")).expr' \
+    "$up == 0"$'\n'"absent($up == 1)"
   assert_json "$found" '.[] | select(.kind == "ConfigMap").data["underpass.json"] | select(.) | fromjson.title' Underpass
 }
