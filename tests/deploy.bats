@@ -355,6 +355,19 @@ END
   assert_equal "$(grep -onE '(-l|--selector)[ =][^\`]*component[^\`]*' "$LAB_REPO"/deploy/*.md | grep -v app.kubernetes.io/name=underpass)" ''
 }
 
+@test "a script that is asked for help says how it is used, and does nothing" {
+  local script name help
+  for script in "$LAB_REPO"/scripts/*; do
+    name=${script##*/}
+    # A runtime calls it, and nobody else.
+    [ "$name" != coordinator ] || continue
+    for help in --help -h; do
+      expect 0 "$script" $help </dev/null
+      [[ $output =~ ^'Usage: '(scripts/)?"$name"' ' ]] || fail "$name: $output"
+    done
+  done
+}
+
 @test "a script whose option has no value, or is none, shows its usage and does nothing" {
   local script arguments
   while read -r script arguments; do
