@@ -149,6 +149,20 @@ END
   done
 }
 
+@test "the page of security names each container on a node, its capabilities, and what it may write to" {
+  local name wanted rights remove
+  for remove in true false; do
+    objects --set remove=$remove | jq -r '.[] | select(.kind == "DaemonSet").spec.template.spec | (.volumes | map({(.name): .hostPath.path}) | add) as $paths
+      | (.initContainers, .containers)[] | [.name, (.securityContext.capabilities.add[] | "CAP_\(.)"), (.volumeMounts[] | select(.readOnly | not) | $paths[.name])] | join(" ")'
+  done >"$BATS_TEST_TMPDIR/containers"
+  assert_equal "$(wc -l <"$BATS_TEST_TMPDIR/containers")" 5
+  while read -r name wanted; do
+    # shellcheck disable=SC2016 # what it looks for
+    rights=$(grep "^|[^|]*\`$name\`" "$LAB_REPO/deploy/security.md" | cut -d '|' -f 4 | grep -oE 'CAP_[A-Z_]+|`/[a-z/]+`' | tr -d '`')
+    assert_same "$(sort <<<"$rights")" "$(tr ' ' '\n' <<<"$wanted" | sort)" || fail "$name"
+  done <"$BATS_TEST_TMPDIR/containers"
+}
+
 @test "the plugin is kept in its place where the chart puts it there, and nowhere else" {
   containers() {
     objects "$@" | jq -c '.[] | select(.kind == "DaemonSet").spec.template.spec | [(.initContainers[]?, .containers[]).name]'
