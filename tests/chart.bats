@@ -64,8 +64,12 @@ object() { lab_kubectl get -n kube-system "$1" "$2" --output json; }
 }
 
 @test "the API takes the chart that takes everything off some nodes" {
-  expect 0 helm install underpass "$LAB_REPO/deploy/chart" -n kube-system --dry-run=server --set node.nodeSelector.underpass=yes,removeFrom.underpass=no
-  assert_contains "$output" 'name: underpass-remove'
+  local remove
+  for remove in false true; do
+    expect 0 helm install underpass "$LAB_REPO/deploy/chart" -n kube-system --dry-run=server \
+      --set "remove=$remove,node.nodeSelector.underpass=yes,removeFrom.underpass=no"
+    assert_contains "$output" 'name: underpass-remove'
+  done
 }
 
 @test "the API takes the chart that is rendered for a version that knows AppArmor by annotations" {

@@ -150,6 +150,20 @@ END
   done
 }
 
+@test "the page of security names each container on a node, its capabilities, and what it may write to" {
+  local name wanted rights remove
+  for remove in true false; do
+    objects --set remove=$remove | jq -r '.[] | select(.kind == "DaemonSet").spec.template.spec | (.volumes | map({(.name): .hostPath.path}) | add) as $paths
+      | (.initContainers, .containers)[] | [.name, (.securityContext.capabilities.add[] | "CAP_\(.)"), (.volumeMounts[] | select(.readOnly | not) | $paths[.name])] | join(" ")'
+  done >"$BATS_TEST_TMPDIR/containers"
+  assert_equal "$(wc -l <"$BATS_TEST_TMPDIR/containers")" 5
+  while read -r name wanted; do
+    # shellcheck disable=SC2016 # what it looks for
+    rights=$(grep "^|[^|]*\`$name\`" "$LAB_REPO/deploy/security.md" | cut -d '|' -f 4 | grep -oE 'CAP_[A-Z_]+|`/[a-z/]+`' | tr -d '`')
+    assert_same "$(sort <<<"$rights")" "$(tr ' ' '\n' <<<"$wanted" | sort)" || fail "$name"
+  done <"$BATS_TEST_TMPDIR/containers"
+}
+
 @test "the plugin is kept in its place where the chart puts it there, and nowhere else" {
   containers() {
     objects "$@" | jq -c '.[] | select(.kind == "DaemonSet").spec.template.spec | [(.initContainers[]?, .containers[]).name]'
@@ -207,8 +221,11 @@ END
   assert_json "$found" "$nodes" $'["underpass-node","node","yes","node-agent"]\n["underpass-remove","remove","no","rest"]'
   assert_json "$found" '[.[] | select(.kind == "DaemonSet") | .spec.selector.matchLabels == .spec.template.metadata.labels] | unique' '[true]'
   assert_json "$found" '[.[] | select(.kind == "DaemonSet").spec.template.spec.nodeSelector["kubernetes.io/os"]] | unique' '["linux"]'
+  # Taken off all nodes after that, they are all of them.
+  assert_json "$(objects --set remove=true,node.nodeSelector.underpass=yes,removeFrom.underpass=no)" "$nodes" \
+    $'["underpass-node","node","yes","rest"]\n["underpass-remove","remove","no","rest"]'
   # Who went on would load again what was taken away, and the other way round.
-  for flags in removeFrom.underpass=no node.nodeSelector.underpass=no,removeFrom.underpass=no; do
+  for flags in removeFrom.underpass=no node.nodeSelector.underpass=no,removeFrom.underpass=no remove=true,removeFrom.underpass=no; do
     expect 1 chart --set "$flags"
     assert_contains "$stderr" 'node.nodeSelector chooses these nodes too'
   done
@@ -222,6 +239,11 @@ END
 @test "a node at work has five seconds for an answer of the agent's, and the next question comes later" {
   assert_json "$(objects)" '[.[] | select(.kind == "DaemonSet").spec.template.spec.containers[0] | .readinessProbe, .livenessProbe
     | .timeoutSeconds >= 5 and .timeoutSeconds < .periodSeconds]' '[true,true]'
+}
+
+@test "the agent is ended when a tool of it hangs, and not when somebody else has the port of its metrics" {
+  assert_json "$(objects)" '[.[] | select(.kind == "DaemonSet").spec.template.spec.containers[].livenessProbe | select(.) | .exec.command, .httpGet]' \
+    '[["node-agent","--live"],null]'
 }
 
 @test "each container has the resources of the values" {
@@ -350,7 +372,20 @@ END
 
 @test "a command of a page that chooses pods chooses ours alone" {
   # shellcheck disable=SC2016 # what it looks for
-  assert_equal "$(grep -onE '(-l|--selector)[ =][^ \`]*component=[^ \`]*' "$LAB_REPO"/deploy/*.md | grep -v app.kubernetes.io/name=underpass)" ''
+  assert_equal "$(grep -onE '(-l|--selector)[ =][^\`]*component[^\`]*' "$LAB_REPO"/deploy/*.md | grep -v app.kubernetes.io/name=underpass)" ''
+}
+
+@test "a script that is asked for help says how it is used, and does nothing" {
+  local script name help
+  for script in "$LAB_REPO"/scripts/*; do
+    name=${script##*/}
+    # A runtime calls it, and nobody else.
+    [ "$name" != coordinator ] || continue
+    for help in --help -h; do
+      expect 0 "$script" $help </dev/null
+      [[ $output =~ ^'Usage: '(scripts/)?"$name"' ' ]] || fail "$name: $output"
+    done
+  done
 }
 
 @test "a script whose option has no value, or is none, shows its usage and does nothing" {
@@ -404,7 +439,7 @@ END
     grep -q "^| \`${name%_bucket}\` |" "$LAB_REPO/deploy/metrics.md" || fail "there is no $name"
   done
   assert_same "$(sed -n 's/^| \(Underpass[^ ]*\) |.*/\1/p' "$LAB_REPO/deploy/metrics.md" | sort)" \
-    "$(objects --set metrics.alerts=true | jq -r '.[] | select(.kind == "PrometheusRule").spec.groups[].rules[].alert' | sort)"
+    "$(objects --set metrics.alerts=true,metrics.podMonitor=true | jq -r '.[] | select(.kind == "PrometheusRule").spec.groups[].rules[].alert' | sort)"
 }
 
 @test "by either monitor a metric keeps its own labels, also those that the operator gives to what it reads" {
@@ -413,7 +448,7 @@ END
 }
 
 @test "alerts and the dashboard ask for no label but those that a metric is documented with, and the monitors' node" {
-  objects --set metrics.alerts=true,metrics.dashboard=true >"$BATS_TEST_TMPDIR/objects"
+  objects --set metrics.alerts=true,metrics.podMonitor=true,metrics.dashboard=true >"$BATS_TEST_TMPDIR/objects"
   assert_same "$(/usr/bin/python3 - "$BATS_TEST_TMPDIR/objects" "$LAB_REPO/deploy/metrics.md" <<'PYTHON'
 import json, re, sys
 
@@ -435,7 +470,7 @@ for found in json.load(open(sys.argv[1])):
 if len(asked) < 20:
     print("only", len(asked), "expressions were found")
 for expression, names in asked:
-    metric = re.search(r"^up|underpass_\w+", expression)[0].removesuffix("_bucket")
+    metric = re.search(r"\bup\b|underpass_\w+", expression)[0].removesuffix("_bucket")
     for group in re.findall(r"by \(([^)]*)\)", expression):
         names = names + re.findall(r"\w+", group)
     names = names + re.findall(r"[{,]\s*(\w+)\s*[=!]", expression)
@@ -443,6 +478,11 @@ for expression, names in asked:
         print(f"{name}: {expression}")
 PYTHON
   )" ''
+}
+
+@test "without a monitor of the chart's nobody is told that no metrics are asked for" {
+  assert_json "$(objects --set metrics.alerts=true)" '[.[] | select(.kind == "PrometheusRule").spec.groups[].rules[].alert | select(test("AgentDown|Absent"))]' \
+    '["UnderpassAgentDown"]'
 }
 
 @test "where all is taken off the nodes nothing asks for metrics, has their port, or alerts" {
@@ -453,16 +493,17 @@ PYTHON
 }
 
 @test "the monitors choose what the chart makes" {
-  local found
+  local found up
   found=$(objects --set metrics.podMonitor=true,metrics.serviceMonitor=true,metrics.dashboard=true,metrics.alerts=true)
   # shellcheck disable=SC2016 # variables of jq
   assert_json "$found" '(.[] | select(.kind == "DaemonSet").spec.template.metadata.labels) as $pod
     | (.[] | select(.kind == "Service")) as $service
     | [(.[] | select(.kind == "PodMonitor").spec.selector.matchLabels), $service.spec.selector | inside($pod)]
       + [.[] | select(.kind == "ServiceMonitor").spec.selector.matchLabels | inside($service.metadata.labels)]' '[true,true,true]'
-  # The operator's jobs: a PodMonitor's namespace and name, and the Service's name.
-  assert_json "$found" '.[] | select(.kind == "PrometheusRule").spec.groups[].rules[] | select(.alert == "UnderpassAgentDown").expr' \
-    "up{job=~\"$(jq -r '[(.[] | select(.kind == "PodMonitor").metadata | "\(.namespace)/\(.name)"), (.[] | select(.kind == "Service").metadata.name)]
-      | join("|")' <<<"$found")\"} == 0"
+  # The operator's jobs: a PodMonitor's namespace and name, and the Service's name. Who is not there at all has no series that could be 0.
+  up="up{job=~\"$(jq -r '[(.[] | select(.kind == "PodMonitor").metadata | "\(.namespace)/\(.name)"), (.[] | select(.kind == "Service").metadata.name)]
+    | join("|")' <<<"$found")\"}"
+  assert_json "$found" '.[] | select(.kind == "PrometheusRule").spec.groups[].rules[] | select(.alert | test("AgentDown|Absent")).expr' \
+    "$up == 0"$'\n'"absent($up == 1)"
   assert_json "$found" '.[] | select(.kind == "ConfigMap").data["underpass.json"] | select(.) | fromjson.title' Underpass
 }

@@ -90,7 +90,7 @@ another_version() {
   install_on_node1
   [ "$(lab_in node1 readlink /opt/cni/bin/underpass.d)" != "$before" ] || fail 'the next one did not finish'
   expect 0 installed DEL between < <(lab_chained node1 between underlay46)
-  assert_equal "$(lab_in node1 sh -c 'ls -A /opt/cni/bin/.underpass | wc -l')" 3
+  assert_equal "$(lab_in node1 sh -c 'ls -A /opt/cni/bin/.underpass | wc -l')" 4
 }
 
 @test "what is written to the disk at once is what was copied, and no other file of the node's" {
@@ -219,11 +219,14 @@ only_theirs() {
   [[ $stderr != *'was not as it was'* ]] || fail "$stderr"
 }
 
+# tools: what is put beside the plugin.
+tools() { sed -n "s|^TOOLS='\(.*\)'|\1|p" "$LAB_REPO/scripts/install"; }
+
 # by_hand: the plugin and its tools as a person puts them there.
 by_hand() {
   lab_in node1 mkdir -p /opt/cni/bin/underpass.d
   # shellcheck disable=SC2046 # a list
-  lab_in node1 cp -t /opt/cni/bin/underpass.d $(sed -n "s|^TOOLS='\(.*\)'|\1|p" "$LAB_REPO/scripts/install" | xargs printf "$(lab_libexec)/%s ")
+  lab_in node1 cp -t /opt/cni/bin/underpass.d $(tools | xargs printf "$(lab_libexec)/%s ")
   lab_in node1 cp "$LAB_REPO/scripts/coordinator" /opt/cni/bin
 }
 
@@ -355,7 +358,31 @@ no_gaps() { [ ! -e "$BATS_TEST_TMPDIR/gaps" ] || fail "$(cat "$BATS_TEST_TMPDIR/
     mkdir -p /etc/NetworkManager && mount --bind /etc /etc && mount -o remount,bind,ro /etc && exec "$0"' "$LAB_REPO/scripts/install"
   assert_contains "$stderr" 'could not write /etc/NetworkManager/conf.d/underpass.conf'
   lab_in node1 test -x /opt/cni/bin/coordinator
-  assert_equal "$(lab_in node1 find /opt/cni/bin/.underpass -name 'note*')" ''
+  # A full one gets no half of a file.
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  expect 0 lab_in node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" unshare --mount sh -c '
+    mount -t tmpfs -o size=64k none /etc/NetworkManager && ! cat /dev/zero 2>/dev/null >/etc/NetworkManager/zeros && "$0" &&
+    find /etc/NetworkManager -name "underpass*"' "$LAB_REPO/scripts/install"
+  assert_contains "$stderr" 'could not write /etc/NetworkManager/conf.d/underpass.conf'
+  assert_equal "$output" ''
+}
+
+# small_tools: programs that do nothing in place of the tools, and the one that the installer needs.
+small_tools() {
+  local tool
+  OTHER=$BATS_TEST_TMPDIR/small
+  mkdir "$OTHER"
+  for tool in $(tools); do program "$OTHER/$tool" <<<:; done
+  ln -s "$(lab_libexec)/lifeline" "$OTHER"
+}
+
+@test "where the version is there already, a CNI directory on a file system that is full or read-only is no reason to fail" {
+  small_tools
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  expect 0 lab_in node1 env UNDERPASS_LIBEXEC="$OTHER" unshare --mount sh -c '
+    mkdir -p /opt/cni && mount -t tmpfs -o size=256k none /opt/cni && "$0" &&
+    ! cat /dev/zero 2>/dev/null >/opt/cni/zeros && "$0" && mount -o remount,ro /opt/cni && exec "$0"' "$LAB_REPO/scripts/install"
+  assert_equal "$(grep -c 'version .* is in /opt/cni/bin' <<<"$stderr")" 3
 }
 
 @test "iproute2 says our name, and NetworkManager and networkd are told where they are" {
@@ -447,6 +474,7 @@ END
   lab_in node1 "$LAB_REPO/scripts/image" --root /opt/image
   image_install >"$BATS_TEST_TMPDIR/command"
   expect 0 lab_in node1 sh "$BATS_TEST_TMPDIR/command"
+  [[ $stderr != *'not found'* ]] || fail "$stderr"
   lab_pod node1 bottle plain46
   expect 0 bare ADD bottle < <(lab_chained node1 bottle underlay46)
   assert_answer node1/bottle "$(lab_cluster_ip web 4)" 80 server ''
@@ -539,6 +567,53 @@ keeper_waits() { pgrep --parent "$(<"$LAB/pid/keep")" --exact sleep; }
   assert_equal "$(<"$LAB/log/keep")" 'install: ours had been removed, and is in /opt/cni/bin again'
 }
 
+@test "--keep puts the plugin back with its tools where somebody removed all that the CNI directory shows, also in place of another vendor's" {
+  local name before
+  install_on_node1
+  before=$(lab_in node1 readlink /opt/cni/bin/underpass.d)
+  keeps env UNDERPASS_LIBEXEC="$(lab_libexec)" "$LAB_REPO/scripts/install"
+  lab_pod node1 removed plain46
+  for name in '' theirs; do
+    lab_in node1 sh -c 'rm -r /opt/cni/bin/*'
+    [ -z "$name" ] || put_theirs file "$name"
+    lab_until 15 lab_in node1 test -L /opt/cni/bin/coordinator || fail "$(<"$LAB/log/keep")"
+    assert_equal "$(lab_in node1 readlink /opt/cni/bin/underpass.d)" "$before"
+    expect 0 installed ADD removed < <(lab_chained node1 removed underlay46)
+    expect 0 installed DEL removed < <(lab_chained node1 removed underlay46)
+  done
+  assert_equal "$(lab_in node1 cat /opt/cni/bin/coordinator.before)" theirs
+  # Its tools alone.
+  lab_in node1 rm /opt/cni/bin/underpass.d
+  lab_until 15 lab_in node1 test -e /opt/cni/bin/coordinator
+  # And what cannot be put back is not said to be.
+  lab_in node1 sh -c 'rm -r /opt/cni/bin/underpass.d/*'
+  looks_again
+  looks_again
+  assert_equal "$(grep -c 'had been removed, and is in' "$LAB/log/keep")" 2
+  # The next installation knows all the same which version was there before it.
+  another_version
+  install_on_node1
+  before=$(lab_in node1 readlink /opt/cni/bin/underpass.d)
+  lab_in node1 sh -c 'rm -r /opt/cni/bin/*'
+  OTHER='' expect 0 install_on_node1
+  OTHER='' expect 0 install_on_node1 --rollback
+  assert_equal "$(lab_in node1 readlink /opt/cni/bin/underpass.d)" "$before"
+}
+
+@test "--keep in a container says once that the node's CNI directory itself was removed" {
+  command -v busybox >/dev/null || skip 'no busybox: run scripts/setup'
+  lab_in node1 "$LAB_REPO/scripts/image" --root /opt/image
+  image_install >"$BATS_TEST_TMPDIR/command"
+  keeps sh "$BATS_TEST_TMPDIR/command"
+  looks_again
+  assert_equal "$(<"$LAB/log/keep")" ''
+  lab_in node1 sh -c 'rm -r /opt/bare/opt/cni/bin && mkdir /opt/bare/opt/cni/bin'
+  looks_again
+  looks_again
+  assert_equal "$(<"$LAB/log/keep")" \
+    "install: the node's /opt/cni/bin was removed: if there is one again, it gets the plugin when this pod is made anew"
+}
+
 @test "from the image as the chart runs it, on a node without /bin/sh, --keep does the same" {
   command -v busybox >/dev/null || skip 'no busybox: run scripts/setup'
   local BIN=/opt/bare/opt/cni/bin
@@ -559,6 +634,21 @@ keeper_waits() { pgrep --parent "$(<"$LAB/pid/keep")" --exact sleep; }
   lab_in node1 sysctl -qw net.ipv4.ip_forward=1
   assert_contains "$stderr" 'net/ipv4/ip_forward is 0'
   assert_contains "$stderr" 'set it to 1'
+}
+
+@test "a check-node that does not end is ended and told of, and is no reason not to install" {
+  command -v busybox >/dev/null || skip 'no busybox: run scripts/setup'
+  local timeout
+  small_tools
+  program "$OTHER/check-node" <<<'exec sleep 20'
+  mkdir "$BATS_TEST_TMPDIR/bin"
+  for timeout in "$(command -v timeout)" "$(command -v busybox) timeout"; do
+    # It has less time here.
+    program "$BATS_TEST_TMPDIR/bin/timeout" <<<"shift; exec $timeout 1 \"\$@\""
+    PATH=$BATS_TEST_TMPDIR/bin:$PATH expect 0 install_on_node1
+    assert_contains "$stderr" 'is in /opt/cni/bin'
+    assert_contains "$stderr" 'check-node did not end within 30 s'
+  done
 }
 
 @test "taken away while pods run it stays for their deletion, refuses new pods, and leaves nothing when it is taken away again" {
@@ -583,6 +673,10 @@ keeper_waits() { pgrep --parent "$(<"$LAB/pid/keep")" --exact sleep; }
     lab_in node1 grep -q no /etc/systemd/networkd.conf.d/underpass.conf
     lab_in node1 test -e /etc/NetworkManager/conf.d/underpass.conf
   done
+  # Where nothing can be written any more it is the same.
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  expect 3 lab_in node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" unshare --mount sh -c '
+    mount --bind /opt/cni /opt/cni && mount -o remount,bind,ro /opt/cni && exec "$0" --finish' "$LAB_REPO/scripts/install"
   assert_answer node1/stays "$(lab_cluster_ip web 4)" 80 server ''
   expect 0 installed CHECK stays < <(lab_chained node1 stays underlay46)
   expect 0 installed DEL stays < <(lab_chained node1 stays underlay46)
@@ -610,7 +704,7 @@ END
 }
 
 @test "a plugin that stays for the pods that run takes new ones again when it is installed again, or goes back" {
-  local action
+  local action removed
   by_hand
   lab_pod node1 again plain46
   expect 0 installed ADD again < <(lab_chained node1 again underlay46)
@@ -625,8 +719,11 @@ END
     expect 0 installed ADD again < <(lab_chained node1 again underlay46)
   done
   # Somebody takes it away himself, and half a DEL counts.
-  lab_in node1 sh -c 'rm /opt/cni/bin/coordinator && cd /run/underpass/attachments && mv again@eth0.json again@eth0.json.leaving'
-  expect 3 install_on_node1 --uninstall
+  lab_in node1 sh -c 'cd /run/underpass/attachments && mv again@eth0.json again@eth0.json.leaving'
+  for removed in coordinator underpass.d '*'; do
+    lab_in node1 sh -c "rm -r /opt/cni/bin/$removed"
+    expect 3 install_on_node1 --uninstall
+  done
   expect 0 installed DEL again < <(lab_chained node1 again underlay46)
   expect 0 install_on_node1 --uninstall
   assert_equal "$(lab_in node1 ls -A /opt/cni/bin)" ''

@@ -26,7 +26,7 @@ teardown() {
 
 anew() {
   local name
-  for name in agent first looks serve; do [ ! -e "$LAB/pid/$name" ] || lab_stop $name; done
+  for name in agent first looks serve taker; do [ ! -e "$LAB/pid/$name" ] || lab_stop $name; done
   [ -e "$LAB/pid/apiserver" ] || lab_apiserver
   lab_in node1 sh -c 'umount /run/underpass; rmdir /run/underpass/node-agent.parts; rm -rf /run/cgroup /run/underpass/cluster.json
     sysctl -qw net.ipv6.bindv6only=0' 2>/dev/null
@@ -365,6 +365,10 @@ another_part() {
   assert_equal "$(grep -c 'cannot write .*/watch-services.prom: No space left' "$LAB/log/agent")" 1
   assert_equal "$(grep -c 'cannot write .*/cluster.json: No space left' "$LAB/log/agent")" 1
   assert_equal "$(grep -c 'starting again' "$LAB/log/agent")" 0
+  # Nobody takes them for dead, and ends what could not begin again without room.
+  lab_in node1 sh -c 'cd /run/underpass && touch --date "3 minutes ago" sync-cidrs.prom watch-services.prom scope-pods.prom'
+  lab_until 10 lab_in node1 curl -fsS http://localhost:10266/livez
+  expect 0 agent --live
 
   lab_in node1 rm /run/underpass/zeros
   lab_until 10 lab_in node1 grep -q '10.233.64.0/18' /run/underpass/cluster.json
@@ -585,6 +589,28 @@ END
   expect 0 lab_in node1 curl -fsS http://localhost:10266/livez
   expect 22 lab_in node1 curl -fsS http://localhost:10266/other
   expect 22 lab_in node1 curl -fsS -X POST http://localhost:10266/metrics
+}
+
+@test "an agent whose tool hangs is not said to live, and one that lacks only the port of its metrics is, and serves Services" {
+  lab_until 20 agent --ready
+  expect 0 agent --live
+  local hangs
+  hangs=$(pids sync-cidrs-kube)
+  lab_in node1 kill -STOP "$hangs"
+  lab_in node1 touch --date '3 minutes ago' /run/underpass/sync-cidrs.prom
+  run agent --live
+  lab_in node1 kill -CONT "$hangs"
+  assert_equal "$status $output" '1 node-agent: sync-cidrs has written nothing for two minutes'
+  lab_until 5 agent --live
+  lab_stop agent
+  lab_spawn taker node1 socat TCP6-LISTEN:10266,reuseaddr,fork /dev/null
+  agent_start
+  lab_until 10 logged 'cannot listen on'
+  lab_until 20 agent --ready
+  expect 0 agent --live
+  asked plain
+  lab_stop taker
+  lab_until 40 another_answers
 }
 
 # serve COMMAND...: serve-metrics on node1, started by that command, with metrics of its own.

@@ -97,6 +97,15 @@ pub fn write(path: &Path, content: &str) -> io::Result<()> {
     fs::rename(&new, path)
 }
 
+/// Gives a file of the state directory, which is made if it is not there, the time of now. Where there is no room for its content there is
+/// for that.
+///
+/// # Errors
+/// What the file system says.
+pub fn touch(path: &Path) -> io::Result<()> {
+    File::options().append(true).create(true).open(path)?.set_modified(SystemTime::now())
+}
+
 /// A file of the state directory whose content changes. What could not be written is written when it can be.
 #[derive(Debug)]
 pub struct Kept {

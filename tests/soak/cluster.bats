@@ -301,12 +301,12 @@ other_version() {
 # As deploy/upgrade.md has it.
 taken_out() {
   cluster_helm upgrade underpass "$LAB_REPO/deploy/chart" --namespace kube-system --reset-then-reuse-values --set remove=true >/dev/null &&
-    lab_kubectl rollout status -n kube-system daemonset/underpass-node --timeout 90s >/dev/null &&
+    lab_kubectl rollout status -n kube-system daemonset -l app.kubernetes.io/name=underpass --timeout 90s >/dev/null &&
     lab_until 10 pods_are_left && cluster_helm uninstall underpass --namespace kube-system --wait
 }
 
 pods_are_left() {
-  lab_kubectl logs -n kube-system -l app.kubernetes.io/name=underpass,app.kubernetes.io/component=node --prefix --tail=1 |
+  lab_kubectl logs -n kube-system -l 'app.kubernetes.io/name=underpass,app.kubernetes.io/component in (node,remove)' --prefix --tail=1 |
     grep -q 'interfaces of running pods'
 }
 

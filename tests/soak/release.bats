@@ -74,6 +74,19 @@ content() { printf '%s\n' "$BATS_FILE_TMPDIR/$1"; }
   [ ! -s "$BATS_TEST_TMPDIR/lost" ] || fail "$(cat "$BATS_TEST_TMPDIR/lost")"
 }
 
+@test "a script that a page says to run is where it says, if it is in the archive" {
+  local script
+  cd "$(content amd64)"
+  for script in bin/*; do
+    [ -f "$script" ] || continue
+    expect 1 grep -rnE --include='*.md' "\\<scripts/${script#bin/}\\>" .
+  done
+  # shellcheck disable=SC2016 # what it looks for
+  grep -rohE --include='*.md' '(^|[ `])bin/[a-z-]+' . | tr -d ' `' | sort -u >"$BATS_TEST_TMPDIR/named"
+  [ "$(wc -l <"$BATS_TEST_TMPDIR/named")" -ge 4 ] || fail "$(cat "$BATS_TEST_TMPDIR/named")"
+  while read -r script; do [ -x "$script" ] || fail "there is no $script"; done <"$BATS_TEST_TMPDIR/named"
+}
+
 @test "the SBOM and the licences name every package that is linked in, and each has a licence that is allowed" {
   local package
   jq -r '.components[].name' "$(content amd64)/sbom.cdx.json" | grep -vx 'rust-std\|glibc' >"$BATS_TEST_TMPDIR/names"

@@ -36,13 +36,15 @@ impl Metrics {
     }
 
     /// Writes the file, if it is not as it was. A reader sees the old content or the new. Where the state directory cannot be
-    /// written, the log says so once, until it can be again: no reason to stop what is measured.
+    /// written, the log says so once, until it can be again: no reason to stop what is measured. The file's time says all the same that
+    /// the tool lives.
     pub fn write(&mut self) {
         let mut text = String::new();
         let encoded = prometheus_text::encode(&mut text, &self.registry).map_err(io::Error::other);
         if let Err(error) = encoded.and_then(|()| self.file.write(text)) {
             log::error!("{error}");
         }
+        let _ = state::touch(self.file.path());
     }
 }
 
