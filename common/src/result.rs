@@ -118,6 +118,18 @@ impl CniResult {
         self.ips_of(ifname).filter_map(|ip| ip.gateway).collect()
     }
 
+    /// The routers of an interface, each once: its gateways, and the next hops of its default routes.
+    pub fn routers_of(&self, ifname: &str) -> Vec<IpAddr> {
+        let defaults = self.routes_of(ifname).into_iter().filter(|route| route.destination.prefix_len() == 0);
+        let mut routers = self.gateways_of(ifname);
+        for router in defaults.filter_map(|route| route.gateway) {
+            if !routers.contains(&router) {
+                routers.push(router);
+            }
+        }
+        routers
+    }
+
     /// The default gateway of an address's subnet.
     pub fn gateway_of(&self, address: IpAddr) -> Option<IpAddr> {
         self.ips.iter().find(|ip| ip.address.addr() == address)?.gateway

@@ -15,7 +15,10 @@ use common::{
     plan::Found,
 };
 
-use crate::{probe::Inquiry, wire::Wire};
+use crate::{
+    probe::{Asker, Inquiry},
+    wire::Wire,
+};
 
 /// The tool.
 #[derive(Debug)]
@@ -57,12 +60,17 @@ impl Tool for TunePod {
         if !settings.detect_ip_conflict && !settings.detect_gateway {
             return Ok(());
         }
-        let links = kernel.pod()?.netlink.links().await.context(Code::Io, "cannot read the pod's links")?;
-        let own = links.iter().filter_map(|link| link.mac).collect();
+        let (pod, unreadable) = (&kernel.pod()?.netlink, "cannot read the pod's links");
+        let links = pod.links().await.context(Code::Io, unreadable)?;
         let Some(link) = links.iter().find(|link| link.name == document.request.ifname) else { return Ok(()) };
-        let Some(mut inquiry) = Inquiry::new(document, link.mac.unwrap_or_default(), own) else { return Ok(()) };
-        let ask = || Wire::open(link.index)?.inquire(&mut inquiry, &settings.detect_options);
-        kernel.within(Netns::Pod, ask).context(Code::Io, format!("cannot ask the network of {}", link.name))?
+        let nets = pod.addresses_of(link).await.context(Code::Io, unreadable)?;
+        let own = links.iter().filter_map(|link| link.mac).collect();
+        let asker = Asker { nic: link.name.clone(), mac: link.mac.unwrap_or_default(), nets, own };
+        for mut inquiry in Inquiry::all(document, &asker) {
+            let ask = || Wire::open(link.index)?.inquire(&mut inquiry, &settings.detect_options);
+            kernel.within(Netns::Pod, ask).context(Code::Io, format!("cannot ask the network of {}", asker.nic))??;
+        }
+        Ok(())
     }
 
     async fn after_add(document: &PodDocument, kernel: &Kernel, done: &[Operation]) -> Result<(), Failure> {
