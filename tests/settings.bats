@@ -600,6 +600,12 @@ veth_addresses() {
   assert_equal "$(lab_captured asked)" ''
 }
 
+@test "detectIPConflict and detectGateway ask nobody on an interface without ARP, which the log says" {
+  lab_in "node1/$POD" ip link set eth0 arp off
+  added '.detectIPConflict = true | .detectGateway = true'
+  assert_contains "$lab_stderr" 'eth0 is no Ethernet interface on which hosts ask for each other'
+}
+
 # milliseconds COMMAND...: how long it takes, in took.
 milliseconds() {
   local start=${EPOCHREALTIME/./}

@@ -68,6 +68,8 @@ pub struct Link {
     pub group: u32,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether hosts on it ask for each other's MAC addresses in Ethernet frames: it is Ethernet, and not `IFF_NOARP`.
+    pub arp: bool,
     /// Index of the peer (veth) or parent (macvlan), in the namespace that the kernel means.
     pub peer: Option<u32>,
     /// Whether `peer` is an index in another namespace.

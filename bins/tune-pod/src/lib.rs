@@ -63,9 +63,16 @@ impl Tool for TunePod {
         let (pod, unreadable) = (&kernel.pod()?.netlink, "cannot read the pod's links");
         let links = pod.links().await.context(Code::Io, unreadable)?;
         let Some(link) = links.iter().find(|link| link.name == document.request.ifname) else { return Ok(()) };
+        let Some(mac) = link.mac.filter(|_| link.arp) else {
+            log::warn!(
+                "{} is no Ethernet interface on which hosts ask for each other: no conflict and no gateway is detected",
+                link.name
+            );
+            return Ok(());
+        };
         let nets = pod.addresses_of(link).await.context(Code::Io, unreadable)?;
         let own = links.iter().filter_map(|link| link.mac).collect();
-        let asker = Asker { nic: link.name.clone(), mac: link.mac.unwrap_or_default(), nets, own };
+        let asker = Asker { nic: link.name.clone(), mac, nets, own };
         for mut inquiry in Inquiry::all(document, &asker) {
             let ask = || Wire::open(link.index)?.inquire(&mut inquiry, &settings.detect_options);
             kernel.within(Netns::Pod, ask).context(Code::Io, format!("cannot ask the network of {}", asker.nic))??;

@@ -8,7 +8,7 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
     link::{
         AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
-        LinkMessage,
+        LinkLayerType, LinkMessage,
     },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     nsid::{NsidAttribute, NsidMessage},
@@ -61,8 +61,13 @@ pub(super) fn veth_message(veth: &Veth, pod: &NetnsFile) -> LinkMessage {
 
 pub(super) fn parse_link(message: RouteNetlinkMessage) -> Option<Link> {
     let RouteNetlinkMessage::NewLink(message) = message else { return None };
-    let mut link =
-        Link { index: message.header.index, up: message.header.flags.contains(LinkFlags::Up), ..Link::default() };
+    let header = &message.header;
+    let mut link = Link {
+        index: header.index,
+        up: header.flags.contains(LinkFlags::Up),
+        arp: header.link_layer_type == LinkLayerType::Ether && !header.flags.contains(LinkFlags::Noarp),
+        ..Link::default()
+    };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
