@@ -80,6 +80,13 @@ pub struct Link {
     pub kind: String,
 }
 
+impl Link {
+    /// Whether it shares its parent's MAC address.
+    pub fn is_ipvlan(&self) -> bool {
+        matches!(self.kind.as_str(), "ipvlan" | "ipvtap")
+    }
+}
+
 /// What duplicate address detection (RFC 4862) says of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detection {

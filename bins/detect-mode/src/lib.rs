@@ -183,7 +183,7 @@ async fn claims(
     Ok(Claims {
         found: nic.found.clone(),
         macs: nic.mac.into_iter().chain(document.nic_mac()).collect(),
-        shares_mac: link.kind == "ipvlan",
+        shares_mac: link.is_ipvlan(),
         others,
         cluster: [cluster.service, cluster.pod].concat(),
         given,
