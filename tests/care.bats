@@ -6,6 +6,9 @@ load care
 setup_file() {
   suite_lab || return 0
   lab_network 7 eth1
+  # Without addresses of the node's: the tests give it some.
+  lab_network 8 eth2
+  lab_in node1 ip address flush dev eth2
   lab_pod node2 backend underlay46
   lab_serve node2/backend 8080
   lab_service echo 80:8080 node2/backend
@@ -64,7 +67,6 @@ EOF
 }
 
 @test "attachments whose networks differ in what they share leave each other alone: nothing is put right, and CHECK passes" {
-  local repairs
   lab_network_config node1 own46 46 "$(lab_coordinator_json 46 | jq -c '.podRPFilter = 1 | .hijackCIDR = ["198.51.100.0/24"]
     | .podDefaultRouteNic = "eth0" | .policyRoutes = [{"dst": "10.9.0.0/16", "gw": "10.6.0.7"}]')"
   lab_network_config node1 other46 46 "$(lab_coordinator_json 46 | jq -c '.podDefaultRouteNic = "net1"')" eth1
@@ -75,15 +77,55 @@ EOF
   lab_attach node1 overlaid own46 net2
   lab_until 10 metric 'attachments{state="current"}' 5
   # It looks at a pod again after it has changed something there. The first time an ADD may have been under way.
-  looked_at differing overlaid
-  repairs=$(repairs)
-  looked_at differing overlaid
-  assert_same "$repairs" "$(repairs)" || fail "$(grep 'put right' "$LAB/log/agent")"
-  metric contests_total 0
+  rests differing overlaid
   lab_cnitool node1 check own46 differing
   lab_cnitool node1 check other46 differing net1
   lab_cnitool node1 check other46 overlaid net1
   lab_cnitool node1 check own46 overlaid net2
+}
+
+@test "attachments whose networks are on different links of the node agree on its addresses, also where only the way to one tells of them" {
+  local family
+  lab_in node1 ip link add br8 type bridge
+  lab_in node1 ip link set eth2 master br8
+  lab_in node1 ip link set br8 up
+  lab_in node1 ip address add 10.8.212.101/16 dev br8
+  lab_in node1 ip address add fd00:8::101/64 dev br8 nodad
+  lab_network_config node1 bridged46 46 "$(lab_coordinator_json 46)" eth2
+  lab_in node1 sed -i 's/"master": "eth2"/"master": "br8"/' /etc/cni/net.d/bridged46.conflist
+  lab_pod node1 both underlay46
+  lab_attach node1 both bridged46 net1
+  lab_overlay_pod node1 between calico
+  lab_attach node1 between underlay46 net1
+  lab_attach node1 between bridged46 net2
+  for family in 4 6; do
+    lab_until 5 by both veth0 "$(lab_address node1 $family br8)"
+    lab_until 5 by between eth0 "$(lab_address node1 $family br8)"
+  done
+  rests both between
+  lab_cnitool node1 check underlay46 both
+  lab_cnitool node1 check bridged46 both net1
+  lab_cnitool node1 check underlay46 between net1
+  lab_cnitool node1 check bridged46 between net2
+  lab_cnitool node1 del bridged46 both net1
+  lab_pod_delete node1 both underlay46
+  lab_cnitool node1 del bridged46 between net2
+  lab_cnitool node1 del underlay46 between net1
+  lab_in node1 ip netns delete between
+  lab_in node1 ip link delete br8
+}
+
+# by POD DEV ADDRESS: how the pod reaches it.
+by() { [[ $(lab_in "node1/$1" ip route get "$3") == *" dev $2 "* ]]; }
+
+# rests POD...: the agent looks at them again and again, and has nothing to put right.
+rests() {
+  local repairs
+  looked_at "$@"
+  repairs=$(repairs)
+  looked_at "$@"
+  assert_same "$repairs" "$(repairs)" || fail "$(grep 'put right' "$LAB/log/agent")" || return
+  metric contests_total 0
 }
 
 @test "what somebody keeps undoing is left alone for longer and longer, loudly, and is put right when that has ended" {

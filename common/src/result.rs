@@ -1,6 +1,6 @@
 //! The CNI result of the plugins before this one (`prevResult`), as far as Underpass reads it.
 
-use std::net::IpAddr;
+use std::{collections::HashSet, net::IpAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de::Error as _};
@@ -118,21 +118,9 @@ impl CniResult {
         self.ips_of(ifname).filter_map(|ip| ip.gateway).collect()
     }
 
-    /// The routers of an interface, each once: its gateways, and the next hops of its default routes.
+    /// The routers of an interface: [`routers`].
     pub fn routers_of(&self, ifname: &str) -> Vec<IpAddr> {
-        let defaults = self.routes_of(ifname).into_iter().filter(|route| route.destination.prefix_len() == 0);
-        let mut routers = self.gateways_of(ifname);
-        for router in defaults.filter_map(|route| route.gateway) {
-            if !routers.contains(&router) {
-                routers.push(router);
-            }
-        }
-        routers
-    }
-
-    /// The default gateway of an address's subnet.
-    pub fn gateway_of(&self, address: IpAddr) -> Option<IpAddr> {
-        self.ips.iter().find(|ip| ip.address.addr() == address)?.gateway
+        routers(&self.gateways_of(ifname), &self.routes_of(ifname))
     }
 
     /// The MAC address of an interface in the sandbox, if the result has one of six bytes.
@@ -149,6 +137,14 @@ impl CniResult {
         };
         self.ips.iter().filter(on)
     }
+}
+
+/// The routers of an interface with these gateways and routes, each once: the gateways, and the next hops of its default routes.
+pub fn routers(gateways: &[IpAddr], routes: &[object::Route]) -> Vec<IpAddr> {
+    let defaults = routes.iter().filter(|route| route.destination.prefix_len() == 0);
+    let mut seen = HashSet::new();
+    let all = gateways.iter().copied().chain(defaults.filter_map(|route| route.gateway));
+    all.filter(|router| seen.insert(*router)).collect()
 }
 
 #[cfg(test)]

@@ -338,7 +338,7 @@ async fn note_whereabouts(
     let rules = document.places.iter().filter(|place| place.netns == Netns::Node).map(|place| place.priority);
     whereabouts.rule = rules.chain([whereabouts.rule]).max().unwrap_or_default();
     let result = CniResult::previous(&document.request.config)?;
-    whereabouts.gateways.extend(result.ips.iter().filter_map(|ip| ip.gateway));
+    whereabouts.routers.extend(result.routers_of(&document.request.ifname));
     Ok(())
 }
 

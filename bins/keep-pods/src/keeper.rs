@@ -152,7 +152,7 @@ impl Keeper {
 
     /// Looks whether the pods' plans would come out differently for what has changed on the node.
     fn look_at_node(&mut self) {
-        match Node::look(&self.gateways()) {
+        match Node::look(&self.routers()) {
             Ok(node) => {
                 if !node.agrees(&self.node) {
                     self.look_at_all();
@@ -220,14 +220,14 @@ impl Keeper {
         let again = whereabouts.lacking.map(|since| since + care::TAKING).filter(|again| now < *again);
         container.next = next.min(again.unwrap_or(next));
         let before = mem::replace(&mut container.whereabouts, whereabouts);
-        if container.whereabouts.gateways != before.gateways {
+        if container.whereabouts.routers != before.routers {
             // From here on the ways to these routers count: the pod was just looked at with what they are now.
             self.look_at_node();
         }
     }
 
-    fn gateways(&self) -> BTreeSet<IpAddr> {
-        self.containers.values().flat_map(|container| &container.whereabouts.gateways).copied().collect()
+    fn routers(&self) -> BTreeSet<IpAddr> {
+        self.containers.values().flat_map(|container| &container.whereabouts.routers).copied().collect()
     }
 
     /// Returns when the attachment is to be looked at again.

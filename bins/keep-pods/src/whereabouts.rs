@@ -20,7 +20,7 @@ pub struct Whereabouts {
     /// The node's, as the pod knows them.
     pub node_addresses: BTreeSet<IpAddr>,
     /// The routers that the node is asked its way to.
-    pub gateways: BTreeSet<IpAddr>,
+    pub routers: BTreeSet<IpAddr>,
     /// The place of the node's rule, the later one of the two families'.
     pub rule: u32,
     /// Since when one of its interfaces has lacked some of the addresses that it was given.
