@@ -128,6 +128,49 @@ rests() {
   metric contests_total 0
 }
 
+@test "which of the node's addresses comes first is the same for ADD and for the agent, whether and where a network names its router" {
+  local pod filter
+  # The pods' network is not the node's, and another of its NICs comes before the one that leads there.
+  lab_in node1 ip address add 10.99.0.101/24 dev eth2
+  lab_in node1 ip address add fd00:99::101/64 dev eth2 nodad
+  lab_in node1 ip route add 10.8.0.0/16 dev eth2
+  lab_in node1 ip -6 route add fd00:8::/64 dev eth2
+  lab_network_config node1 apart46 46 '' eth2
+  while IFS='|' read -r pod filter <&4; do
+    lab_pod node1 "$pod" apart46
+    plugin ADD "$pod" eth0 "$filter"
+    lab_attach node1 "$pod" plain46 net1
+    plugin ADD "$pod" net1 .
+    comes_first "$pod"
+  done 4<<'EOF'
+named|.
+routed|del(.prevResult.ips[].gateway) | .prevResult.routes = [{dst: "0.0.0.0/0", gw: "10.8.0.1"}, {dst: "::/0", gw: "fd00:8::1"}]
+silent|del(.prevResult.ips[].gateway, .prevResult.routes)
+EOF
+  rests named routed silent
+  for pod in named routed silent; do
+    comes_first $pod
+    plugin CHECK $pod net1 .
+    plugin DEL $pod net1 .
+    plugin DEL $pod eth0 .
+    lab_in node1 ip netns delete $pod
+  done
+  lab_in node1 ip address flush dev eth2
+}
+
+# plugin COMMAND POD IFNAME FILTER: one call of ours for a pod of lab_pod, with a changed configuration.
+plugin() {
+  lab_plugin node1 coordinator "$1" "$2" "$3" <<<"$(lab_chained node1 "$2" underlay46 "$3" | jq -c "$4")"
+  [ "$lab_status" = 0 ] || fail "$lab_stdout" "$lab_stderr"
+}
+
+# comes_first POD: the node's address on eth2 is the next hop of all CIDRs.
+comes_first() {
+  lab_in "node1/$1" ip route show table all 10.233.64.0/18 | grep . >"$BATS_TEST_TMPDIR/ways"
+  lab_in "node1/$1" ip -6 route show table all fd00:233:64::/108 | grep . >>"$BATS_TEST_TMPDIR/ways"
+  ! grep -v 'via 10.99.0.101 \|via fd00:99::101 ' "$BATS_TEST_TMPDIR/ways" || fail "$1"
+}
+
 @test "what somebody keeps undoing is left alone for longer and longer, loudly, and is put right when that has ended" {
   # shellcheck disable=SC2034 # is_as_before's
   POD=web before=$(everything web)

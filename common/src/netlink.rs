@@ -404,8 +404,20 @@ impl Netlink {
     /// # Errors
     /// Any but that there is no route.
     pub async fn source_towards(&self, address: IpAddr) -> io::Result<Option<(IpAddr, String)>> {
-        let route = self.lookup(address, RouteFlags::empty()).await?;
+        let route = self.lookup(address, RouteFlags::empty(), None).await?;
         Ok(route.and_then(|route| Some((route.source?, route.dev))))
+    }
+
+    /// The source address of a packet from here to `address` that has to leave by the link `dev`; `None` where no route leads there by it.
+    ///
+    /// # Errors
+    /// Any but that there is no route.
+    pub async fn source_by(&self, dev: &str, address: IpAddr) -> io::Result<Option<IpAddr>> {
+        let index = match self.index(dev).await {
+            Err(error) if is_absent(&error) => return Ok(None),
+            index => index?,
+        };
+        Ok(self.lookup(address, RouteFlags::empty(), Some(index)).await?.and_then(|route| route.source))
     }
 
     /// The route that a packet from here to `address` takes, as it stands in its table (`RTM_F_FIB_MATCH`,
@@ -416,15 +428,16 @@ impl Netlink {
     pub async fn matching_route(&self, address: IpAddr) -> io::Result<Option<Route>> {
         // IPv6 always names the table, and refuses to be asked for it.
         let table = if address.is_ipv4() { RouteFlags::LookupTable } else { RouteFlags::empty() };
-        self.lookup(address, RouteFlags::FibMatch | table).await
+        self.lookup(address, RouteFlags::FibMatch | table, None).await
     }
 
-    async fn lookup(&self, address: IpAddr, flags: RouteFlags) -> io::Result<Option<Route>> {
+    async fn lookup(&self, address: IpAddr, flags: RouteFlags, oif: Option<u32>) -> io::Result<Option<Route>> {
         let mut message = RouteMessage::default();
         message.header.address_family = address_family(Family::of(address));
         message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
         message.header.flags = flags;
         message.attributes.push(RouteAttribute::Destination(address.into()));
+        message.attributes.extend(oif.map(RouteAttribute::Oif));
         let messages = match self.exchange(RouteNetlinkMessage::GetRoute(message), 0).await {
             Ok((messages, _)) => messages,
             Err(error) if is_absent(&error) || is_unreachable(&error) => return Ok(None),
