@@ -689,6 +689,7 @@ is allowed, of every setting that is wrong. DEL and GC go on with the default in
 | podDefaultCniNic | 7 | overlay mode, and the pod has no such interface with an address |
 | podDefaultRouteNic | 7 | the pod has no such interface and none can still be added by this name |
 | serviceCIDR | 11 (STATUS: 50) | it is not set, and the cluster's CIDRs are not known yet |
+| all of the cluster's | 11 (STATUS: 50) | the plugin was installed with the node agent, as the chart does it, and the agent has not said since the node's start what they are |
 | policyRoutes, vethLinkAddress, vethMTU, txQueueLen, podMACPrefix | 100 | the kernel refuses the value for this interface |
 | detectIPConflict | 103 | another host has one of the addresses; the message names its MAC address |
 | detectGateway | 104 | the gateway does not answer; the message names it |
