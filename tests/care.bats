@@ -249,6 +249,49 @@ reaches() { [[ $(lab_ask node1/web tcp "$1" 6443 1) == "$2 "* ]]; }
   lab_until 5 has_route web 10.6.212.101
 }
 
+@test "when another of the node's addresses comes first, each route is there by that before it goes by the other" {
+  local family
+  lab_in node1 ip -6 route change fd00:6::/64 dev eth0 metric 256 src fd00:6::101
+  lab_in node1 ip address add 10.6.212.201/16 dev eth0
+  lab_in node1 ip address add fd00:6::201/64 dev eth0 nodad
+  for family in 4 6; do lab_until 5 has_route web "$(second $family)"; done
+  lab_spawn monitor node1/web ip monitor route
+  lab_until 5 monitored
+  lab_in node1 ip route change 10.6.0.0/16 dev eth0 src 10.6.212.201
+  lab_in node1 ip -6 route change fd00:6::/64 dev eth0 metric 256 src fd00:6::201
+  for family in 4 6; do lab_until 5 goes_by "$family" "$(second $family)"; done
+  lab_stop monitor
+  # What is told of a destination in a table first is not that it has gone.
+  # shellcheck disable=SC2016 # expanded by awk
+  awk '/192\.0\.2\.1/ { delete told; next }
+    /^[[:space:]]/ { next }
+    { gone = sub(/^Deleted /, ""); place = $1 (match($0, / table [0-9]+/) ? substr($0, RSTART, RLENGTH) : "") }
+    gone && !(place in told) { print; failed = 1 }
+    { told[place] }
+    END { exit failed || length(told) < 6 }' "$LAB/log/monitor" || fail "$(cat "$LAB/log/monitor")"
+  lab_in node1 ip -6 route change fd00:6::/64 dev eth0 metric 256
+  lab_in node1 ip route change 10.6.0.0/16 dev eth0 src 10.6.212.101
+  lab_in node1 ip address delete 10.6.212.201/16 dev eth0
+  lab_in node1 ip address delete fd00:6::201/64 dev eth0
+  lab_until 5 has_no_route web fd00:6::201
+}
+
+# second 4|6: the address that comes to the node.
+second() { [ "$1" = 4 ] && printf 10.6.212.201 || printf fd00:6::201; }
+
+# goes_by 4|6 ADDRESS: all that web sends through the node.
+goes_by() {
+  local ways
+  ways=$(lab_in node1/web ip "-$1" route show table all proto 85 | grep ' via ') && ! grep -v " via $2 " <<<"$ways"
+}
+
+# A route of the test's own shows that the monitor sees.
+monitored() {
+  lab_in node1/web ip route add 192.0.2.1 dev lo
+  lab_in node1/web ip route delete 192.0.2.1 dev lo
+  grep -q '192\.0\.2\.1' "$LAB/log/monitor"
+}
+
 @test "a pod keeps the default route that it has when its further NIC goes, whichever had it" {
   local network family
   lab_network_config node1 taking46 46 "$(lab_coordinator_json 46 | jq -c '.podDefaultRouteNic = "net1"')" eth1

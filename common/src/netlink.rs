@@ -598,9 +598,23 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub async fn add_route(&self, route: &Route) -> io::Result<()> {
+        if route.protocol != PROTOCOL {
+            return self.append_route(route).await;
+        }
+        self.new_route(route, NLM_F_EXCL).await
+    }
+
+    /// Adds a route, also beside another of its destination, table and metric, which still comes first.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn append_route(&self, route: &Route) -> io::Result<()> {
+        self.new_route(route, NLM_F_APPEND).await
+    }
+
+    async fn new_route(&self, route: &Route, flag: u16) -> io::Result<()> {
         let message = route_message(route, self.output(route).await?);
-        let beside = if route.protocol == PROTOCOL { NLM_F_EXCL } else { NLM_F_APPEND };
-        self.act(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | beside).await
+        self.act(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | flag).await
     }
 
     /// Removes a route.
