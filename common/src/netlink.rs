@@ -29,7 +29,7 @@ use nix::libc;
 
 use self::message::{
     Hop, UNASSIGNED_NSID, address_family, address_message, foreign_table, local_address, neighbour_message,
-    no_link_local, nsid_message, parse_address, parse_link, parse_neighbour, parse_nsid, parse_route, parse_rule,
+    no_link_local, nsid_message, parse_address, parse_link, parse_neighbour, parse_nsid, parse_rule, route_hops,
     route_message, route_query, rule_message, veth_message,
 };
 use crate::{
@@ -162,32 +162,42 @@ impl Netlink {
         })?
     }
 
+    /// What `parse` makes of the answers as they come, for there may be a great many; and whether they are of a dump that was interrupted.
     #[expect(clippy::disallowed_methods, reason = "the one place where requests go out")]
-    async fn exchange(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<(Vec<RouteNetlinkMessage>, bool)> {
+    async fn exchange<T, P: IntoIterator<Item = T>>(
+        &self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+        parse: impl Fn(RouteNetlinkMessage) -> P,
+    ) -> io::Result<(Vec<T>, bool)> {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | flags;
         let mut replies = self.handle.clone().request(request).map_err(io::Error::other)?;
-        let (mut messages, mut interrupted) = (Vec::new(), false);
+        let (mut parsed, mut interrupted) = (Vec::new(), false);
         while let Some(reply) = replies.next().await {
             interrupted |= reply.header.flags & NLM_F_DUMP_INTR != 0;
             match reply.payload {
-                NetlinkPayload::InnerMessage(message) => messages.push(message),
+                NetlinkPayload::InnerMessage(message) => parsed.extend(parse(message)),
                 NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
                 _ => {}
             }
         }
-        Ok((messages, interrupted))
+        Ok((parsed, interrupted))
     }
 
     async fn act(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
-        self.exchange(message, NLM_F_ACK | flags).await.map(|_| ())
+        self.exchange(message, NLM_F_ACK | flags, |_| None::<()>).await.map(|_| ())
     }
 
-    async fn dump(&self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+    async fn dump<T, P: IntoIterator<Item = T>>(
+        &self,
+        message: RouteNetlinkMessage,
+        parse: impl Fn(RouteNetlinkMessage) -> P,
+    ) -> io::Result<Vec<T>> {
         for _ in 0..DUMP_ATTEMPTS {
-            let (messages, interrupted) = self.exchange(message.clone(), NLM_F_DUMP).await?;
+            let (parsed, interrupted) = self.exchange(message.clone(), NLM_F_DUMP, &parse).await?;
             if !interrupted {
-                return Ok(messages);
+                return Ok(parsed);
             }
         }
         Err(io::Error::new(io::ErrorKind::Interrupted, "the kernel's table changed during every attempt to read it"))
@@ -212,8 +222,8 @@ impl Netlink {
     }
 
     async fn get_link(&self, message: LinkMessage) -> io::Result<Option<Link>> {
-        match self.exchange(link_query(message), 0).await {
-            Ok((messages, _)) => Ok(messages.into_iter().find_map(parse_link)),
+        match self.exchange(link_query(message), 0, parse_link).await {
+            Ok((links, _)) => Ok(links.into_iter().next()),
             Err(error) if is_absent(&error) => Ok(None),
             Err(error) => Err(error),
         }
@@ -224,8 +234,7 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub async fn links(&self) -> io::Result<Vec<Link>> {
-        let messages = self.dump(link_query(LinkMessage::default())).await?;
-        Ok(messages.into_iter().filter_map(parse_link).collect())
+        self.dump(link_query(LinkMessage::default()), parse_link).await
     }
 
     /// The number by which this socket's namespace knows another (`NETNSA_NSID`), which it is given if it has none.
@@ -233,17 +242,17 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub async fn nsid(&self, netns: &NetnsFile) -> io::Result<i32> {
-        let known = |messages: Vec<RouteNetlinkMessage>| {
-            messages.into_iter().find_map(parse_nsid).ok_or_else(|| io::Error::other("the kernel gives no number"))
+        let known = |answers: Vec<i32>| {
+            answers.into_iter().next().ok_or_else(|| io::Error::other("the kernel gives no number"))
         };
         let query = || RouteNetlinkMessage::GetNsId(nsid_message(netns));
-        match known(self.exchange(query(), 0).await?.0)? {
+        match known(self.exchange(query(), 0, parse_nsid).await?.0)? {
             UNASSIGNED_NSID => {
                 let given = self.act(RouteNetlinkMessage::NewNsId(nsid_message(netns)), 0).await;
                 // Somebody else may have been faster.
                 given
                     .or_else(|error| if error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) })?;
-                known(self.exchange(query(), 0).await?.0)
+                known(self.exchange(query(), 0, parse_nsid).await?.0)
             }
             nsid => Ok(nsid),
         }
@@ -256,8 +265,8 @@ impl Netlink {
     pub async fn ports(&self, bridge: u32) -> io::Result<Vec<Link>> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::Controller(bridge));
-        let messages = self.dump(link_query(message)).await?;
-        Ok(messages.into_iter().filter_map(parse_link).filter(|link| link.controller == Some(bridge)).collect())
+        self.dump(link_query(message), |message| parse_link(message).filter(|link| link.controller == Some(bridge)))
+            .await
     }
 
     async fn index(&self, name: &str) -> io::Result<u32> {
@@ -287,8 +296,8 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub async fn detected_addresses(&self) -> io::Result<Vec<(Detection, u32, IpNet)>> {
-        let messages = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default())).await?;
-        let mut addresses: Vec<_> = messages.into_iter().filter_map(parse_address).collect();
+        let query = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let mut addresses = self.dump(query, parse_address).await?;
         addresses.sort_by_key(|(second_choice, ..)| *second_choice);
         Ok(addresses.into_iter().map(|(_, detection, index, net)| (detection, index, net)).collect())
     }
@@ -300,12 +309,11 @@ impl Netlink {
     pub async fn addresses_of(&self, link: &Link) -> io::Result<Vec<IpNet>> {
         let mut query = AddressMessage::default();
         query.header.index = link.index;
-        let messages = self.dump(RouteNetlinkMessage::GetAddress(query)).await?;
-        let own = messages.into_iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewAddress(message) if message.header.index == link.index => Some(message),
+        let own = |message| match message {
+            RouteNetlinkMessage::NewAddress(message) if message.header.index == link.index => local_address(&message),
             _ => None,
-        });
-        Ok(own.filter_map(|message| local_address(&message)).collect())
+        };
+        self.dump(RouteNetlinkMessage::GetAddress(query), own).await
     }
 
     /// The permanent neighbours on a link.
@@ -315,8 +323,7 @@ impl Netlink {
     pub async fn neighbours(&self, link: &Link) -> io::Result<Vec<Neighbour>> {
         let mut message = NeighbourMessage::default();
         message.attributes.push(NeighbourAttribute::IfIndex(link.index));
-        let messages = self.dump(RouteNetlinkMessage::GetNeighbour(message)).await?;
-        Ok(messages.into_iter().filter_map(|message| parse_neighbour(message, &link.name)).collect())
+        self.dump(RouteNetlinkMessage::GetNeighbour(message), |message| parse_neighbour(message, &link.name)).await
     }
 
     /// The routes that pass the filter, unicast ones unless it asks for others too, of both families, multipath ones as one
@@ -325,9 +332,17 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub async fn routes(&self, filter: RouteFilter) -> io::Result<Vec<Route>> {
+        self.routes_where(filter, |_| true).await
+    }
+
+    /// The same, of those of them that `passes`, which does not see the link. What does not pass is not kept: a pod can have a great many.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn routes_where(&self, filter: RouteFilter, passes: impl Fn(&Route) -> bool) -> io::Result<Vec<Route>> {
         let mut names = HashMap::new();
         let mut routes = Vec::new();
-        for Hop { oif, route } in self.hops(filter).await? {
+        for Hop { oif, route } in self.hops(filter, passes).await? {
             if let Entry::Vacant(entry) = names.entry(oif) {
                 let link = if oif == 0 { None } else { self.link_by_index(oif).await? };
                 entry.insert(link.map(|link| link.name).unwrap_or_default());
@@ -343,20 +358,22 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub async fn links_of_routes(&self, filter: RouteFilter) -> io::Result<HashSet<u32>> {
-        Ok(self.hops(filter).await?.into_iter().map(|hop| hop.oif).collect())
+        Ok(self.hops(filter, |_| true).await?.into_iter().map(|hop| hop.oif).collect())
     }
 
-    async fn hops(&self, filter: RouteFilter) -> io::Result<Vec<Hop>> {
+    async fn hops(&self, filter: RouteFilter, also: impl Fn(&Route) -> bool) -> io::Result<Vec<Hop>> {
         let passes = |hop: &Hop| {
             filter.oif.is_none_or(|oif| hop.oif == oif)
                 && filter.table.is_none_or(|table| hop.route.table == table)
                 && (!filter.ours || hop.route.protocol == PROTOCOL)
                 && (filter.refusing || hop.route.refusal.is_none())
                 && filter.towards.is_none_or(|address| hop.route.destination.contains(&address))
+                && also(&hop.route)
         };
-        let hops = |message: &RouteNetlinkMessage| match message {
-            RouteNetlinkMessage::NewRoute(message) => parse_route(message).into_iter().filter(passes).collect(),
-            _ => vec![],
+        let hops = |message| {
+            let mut hops = route_hops(message);
+            hops.retain(&passes);
+            hops
         };
         self.dump_routes(filter, hops).await
     }
@@ -365,17 +382,17 @@ impl Netlink {
     async fn dump_routes<T, P: IntoIterator<Item = T>>(
         &self,
         filter: RouteFilter,
-        parse: impl Fn(&RouteNetlinkMessage) -> P,
+        parse: impl Fn(RouteNetlinkMessage) -> P,
     ) -> io::Result<Vec<T>> {
         let mut parsed = Vec::new();
         for family in Family::ALL {
             if filter.towards.is_some_and(|address| Family::of(address) != family) {
                 continue;
             }
-            match self.dump(RouteNetlinkMessage::GetRoute(route_query(family, filter))).await {
+            match self.dump(RouteNetlinkMessage::GetRoute(route_query(family, filter)), &parse).await {
                 // There is no such table.
                 Err(error) if is_absent(&error) => {}
-                messages => parsed.extend(messages?.iter().flat_map(&parse)),
+                routes => parsed.extend(routes?),
             }
         }
         Ok(parsed)
@@ -438,17 +455,13 @@ impl Netlink {
         message.header.flags = flags;
         message.attributes.push(RouteAttribute::Destination(address.into()));
         message.attributes.extend(oif.map(RouteAttribute::Oif));
-        let messages = match self.exchange(RouteNetlinkMessage::GetRoute(message), 0).await {
-            Ok((messages, _)) => messages,
+        let hops = match self.exchange(RouteNetlinkMessage::GetRoute(message), 0, route_hops).await {
+            Ok((hops, _)) => hops,
             Err(error) if is_absent(&error) || is_unreachable(&error) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let hop = messages.iter().find_map(|message| match message {
-            RouteNetlinkMessage::NewRoute(message) => parse_route(message).into_iter().next(),
-            _ => None,
-        });
         // IPv4 answers with an error in its place.
-        let hop = hop.filter(|hop| hop.route.refusal.is_none());
+        let hop = hops.into_iter().next().filter(|hop| hop.route.refusal.is_none());
         let Some(Hop { oif, route }) = hop else { return Ok(None) };
         let dev = self.link_by_index(oif).await?.map(|link| link.name).unwrap_or_default();
         Ok(Some(Route { dev, ..route }))
@@ -463,12 +476,11 @@ impl Netlink {
         for family in Family::ALL {
             let mut message = RuleMessage::default();
             message.header.family = address_family(family);
-            let messages = match self.dump(RouteNetlinkMessage::GetRule(message)).await {
+            match self.dump(RouteNetlinkMessage::GetRule(message), |message| parse_rule(message, family)).await {
                 // A kernel without this family.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => continue,
-                messages => messages?,
-            };
-            rules.extend(messages.into_iter().filter_map(|message| parse_rule(message, family)));
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => {}
+                of_family => rules.extend(of_family?),
+            }
         }
         Ok(rules)
     }

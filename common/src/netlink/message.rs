@@ -245,7 +245,7 @@ pub(super) fn route_message(route: &Route, oif: Option<u32>) -> RouteMessage {
 }
 
 /// The table of a route that is not ours.
-pub(super) fn foreign_table(message: &RouteNetlinkMessage) -> Option<u32> {
+pub(super) fn foreign_table(message: RouteNetlinkMessage) -> Option<u32> {
     let RouteNetlinkMessage::NewRoute(message) = message else { return None };
     let table = message.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Table(table) => Some(*table),
@@ -260,7 +260,15 @@ pub(super) struct Hop {
     pub(super) route: Route,
 }
 
-pub(super) fn parse_route(message: &RouteMessage) -> Vec<Hop> {
+/// A route, as one for each next hop.
+pub(super) fn route_hops(message: RouteNetlinkMessage) -> Vec<Hop> {
+    match message {
+        RouteNetlinkMessage::NewRoute(message) => parse_route(&message),
+        _ => vec![],
+    }
+}
+
+fn parse_route(message: &RouteMessage) -> Vec<Hop> {
     let family = match message.header.address_family {
         AddressFamily::Inet => Family::Ipv4,
         AddressFamily::Inet6 => Family::Ipv6,
