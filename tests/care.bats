@@ -56,6 +56,7 @@ EOF
 node1/web|ip route replace blackhole 10.233.64.0/18
 node1/web|ip -6 route replace prohibit fd00:233:64::/108
 node1/web|ip route replace unreachable default table 8500
+node1/web|ip route replace 10.233.64.0/18 via 10.6.0.1 proto bird
 node1|ip route replace unreachable $(lab_address node1/web 4) table 500
 node1|ip -6 route replace blackhole $(lab_address node1/web 6) table 500
 node1/web|nft 'add table inet underpass { flags dormant; }'
