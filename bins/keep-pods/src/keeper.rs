@@ -28,6 +28,8 @@ use crate::{
 const WORKERS: usize = 8;
 /// An ADD that read the old CIDRs and ended after the change is found so soon.
 const RESCAN: Duration = Duration::from_secs(1);
+/// No more news than this wait to be heard, and no more are heard at once.
+pub const MOST_NEWS: usize = 1024;
 /// What changes one thing often changes more: so long after the first notification all of them count as one.
 const SETTLE: Duration = Duration::from_millis(20);
 /// A pod in which something happens all the time is looked at no more often.
@@ -96,7 +98,7 @@ impl Keeper {
             };
             if !heard.is_empty() {
                 thread::sleep(SETTLE);
-                heard.extend(news.try_iter());
+                heard.extend(news.try_iter().take(MOST_NEWS));
             }
             let (mut changed, begin) = (false, Instant::now());
             for news in heard {
