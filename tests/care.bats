@@ -6,6 +6,9 @@ load care
 setup_file() {
   suite_lab || return 0
   lab_network 7 eth1
+  # Without addresses of the node's: the tests give it some.
+  lab_network 8 eth2
+  lab_in node1 ip address flush dev eth2
   lab_pod node2 backend underlay46
   lab_serve node2/backend 8080
   lab_service echo 80:8080 node2/backend
@@ -53,6 +56,7 @@ EOF
 node1/web|ip route replace blackhole 10.233.64.0/18
 node1/web|ip -6 route replace prohibit fd00:233:64::/108
 node1/web|ip route replace unreachable default table 8500
+node1/web|ip route replace 10.233.64.0/18 via 10.6.0.1 proto bird
 node1|ip route replace unreachable $(lab_address node1/web 4) table 500
 node1|ip -6 route replace blackhole $(lab_address node1/web 6) table 500
 node1/web|nft 'add table inet underpass { flags dormant; }'
@@ -64,7 +68,6 @@ EOF
 }
 
 @test "attachments whose networks differ in what they share, or are not served, leave each other alone: nothing is put right, and CHECK passes" {
-  local repairs
   lab_network_config node1 off46 46 "$(lab_coordinator_json 46 | jq -c '.mode = "disable"')" eth1
   lab_network_config node1 own46 46 "$(lab_coordinator_json 46 | jq -c '.podRPFilter = 1 | .hijackCIDR = ["198.51.100.0/24"]
     | .podDefaultRouteNic = "eth0" | .policyRoutes = [{"dst": "10.9.0.0/16", "gw": "10.6.0.7"}]')"
@@ -78,17 +81,100 @@ EOF
   lab_attach node1 partly off46 net1
   lab_until 10 metric 'attachments{state="current"}' 7
   # It looks at a pod again after it has changed something there. The first time an ADD may have been under way.
-  looked_at differing overlaid partly
-  repairs=$(repairs)
-  looked_at differing overlaid partly
-  assert_same "$repairs" "$(repairs)" || fail "$(grep 'put right' "$LAB/log/agent")"
-  metric contests_total 0
+  rests differing overlaid partly
   lab_cnitool node1 check own46 differing
   lab_cnitool node1 check other46 differing net1
   lab_cnitool node1 check other46 overlaid net1
   lab_cnitool node1 check own46 overlaid net2
   lab_cnitool node1 check underlay46 partly
   lab_cnitool node1 check off46 partly net1
+}
+
+@test "attachments whose networks are on different links of the node agree on its addresses, also where only the way to one tells of them" {
+  local family
+  lab_in node1 ip link add br8 type bridge
+  lab_in node1 ip link set eth2 master br8
+  lab_in node1 ip link set br8 up
+  lab_in node1 ip address add 10.8.212.101/16 dev br8
+  lab_in node1 ip address add fd00:8::101/64 dev br8 nodad
+  lab_network_config node1 bridged46 46 "$(lab_coordinator_json 46)" eth2
+  lab_in node1 sed -i 's/"master": "eth2"/"master": "br8"/' /etc/cni/net.d/bridged46.conflist
+  lab_pod node1 both underlay46
+  lab_attach node1 both bridged46 net1
+  lab_overlay_pod node1 between calico
+  lab_attach node1 between underlay46 net1
+  lab_attach node1 between bridged46 net2
+  for family in 4 6; do
+    lab_until 5 by both veth0 "$(lab_address node1 $family br8)"
+    lab_until 5 by between eth0 "$(lab_address node1 $family br8)"
+  done
+  rests both between
+  lab_cnitool node1 check underlay46 both
+  lab_cnitool node1 check bridged46 both net1
+  lab_cnitool node1 check underlay46 between net1
+  lab_cnitool node1 check bridged46 between net2
+  lab_cnitool node1 del bridged46 both net1
+  lab_pod_delete node1 both underlay46
+  lab_cnitool node1 del bridged46 between net2
+  lab_cnitool node1 del underlay46 between net1
+  lab_in node1 ip netns delete between
+  lab_in node1 ip link delete br8
+}
+
+# by POD DEV ADDRESS: how the pod reaches it.
+by() { [[ $(lab_in "node1/$1" ip route get "$3") == *" dev $2 "* ]]; }
+
+# rests POD...: the agent looks at them again and again, and has nothing to put right.
+rests() {
+  local repairs
+  looked_at "$@"
+  repairs=$(repairs)
+  looked_at "$@"
+  assert_same "$repairs" "$(repairs)" || fail "$(grep 'put right' "$LAB/log/agent")" || return
+  metric contests_total 0
+}
+
+@test "which of the node's addresses comes first is the same for ADD and for the agent, whether and where a network names its router" {
+  local pod filter
+  # The pods' network is not the node's, and another of its NICs comes before the one that leads there.
+  lab_in node1 ip address add 10.99.0.101/24 dev eth2
+  lab_in node1 ip address add fd00:99::101/64 dev eth2 nodad
+  lab_in node1 ip route add 10.8.0.0/16 dev eth2
+  lab_in node1 ip -6 route add fd00:8::/64 dev eth2
+  lab_network_config node1 apart46 46 '' eth2
+  while IFS='|' read -r pod filter <&4; do
+    lab_pod node1 "$pod" apart46
+    plugin ADD "$pod" eth0 "$filter"
+    lab_attach node1 "$pod" plain46 net1
+    plugin ADD "$pod" net1 .
+    comes_first "$pod"
+  done 4<<'EOF'
+named|.
+routed|del(.prevResult.ips[].gateway) | .prevResult.routes = [{dst: "0.0.0.0/0", gw: "10.8.0.1"}, {dst: "::/0", gw: "fd00:8::1"}]
+silent|del(.prevResult.ips[].gateway, .prevResult.routes)
+EOF
+  rests named routed silent
+  for pod in named routed silent; do
+    comes_first $pod
+    plugin CHECK $pod net1 .
+    plugin DEL $pod net1 .
+    plugin DEL $pod eth0 .
+    lab_in node1 ip netns delete $pod
+  done
+  lab_in node1 ip address flush dev eth2
+}
+
+# plugin COMMAND POD IFNAME FILTER: one call of ours for a pod of lab_pod, with a changed configuration.
+plugin() {
+  lab_plugin node1 coordinator "$1" "$2" "$3" <<<"$(lab_chained node1 "$2" underlay46 "$3" | jq -c "$4")"
+  [ "$lab_status" = 0 ] || fail "$lab_stdout" "$lab_stderr"
+}
+
+# comes_first POD: the node's address on eth2 is the next hop of all CIDRs.
+comes_first() {
+  lab_in "node1/$1" ip route show table all 10.233.64.0/18 | grep . >"$BATS_TEST_TMPDIR/ways"
+  lab_in "node1/$1" ip -6 route show table all fd00:233:64::/108 | grep . >>"$BATS_TEST_TMPDIR/ways"
+  ! grep -v 'via 10.99.0.101 \|via fd00:99::101 ' "$BATS_TEST_TMPDIR/ways" || fail "$1"
 }
 
 @test "what somebody keeps undoing is left alone for longer and longer, loudly, and is put right when that has ended" {
@@ -167,6 +253,49 @@ reaches() { [[ $(lab_ask node1/web tcp "$1" 6443 1) == "$2 "* ]]; }
   lab_in node1 ip address replace 10.6.212.101/16 dev eth0
   lab_in node1 ip route replace default via 10.6.0.1
   lab_until 5 has_route web 10.6.212.101
+}
+
+@test "when another of the node's addresses comes first, each route is there by that before it goes by the other" {
+  local family
+  lab_in node1 ip -6 route change fd00:6::/64 dev eth0 metric 256 src fd00:6::101
+  lab_in node1 ip address add 10.6.212.201/16 dev eth0
+  lab_in node1 ip address add fd00:6::201/64 dev eth0 nodad
+  for family in 4 6; do lab_until 5 has_route web "$(second $family)"; done
+  lab_spawn monitor node1/web ip monitor route
+  lab_until 5 monitored
+  lab_in node1 ip route change 10.6.0.0/16 dev eth0 src 10.6.212.201
+  lab_in node1 ip -6 route change fd00:6::/64 dev eth0 metric 256 src fd00:6::201
+  for family in 4 6; do lab_until 5 goes_by "$family" "$(second $family)"; done
+  lab_stop monitor
+  # What is told of a destination in a table first is not that it has gone.
+  # shellcheck disable=SC2016 # expanded by awk
+  awk '/192\.0\.2\.1/ { delete told; next }
+    /^[[:space:]]/ { next }
+    { gone = sub(/^Deleted /, ""); place = $1 (match($0, / table [0-9]+/) ? substr($0, RSTART, RLENGTH) : "") }
+    gone && !(place in told) { print; failed = 1 }
+    { told[place] }
+    END { exit failed || length(told) < 6 }' "$LAB/log/monitor" || fail "$(cat "$LAB/log/monitor")"
+  lab_in node1 ip -6 route change fd00:6::/64 dev eth0 metric 256
+  lab_in node1 ip route change 10.6.0.0/16 dev eth0 src 10.6.212.101
+  lab_in node1 ip address delete 10.6.212.201/16 dev eth0
+  lab_in node1 ip address delete fd00:6::201/64 dev eth0
+  lab_until 5 has_no_route web fd00:6::201
+}
+
+# second 4|6: the address that comes to the node.
+second() { [ "$1" = 4 ] && printf 10.6.212.201 || printf fd00:6::201; }
+
+# goes_by 4|6 ADDRESS: all that web sends through the node.
+goes_by() {
+  local ways
+  ways=$(lab_in node1/web ip "-$1" route show table all proto 85 | grep ' via ') && ! grep -v " via $2 " <<<"$ways"
+}
+
+# A route of the test's own shows that the monitor sees.
+monitored() {
+  lab_in node1/web ip route add 192.0.2.1 dev lo
+  lab_in node1/web ip route delete 192.0.2.1 dev lo
+  grep -q '192\.0\.2\.1' "$LAB/log/monitor"
 }
 
 @test "a pod keeps the default route that it has when its further NIC goes, whichever had it" {

@@ -173,7 +173,7 @@ END
   assert_equal "$(containers --set remove=true)" '["remove","rest"]'
   # One directory for both, and the same node's.
   assert_json "$(objects --set cni.bin=/usr/lib/cni)" '.[] | select(.kind == "DaemonSet").spec.template.spec
-    | (.initContainers[0].command + ["--keep"] == .containers[1].command), .containers[1].volumeMounts' \
+    | (.initContainers[0].command == .containers[1].command - ["--keep"] + ["--with-agent"]), .containers[1].volumeMounts' \
     $'true\n[{"name":"bin","mountPath":"/host/usr/lib/cni"}]'
 }
 

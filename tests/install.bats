@@ -43,6 +43,40 @@ another_version() {
   expect 0 installed DEL first < <(lab_chained node1 first underlay46)
 }
 
+@test "installed with a node agent, the plugin takes no pod from the node's start until that has said the cluster's settings" {
+  local call
+  lab_pod node1 early plain46
+  expect 0 install_on_node1 --with-agent
+  # What was installed stays so for the version before, and whatever is chosen by hand.
+  another_version
+  expect 0 install_on_node1 --with-agent
+  expect 0 install_on_node1 --rollback
+  for call in ADD STATUS; do
+    expect 1 installed $call early < <(lab_chained node1 early underlay46 | jq -c '.cniVersion = "1.1.0"')
+    assert_json "$output" '[.code, .msg]' "[$([ $call = ADD ] && echo 11 || echo 50),\"the cluster's settings are not known yet\"]"
+  done
+  lab_in node1 sh -c 'mkdir -p /run/underpass && printf "cannot list Nodes\n" >/run/underpass/cluster.pending'
+  expect 1 installed ADD early < <(lab_chained node1 early underlay46)
+  assert_contains "$output" 'the node agent says: cannot list Nodes'
+  # One that is to be left alone is, whatever the cluster says.
+  expect 0 installed ADD early < <(lab_chained node1 early underlay46 | jq -c '.mode = "disable"')
+  expect 0 installed DEL early < <(lab_chained node1 early underlay46)
+  lab_in node1 sh -c 'rm /run/underpass/cluster.pending && cat >/run/underpass/cluster.json' <<<'{"settings": {"podMACPrefix": "0a:1b"}, "cidrs": {}}'
+  expect 0 installed STATUS early < <(lab_chained node1 early underlay46 | jq -c '.cniVersion = "1.1.0"')
+  expect 0 installed ADD early < <(lab_chained node1 early underlay46)
+  assert_json "$(lab_in node1/early ip -json link show eth0)" '.[0].address[:6]' 0a:1b:
+  # What is there is deleted and looked at in any case.
+  lab_in node1 rm /run/underpass/cluster.json
+  expect 0 installed DEL early < <(lab_chained node1 early underlay46)
+  # By hand there is no agent to wait for.
+  OTHER='' expect 0 install_on_node1
+  expect 0 installed ADD early < <(lab_chained node1 early underlay46)
+  expect 0 installed DEL early < <(lab_chained node1 early underlay46)
+  expect 0 install_on_node1 --with-agent
+  expect 0 install_on_node1 --uninstall
+  assert_equal "$(lab_in node1 ls -A /opt/cni/bin)" ''
+}
+
 @test "installed twice, nothing changes" {
   expect 0 install_on_node1
   # As where the runtime looks elsewhere.

@@ -538,6 +538,30 @@ veth_addresses() {
   added '.detectGateway = true'
 }
 
+@test "detectGateway: asks from the interface's own address, over IPv6 from its link-local one, and only when no other host has it" {
+  local question="(arp and src host $P4 and dst host 10.6.0.1) or (icmp6 and ip6[40] = 135 and src host fe80::7)" asked
+  lab_in "node1/$POD" ip -6 address flush dev eth0 scope link
+  lab_in "node1/$POD" ip address add fe80::7/64 dev eth0 nodad
+  POD_BEFORE=$(lab_snapshot "node1/$POD")
+  lab_capture asked gateway net6 "$question"
+  added '.detectGateway = true'
+  asked=$(lab_captured asked)
+  assert_contains "$asked" "who-has 10.6.0.1 tell $P4"
+  assert_contains "$asked" 'who has fd00:6::1'
+  coordinator DEL .
+  lab_in client ip address add "$P4/16" dev eth0
+  lab_capture asked gateway net6 "ether src $(pod_ip link show eth0 | jq -r .[0].address) and ($question)"
+  refused '.detectIPConflict = true' 103 "$P4"
+  lab_in client ip address delete "$P4/16" dev eth0
+  assert_equal "$(lab_captured asked)" ''
+}
+
+@test "detectIPConflict and detectGateway ask nobody on an interface without ARP, which the log says" {
+  lab_in "node1/$POD" ip link set eth0 arp off
+  added '.detectIPConflict = true | .detectGateway = true'
+  assert_contains "$lab_stderr" 'eth0 is no Ethernet interface on which hosts ask for each other'
+}
+
 # milliseconds COMMAND...: how long it takes, in took.
 milliseconds() {
   local start=${EPOCHREALTIME/./}
@@ -553,12 +577,12 @@ milliseconds() {
   assert_equal "$(lab_captured probes | wc -l)" 4
 }
 
-@test "detectOptions: all addresses and gateways of both families are waited for at once" {
+@test "detectOptions: addresses of both families are waited for at once, and so are then gateways" {
   local took
   lab_in gateway ip address delete 10.6.0.1/16 dev net6
   lab_in gateway ip address delete fd00:6::1/64 dev net6
   milliseconds refused '.detectIPConflict = true | .detectGateway = true
-    | .detectOptions = {"retries": 1, "timeout": "10s"}' 104 10.6.0.1 fd00:6::1
+    | .detectOptions = {"retries": 1, "timeout": "5s"}' 104 10.6.0.1 fd00:6::1
   [ "$took" -ge 10000 ] && [ "$took" -lt 19000 ] || fail "took $took ms"
 }
 

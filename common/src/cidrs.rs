@@ -17,8 +17,7 @@ use crate::{
 /// for STATUS.
 pub fn resolve(settings: &Settings, cluster: &Value, command: Command, direct: &[IpNet]) -> Result<Cidrs, Failure> {
     if cluster.is_null() && settings.service_cidr.is_none() && settings.mode != ModeSetting::Disable {
-        let code = if command == Command::Status { Code::NotAvailable } else { Code::TryAgainLater };
-        return Err(Failure::new(code, "the cluster's Service CIDRs are not known yet").details(
+        return Err(unknown(command, "Service CIDRs").details(
             "set serviceCIDR and overlayPodCIDR in the plugin configuration, or let the node agent run on this node",
         ));
     }
@@ -34,6 +33,12 @@ pub fn resolve(settings: &Settings, cluster: &Value, command: Command, direct: &
         pod,
         hijack: settings.hijack_cidr.clone(),
     }))
+}
+
+/// That something of the cluster's is not known yet: code 50 for STATUS, else 11.
+pub fn unknown(command: Command, what: &str) -> Failure {
+    let code = if command == Command::Status { Code::NotAvailable } else { Code::TryAgainLater };
+    Failure::new(code, format!("the cluster's {what} are not known yet"))
 }
 
 /// Without duplicates and without what another one contains; IPv4 first, in ascending order. A CIDR is named once, in

@@ -17,7 +17,7 @@ use crate::{
     netns::NetnsId,
     numbers::Numbers,
     object::{Family, Netns, Object, Operation, Placed, Route},
-    result::{CniResult, CniVersion},
+    result::{self, CniResult, CniVersion},
     settings::Settings,
 };
 
@@ -496,6 +496,11 @@ impl Share {
         promised.retain(|route| route.destination.prefix_len() == 0);
         let (opens_uplink, refused) = (mode.opens_uplink(), mode.nic.refused.clone());
         Some(Self { ifname, opens_uplink, cidrs, settings, promised, gateways, refused, applied })
+    }
+
+    /// Its interface's routers, as [`CniResult::routers_of`] has them.
+    pub fn routers(&self) -> Vec<IpAddr> {
+        result::routers(&self.gateways, &self.promised)
     }
 }
 

@@ -125,9 +125,20 @@ impl Kernel {
         }
     }
 
+    /// A route comes beside the old one, which goes then: no packet is without. Where the kernel has no two of them, the old one goes first.
     async fn replace(&self, from: &Placed, to: &Placed) -> io::Result<()> {
         if let (Object::Veth(veth), true) = (&to.object, from.object.is_same_pair(&to.object)) {
             return self.node.set_veth(veth, &self.sandbox()?.netlink).await;
+        }
+        if let Object::Route(route) = &to.object {
+            match self.netlink(to.netns)?.append_route(route).await {
+                // IPv6 has no two by one next hop (`rt6_duplicate_nexthop`).
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                done => {
+                    done?;
+                    return self.delete(from).await;
+                }
+            }
         }
         if !to.object.is_value() {
             self.delete(from).await?;

@@ -33,7 +33,7 @@ use self::{
     message::{
         Hop, UNASSIGNED_NSID, address_family, address_message, foreign_table, is_route_of, local_address,
         neighbour_message, no_link_local, nsid_message, parse_address, parse_link, parse_neighbour, parse_nsid,
-        parse_route, parse_rule, route_message, route_query, rule_message, veth_message,
+        parse_rule, route_hops, route_message, route_query, rule_message, veth_message,
     },
     socket::Answered,
 };
@@ -73,6 +73,8 @@ pub struct Link {
     pub group: u32,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether hosts on it ask for each other's MAC addresses in Ethernet frames: it is Ethernet, and not `IFF_NOARP`.
+    pub arp: bool,
     /// Index of the peer (veth) or parent (macvlan), in the namespace that the kernel means.
     pub peer: Option<u32>,
     /// Whether `peer` is an index in another namespace.
@@ -81,6 +83,13 @@ pub struct Link {
     pub controller: Option<u32>,
     /// What drives it, as `ip link` names it: `veth`, `bridge`; empty for hardware.
     pub kind: String,
+}
+
+impl Link {
+    /// Whether it shares its parent's MAC address.
+    pub fn is_ipvlan(&self) -> bool {
+        matches!(self.kind.as_str(), "ipvlan" | "ipvtap")
+    }
 }
 
 /// What duplicate address detection (RFC 4862) says of an address.
@@ -171,34 +180,44 @@ impl Netlink {
         })?
     }
 
+    /// What `parse` makes of the answers as they come, for there may be a great many; and whether they are of a dump that was interrupted.
     #[expect(clippy::disallowed_methods, reason = "the one place where requests go out")]
-    async fn exchange(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<(Vec<RouteNetlinkMessage>, bool)> {
+    async fn exchange<T, P: IntoIterator<Item = T>>(
+        &self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+        parse: impl Fn(RouteNetlinkMessage) -> P,
+    ) -> io::Result<(Vec<T>, bool)> {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | flags;
         let mut replies = self.handle.clone().request(request).map_err(io::Error::other)?;
-        let (mut messages, mut interrupted) = (Vec::new(), false);
+        let (mut parsed, mut interrupted) = (Vec::new(), false);
         while let Some(reply) = replies.next().await {
             interrupted |= reply.header.flags & NLM_F_DUMP_INTR != 0;
             match reply.payload {
-                NetlinkPayload::InnerMessage(message) => messages.push(message),
+                NetlinkPayload::InnerMessage(message) => parsed.extend(parse(message)),
                 NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
                 // The end of a dump says what was wrong with it (`netlink_dump_done`).
                 NetlinkPayload::Done(done) if done.code < 0 => return Err(io::Error::from_raw_os_error(-done.code)),
                 _ => {}
             }
         }
-        Ok((messages, interrupted))
+        Ok((parsed, interrupted))
     }
 
     async fn act(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
-        self.exchange(message, NLM_F_ACK | flags).await.map(|_| ())
+        self.exchange(message, NLM_F_ACK | flags, |_| None::<()>).await.map(|_| ())
     }
 
-    async fn dump(&self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+    async fn dump<T, P: IntoIterator<Item = T>>(
+        &self,
+        message: RouteNetlinkMessage,
+        parse: impl Fn(RouteNetlinkMessage) -> P,
+    ) -> io::Result<Vec<T>> {
         for _ in 0..DUMP_ATTEMPTS {
-            let (messages, interrupted) = self.exchange(message.clone(), NLM_F_DUMP).await?;
+            let (parsed, interrupted) = self.exchange(message.clone(), NLM_F_DUMP, &parse).await?;
             if !interrupted {
-                return Ok(messages);
+                return Ok(parsed);
             }
         }
         Err(io::Error::new(io::ErrorKind::Interrupted, "the kernel's table changed during every attempt to read it"))
@@ -223,8 +242,8 @@ impl Netlink {
     }
 
     async fn get_link(&self, message: LinkMessage) -> io::Result<Option<Link>> {
-        match self.exchange(link_query(message), 0).await {
-            Ok((messages, _)) => Ok(messages.into_iter().find_map(parse_link)),
+        match self.exchange(link_query(message), 0, parse_link).await {
+            Ok((links, _)) => Ok(links.into_iter().next()),
             Err(error) if is_absent(&error) => Ok(None),
             Err(error) => Err(error),
         }
@@ -235,8 +254,7 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub async fn links(&self) -> io::Result<Vec<Link>> {
-        let messages = self.dump(link_query(LinkMessage::default())).await?;
-        Ok(messages.into_iter().filter_map(parse_link).collect())
+        self.dump(link_query(LinkMessage::default()), parse_link).await
     }
 
     /// The number by which this socket's namespace knows another (`NETNSA_NSID`), which it is given if it has none.
@@ -244,17 +262,17 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub async fn nsid(&self, netns: &NetnsFile) -> io::Result<i32> {
-        let known = |messages: Vec<RouteNetlinkMessage>| {
-            messages.into_iter().find_map(parse_nsid).ok_or_else(|| io::Error::other("the kernel gives no number"))
+        let known = |answers: Vec<i32>| {
+            answers.into_iter().next().ok_or_else(|| io::Error::other("the kernel gives no number"))
         };
         let query = || RouteNetlinkMessage::GetNsId(nsid_message(netns));
-        match known(self.exchange(query(), 0).await?.0)? {
+        match known(self.exchange(query(), 0, parse_nsid).await?.0)? {
             UNASSIGNED_NSID => {
                 let given = self.act(RouteNetlinkMessage::NewNsId(nsid_message(netns)), 0).await;
                 // Somebody else may have been faster.
                 given
                     .or_else(|error| if error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) })?;
-                known(self.exchange(query(), 0).await?.0)
+                known(self.exchange(query(), 0, parse_nsid).await?.0)
             }
             nsid => Ok(nsid),
         }
@@ -267,8 +285,8 @@ impl Netlink {
     pub async fn ports(&self, bridge: u32) -> io::Result<Vec<Link>> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::Controller(bridge));
-        let messages = self.dump(link_query(message)).await?;
-        Ok(messages.into_iter().filter_map(parse_link).filter(|link| link.controller == Some(bridge)).collect())
+        self.dump(link_query(message), |message| parse_link(message).filter(|link| link.controller == Some(bridge)))
+            .await
     }
 
     async fn index(&self, name: &str) -> io::Result<u32> {
@@ -298,8 +316,8 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub async fn detected_addresses(&self) -> io::Result<Vec<AddressEntry>> {
-        let messages = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default())).await?;
-        let mut addresses: Vec<_> = messages.into_iter().filter_map(parse_address).collect();
+        let query = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let mut addresses = self.dump(query, parse_address).await?;
         addresses.sort_by_key(|(second_choice, _)| *second_choice);
         Ok(addresses.into_iter().map(|(_, address)| address).collect())
     }
@@ -311,12 +329,11 @@ impl Netlink {
     pub async fn addresses_of(&self, link: &Link) -> io::Result<Vec<IpNet>> {
         let mut query = AddressMessage::default();
         query.header.index = link.index;
-        let messages = self.dump(RouteNetlinkMessage::GetAddress(query)).await?;
-        let own = messages.into_iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewAddress(message) if message.header.index == link.index => Some(message),
+        let own = |message| match message {
+            RouteNetlinkMessage::NewAddress(message) if message.header.index == link.index => local_address(&message),
             _ => None,
-        });
-        Ok(own.filter_map(|message| local_address(&message)).collect())
+        };
+        self.dump(RouteNetlinkMessage::GetAddress(query), own).await
     }
 
     /// The permanent neighbours on a link.
@@ -326,8 +343,7 @@ impl Netlink {
     pub async fn neighbours(&self, link: &Link) -> io::Result<Vec<Neighbour>> {
         let mut message = NeighbourMessage::default();
         message.attributes.push(NeighbourAttribute::IfIndex(link.index));
-        let messages = self.dump(RouteNetlinkMessage::GetNeighbour(message)).await?;
-        Ok(messages.into_iter().filter_map(|message| parse_neighbour(message, &link.name)).collect())
+        self.dump(RouteNetlinkMessage::GetNeighbour(message), |message| parse_neighbour(message, &link.name)).await
     }
 
     /// The routes that pass the filter, unicast ones unless it asks for others too, of both families, multipath ones as one
@@ -336,9 +352,17 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub async fn routes(&self, filter: RouteFilter) -> io::Result<Vec<Route>> {
+        self.routes_where(filter, |_| true).await
+    }
+
+    /// The same, of those of them that `passes`, which does not see the link. What does not pass is not kept: a pod can have a great many.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn routes_where(&self, filter: RouteFilter, passes: impl Fn(&Route) -> bool) -> io::Result<Vec<Route>> {
         let mut names = HashMap::new();
         let mut routes = Vec::new();
-        for Hop { oif, route } in self.hops(filter).await? {
+        for Hop { oif, route } in self.hops(filter, passes).await? {
             if let Entry::Vacant(entry) = names.entry(oif) {
                 let link = if oif == 0 { None } else { self.link_by_index(oif).await? };
                 entry.insert(link.map(|link| link.name).unwrap_or_default());
@@ -354,20 +378,22 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub async fn links_of_routes(&self, filter: RouteFilter) -> io::Result<HashSet<u32>> {
-        Ok(self.hops(filter).await?.into_iter().map(|hop| hop.oif).collect())
+        Ok(self.hops(filter, |_| true).await?.into_iter().map(|hop| hop.oif).collect())
     }
 
-    async fn hops(&self, filter: RouteFilter) -> io::Result<Vec<Hop>> {
+    async fn hops(&self, filter: RouteFilter, also: impl Fn(&Route) -> bool) -> io::Result<Vec<Hop>> {
         let passes = |hop: &Hop| {
             filter.oif.is_none_or(|oif| hop.oif == oif)
                 && filter.table.is_none_or(|table| hop.route.table == table)
                 && (!filter.ours || hop.route.protocol == PROTOCOL)
                 && (filter.refusing || hop.route.refusal.is_none())
                 && filter.towards.is_none_or(|address| hop.route.destination.contains(&address))
+                && also(&hop.route)
         };
-        let hops = |message: &RouteNetlinkMessage| match message {
-            RouteNetlinkMessage::NewRoute(message) => parse_route(message).into_iter().filter(passes).collect(),
-            _ => vec![],
+        let hops = |message| {
+            let mut hops = route_hops(message);
+            hops.retain(&passes);
+            hops
         };
         self.dump_routes(filter, hops).await
     }
@@ -376,20 +402,19 @@ impl Netlink {
     async fn dump_routes<T, P: IntoIterator<Item = T>>(
         &self,
         filter: RouteFilter,
-        parse: impl Fn(&RouteNetlinkMessage) -> P,
+        parse: impl Fn(RouteNetlinkMessage) -> P,
     ) -> io::Result<Vec<T>> {
         let mut parsed = Vec::new();
         for family in Family::ALL {
             if filter.towards.is_some_and(|address| Family::of(address) != family) {
                 continue;
             }
-            match self.dump(RouteNetlinkMessage::GetRoute(route_query(family, filter))).await {
+            // A kernel without IPv6 answers with the routes of all other families (`rtnl_dump_all`).
+            let of_family = |message| is_route_of(&message, family).then(|| parse(message)).into_iter().flatten();
+            match self.dump(RouteNetlinkMessage::GetRoute(route_query(family, filter)), of_family).await {
                 // There is no such table.
                 Err(error) if is_absent(&error) => {}
-                // A kernel without IPv6 answers with the routes of all other families (`rtnl_dump_all`).
-                messages => {
-                    parsed.extend(messages?.iter().filter(|message| is_route_of(message, family)).flat_map(&parse));
-                }
+                routes => parsed.extend(routes?),
             }
         }
         Ok(parsed)
@@ -418,8 +443,20 @@ impl Netlink {
     /// # Errors
     /// Any but that there is no route.
     pub async fn source_towards(&self, address: IpAddr) -> io::Result<Option<(IpAddr, String)>> {
-        let route = self.lookup(address, RouteFlags::empty()).await?;
+        let route = self.lookup(address, RouteFlags::empty(), None).await?;
         Ok(route.and_then(|route| Some((route.source?, route.dev))))
+    }
+
+    /// The source address of a packet from here to `address` that has to leave by the link `dev`; `None` where no route leads there by it.
+    ///
+    /// # Errors
+    /// Any but that there is no route.
+    pub async fn source_by(&self, dev: &str, address: IpAddr) -> io::Result<Option<IpAddr>> {
+        let index = match self.index(dev).await {
+            Err(error) if is_absent(&error) => return Ok(None),
+            index => index?,
+        };
+        Ok(self.lookup(address, RouteFlags::empty(), Some(index)).await?.and_then(|route| route.source))
     }
 
     /// The route that a packet from here to `address` takes, as it stands in its table (`RTM_F_FIB_MATCH`,
@@ -430,26 +467,23 @@ impl Netlink {
     pub async fn matching_route(&self, address: IpAddr) -> io::Result<Option<Route>> {
         // IPv6 always names the table, and refuses to be asked for it.
         let table = if address.is_ipv4() { RouteFlags::LookupTable } else { RouteFlags::empty() };
-        self.lookup(address, RouteFlags::FibMatch | table).await
+        self.lookup(address, RouteFlags::FibMatch | table, None).await
     }
 
-    async fn lookup(&self, address: IpAddr, flags: RouteFlags) -> io::Result<Option<Route>> {
+    async fn lookup(&self, address: IpAddr, flags: RouteFlags, oif: Option<u32>) -> io::Result<Option<Route>> {
         let mut message = RouteMessage::default();
         message.header.address_family = address_family(Family::of(address));
         message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
         message.header.flags = flags;
         message.attributes.push(RouteAttribute::Destination(address.into()));
-        let messages = match self.exchange(RouteNetlinkMessage::GetRoute(message), 0).await {
-            Ok((messages, _)) => messages,
+        message.attributes.extend(oif.map(RouteAttribute::Oif));
+        let hops = match self.exchange(RouteNetlinkMessage::GetRoute(message), 0, route_hops).await {
+            Ok((hops, _)) => hops,
             Err(error) if is_absent(&error) || is_unreachable(&error) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let hop = messages.iter().find_map(|message| match message {
-            RouteNetlinkMessage::NewRoute(message) => parse_route(message).into_iter().next(),
-            _ => None,
-        });
         // IPv4 answers with an error in its place.
-        let hop = hop.filter(|hop| hop.route.refusal.is_none());
+        let hop = hops.into_iter().next().filter(|hop| hop.route.refusal.is_none());
         let Some(Hop { oif, route }) = hop else { return Ok(None) };
         let dev = self.link_by_index(oif).await?.map(|link| link.name).unwrap_or_default();
         Ok(Some(Route { dev, ..route }))
@@ -464,12 +498,11 @@ impl Netlink {
         for family in Family::ALL {
             let mut message = RuleMessage::default();
             message.header.family = address_family(family);
-            let messages = match self.dump(RouteNetlinkMessage::GetRule(message)).await {
+            match self.dump(RouteNetlinkMessage::GetRule(message), |message| parse_rule(message, family)).await {
                 // A kernel without this family.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => continue,
-                messages => messages?,
-            };
-            rules.extend(messages.into_iter().filter_map(|message| parse_rule(message, family)));
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => {}
+                of_family => rules.extend(of_family?),
+            }
         }
         Ok(rules)
     }
@@ -599,9 +632,23 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub async fn add_route(&self, route: &Route) -> io::Result<()> {
+        if route.protocol != PROTOCOL {
+            return self.append_route(route).await;
+        }
+        self.new_route(route, NLM_F_EXCL).await
+    }
+
+    /// Adds a route, also beside another of its destination, table and metric, which still comes first.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn append_route(&self, route: &Route) -> io::Result<()> {
+        self.new_route(route, NLM_F_APPEND).await
+    }
+
+    async fn new_route(&self, route: &Route, flag: u16) -> io::Result<()> {
         let message = route_message(route, self.output(route).await?);
-        let beside = if route.protocol == PROTOCOL { NLM_F_EXCL } else { NLM_F_APPEND };
-        self.act(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | beside).await
+        self.act(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | flag).await
     }
 
     /// Removes a route.

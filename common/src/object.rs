@@ -235,11 +235,16 @@ impl Route {
         }
     }
 
-    /// Whether a routing daemon (BIRD, FRR) made it, by its routing protocol number (`linux/rtnetlink.h`, `RTPROT_*`). Such
-    /// a route comes and goes as the daemon says, and there may be a great many.
+    /// Whether a routing daemon made it: [`is_daemons`].
     pub fn is_daemons(&self) -> bool {
-        self.protocol > PROTOCOL_STATIC && ![PROTOCOL_RA, PROTOCOL_DHCP, PROTOCOL].contains(&self.protocol)
+        is_daemons(self.protocol)
     }
+}
+
+/// Whether a routing daemon (BIRD, FRR) makes routes of this protocol number (`linux/rtnetlink.h`, `RTPROT_*`). They come and go as
+/// the daemon says, and there may be a great many.
+pub fn is_daemons(protocol: u8) -> bool {
+    protocol > PROTOCOL_STATIC && ![PROTOCOL_RA, PROTOCOL_DHCP, PROTOCOL].contains(&protocol)
 }
 
 /// A policy routing rule: `from` and `fwmark` select, `table` is looked up.

@@ -1,6 +1,6 @@
 //! The CNI result of the plugins before this one (`prevResult`), as far as Underpass reads it.
 
-use std::{fmt, net::IpAddr};
+use std::{collections::HashSet, fmt, net::IpAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de::Error as _};
@@ -159,9 +159,9 @@ impl CniResult {
         self.ips_of(ifname).filter_map(|ip| ip.gateway).collect()
     }
 
-    /// The default gateway of an address's subnet.
-    pub fn gateway_of(&self, address: IpAddr) -> Option<IpAddr> {
-        self.ips.iter().find(|ip| ip.address.addr() == address)?.gateway
+    /// The routers of an interface: [`routers`].
+    pub fn routers_of(&self, ifname: &str) -> Vec<IpAddr> {
+        routers(&self.gateways_of(ifname), &self.routes_of(ifname))
     }
 
     /// The MAC address of an interface in the sandbox, if the result has one of six bytes.
@@ -178,6 +178,14 @@ impl CniResult {
         };
         self.ips.iter().filter(on)
     }
+}
+
+/// The routers of an interface with these gateways and routes, each once: the gateways, and the next hops of its default routes.
+pub fn routers(gateways: &[IpAddr], routes: &[object::Route]) -> Vec<IpAddr> {
+    let defaults = routes.iter().filter(|route| route.destination.prefix_len() == 0);
+    let mut seen = HashSet::new();
+    let all = gateways.iter().copied().chain(defaults.filter_map(|route| route.gateway));
+    all.filter(|router| seen.insert(*router)).collect()
 }
 
 #[cfg(test)]

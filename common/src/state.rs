@@ -14,7 +14,10 @@ use std::{
 
 use serde_json::Value;
 
-use crate::document::{PodDocument, Request, Share};
+use crate::{
+    document::{PodDocument, Request, Share},
+    failure::Failure,
+};
 
 /// The state directory: `UNDERPASS_STATE`, else `/run/underpass`.
 pub fn directory() -> PathBuf {
@@ -36,6 +39,17 @@ pub fn cluster() -> io::Result<Value> {
     match fs::read(directory().join(CLUSTER)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Value::Null),
         text => Ok(Value::Object(serde_json::from_slice(&text?)?)),
+    }
+}
+
+/// A failure for want of [`CLUSTER`], with what keeps the node agent from knowing the cluster, where it has said so.
+pub fn with_reason(failure: Failure) -> Failure {
+    match fs::read_to_string(directory().join(PENDING)) {
+        Ok(reason) => {
+            let details = format!("{}\nthe node agent says: {}", failure.details, reason.trim_end());
+            failure.details(details)
+        }
+        Err(_) => failure,
     }
 }
 

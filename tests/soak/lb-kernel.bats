@@ -1,27 +1,12 @@
 # The socket load balancer on Debian's own Linux 6.1, booted in QEMU by software emulation.
 
 load ../helpers
+load ../kernel
 load ../lb
 
 setup_file() {
-  local program
-  for program in qemu-system-x86_64 busybox cpio dpkg-deb apt-get; do
-    command -v $program >/dev/null || suite_skips "no $program: run scripts/setup --qemu" ||
-      return 0
-  done
-  lb_needs_program || return 0
-  kernel || suite_skips 'no package of Linux 6.1 could be downloaded: run apt-get update' || return 0
+  lb_needs_program && suite_needs_kernel || return 0
   programs || suite_skips 'no static bench client could be built' || return 0
-}
-
-# Debian's kernel, downloaded once.
-kernel() {
-  export KERNELS=${UNDERPASS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/underpass}/kernel
-  mkdir -p "$KERNELS"
-  [ -z "$(find "$KERNELS" -name 'linux-image-6.1.*.deb')" ] || return 0
-  local package
-  package=$(apt-cache depends linux-image-amd64 | sed -n 's/.*Depends: \(linux-image-6\.1\..*\)/\1/p' | head -1)
-  [ -n "$package" ] && (cd "$KERNELS" && apt-get download "$package")
 }
 
 # The loader, and the client of the benchmark, which checks what it is answered.
@@ -43,12 +28,7 @@ boot() {
     'mount -t bpf bpf /sys/fs/bpf' \
     'ip link set lo up' \
     'printf "kernel %s\n" "$(uname -r)"' \
-    'bpf-lb-load load --cgroup /cgroup/test' && cat; } |
-    bash "$LAB_SOURCE/boot" "$KERNELS"/linux-image-6.1.*.deb "$PROGRAMS" >"$BATS_TEST_TMPDIR/console" || {
-    cat "$BATS_TEST_TMPDIR/console"
-    return 1
-  }
-  grep -o '6\.1\.0-.*' "$BATS_TEST_TMPDIR/console" | head -1 | sed 's/^/# Linux /' >&3
+    'bpf-lb-load load --cgroup /cgroup/test' && cat; } | on_kernel "$PROGRAMS"
 }
 
 @test "on Linux 6.1 all programs load, and TCP and UDP are translated there and back" {

@@ -6,11 +6,12 @@ use std::{env, io, os::fd::RawFd, process::ExitCode};
 
 use clap::{Arg, ArgAction, value_parser};
 use common::{
+    cidrs,
     document::{Command, PodDocument, Request, VERSION},
     failure::{Code, Context, Failure},
     harness::{self, About},
     lock::Lock,
-    settings::LogOptions,
+    settings::{LogOptions, ModeSetting},
     state,
 };
 use serde_json::{Value, json};
@@ -31,6 +32,12 @@ fn main() -> ExitCode {
                 .value_parser(value_parser!(RawFd))
                 .help("Work for real: wait for the container's lock, on this open file descriptor of the caller, and keep the node \
                        agent from what a DEL or GC is about to remove"),
+        )
+        .arg(
+            Arg::new("wait-for-settings")
+                .long("wait-for-settings")
+                .action(ArgAction::SetTrue)
+                .help("Refuse ADD (code 11) and STATUS (50) until the node agent has said what the cluster's settings are"),
         );
     let flags = harness::matches(cli);
     if flags.get_flag("schema") {
@@ -41,17 +48,24 @@ fn main() -> ExitCode {
         Ok("VERSION") => Ok(vec![]),
         _ => harness::read_input(),
     };
-    let lock = flags.get_one("lock-fd").copied();
-    match stdin.as_deref().map_err(Clone::clone).and_then(|stdin| document(stdin, lock)) {
+    let (lock, waits) = (flags.get_one("lock-fd").copied(), flags.get_flag("wait-for-settings"));
+    match stdin.as_deref().map_err(Clone::clone).and_then(|stdin| document(stdin, lock, waits)) {
         Ok(document) => harness::print_json(&json!(document), ExitCode::SUCCESS),
         Err(failure) => harness::fail(ABOUT.name, stub(&stdin.unwrap_or_default()), failure),
     }
 }
 
-fn document(stdin: &[u8], lock: Option<RawFd>) -> Result<PodDocument, Failure> {
+fn document(stdin: &[u8], lock: Option<RawFd>, waits: bool) -> Result<PodDocument, Failure> {
     let cluster = state::cluster().unwrap_or_else(|error| json!({ "unreadable": error.to_string() }));
     let mut document = request::parse(|name| env::var(name).ok(), stdin, &cluster["settings"])?;
     let request = &document.request;
+    let takes_settings = matches!(request.command, Command::Add | Command::Status);
+    if waits && cluster.is_null() && takes_settings && document.settings.mode != ModeSetting::Disable {
+        return Err(state::with_reason(cidrs::unknown(request.command, "settings").details(
+            "the plugin was installed with a node agent, which says them: let that run on this node, or install the plugin without \
+             --with-agent",
+        )));
+    }
     // GC is about many containers, whatever the environment names, and locks each of them for itself.
     if let Some(lock) = lock.filter(|_| !request.container_id.is_empty() && request.command != Command::Gc) {
         Lock::Container(&request.container_id)

@@ -10,11 +10,11 @@ use std::{collections::HashSet, io, net::IpAddr};
 
 use common::{
     cidrs,
-    document::{Command, Mode, ModeKind, Nic, PodDocument, Routing, Share, Uplink},
+    document::{Command, Mode, ModeKind, Nic, PodDocument, Routing, Uplink},
     failure::{Code, Context, Failure},
     kernel::{Kernel, Pod as Sandbox},
     names::POD_VETH,
-    netlink::{Link, Netlink},
+    netlink::{Link, Netlink, is_link_local},
     object::{Family, Route},
     result::CniResult,
     settings::ModeSetting,
@@ -194,7 +194,7 @@ async fn claims(
     Ok(Claims {
         found: nic.found.clone(),
         macs: nic.mac.into_iter().chain(document.nic_mac()).collect(),
-        shares_mac: link.kind == "ipvlan",
+        shares_mac: link.is_ipvlan(),
         others,
         cluster: [cluster.service, cluster.pod].concat(),
         given,
@@ -262,15 +262,28 @@ impl Attachment<'_> {
         &self.document.settings.pod_default_cni_nic
     }
 
+    /// The node's addresses for the pod: the same whichever of its attachments this one is.
     async fn node_addresses(&self) -> io::Result<Vec<IpAddr>> {
-        let own = towards(&self.nic.addresses, |net| self.result.gateway_of(net.addr()));
-        let (pod, beside) = if self.document.is_first() {
-            (own, vec![])
-        } else {
-            let gateway = |net: &IpNet| gateway_of(&self.document.others, self.first(), Family::of(net.addr()));
-            (towards(&self.pod.global_addresses_of(self.first()), gateway), own)
+        let towards = |nic: &str| -> Vec<PodAddress> {
+            let nets = self.pod.global_addresses_of(nic).into_iter();
+            nets.map(|net| (net, self.router(nic, net))).collect()
         };
-        node::addresses(self.node, &pod, &beside, self.is_overlay()).await
+        let others = self.document.others.iter().map(|other| other.ifname.as_str());
+        let further = others.chain([self.nic.name.as_str()]).filter(|nic| *nic != self.first());
+        let beside: Vec<_> = further.flat_map(towards).collect();
+        node::addresses(self.node, &towards(self.first()), &beside, self.is_overlay()).await
+    }
+
+    /// The next hop from an address of an interface, as its prevResult has it: one in its subnet, if there are several. The node has no one way
+    /// to a link-local one.
+    fn router(&self, nic: &str, net: IpNet) -> Option<IpAddr> {
+        let mut routers = match self.document.others.iter().find(|other| other.ifname == nic) {
+            Some(other) => other.routers(),
+            None if nic == self.nic.name => self.result.routers_of(nic),
+            None => vec![],
+        };
+        routers.retain(|router| Family::of(*router) == Family::of(net.addr()) && !is_link_local(*router));
+        routers.iter().find(|router| net.contains(*router)).or(routers.first()).copied()
     }
 
     /// In overlay mode, the ways out by the pod's overlay interface, one of each family at most.
@@ -328,15 +341,4 @@ impl Attachment<'_> {
         }
         Ok(routing::routing(view))
     }
-}
-
-/// The addresses that the node is asked its way to, with the next hop where one is known.
-fn towards(addresses: &[IpNet], gateway: impl Fn(&IpNet) -> Option<IpAddr>) -> Vec<PodAddress> {
-    addresses.iter().map(|net| (*net, gateway(net))).collect()
-}
-
-/// The next hop of the default route that another of the pod's attachments was given.
-fn gateway_of(others: &[Share], nic: &str, family: Family) -> Option<IpAddr> {
-    let of_nic = others.iter().filter(|other| other.ifname == nic).flat_map(|other| &other.promised);
-    of_nic.filter(|route| route.destination == family.default_route()).find_map(|route| route.gateway)
 }

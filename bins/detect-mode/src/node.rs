@@ -81,7 +81,7 @@ pub async fn addresses(
 }
 
 /// The node's way to an address, or to the next hop of its subnet. After an earlier ADD a route of ours leads to the address
-/// itself, which says nothing: then it is what the main table says.
+/// itself, which says nothing: then it is the way by the link that the main table says, as it was before.
 async fn way(node: &Netlink, (net, gateway): PodAddress) -> io::Result<Option<Way>> {
     let towards = gateway.unwrap_or(net.addr());
     let is_ours = |route: Route| route.protocol == PROTOCOL;
@@ -91,8 +91,12 @@ async fn way(node: &Netlink, (net, gateway): PodAddress) -> io::Result<Option<Wa
     }
     let matching = main_routes(node, towards).await?.into_iter();
     // Of equal ones the kernel names the better first.
-    let best = matching.min_by_key(|route| Reverse(route.destination.prefix_len()));
-    Ok(best.map(|route| (route.source, route.dev)))
+    let Some(best) = matching.min_by_key(|route| Reverse(route.destination.prefix_len())) else { return Ok(None) };
+    let source = match best.source {
+        None => node.source_by(&best.dev, towards).await?,
+        source => source,
+    };
+    Ok(Some((source, best.dev)))
 }
 
 /// The routes of the main table to what contains an address.

@@ -26,7 +26,7 @@ pub struct Pod {
     pub links: Vec<Link>,
     /// Its addresses, as [`Netlink::detected_addresses`] has them.
     pub addresses: Vec<AddressEntry>,
-    /// The unicast routes of all tables.
+    /// The unicast routes of all tables, of routing daemons' those alone that are default ones.
     pub routes: Vec<Route>,
     /// The rules, whoever made them.
     pub rules: Vec<RuleEntry>,
@@ -91,7 +91,8 @@ impl Pod {
     /// # Errors
     /// What the kernel says.
     pub async fn complete(&mut self, netlink: &Netlink) -> io::Result<()> {
-        self.routes = netlink.routes(RouteFilter::default()).await?;
+        let counts = |route: &Route| !route.is_daemons() || route.destination.prefix_len() == 0;
+        self.routes = netlink.routes_where(RouteFilter::default(), counts).await?;
         self.survey(netlink).await
     }
 

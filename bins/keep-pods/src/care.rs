@@ -333,12 +333,13 @@ async fn note_whereabouts(
         }
         whereabouts.links.push((link.map_or(0, |link| link.index), name));
     }
+    whereabouts.destinations.extend(set_routes::plan::destinations(document));
     whereabouts.addresses.extend(mode.nic.addresses.iter().map(|net| net.addr()));
     whereabouts.node_addresses.extend(&mode.node_addresses);
     let rules = document.places.iter().filter(|place| place.netns == Netns::Node).map(|place| place.priority);
     whereabouts.rule = rules.chain([whereabouts.rule]).max().unwrap_or_default();
     let result = CniResult::previous(&document.request.config)?;
-    whereabouts.gateways.extend(result.ips.iter().filter_map(|ip| ip.gateway));
+    whereabouts.routers.extend(result.routers_of(&document.request.ifname));
     Ok(())
 }
 

@@ -28,6 +28,8 @@ use crate::{
 const WORKERS: usize = 8;
 /// An ADD that read the old CIDRs and ended after the change is found so soon.
 const RESCAN: Duration = Duration::from_secs(1);
+/// No more news than this wait to be heard, and no more are heard at once.
+pub const MOST_NEWS: usize = 1024;
 /// What changes one thing often changes more: so long after the first notification all of them count as one.
 const SETTLE: Duration = Duration::from_millis(20);
 /// A pod in which something happens all the time is looked at no more often.
@@ -96,7 +98,7 @@ impl Keeper {
             };
             if !heard.is_empty() {
                 thread::sleep(SETTLE);
-                heard.extend(news.try_iter());
+                heard.extend(news.try_iter().take(MOST_NEWS));
             }
             let (mut changed, begin) = (false, Instant::now());
             for news in heard {
@@ -152,7 +154,7 @@ impl Keeper {
 
     /// Looks whether the pods' plans would come out differently for what has changed on the node.
     fn look_at_node(&mut self) {
-        match Node::look(&self.gateways()) {
+        match Node::look(&self.routers()) {
             Ok(node) => {
                 if !node.agrees(&self.node) {
                     self.look_at_all();
@@ -220,14 +222,14 @@ impl Keeper {
         let again = whereabouts.lacking.map(|since| since + care::TAKING).filter(|again| now < *again);
         container.next = next.min(again.unwrap_or(next));
         let before = mem::replace(&mut container.whereabouts, whereabouts);
-        if container.whereabouts.gateways != before.gateways {
+        if container.whereabouts.routers != before.routers {
             // From here on the ways to these routers count: the pod was just looked at with what they are now.
             self.look_at_node();
         }
     }
 
-    fn gateways(&self) -> BTreeSet<IpAddr> {
-        self.containers.values().flat_map(|container| &container.whereabouts.gateways).copied().collect()
+    fn routers(&self) -> BTreeSet<IpAddr> {
+        self.containers.values().flat_map(|container| &container.whereabouts.routers).copied().collect()
     }
 
     /// Returns when the attachment is to be looked at again.

@@ -12,7 +12,7 @@ mod whereabouts;
 use std::{
     io,
     process::ExitCode,
-    sync::mpsc::{self, Sender},
+    sync::mpsc::{self, SyncSender},
     thread,
 };
 
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     harness::matches(harness::cli(ABOUT));
     harness::init_log(ABOUT.name, &LogOptions::default(), "");
     leave_children();
-    let (sender, news) = mpsc::channel();
+    let (sender, news) = mpsc::sync_channel(keeper::MOST_NEWS);
     for kind in Kind::ALL {
         match Listener::open(kind) {
             Ok(listener) => listen(listener, sender.clone()),
@@ -59,8 +59,9 @@ fn leave_children() {
     }
 }
 
-/// Passes on what the kernel says, until nobody listens any more.
-fn listen(mut listener: Listener, sender: Sender<News>) {
+/// Passes on what the kernel says, until nobody listens any more. What the keeper has no room for waits with the kernel, which says if it had
+/// to drop any.
+fn listen(mut listener: Listener, sender: SyncSender<News>) {
     thread::spawn(move || {
         loop {
             let notices = match listener.receive() {
@@ -78,7 +79,7 @@ fn listen(mut listener: Listener, sender: Sender<News>) {
 }
 
 /// Passes on standard input, a line for each change, and its end.
-fn read(sender: &Sender<News>) {
+fn read(sender: &SyncSender<News>) {
     for line in io::stdin().lines() {
         let Ok(line) = line else { break };
         let sent = match serde_json::from_str(&line) {

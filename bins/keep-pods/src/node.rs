@@ -24,14 +24,14 @@ impl Node {
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn look(gateways: &BTreeSet<IpAddr>) -> Result<Self, Failure> {
+    pub fn look(routers: &BTreeSet<IpAddr>) -> Result<Self, Failure> {
         harness::block_on(async {
             let netlink = Netlink::open().context(Code::Io, "cannot open a netlink socket on the node")?;
             let unreadable = "cannot read the node's addresses";
             let addresses = netlink.addresses().await.context(Code::Io, unreadable)?.into_iter();
             let mut ways = BTreeMap::new();
-            for gateway in gateways {
-                ways.insert(*gateway, netlink.source_towards(*gateway).await.context(Code::Io, unreadable)?);
+            for router in routers {
+                ways.insert(*router, netlink.source_towards(*router).await.context(Code::Io, unreadable)?);
             }
             Ok(Self { addresses: addresses.map(|address| (address.link, address.net)).collect(), ways })
         })?
@@ -39,7 +39,7 @@ impl Node {
 
     /// Whether what both looked at is the same.
     pub fn agrees(&self, other: &Self) -> bool {
-        let is_other = |(gateway, way)| other.ways.get(gateway).is_some_and(|other| other != way);
+        let is_other = |(router, way)| other.ways.get(router).is_some_and(|other| other != way);
         self.addresses == other.addresses && !self.ways.iter().any(is_other)
     }
 }

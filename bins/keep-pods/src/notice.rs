@@ -8,9 +8,10 @@ use std::{
 };
 
 use common::{
-    object::NFT_TABLE,
+    object::{Family, NFT_TABLE},
     wire::{self, u32_at},
 };
+use ipnet::IpNet;
 use netlink_sys::{
     Socket,
     protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
@@ -88,8 +89,8 @@ pub enum What {
     },
     /// A route.
     Route {
-        /// The destination, if it is a single address.
-        destination: Option<IpAddr>,
+        /// The destination.
+        destination: IpNet,
         /// The routing protocol number.
         protocol: u8,
     },
@@ -200,9 +201,13 @@ fn parse(source: Kind, kind: u16, body: &[u8]) -> Option<What> {
             What::Neighbour { index: u32_at(body, 4)?, address: address(value)? }
         }
         libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
-            let value = wire::attribute(body.get(12..)?, libc::RTA_DST);
-            let single = value.filter(|value| value.len() * 8 == usize::from(body[1]));
-            What::Route { destination: single.and_then(address), protocol: *body.get(5)? }
+            let destination = match (wire::attribute(body.get(12..)?, libc::RTA_DST), i32::from(body[0])) {
+                (Some(value), _) => IpNet::new(address(value)?, body[1]).ok()?,
+                (None, libc::AF_INET) => Family::Ipv4.default_route(),
+                (None, libc::AF_INET6) => Family::Ipv6.default_route(),
+                _ => return None,
+            };
+            What::Route { destination, protocol: body[5] }
         }
         libc::RTM_NEWRULE | libc::RTM_DELRULE => {
             let attributes = body.get(12..)?;

@@ -57,7 +57,10 @@ async fn in_the_pod(document: &mut PodDocument, kernel: &Kernel) -> io::Result<V
         return Ok(vec![]);
     };
     let deletes = document.request.command == Command::Del;
-    let routes = pod.netlink.routes(RouteFilter { refusing: !deletes, ..RouteFilter::default() }).await?;
+    let filter = RouteFilter { refusing: !deletes, ..RouteFilter::default() };
+    let destinations = plan::destinations(document);
+    let counts = |route: &Route| !route.is_daemons() || destinations.contains(&route.destination);
+    let routes = pod.netlink.routes_where(filter, counts).await?;
     let ours: Vec<bool> = if deletes {
         if document.numbers.is_none() {
             // The document was lost, or the first version made it.

@@ -1,6 +1,9 @@
 //! The routes in the pod and on the node. Pure.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeSet, HashSet},
+    net::IpAddr,
+};
 
 use common::{
     document::{Cidrs, Mode, ModeKind, NicTable, PodDocument},
@@ -32,6 +35,19 @@ pub fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
     let pod = pod.into_iter().map(|route| Placed::pod(Object::Route(route)));
     let node = to_the_pod(document).into_iter().map(|route| Placed::node(Object::Route(route)));
     Ok(pod.chain(node).collect())
+}
+
+/// Where the pod's routes of ours lead, of all its attachments, and where its default routes do: what somebody else has to another destination
+/// is in nobody's way.
+pub fn destinations(document: &PodDocument) -> HashSet<IpNet> {
+    let cidrs = document.cidrs.iter().chain(document.others.iter().map(|other| &other.cidrs));
+    let settings = document.others.iter().map(|other| &other.settings).chain([&document.settings]);
+    let policies = settings.flat_map(|settings| &settings.policy_routes).map(|policy| policy.dst);
+    let nodes = document.mode.iter().flat_map(|mode| &mode.node_addresses).copied().map(IpNet::from);
+    let routing = document.routing.tables.iter().flat_map(|table| &table.routes).chain(&document.routing.stays);
+    let defaults = Family::ALL.into_iter().map(Family::default_route);
+    let all = cidrs.flat_map(Cidrs::all).chain(policies).chain(nodes);
+    all.chain(routing.map(|route| route.destination)).chain(defaults).collect()
 }
 
 /// In ADD and CHECK: whether a route of the pod is this attachment's to replace, or to remove if it is not wanted.
@@ -92,7 +108,7 @@ pub struct Teardown<'a> {
 }
 
 impl<'a> Teardown<'a> {
-    /// `routes` are all unicast routes of the pod; `uplink_needed` says whether another attachment needs the pod's overlay
+    /// `routes` are the unicast routes of the pod, of routing daemons' the default ones at least; `uplink_needed` says whether another attachment needs the pod's overlay
     /// interface as its way into the node.
     pub fn new(document: &'a PodDocument, routes: &[Route], uplink_needed: bool) -> Self {
         let first = &document.settings.pod_default_cni_nic;

@@ -62,7 +62,7 @@ fn sync(document: &mut PodDocument, file: Option<&PathBuf>) -> Result<(), Failur
     };
     let cluster = cluster.context(Code::Io, "cannot read the cluster's CIDRs")?;
     let resolved = cidrs::resolve(&document.settings, &cluster, command, document.subnets());
-    document.cidrs = Some(resolved.map_err(why)?);
+    document.cidrs = Some(resolved.map_err(state::with_reason)?);
     Ok(())
 }
 
@@ -71,15 +71,4 @@ fn read(path: &Path) -> std::io::Result<Value> {
     let mut value: Value = serde_json::from_slice(&fs::read(path)?)?;
     let section = value.get_mut("cidrs").map(Value::take);
     Ok(section.unwrap_or(value))
-}
-
-/// What keeps the node agent from knowing the CIDRs, where it has said so.
-fn why(failure: Failure) -> Failure {
-    match fs::read_to_string(state::directory().join(state::PENDING)) {
-        Ok(reason) => {
-            let details = format!("{}\nthe node agent says: {}", failure.details, reason.trim_end());
-            failure.details(details)
-        }
-        Err(_) => failure,
-    }
 }

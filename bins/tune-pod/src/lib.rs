@@ -5,6 +5,8 @@ mod plan;
 mod probe;
 mod wire;
 
+use std::io;
+
 use common::{
     document::{Command, PodDocument},
     failure::{Code, Context, Failure},
@@ -15,7 +17,10 @@ use common::{
     plan::Found,
 };
 
-use crate::{probe::Inquiry, wire::Wire};
+use crate::{
+    probe::{Asker, Inquiry},
+    wire::Wire,
+};
 
 /// The tool.
 #[derive(Debug)]
@@ -53,15 +58,28 @@ impl Tool for TunePod {
         }
         if settings.detect_ip_conflict {
             let addresses = kernel.node.addresses().await.context(Code::Io, "cannot read the node's addresses")?;
-            let addresses: Vec<_> = addresses.iter().map(|(_, net)| net.addr()).collect();
+            let addresses: Vec<_> = addresses.iter().map(|entry| entry.net.addr()).collect();
             probe::refuse_the_nodes(document, &addresses)?;
         }
-        let links = kernel.pod()?.netlink.links().await.context(Code::Io, "cannot read the pod's links")?;
-        let own = links.iter().filter_map(|link| link.mac).collect();
+        let (pod, unreadable) = (&kernel.pod()?.netlink, "cannot read the pod's links");
+        let links = pod.links().await.context(Code::Io, unreadable)?;
         let Some(link) = links.iter().find(|link| link.name == document.request.ifname) else { return Ok(()) };
-        let Some(mut inquiry) = Inquiry::new(document, link.mac.unwrap_or_default(), own) else { return Ok(()) };
-        let ask = || Wire::open(link.index)?.inquire(&mut inquiry, &settings.detect_options);
-        kernel.within(Netns::Pod, ask).context(Code::Io, format!("cannot ask the network of {}", link.name))?
+        let (netns, wire) = wire_of(link, kernel).await.context(Code::Io, unreadable)?;
+        let Some(mac) = wire.mac.filter(|_| wire.arp) else {
+            log::warn!(
+                "{} is no Ethernet interface on which hosts ask for each other: no conflict and no gateway is detected",
+                link.name
+            );
+            return Ok(());
+        };
+        let nets = pod.addresses_of(link).await.context(Code::Io, unreadable)?;
+        let own = links.iter().filter_map(|link| link.mac).collect();
+        let asker = Asker { nic: link.name.clone(), mac, nets, own };
+        for mut inquiry in Inquiry::all(document, &asker) {
+            let ask = || Wire::open(wire.index)?.inquire(&mut inquiry, &settings.detect_options);
+            kernel.within(netns, ask).context(Code::Io, format!("cannot ask the network of {}", asker.nic))??;
+        }
+        Ok(())
     }
 
     async fn after_add(document: &PodDocument, kernel: &Kernel, done: &[Operation]) -> Result<(), Failure> {
@@ -77,6 +95,17 @@ impl Tool for TunePod {
             .within(Netns::Pod, announce)
             .context(Code::Io, format!("cannot announce the MAC address of {}", link.name))
     }
+}
+
+/// The link on which an interface's network is asked: itself or, for one of IPvlan, its parent on the node. Those of a parent have one MAC
+/// address, and the kernel gives an answer to the one that has the address to which it goes (`ipvlan_addr_lookup`); a probe is from none.
+async fn wire_of(link: &Link, kernel: &Kernel) -> io::Result<(Netns, Link)> {
+    let parent = match link.peer.filter(|_| link.is_ipvlan() && link.peer_elsewhere) {
+        Some(index) => kernel.node.link_by_index(index).await?,
+        None => None,
+    };
+    let parent = parent.filter(|parent| parent.mac == link.mac);
+    Ok(parent.map_or_else(|| (Netns::Pod, link.clone()), |parent| (Netns::Node, parent)))
 }
 
 async fn link(document: &PodDocument, pod: &Pod) -> Result<Option<Link>, Failure> {

@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use common::mac::Mac;
+use common::{mac::Mac, netlink::is_link_local};
+use ipnet::IpNet;
 use smoltcp::{
     phy::ChecksumCapabilities,
     wire::{
@@ -35,13 +36,24 @@ pub fn probe(mac: Mac, address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// Asks for a gateway. An ARP probe will do here too; a router that is solicited from no address would take it for
-/// duplicate address detection, so IPv6 asks from the link-local address that belongs to the MAC address.
-pub fn question(mac: Mac, gateway: IpAddr) -> Vec<u8> {
-    match gateway {
-        IpAddr::V4(_) => probe(mac, gateway),
-        IpAddr::V6(gateway) => solicitation(mac, mac.link_local(), gateway),
+/// Asks for a gateway, from one of the interface's addresses, `nets`: switches that inspect ARP drop what comes from none, and a
+/// router would take it for duplicate address detection. Without one IPv4 asks from none all the same, and IPv6 from the link-local
+/// address that belongs to the MAC address.
+pub fn question(mac: Mac, nets: &[IpNet], gateway: IpAddr) -> Vec<u8> {
+    match (source(nets, gateway), gateway) {
+        (Some(IpAddr::V4(source)), IpAddr::V4(gateway)) => arp(mac, source, gateway),
+        (Some(IpAddr::V6(source)), IpAddr::V6(gateway)) => solicitation(mac, source, gateway),
+        (_, IpAddr::V4(_)) => probe(mac, gateway),
+        (_, IpAddr::V6(gateway)) => solicitation(mac, mac.link_local(), gateway),
     }
+}
+
+/// Of these addresses the one to ask a gateway from: for IPv6 the link-local one, which no other host can have been given; else one in
+/// its subnet; else any of its family.
+fn source(nets: &[IpNet], gateway: IpAddr) -> Option<IpAddr> {
+    let of_family = nets.iter().filter(|net| net.addr().is_ipv4() == gateway.is_ipv4());
+    let is_own = |address: IpAddr| address.is_ipv6() && is_link_local(address);
+    of_family.min_by_key(|net| (!is_own(net.addr()), !net.contains(&gateway))).map(IpNet::addr)
 }
 
 /// Tells everybody on the link, switches included, which MAC address has an address: a gratuitous ARP request, or an
@@ -186,7 +198,23 @@ mod tests {
             let address = address.parse().unwrap();
             assert_eq!(claim(&probe(US, address)), Some(Claim { address, mac: US, tentative: true }));
         }
-        assert_eq!(claim(&question(US, "fd00:6::1".parse().unwrap())), None);
+        assert_eq!(claim(&question(US, &[], "fd00:6::1".parse().unwrap())), None);
+    }
+
+    #[test]
+    fn a_gateway_is_asked_from_an_address_of_the_interface_for_ipv6_the_link_local_one() {
+        let nets = ["10.9.0.9/24", "10.6.0.9/16", "fd00:6::9/64", "fe80::7/64"].map(|net| net.parse().unwrap());
+        let arp_sender = |nets: &[IpNet], gateway: &str| question(US, nets, gateway.parse().unwrap())[28..32].to_vec();
+        assert_eq!(arp_sender(&nets, "10.6.0.1"), [10, 6, 0, 9]);
+        assert_eq!(arp_sender(&nets, "10.7.0.1"), [10, 9, 0, 9]);
+        assert_eq!(arp_sender(&nets[2..], "10.6.0.1"), [0; 4]);
+        let source = |nets: &[IpNet]| {
+            let frame = question(US, nets, "fd00:6::1".parse().unwrap());
+            Ipv6Packet::new_checked(&frame[14..]).unwrap().src_addr().to_string()
+        };
+        assert_eq!(source(&nets), "fe80::7");
+        assert_eq!(source(&nets[..3]), "fd00:6::9");
+        assert_eq!(source(&nets[..2]), "fe80::ff:fe00:1");
     }
 
     proptest! {

@@ -13,14 +13,24 @@ use ipnet::IpNet;
 
 use crate::packet::{self, Claim};
 
-/// What is not known yet.
+/// Who asks: the interface of the CNI call.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Inquiry {
-    nic: String,
-    mac: Mac,
+pub struct Asker {
+    /// Its name.
+    pub nic: String,
+    /// Its MAC address.
+    pub mac: Mac,
+    /// All its addresses.
+    pub nets: Vec<IpNet>,
     /// The MAC addresses of all the pod's interfaces: on one network with this one, another of them answers for its
     /// addresses too.
-    own: Vec<Mac>,
+    pub own: Vec<Mac>,
+}
+
+/// What is not known yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inquiry<'a> {
+    asker: &'a Asker,
     addresses: Vec<IpAddr>,
     gateways: Vec<IpAddr>,
 }
@@ -43,32 +53,28 @@ pub fn refuse_the_nodes(document: &PodDocument, node: &[IpAddr]) -> Result<(), F
     }
 }
 
-impl Inquiry {
-    /// What the configuration wants to know of the interface with the MAC address `mac`, in a pod that has the MAC
-    /// addresses `own`; `None` if nothing.
-    pub fn new(document: &PodDocument, mac: Mac, own: Vec<Mac>) -> Option<Self> {
+impl<'a> Inquiry<'a> {
+    /// What the configuration wants to know, one after the other: who asks a gateway from an address takes it from a host that has it.
+    pub fn all(document: &PodDocument, asker: &'a Asker) -> Vec<Self> {
         let settings = &document.settings;
-        let result = CniResult::previous(&document.request.config).ok()?;
         let (mut addresses, mut gateways) = (vec![], vec![]);
         if settings.detect_ip_conflict {
             addresses = document.nic_addresses().iter().map(|net| net.addr()).collect();
         }
         if settings.detect_gateway {
-            let ifname = &document.request.ifname;
-            let defaults = result.routes_of(ifname).into_iter().filter(|route| route.destination.prefix_len() == 0);
-            let next_hops = defaults.filter_map(|route| route.gateway);
-            gateways = result.ips_of(ifname).filter_map(|ip| ip.gateway).chain(next_hops).collect();
-            gateways.sort();
-            gateways.dedup();
+            let result = CniResult::previous(&document.request.config).unwrap_or_default();
+            gateways = result.routers_of(&document.request.ifname);
         }
-        let nic = document.request.ifname.clone();
-        (!addresses.is_empty() || !gateways.is_empty()).then_some(Self { nic, mac, own, addresses, gateways })
+        let of_addresses = Self { asker, addresses, gateways: vec![] };
+        let of_gateways = Self { asker, addresses: vec![], gateways };
+        [of_addresses, of_gateways].into_iter().filter(|inquiry| !inquiry.is_over()).collect()
     }
 
     /// The frames to send: for each address, and each gateway that has not answered yet.
     pub fn frames(&self) -> Vec<Vec<u8>> {
-        let probes = self.addresses.iter().map(|address| packet::probe(self.mac, *address));
-        probes.chain(self.gateways.iter().map(|gateway| packet::question(self.mac, *gateway))).collect()
+        let Asker { mac, nets, .. } = self.asker;
+        let probes = self.addresses.iter().map(|address| packet::probe(*mac, *address));
+        probes.chain(self.gateways.iter().map(|gateway| packet::question(*mac, nets, *gateway))).collect()
     }
 
     /// Takes note of what a host says.
@@ -76,11 +82,11 @@ impl Inquiry {
     /// # Errors
     /// When another host has one of the addresses.
     pub fn hear(&mut self, claim: Claim) -> Result<(), Failure> {
-        if self.own.contains(&claim.mac) {
+        if self.asker.own.contains(&claim.mac) {
             return Ok(());
         }
         if self.addresses.contains(&claim.address) {
-            let (Claim { address, mac, .. }, nic) = (claim, &self.nic);
+            let (Claim { address, mac, .. }, nic) = (claim, &self.asker.nic);
             return Err(conflict(format!("another host has the address {address} of {nic}: its MAC address is {mac}")));
         }
         if !claim.tentative {
@@ -103,7 +109,7 @@ impl Inquiry {
             return Ok(());
         }
         let list: Vec<_> = self.gateways.iter().map(ToString::to_string).collect();
-        let msg = format!("no answer from the gateway of {}: {}", self.nic, list.join(", "));
+        let msg = format!("no answer from the gateway of {}: {}", self.asker.nic, list.join(", "));
         Err(Failure::new(Code::GatewayUnreachable, msg)
             .details("see to it that it answers ARP or neighbour solicitations, raise detectOptions, or set detectGateway to false"))
     }
@@ -113,10 +119,13 @@ impl Inquiry {
 mod tests {
     use super::*;
 
-    fn inquiry(addresses: &[&str], gateways: &[&str]) -> Inquiry {
+    fn asker() -> Asker {
+        Asker { nic: "eth0".to_owned(), mac: Mac([2; 6]), nets: vec![], own: vec![Mac([2; 6]), Mac([6; 6])] }
+    }
+
+    fn inquiry<'a>(asker: &'a Asker, addresses: &[&str], gateways: &[&str]) -> Inquiry<'a> {
         let parse = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
-        let (mac, own) = (Mac([2; 6]), vec![Mac([2; 6]), Mac([6; 6])]);
-        Inquiry { nic: "eth0".to_owned(), mac, own, addresses: parse(addresses), gateways: parse(gateways) }
+        Inquiry { asker, addresses: parse(addresses), gateways: parse(gateways) }
     }
 
     fn claim(address: &str, mac: u8, tentative: bool) -> Claim {
@@ -126,7 +135,7 @@ mod tests {
     #[test]
     fn another_host_with_an_address_or_about_to_take_it_is_a_conflict_that_names_its_mac() {
         for tentative in [false, true] {
-            let failure = inquiry(&["10.0.0.2"], &[]).hear(claim("10.0.0.2", 4, tentative)).unwrap_err();
+            let failure = inquiry(&asker(), &["10.0.0.2"], &[]).hear(claim("10.0.0.2", 4, tentative)).unwrap_err();
             assert_eq!(failure.code, Code::AddressConflict as u32);
             assert!(failure.msg.contains("04:04:04:04:04:04"), "{failure}");
         }
@@ -134,7 +143,8 @@ mod tests {
 
     #[test]
     fn what_we_say_ourselves_and_what_others_say_of_other_addresses_is_no_conflict() {
-        let mut inquiry = inquiry(&["10.0.0.2"], &[]);
+        let asker = asker();
+        let mut inquiry = inquiry(&asker, &["10.0.0.2"], &[]);
         assert_eq!(inquiry.hear(claim("10.0.0.2", 2, true)), Ok(()));
         assert_eq!(inquiry.hear(claim("10.0.0.2", 6, false)), Ok(()));
         assert_eq!(inquiry.hear(claim("10.0.0.3", 4, false)), Ok(()));
@@ -144,7 +154,8 @@ mod tests {
 
     #[test]
     fn it_is_over_when_all_gateways_have_answered_and_one_that_has_not_is_named() {
-        let mut inquiry = inquiry(&[], &["10.0.0.1", "fd00::1"]);
+        let asker = asker();
+        let mut inquiry = inquiry(&asker, &[], &["10.0.0.1", "fd00::1"]);
         inquiry.hear(claim("10.0.0.1", 4, false)).unwrap();
         inquiry.hear(claim("fd00::1", 4, true)).unwrap();
         assert_eq!(inquiry.frames().len(), 1);

@@ -7,7 +7,7 @@ use std::{
 
 use common::{failure::Failure, settings::DetectOptions};
 use nix::libc;
-use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
+use socket2::{Domain, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
 
 use crate::{packet, probe::Inquiry};
 
@@ -16,6 +16,37 @@ const FRAME: usize = 512;
 
 /// No more frames are in a socket's queue (`net.core.rmem_default` by the least that the kernel charges for a frame).
 const QUEUE: usize = 512;
+
+/// What of an interface's traffic is kept (bpf(4), linux/filter.h): ARP, neighbour solicitations and advertisements, of no VLAN but the
+/// interface's own. The parent of IPvlan interfaces has all that its node sends and receives. A jump says how many lines it passes over.
+const ASKED: [SockFilter; 12] = [
+    SockFilter::new(LOAD_WORD, 0, 0, VLAN_TAG),
+    SockFilter::new(IF_BITS, 9, 0, 0x0fff),
+    SockFilter::new(LOAD_HALF, 0, 0, ETHERTYPE),
+    SockFilter::new(IF_EQUAL, 6, 0, libc::ETH_P_ARP as u32),
+    SockFilter::new(IF_EQUAL, 0, 6, libc::ETH_P_IPV6 as u32),
+    SockFilter::new(LOAD_BYTE, 0, 0, NEXT_HEADER),
+    SockFilter::new(IF_EQUAL, 0, 4, libc::IPPROTO_ICMPV6 as u32),
+    SockFilter::new(LOAD_BYTE, 0, 0, ICMPV6_TYPE),
+    SockFilter::new(IF_EQUAL, 1, 0, SOLICITATION),
+    SockFilter::new(IF_EQUAL, 0, 1, ADVERTISEMENT),
+    SockFilter::new(RETURN, 0, 0, FRAME as u32),
+    SockFilter::new(RETURN, 0, 0, 0),
+];
+const LOAD_WORD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+const LOAD_HALF: u16 = (libc::BPF_LD | libc::BPF_H | libc::BPF_ABS) as u16;
+const LOAD_BYTE: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16;
+const IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+const IF_BITS: u16 = (libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K) as u16;
+const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+/// Places in a frame, in bytes; that of the VLAN's tag is the kernel's name for what it has taken out of the frame.
+const VLAN_TAG: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_VLAN_TAG) as u32;
+const ETHERTYPE: u32 = 12;
+const NEXT_HEADER: u32 = 20;
+const ICMPV6_TYPE: u32 = 54;
+/// Types of ICMPv6 (RFC 4861).
+const SOLICITATION: u32 = 135;
+const ADVERTISEMENT: u32 = 136;
 
 /// A socket for one interface.
 #[derive(Debug)]
@@ -27,9 +58,11 @@ impl Wire {
     /// # Errors
     /// What the kernel says.
     pub fn open(index: u32) -> io::Result<Self> {
+        // Until it is bound it receives nothing.
+        let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
+        socket.attach_filter(&ASKED)?;
         // Network byte order, as the kernel wants it.
         let protocol = (libc::ETH_P_ALL as u16).to_be();
-        let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(i32::from(protocol))))?;
         socket.bind(&link_address(index, protocol)?)?;
         Ok(Self(socket))
     }
@@ -104,5 +137,42 @@ fn link_address(index: u32, protocol: u16) -> io::Result<SockAddr> {
     unsafe {
         *storage.view_as::<libc::sockaddr_ll>() = address;
         Ok(SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::mac::Mac;
+
+    use super::*;
+
+    #[test]
+    fn of_what_an_interface_hears_arp_and_neighbour_discovery_are_kept_and_nothing_else() {
+        // A filter sees what comes into any socket.
+        let (sender, receiver) = Socket::pair(Domain::UNIX, Type::DGRAM, None).unwrap();
+        receiver.attach_filter(&ASKED).unwrap();
+        let mac = Mac([2, 0, 0, 0, 0, 1]);
+        let [arp, solicitation] = ["10.6.0.9", "fd00:6::9"].map(|address| packet::probe(mac, address.parse().unwrap()));
+        let advertisement = packet::announcement(mac, "fd00:6::9".parse().unwrap());
+        let changed = |frame: &[u8], at: u32, value: u8| {
+            let mut frame = frame.to_vec();
+            frame[at as usize] = value;
+            frame
+        };
+        let others = [
+            changed(&arp, ETHERTYPE + 1, 0),
+            changed(&advertisement, NEXT_HEADER, 6),
+            changed(&advertisement, ICMPV6_TYPE, 128),
+            advertisement[..40].to_vec(),
+        ];
+        let kept = [arp, solicitation, advertisement];
+        for frame in others.iter().chain(&kept) {
+            sender.send(frame).unwrap();
+        }
+        for frame in kept {
+            let mut buffer = [0; FRAME];
+            let length = (&receiver).read(&mut buffer).unwrap();
+            assert_eq!(buffer[..length], frame);
+        }
     }
 }

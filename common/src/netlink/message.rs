@@ -8,7 +8,7 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
     link::{
         AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
-        LinkMessage,
+        LinkLayerType, LinkMessage,
     },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     nsid::{NsidAttribute, NsidMessage},
@@ -61,8 +61,13 @@ pub(super) fn veth_message(veth: &Veth, pod: &NetnsFile) -> LinkMessage {
 
 pub(super) fn parse_link(message: RouteNetlinkMessage) -> Option<Link> {
     let RouteNetlinkMessage::NewLink(message) = message else { return None };
-    let mut link =
-        Link { index: message.header.index, up: message.header.flags.contains(LinkFlags::Up), ..Link::default() };
+    let header = &message.header;
+    let mut link = Link {
+        index: header.index,
+        up: header.flags.contains(LinkFlags::Up),
+        arp: header.link_layer_type == LinkLayerType::Ether && !header.flags.contains(LinkFlags::Noarp),
+        ..Link::default()
+    };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
@@ -245,7 +250,7 @@ pub(super) fn is_route_of(message: &RouteNetlinkMessage, family: Family) -> bool
 }
 
 /// The table of a route that is not ours.
-pub(super) fn foreign_table(message: &RouteNetlinkMessage) -> Option<u32> {
+pub(super) fn foreign_table(message: RouteNetlinkMessage) -> Option<u32> {
     let RouteNetlinkMessage::NewRoute(message) = message else { return None };
     let table = message.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Table(table) => Some(*table),
@@ -260,7 +265,15 @@ pub(super) struct Hop {
     pub(super) route: Route,
 }
 
-pub(super) fn parse_route(message: &RouteMessage) -> Vec<Hop> {
+/// A route, as one for each next hop.
+pub(super) fn route_hops(message: RouteNetlinkMessage) -> Vec<Hop> {
+    match message {
+        RouteNetlinkMessage::NewRoute(message) => parse_route(&message),
+        _ => vec![],
+    }
+}
+
+fn parse_route(message: &RouteMessage) -> Vec<Hop> {
     let family = match message.header.address_family {
         AddressFamily::Inet => Family::Ipv4,
         AddressFamily::Inet6 => Family::Ipv6,
