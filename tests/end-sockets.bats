@@ -13,16 +13,37 @@ setup() {
   lb_services
   FOLLOW=$BATS_TEST_TMPDIR/follow
   mkfifo "$FOLLOW"
-  # shellcheck disable=SC2016 # expanded by the inner shell
-  lab_spawn agent node1 sh -c 'exec "$0" follow <"$1" | "$2" ${3-}' "$(lab_lb_program)" "$FOLLOW" "$(es_program)" \
-    "${END_SOCKETS_FLAGS-}" 3>&-
-  exec 5>"$FOLLOW"
+  # shellcheck disable=SC2086 # a list
+  es_starts "$(es_program)" ${END_SOCKETS_FLAGS-}
 }
 
 teardown() {
-  [ -z "${SUITE_SKIP-}" ] || return 0
+  [ -n "${SUITE_SKIP-}" ] || es_stops
+}
+
+# es_starts COMMAND...: who follows, and end-sockets by that command.
+es_starts() {
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_spawn agent node1 sh -c 'follow=$1 && shift && "$0" follow <"$follow" | "$@"' "$(lab_lb_program)" "$FOLLOW" "$@" 3>&-
+  exec 5>"$FOLLOW"
+}
+
+es_stops() {
   exec 5>&-
-  [ ! -e "$LAB/pid/agent" ] || lab_stop agent
+  [ ! -e "$LAB/pid/agent" ] || lab_stop agent 2>/dev/null || true
+}
+
+# es_loads [LOAD OPTION...]: the programs anew, with maps of their own, while nobody follows.
+es_loads() {
+  es_stops
+  lab_until 5 lab_lb node1 unload
+  lab_reload node1 "$@"
+}
+
+# es_traced OPTION...: end-sockets starts anew, under strace.
+es_traced() {
+  es_stops
+  es_starts strace --quiet=all -f "$@" "$(es_program)"
 }
 
 # es_told_of COUNT: whether so many sockets were ended, by what the agent says.
@@ -334,8 +355,7 @@ PY
 @test "sockets of a backend that went while no writer ran are ended with the first table" {
   es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
   es_one_told SOCK_DGRAM 10
-  exec 5>&-
-  lab_stop agent 2>/dev/null || true
+  es_stops
   # The kernel's table changes, and nobody is there to read what follow says.
   lab_until 5 lab_lb node1 follow </dev/null
   lb_services "$(lb_service udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")")"
@@ -356,8 +376,7 @@ es_begins_anew() {
   local service now
   service='{"clusterIps": ["10.96.0.1"], "nodePort": 30080, "backends": [
     {"address": "127.0.0.2", "port": 8080}, {"address": "127.0.0.3", "port": 8080, "local": true}]}'
-  exec 5>&-
-  lab_stop agent 2>/dev/null || true
+  es_stops
   for now in '.internalTrafficPolicy = "Local"' '.backends[0].scope = "external"'; do
     lab_until 5 lb_services "$(lb_service web "$service")"
     es_client client <<'PY'
@@ -380,8 +399,7 @@ PY
   local blue green
   blue='{"clusterIps": ["10.96.0.1"], "created": "2026-01-01T00:00:00Z", "backends": [{"address": "127.0.0.2", "port": 8080}]}'
   green='{"clusterIps": ["10.96.0.2"], "created": "2026-02-01T00:00:00Z", "backends": [{"address": "127.0.0.3", "port": 8080}]}'
-  exec 5>&-
-  lab_stop agent
+  es_stops
   lab_until 5 lb_services "$(lb_service blue "$(jq -c '.externalIps = ["10.97.0.1", "10.97.0.2"]' <<<"$blue")")" "$(lb_service green "$green")"
   es_client client <<'PY'
 hold("127.0.0.2", "127.0.0.3")
@@ -417,15 +435,9 @@ PY
 # es_injects WHEN: the agent's end-sockets hears EOPNOTSUPP from the kernel at these calls of each thread: the first two ask for the lists of
 # TCP's sockets, what follows is to end one.
 es_injects() {
-  exec 5>&-
-  lab_stop agent 2>/dev/null || true
   # So that none has found its place taken: what few sockets keep is asked for too.
-  lab_until 5 lab_lb node1 unload
-  lab_reload node1
-  # shellcheck disable=SC2016 # expanded by the inner shell
-  lab_spawn agent node1 sh -c 'exec "$0" follow <"$1" | strace --quiet=all -f --trace=sendto --inject="sendto:error=EOPNOTSUPP:when=$3" \
-    --output=/dev/null "$2"' "$(lab_lb_program)" "$FOLLOW" "$(es_program)" "$1" 3>&-
-  exec 5>"$FOLLOW"
+  es_loads
+  es_traced --trace=sendto --inject="sendto:error=EOPNOTSUPP:when=$1" --output=/dev/null
 }
 
 @test "one socket that the kernel cannot end does not keep the others from being told, nor those of later" {
@@ -607,13 +619,8 @@ PY
 }
 
 @test "TCP sockets that found no place in the maps are told as well" {
-  exec 5>&-
-  lab_stop agent 2>/dev/null || true
-  lab_until 5 lab_lb node1 unload
-  lab_reload node1 --max-sockets 1
-  # shellcheck disable=SC2016 # expanded by the inner shell
-  lab_spawn agent node1 sh -c 'exec "$0" follow <"$1" | "$2"' "$(lab_lb_program)" "$FOLLOW" "$(es_program)" 3>&-
-  exec 5>"$FOLLOW"
+  es_loads --max-sockets 1
+  es_starts "$(es_program)"
   es_set tcp "$ES_ALL"
   es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
   es_client client <<'PY'
@@ -630,14 +637,8 @@ PY
 
 @test "where sockets found no place, namespaces are entered for a backend that somebody used, and for no other" {
   [ -n "$(command -v strace)" ] || skip 'no strace: run scripts/setup'
-  exec 5>&-
-  lab_stop agent 2>/dev/null || true
-  lab_until 5 lab_lb node1 unload
-  lab_reload node1 --max-sockets 1
-  # shellcheck disable=SC2016 # expanded by the inner shell
-  lab_spawn agent node1 sh -c 'exec "$0" follow <"$1" | strace --quiet=all -f --trace=setns --output="$3" "$2"' "$(lab_lb_program)" \
-    "$FOLLOW" "$(es_program)" "$BATS_TEST_TMPDIR/calls" 3>&-
-  exec 5>"$FOLLOW"
+  es_loads --max-sockets 1
+  es_traced --trace=setns --output="$BATS_TEST_TMPDIR/calls"
   # es_entered: how often a namespace was entered.
   es_entered() { grep -c setns "$BATS_TEST_TMPDIR/calls"; }
   es_set tcp "$ES_ALL"
