@@ -126,6 +126,140 @@ PY
   lab_until 5 es_told_of 54 || fail "$(<"$LAB/log/agent")"
 }
 
+@test "a UDP socket that is connected once and only written to goes on with another backend, of both families, mapped or not, also with a port and an address of its own, and a child's" {
+  # With the rights that the chart gives.
+  local rights='-all,+net_admin,+net_broadcast,+sys_admin,+dac_override,+sys_ptrace,+bpf,+perfmon'
+  es_stops
+  es_starts setpriv --bounding-set "$rights" --inh-caps "$rights" "$(es_program)"
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_client client <<'PY'
+until_connects(SOCK_DGRAM, "10.96.0.1")
+# A process that has it from another one, which has closed it, and is another user's.
+passed_on = connect(SOCK_DGRAM, "10.96.0.1")
+child = os.fork()
+if not child:
+    os.setuid(1337)
+    os._exit(goes_on(passed_on, "127.0.0.3", 20) is None)
+passed_on.close()
+hold("127.0.0.2", "fd01::2", "127.0.0.3", "fd01::3")
+to = ("10.96.0.1", AF_INET, "127.0.0.3"), ("fd02::1", AF_INET6, "fd01::3"), ("::ffff:10.96.0.1", AF_INET6, "127.0.0.3")
+own = (None, ("", 7001), ("127.0.0.4", 7006)), (None, ("", 7002), ("fd01::4", 7003)), (None, ("", 7004), ("::ffff:127.0.0.4", 7005))
+ones = []
+for (address, family, backend), names in zip(to, own):
+    for name in names:
+        one = new(SOCK_DGRAM, family)
+        if name:
+            one.bind(name)
+        one.connect((address, 80))
+        ones.append((one, address, backend, name))
+ready()
+for one, address, backend, name in ones:
+    errors = goes_on(one, backend)
+    # Who asks and waits is told once, and asks again. Meanwhile there is a moment in which it is not connected.
+    equal([error for error in errors or [] if error != "EDESTADDRREQ"], ["ECONNABORTED"], (address, name))
+    equal(one.getpeername()[:2], (address, 80))
+    host, port = one.getsockname()[:2]
+    equal(name in (None, ("", port), (host, port)), True, (name, host, port))
+equal(os.waitpid(child, 0)[1], 0, "the child's")
+PY
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
+  es_ends_well client || fail "$(<"$LAB/log/agent")"
+  metrics end-sockets sockets_ended_total 10 sockets_reconnected_total 10
+  assert_equal "$(jq -s '[.[].ended[].reconnected] | add' "$LAB/log/agent")" 10
+}
+
+@test "a UDP socket stays ended if its Service has no backend any more or it was bound to an interface, and somebody's own connect() stands" {
+  [ -n "$(command -v strace)" ] || skip 'no strace: run scripts/setup'
+  es_traced --trace=pidfd_getfd --inject=pidfd_getfd:delay_enter=1000000 --output=/dev/null
+  local service
+  for service in 1 2; do
+    es_set "udp$service" "$(jq -c --arg ip "10.96.0.$service" '.protocol = "UDP" | .clusterIps = [$ip]' <<<"$ES_ALL")"
+  done
+  es_client client <<'PY'
+hold("127.0.0.2", "127.0.0.3", "127.0.0.4")
+until_connects(SOCK_DGRAM, "10.96.0.2")
+elsewhere, none, bound = (connect(SOCK_DGRAM, address) for address in ("10.96.0.1", "10.96.0.2", "10.96.0.1"))
+bound.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+ready()
+equal(told([elsewhere]), ["ECONNABORTED"])
+elsewhere.connect(("127.0.0.4", PORT))
+equal(told([none, bound]), ["ECONNABORTED"] * 2)
+time.sleep(3)
+equal([errno_of(one.send, b"?") for one in (none, bound)], ["EDESTADDRREQ"] * 2)
+equal((elsewhere.getpeername(), answer(elsewhere)), (("127.0.0.4", PORT), "127.0.0.4"))
+PY
+  es_set udp1 "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
+  es_set udp2 '{"protocol": "UDP", "clusterIps": ["10.96.0.2"]}'
+  es_ends_well client || fail "$(<"$LAB/log/agent")"
+  metrics end-sockets sockets_ended_total 3 sockets_reconnected_total 0
+}
+
+@test "a UDP socket whose Service is left to the host path goes on by it" {
+  # As if the node answered.
+  lab_in node1/second ip address add 10.96.0.1/32 dev lo
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_client client second <<'PY'
+hold("127.0.0.2")
+serve("10.96.0.1", port=80)
+while reach(SOCK_DGRAM, "10.96.0.1") != "127.0.0.2":
+    time.sleep(.01)
+one = connect(SOCK_DGRAM, "10.96.0.1")
+ready()
+equal("ECONNABORTED" in (goes_on(one, "10.96.0.1") or []), True)
+PY
+  printf '{"remove": {"namespace": "test", "name": "udp"}}\n' >&5
+  es_ends_well client || fail "$(<"$LAB/log/agent")"
+  lab_in node1/second ip address delete 10.96.0.1/32 dev lo
+}
+
+@test "that a kernel gives no copy of a process' socket is said once, and the sockets are ended" {
+  [ -n "$(command -v strace)" ] || skip 'no strace: run scripts/setup'
+  es_traced --trace=pidfd_getfd --inject=pidfd_getfd:error=ENOSYS --output=/dev/null
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_client client <<'PY'
+hold("127.0.0.2", "127.0.0.3")
+until_connects(SOCK_DGRAM, "10.96.0.1")
+for step in "", "later":
+    one = connect(SOCK_DGRAM, "10.96.0.1")
+    ready(step)
+    equal(told([one]), ["ECONNABORTED"], step)
+    equal(errno_of(one.send, b"?"), "EDESTADDRREQ", step)
+PY
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
+  lab_until 10 test -e "$BATS_TEST_TMPDIR/client.readylater" || fail "$(<"$BATS_TEST_TMPDIR/client.out")"
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_ends_well client || fail "$(<"$LAB/log/agent")"
+  metrics end-sockets sockets_ended_total 2 sockets_reconnected_total 0
+  assert_equal "$(grep -c pidfd_getfd "$LAB/log/agent")" 1
+}
+
+@test "processes' descriptors are looked at where UDP sockets were ended, once for all of these, and for no others" {
+  [ -n "$(command -v strace)" ] || skip 'no strace: run scripts/setup'
+  es_traced --trace=%file --output="$BATS_TEST_TMPDIR/calls"
+  # es_looked: into which processes.
+  es_looked() { sed -n 's|.*"/proc/\([0-9]*\)/fd".*|\1|p' "$BATS_TEST_TMPDIR/calls" | sort; }
+  es_set tcp "$ES_ALL"
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_client client <<'PY'
+hold("127.0.0.2", "127.0.0.3")
+until_connects(SOCK_DGRAM, "10.96.0.1")
+tcp, udp = ([connect(kind, "10.96.0.1") for _ in range(5)] for kind in (SOCK_STREAM, SOCK_DGRAM))
+ready()
+equal(told(tcp), ["ECONNABORTED"] * 5)
+ready("told")
+equal([goes_on(one, "127.0.0.3") is None for one in udp], [False] * 5)
+PY
+  es_set tcp "$ES_OTHERS"
+  lab_until 10 test -e "$BATS_TEST_TMPDIR/client.readytold" || fail "$(<"$BATS_TEST_TMPDIR/client.out")"
+  lab_until 5 es_told_of 5 || fail "$(<"$LAB/log/agent")"
+  assert_equal "$(es_looked)" ''
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
+  es_ends_well client || fail "$(<"$LAB/log/agent")"
+  lab_until 5 es_told_of 10 || fail "$(<"$LAB/log/agent")"
+  [ -n "$(es_looked)" ] || fail "$(<"$BATS_TEST_TMPDIR/calls")"
+  assert_equal "$(es_looked | uniq -d)" ''
+}
+
 @test "who searches never has the maps mapped as a whole" {
   es_set tcp "$ES_ALL"
   es_one_told SOCK_STREAM 5
@@ -508,7 +642,8 @@ PY
   # A name that is no namespace's, and cannot be opened.
   lab_in node1 mkdir -p /run/netns
   lab_in node1 /usr/bin/python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind("/run/netns/none")'
-  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
+  # No other backend takes its place.
+  es_set udp "$(jq -c '.protocol = "UDP" | .backends = []' <<<"$ES_ALL")"
   lab_until 45 grep -q 'may stay' "$LAB/log/agent" || fail "$(<"$LAB/log/agent")"
   sleep 5
   lab_in node1 rm /run/netns/none

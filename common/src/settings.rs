@@ -664,7 +664,7 @@ The other tools of the agent have their flags by variables too, with the chart b
 
 `kubectl annotate service NAME underpass.io/socket-path=false` takes a Service out of the socket path on every node: its clients
 reach it by the host path alone, as long as the annotation is there. Connections that the socket path made to it end once, as if it were
-deleted. A value that is neither `\"true\"` nor `\"false\"` is of no account, and an Event on the Service says so. Where there is no host path (no
+deleted; connected UDP sockets go on by the host path. A value that is neither `\"true\"` nor `\"false\"` is of no account, and an Event on the Service says so. Where there is no host path (no
 kube-proxy, or `podCIDRType` none) such a Service leads nowhere. It is for
 
 * NodeLocal DNSCache that listens on kube-dns' ClusterIP, as Kubernetes' own manifest has it beside kube-proxy in iptables mode:

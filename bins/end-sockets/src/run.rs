@@ -27,7 +27,8 @@ use crate::{
     wanted::{Rules, Wanted, When},
 };
 
-/// Ends the sockets that were translated to backends which went, so that clients see an error and connect anew
+/// Ends the sockets that were translated to backends which went, so that clients see an error and connect anew; and connects
+/// UDP sockets itself
 ///
 /// Reads what `bpf-lb-load follow` prints, and looks into every network namespace of the node: it has to see the node's
 /// processes, and takes CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_PTRACE and CAP_BPF. Sockets that were connected to a pod's own
@@ -72,13 +73,27 @@ struct Report {
     protocol: service_table::Protocol,
     backend: String,
     ended: usize,
+    reconnected: usize,
 }
 
 #[derive(Default)]
 struct Counts {
     ended: Counter,
+    reconnected: Counter,
     errors: Counter,
     able: Gauge,
+}
+
+impl Counts {
+    fn register(&self) -> Metrics {
+        let mut metrics = Metrics::new("end-sockets");
+        let mut counter = |name, says, of: &Counter| metrics.registry.register(name, says, of.clone());
+        counter("sockets_ended", "Sockets that were ended since their backend went", &self.ended);
+        counter("sockets_reconnected", "Connected UDP sockets that were ended and connected anew", &self.reconnected);
+        counter("sockets_errors", "Searches for sockets that failed", &self.errors);
+        metrics.registry.register("sockets_endable", "Whether the kernel can end sockets", self.able.clone());
+        metrics
+    }
 }
 
 /// The search after one that failed.
@@ -109,17 +124,10 @@ fn work(cli: &Cli) -> Result<()> {
     let rules = Rules { tcp: cli.tcp, udp: cli.udp };
     let counts = Counts::default();
     counts.able.set(1);
-    let mut metrics = Metrics::new("end-sockets");
-    metrics.registry.register(
-        "sockets_ended",
-        "Sockets that were ended since their backend went",
-        counts.ended.clone(),
-    );
-    metrics.registry.register("sockets_errors", "Searches for sockets that failed", counts.errors.clone());
-    metrics.registry.register("sockets_endable", "Whether the kernel can end sockets", counts.able.clone());
+    let mut metrics = counts.register();
     let lines = read()?;
     // Those of a search that failed are searched for once more with the next ones, or when it is due.
-    let (mut wanted, mut retry, mut errors) = (Wanted::default(), None::<Retry>, vec![]);
+    let (mut wanted, mut retry, mut errors, mut refused) = (Wanted::default(), None::<Retry>, vec![], None);
     loop {
         metrics.write();
         let Some(gone) = batch(&lines) else { return Ok(()) };
@@ -139,6 +147,13 @@ fn work(cli: &Cli) -> Result<()> {
         let searched = maps(&cli.pin_dir).and_then(|peers| end(&peers, &wanted, cli.unconnected));
         let outcome = searched.unwrap_or_else(|error| Outcome::failed(&error));
         tell(&outcome, &errors, &counts, begun)?;
+        if let Some(error) = outcome.refused
+            && refused.replace(error) != Some(error)
+        {
+            log::warn!(
+                "UDP sockets are ended and not connected anew: a copy of a process' descriptor (pidfd_getfd): {error}"
+            );
+        }
         errors = outcome.errors;
         if is_due && !errors.is_empty() {
             retry = Retry::after(retry.map_or(0, |retry| retry.failed) + 1, Instant::now());
@@ -208,14 +223,21 @@ fn tell(outcome: &Outcome, before: &[String], counts: &Counts, begun: Instant) -
             "this kernel cannot end sockets (CONFIG_INET_DIAG_DESTROY): clients of a backend that goes are not told",
         );
     }
-    let mut reports = BTreeMap::new();
-    for ended in &outcome.ended {
+    let mut reports = BTreeMap::<_, (usize, usize)>::new();
+    for socket in &outcome.ended {
+        let of = (socket.service.clone(), socket.flow.service.protocol, socket.flow.backend);
+        let (ended, reconnected) = reports.entry(of).or_default();
+        *ended += 1;
+        *reconnected += usize::from(socket.is_reconnected);
         counts.ended.inc();
-        *reports.entry((ended.service.clone(), ended.flow.service.protocol, ended.flow.backend)).or_insert(0) += 1;
+        counts.reconnected.inc_by(u64::from(socket.is_reconnected));
     }
     let reports: Vec<_> = reports
         .into_iter()
-        .map(|((service, protocol, backend), ended)| Report { service, protocol, backend: backend.to_string(), ended })
+        .map(|((service, protocol, backend), (ended, reconnected))| {
+            let backend = backend.to_string();
+            Report { service, protocol, backend, ended, reconnected }
+        })
         .collect();
     if !reports.is_empty() {
         let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or_default();
