@@ -51,8 +51,10 @@ pub struct Cli {
     unconnected: bool,
 }
 
-/// What comes so soon after a search is one search, since each looks through all translated sockets.
-const PAUSE: Duration = Duration::from_millis(100);
+/// So long after a backend went its sockets are searched for, with those of others that went meanwhile. By then it may be
+/// back: endpoints that move from one EndpointSlice to another are in neither for a moment, as when a Service gets a port
+/// more (`finalize` in Kubernetes' endpointslice/reconciler.go).
+const GRACE: Duration = Duration::from_secs(1);
 /// The metrics are written so often, if they could not be before.
 const TICK: Duration = Duration::from_secs(2);
 /// So many searches fail before there is no other one. Each waits twice as long as the one before, the second for a tick.
@@ -128,22 +130,34 @@ fn work(cli: &Cli) -> Result<()> {
     let lines = read()?;
     // Those of a search that failed are searched for once more with the next ones, or when it is due.
     let (mut wanted, mut retry, mut errors, mut refused) = (Wanted::default(), None::<Retry>, vec![], None);
+    let mut next = None::<Instant>;
     loop {
         metrics.write();
-        let Some(gone) = batch(&lines) else { return Ok(()) };
+        let wait = next.map_or(TICK, |next| next.saturating_duration_since(Instant::now()));
+        let gone = match (batch(&lines, wait.min(TICK)), next) {
+            (Some(gone), _) => gone,
+            (None, Some(_)) => {
+                thread::sleep(wait);
+                vec![]
+            }
+            (None, None) => return Ok(()),
+        };
         if counts.able.get() == 0 {
             continue;
         }
-        let is_new = wanted.add(&gone, rules);
+        if wanted.add(&gone, rules) {
+            next.get_or_insert_with(|| Instant::now() + GRACE);
+        }
         if wanted.is_empty() {
-            retry = None;
+            (next, retry) = (None, None);
             continue;
         }
         let begun = Instant::now();
         let is_due = retry.as_ref().is_none_or(|retry| begun >= retry.due);
-        if !is_new && !is_due {
+        if next.map_or(!is_due, |next| begun < next) {
             continue;
         }
+        next = None;
         let searched = maps(&cli.pin_dir).and_then(|peers| end(&peers, &wanted, cli.unconnected));
         let outcome = searched.unwrap_or_else(|error| Outcome::failed(&error));
         tell(&outcome, &errors, &counts, begun)?;
@@ -164,7 +178,6 @@ fn work(cli: &Cli) -> Result<()> {
         if errors.is_empty() || retry.is_none() {
             (wanted, retry) = (Wanted::default(), None);
         }
-        thread::sleep(PAUSE);
     }
 }
 
@@ -197,9 +210,9 @@ fn read() -> Result<Receiver<Vec<Gone>>> {
     Ok(receiver)
 }
 
-/// Those that come together, none if none comes for a while, nothing when there are no more.
-fn batch(lines: &Receiver<Vec<Gone>>) -> Option<Vec<Gone>> {
-    match lines.recv_timeout(TICK) {
+/// Those that come together, none if none comes in that time, nothing when there are no more.
+fn batch(lines: &Receiver<Vec<Gone>>, wait: Duration) -> Option<Vec<Gone>> {
+    match lines.recv_timeout(wait) {
         Ok(mut batch) => {
             batch.extend(lines.try_iter().flatten());
             Some(batch)
