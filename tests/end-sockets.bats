@@ -13,16 +13,37 @@ setup() {
   lb_services
   FOLLOW=$BATS_TEST_TMPDIR/follow
   mkfifo "$FOLLOW"
-  # shellcheck disable=SC2016 # expanded by the inner shell
-  lab_spawn agent node1 sh -c 'exec "$0" follow <"$1" | "$2" ${3-}' "$(lab_lb_program)" "$FOLLOW" "$(es_program)" \
-    "${END_SOCKETS_FLAGS-}" 3>&-
-  exec 5>"$FOLLOW"
+  # shellcheck disable=SC2086 # a list
+  es_starts "$(es_program)" ${END_SOCKETS_FLAGS-}
 }
 
 teardown() {
-  [ -z "${SUITE_SKIP-}" ] || return 0
+  [ -n "${SUITE_SKIP-}" ] || es_stops
+}
+
+# es_starts COMMAND...: who follows, and end-sockets by that command.
+es_starts() {
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_spawn agent node1 sh -c 'follow=$1 && shift && "$0" follow <"$follow" | "$@"' "$(lab_lb_program)" "$FOLLOW" "$@" 3>&-
+  exec 5>"$FOLLOW"
+}
+
+es_stops() {
   exec 5>&-
-  [ ! -e "$LAB/pid/agent" ] || lab_stop agent
+  [ ! -e "$LAB/pid/agent" ] || lab_stop agent 2>/dev/null || true
+}
+
+# es_loads [LOAD OPTION...]: the programs anew, with maps of their own, while nobody follows.
+es_loads() {
+  es_stops
+  lab_until 5 lab_lb node1 unload
+  lab_reload node1 "$@"
+}
+
+# es_traced OPTION...: end-sockets starts anew, under strace.
+es_traced() {
+  es_stops
+  es_starts strace --quiet=all -f "$@" "$(es_program)"
 }
 
 # es_told_of COUNT: whether so many sockets were ended, by what the agent says.
@@ -105,6 +126,140 @@ PY
   lab_until 5 es_told_of 54 || fail "$(<"$LAB/log/agent")"
 }
 
+@test "a UDP socket that is connected once and only written to goes on with another backend, of both families, mapped or not, also with a port and an address of its own, and a child's" {
+  # With the rights that the chart gives.
+  local rights='-all,+net_admin,+net_broadcast,+sys_admin,+dac_override,+sys_ptrace,+bpf,+perfmon'
+  es_stops
+  es_starts setpriv --bounding-set "$rights" --inh-caps "$rights" "$(es_program)"
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_client client <<'PY'
+until_connects(SOCK_DGRAM, "10.96.0.1")
+# A process that has it from another one, which has closed it, and is another user's.
+passed_on = connect(SOCK_DGRAM, "10.96.0.1")
+child = os.fork()
+if not child:
+    os.setuid(1337)
+    os._exit(goes_on(passed_on, "127.0.0.3", 20) is None)
+passed_on.close()
+hold("127.0.0.2", "fd01::2", "127.0.0.3", "fd01::3")
+to = ("10.96.0.1", AF_INET, "127.0.0.3"), ("fd02::1", AF_INET6, "fd01::3"), ("::ffff:10.96.0.1", AF_INET6, "127.0.0.3")
+own = (None, ("", 7001), ("127.0.0.4", 7006)), (None, ("", 7002), ("fd01::4", 7003)), (None, ("", 7004), ("::ffff:127.0.0.4", 7005))
+ones = []
+for (address, family, backend), names in zip(to, own):
+    for name in names:
+        one = new(SOCK_DGRAM, family)
+        if name:
+            one.bind(name)
+        one.connect((address, 80))
+        ones.append((one, address, backend, name))
+ready()
+for one, address, backend, name in ones:
+    errors = goes_on(one, backend)
+    # Who asks and waits is told once, and asks again. Meanwhile there is a moment in which it is not connected.
+    equal([error for error in errors or [] if error != "EDESTADDRREQ"], ["ECONNABORTED"], (address, name))
+    equal(one.getpeername()[:2], (address, 80))
+    host, port = one.getsockname()[:2]
+    equal(name in (None, ("", port), (host, port)), True, (name, host, port))
+equal(os.waitpid(child, 0)[1], 0, "the child's")
+PY
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
+  es_ends_well client || fail "$(<"$LAB/log/agent")"
+  metrics end-sockets sockets_ended_total 10 sockets_reconnected_total 10
+  assert_equal "$(jq -s '[.[].ended[].reconnected] | add' "$LAB/log/agent")" 10
+}
+
+@test "a UDP socket stays ended if its Service has no backend any more or it was bound to an interface, and somebody's own connect() stands" {
+  [ -n "$(command -v strace)" ] || skip 'no strace: run scripts/setup'
+  es_traced --trace=pidfd_getfd --inject=pidfd_getfd:delay_enter=1000000 --output=/dev/null
+  local service
+  for service in 1 2; do
+    es_set "udp$service" "$(jq -c --arg ip "10.96.0.$service" '.protocol = "UDP" | .clusterIps = [$ip]' <<<"$ES_ALL")"
+  done
+  es_client client <<'PY'
+hold("127.0.0.2", "127.0.0.3", "127.0.0.4")
+until_connects(SOCK_DGRAM, "10.96.0.2")
+elsewhere, none, bound = (connect(SOCK_DGRAM, address) for address in ("10.96.0.1", "10.96.0.2", "10.96.0.1"))
+bound.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+ready()
+equal(told([elsewhere]), ["ECONNABORTED"])
+elsewhere.connect(("127.0.0.4", PORT))
+equal(told([none, bound]), ["ECONNABORTED"] * 2)
+time.sleep(3)
+equal([errno_of(one.send, b"?") for one in (none, bound)], ["EDESTADDRREQ"] * 2)
+equal((elsewhere.getpeername(), answer(elsewhere)), (("127.0.0.4", PORT), "127.0.0.4"))
+PY
+  es_set udp1 "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
+  es_set udp2 '{"protocol": "UDP", "clusterIps": ["10.96.0.2"]}'
+  es_ends_well client || fail "$(<"$LAB/log/agent")"
+  metrics end-sockets sockets_ended_total 3 sockets_reconnected_total 0
+}
+
+@test "a UDP socket whose Service is left to the host path goes on by it" {
+  # As if the node answered.
+  lab_in node1/second ip address add 10.96.0.1/32 dev lo
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_client client second <<'PY'
+hold("127.0.0.2")
+serve("10.96.0.1", port=80)
+while reach(SOCK_DGRAM, "10.96.0.1") != "127.0.0.2":
+    time.sleep(.01)
+one = connect(SOCK_DGRAM, "10.96.0.1")
+ready()
+equal("ECONNABORTED" in (goes_on(one, "10.96.0.1") or []), True)
+PY
+  printf '{"remove": {"namespace": "test", "name": "udp"}}\n' >&5
+  es_ends_well client || fail "$(<"$LAB/log/agent")"
+  lab_in node1/second ip address delete 10.96.0.1/32 dev lo
+}
+
+@test "that a kernel gives no copy of a process' socket is said once, and the sockets are ended" {
+  [ -n "$(command -v strace)" ] || skip 'no strace: run scripts/setup'
+  es_traced --trace=pidfd_getfd --inject=pidfd_getfd:error=ENOSYS --output=/dev/null
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_client client <<'PY'
+hold("127.0.0.2", "127.0.0.3")
+until_connects(SOCK_DGRAM, "10.96.0.1")
+for step in "", "later":
+    one = connect(SOCK_DGRAM, "10.96.0.1")
+    ready(step)
+    equal(told([one]), ["ECONNABORTED"], step)
+    equal(errno_of(one.send, b"?"), "EDESTADDRREQ", step)
+PY
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
+  lab_until 10 test -e "$BATS_TEST_TMPDIR/client.readylater" || fail "$(<"$BATS_TEST_TMPDIR/client.out")"
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_ends_well client || fail "$(<"$LAB/log/agent")"
+  metrics end-sockets sockets_ended_total 2 sockets_reconnected_total 0
+  assert_equal "$(grep -c pidfd_getfd "$LAB/log/agent")" 1
+}
+
+@test "processes' descriptors are looked at where UDP sockets were ended, once for all of these, and for no others" {
+  [ -n "$(command -v strace)" ] || skip 'no strace: run scripts/setup'
+  es_traced --trace=%file --output="$BATS_TEST_TMPDIR/calls"
+  # es_looked: into which processes.
+  es_looked() { sed -n 's|.*"/proc/\([0-9]*\)/fd".*|\1|p' "$BATS_TEST_TMPDIR/calls" | sort; }
+  es_set tcp "$ES_ALL"
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_client client <<'PY'
+hold("127.0.0.2", "127.0.0.3")
+until_connects(SOCK_DGRAM, "10.96.0.1")
+tcp, udp = ([connect(kind, "10.96.0.1") for _ in range(5)] for kind in (SOCK_STREAM, SOCK_DGRAM))
+ready()
+equal(told(tcp), ["ECONNABORTED"] * 5)
+ready("told")
+equal([goes_on(one, "127.0.0.3") is None for one in udp], [False] * 5)
+PY
+  es_set tcp "$ES_OTHERS"
+  lab_until 10 test -e "$BATS_TEST_TMPDIR/client.readytold" || fail "$(<"$BATS_TEST_TMPDIR/client.out")"
+  lab_until 5 es_told_of 5 || fail "$(<"$LAB/log/agent")"
+  assert_equal "$(es_looked)" ''
+  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
+  es_ends_well client || fail "$(<"$LAB/log/agent")"
+  lab_until 5 es_told_of 10 || fail "$(<"$LAB/log/agent")"
+  [ -n "$(es_looked)" ] || fail "$(<"$BATS_TEST_TMPDIR/calls")"
+  assert_equal "$(es_looked | uniq -d)" ''
+}
+
 @test "who searches never has the maps mapped as a whole" {
   es_set tcp "$ES_ALL"
   es_one_told SOCK_STREAM 5
@@ -159,7 +314,7 @@ PY
   # Another one serves meanwhile.
   drains=$(jq -c '. + {draining: [.backends[0] + {serving: true}], backends: (.backends[1:] + [{address: "127.0.0.3", port: 8080}])}' <<<"$ES_ALL")
   for protocol in TCP UDP; do es_set "${protocol,,}" "$(jq -c ".protocol = \"$protocol\"" <<<"$drains")"; done
-  sleep 0.5
+  sleep 2
   : >"$BATS_TEST_TMPDIR/client.readydrains"
   lab_until 5 test -e "$BATS_TEST_TMPDIR/client.readyseen" || fail "$(<"$BATS_TEST_TMPDIR/client.out")"
   for protocol in TCP UDP; do es_set "${protocol,,}" "$(jq -c ".protocol = \"$protocol\" | .draining[0].serving = false" <<<"$drains")"; done
@@ -184,7 +339,7 @@ PY
   local unready
   unready=$(jq -c '. + {protocol: "UDP", draining: [.backends[0] + {serving: false}], backends: .backends[1:]}' <<<"$ES_ALL")
   es_set udp "$unready"
-  sleep 0.5
+  sleep 2
   : >"$BATS_TEST_TMPDIR/client.readyunready"
   lab_until 5 test -e "$BATS_TEST_TMPDIR/client.readyseen" || fail "$(<"$BATS_TEST_TMPDIR/client.out")"
   es_set udp "$(jq -c '.backends += [{address: "127.0.0.3", port: 8080}]' <<<"$unready")"
@@ -262,7 +417,7 @@ PY
   lab_until 5 es_leads '[]'
   # Nor to one that is set again meanwhile.
   es_set thief '{"clusterIps": ["10.96.0.2"], "externalIps": ["10.96.0.1"], "created": "2026-02-01T00:00:00Z", "backends": [{"address": "127.0.0.5", "port": 8080}]}'
-  sleep 1
+  sleep 2
   es_leads '[]'
   ! grep '"ended"' "$LAB/log/agent" || fail 'a socket was ended'
   es_set api "$(jq -c 'del(.backends[0])' <<<"$both")"
@@ -292,6 +447,21 @@ PY
   es_ends_well client || fail "$(<"$LAB/log/agent")"
 }
 
+@test "connections to an endpoint that is away for a moment stay, as when it moves from one EndpointSlice to another" {
+  for protocol in TCP UDP; do es_set "${protocol,,}" "$(jq -c ".protocol = \"$protocol\"" <<<"$ES_ALL")"; done
+  es_client client <<'PY'
+hold("127.0.0.2")
+until_connects(SOCK_DGRAM, "10.96.0.1")
+ones = [connect(kind, "10.96.0.1") for kind in (SOCK_STREAM, SOCK_DGRAM)]
+ready()
+equal(told(ones, 3), [None] * 2)
+PY
+  for protocol in TCP UDP; do es_set "${protocol,,}" "$(jq -c ".protocol = \"$protocol\"" <<<"$ES_OTHERS")"; done
+  sleep 0.05
+  for protocol in TCP UDP; do es_set "${protocol,,}" "$(jq -c ".protocol = \"$protocol\"" <<<"$ES_ALL")"; done
+  es_ends_well client || fail "$(<"$LAB/log/agent")"
+}
+
 @test "connections to a Service's port that gets another name stay" {
   es_set port "$ES_ALL"
   es_client client <<'PY'
@@ -300,7 +470,7 @@ until_connects(SOCK_STREAM, "10.96.0.1")
 before = [connect(SOCK_STREAM, "10.96.0.1"), connect(SOCK_STREAM, "fd02::1", 80, AF_INET6)]
 ready()
 until_connects(SOCK_STREAM, "10.96.0.9")
-time.sleep(.5)
+time.sleep(2)
 equal([error_of(one) for one in before + [connect(SOCK_STREAM, "10.96.0.1")]], [None] * 3)
 PY
   # As watch-services says it: the new one first. A Service after it says when both were done.
@@ -334,8 +504,7 @@ PY
 @test "sockets of a backend that went while no writer ran are ended with the first table" {
   es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
   es_one_told SOCK_DGRAM 10
-  exec 5>&-
-  lab_stop agent 2>/dev/null || true
+  es_stops
   # The kernel's table changes, and nobody is there to read what follow says.
   lab_until 5 lab_lb node1 follow </dev/null
   lb_services "$(lb_service udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")")"
@@ -356,8 +525,7 @@ es_begins_anew() {
   local service now
   service='{"clusterIps": ["10.96.0.1"], "nodePort": 30080, "backends": [
     {"address": "127.0.0.2", "port": 8080}, {"address": "127.0.0.3", "port": 8080, "local": true}]}'
-  exec 5>&-
-  lab_stop agent 2>/dev/null || true
+  es_stops
   for now in '.internalTrafficPolicy = "Local"' '.backends[0].scope = "external"'; do
     lab_until 5 lb_services "$(lb_service web "$service")"
     es_client client <<'PY'
@@ -380,8 +548,7 @@ PY
   local blue green
   blue='{"clusterIps": ["10.96.0.1"], "created": "2026-01-01T00:00:00Z", "backends": [{"address": "127.0.0.2", "port": 8080}]}'
   green='{"clusterIps": ["10.96.0.2"], "created": "2026-02-01T00:00:00Z", "backends": [{"address": "127.0.0.3", "port": 8080}]}'
-  exec 5>&-
-  lab_stop agent
+  es_stops
   lab_until 5 lb_services "$(lb_service blue "$(jq -c '.externalIps = ["10.97.0.1", "10.97.0.2"]' <<<"$blue")")" "$(lb_service green "$green")"
   es_client client <<'PY'
 hold("127.0.0.2", "127.0.0.3")
@@ -417,15 +584,9 @@ PY
 # es_injects WHEN: the agent's end-sockets hears EOPNOTSUPP from the kernel at these calls of each thread: the first two ask for the lists of
 # TCP's sockets, what follows is to end one.
 es_injects() {
-  exec 5>&-
-  lab_stop agent 2>/dev/null || true
   # So that none has found its place taken: what few sockets keep is asked for too.
-  lab_until 5 lab_lb node1 unload
-  lab_reload node1
-  # shellcheck disable=SC2016 # expanded by the inner shell
-  lab_spawn agent node1 sh -c 'exec "$0" follow <"$1" | strace --quiet=all -f --trace=sendto --inject="sendto:error=EOPNOTSUPP:when=$3" \
-    --output=/dev/null "$2"' "$(lab_lb_program)" "$FOLLOW" "$(es_program)" "$1" 3>&-
-  exec 5>"$FOLLOW"
+  es_loads
+  es_traced --trace=sendto --inject="sendto:error=EOPNOTSUPP:when=$1" --output=/dev/null
 }
 
 @test "one socket that the kernel cannot end does not keep the others from being told, nor those of later" {
@@ -455,7 +616,7 @@ hold("127.0.0.2")
 until_connects(SOCK_STREAM, "10.96.0.1")
 ones = [connect(SOCK_STREAM, "10.96.0.1") for _ in range(2)]
 ready()
-equal(told(ones, 1), [None] * 2)
+equal(told(ones, 3), [None] * 2)
 PY
   es_set tcp "$ES_OTHERS"
   es_ends_well client || fail "$(<"$LAB/log/agent")"
@@ -496,7 +657,8 @@ PY
   # A name that is no namespace's, and cannot be opened.
   lab_in node1 mkdir -p /run/netns
   lab_in node1 /usr/bin/python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind("/run/netns/none")'
-  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
+  # No other backend takes its place.
+  es_set udp "$(jq -c '.protocol = "UDP" | .backends = []' <<<"$ES_ALL")"
   lab_until 45 grep -q 'may stay' "$LAB/log/agent" || fail "$(<"$LAB/log/agent")"
   sleep 5
   lab_in node1 rm /run/netns/none
@@ -542,7 +704,7 @@ threads = [threading.Thread(target=one_by_one) for _ in range(8)] + [
 time.sleep(.5)
 ready()
 wait_for(sys.argv[1] + "over")
-time.sleep(1)
+time.sleep(3)
 over.set()
 [thread.join() for thread in threads]
 equal(failed, [])
@@ -607,13 +769,8 @@ PY
 }
 
 @test "TCP sockets that found no place in the maps are told as well" {
-  exec 5>&-
-  lab_stop agent 2>/dev/null || true
-  lab_until 5 lab_lb node1 unload
-  lab_reload node1 --max-sockets 1
-  # shellcheck disable=SC2016 # expanded by the inner shell
-  lab_spawn agent node1 sh -c 'exec "$0" follow <"$1" | "$2"' "$(lab_lb_program)" "$FOLLOW" "$(es_program)" 3>&-
-  exec 5>"$FOLLOW"
+  es_loads --max-sockets 1
+  es_starts "$(es_program)"
   es_set tcp "$ES_ALL"
   es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
   es_client client <<'PY'
@@ -630,14 +787,8 @@ PY
 
 @test "where sockets found no place, namespaces are entered for a backend that somebody used, and for no other" {
   [ -n "$(command -v strace)" ] || skip 'no strace: run scripts/setup'
-  exec 5>&-
-  lab_stop agent 2>/dev/null || true
-  lab_until 5 lab_lb node1 unload
-  lab_reload node1 --max-sockets 1
-  # shellcheck disable=SC2016 # expanded by the inner shell
-  lab_spawn agent node1 sh -c 'exec "$0" follow <"$1" | strace --quiet=all -f --trace=setns --output="$3" "$2"' "$(lab_lb_program)" \
-    "$FOLLOW" "$(es_program)" "$BATS_TEST_TMPDIR/calls" 3>&-
-  exec 5>"$FOLLOW"
+  es_loads --max-sockets 1
+  es_traced --trace=setns --output="$BATS_TEST_TMPDIR/calls"
   # es_entered: how often a namespace was entered.
   es_entered() { grep -c setns "$BATS_TEST_TMPDIR/calls"; }
   es_set tcp "$ES_ALL"
@@ -650,7 +801,7 @@ sockets = [connect(SOCK_STREAM, "10.96.0.1") for _ in range(3)]
 # And one whose socket is closed already.
 connect(SOCK_DGRAM, "10.96.0.1").close()
 ready()
-equal(told(sockets), ["ECONNABORTED"] * len(sockets))
+equal(told(sockets, 20), ["ECONNABORTED"] * len(sockets))
 PY
   # The kernel lists to nobody what UDP sockets keep themselves.
   es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
@@ -658,7 +809,7 @@ PY
   es_set idle '{"clusterIps": ["10.96.0.7"], "backends": [{"address": "127.0.0.5", "port": 8080}]}'
   sleep 1
   printf '{"remove": {"namespace": "test", "name": "idle"}}\n' >&5
-  sleep 1
+  sleep 2
   assert_equal "$(es_entered)" 0
   es_set tcp "$ES_OTHERS"
   es_ends_well client || fail "$(<"$LAB/log/agent")"

@@ -25,14 +25,15 @@ services() {
 
 state() { printf '/run/services-%s\n' "$BATS_TEST_NUMBER"; }
 
-# follow FLAG...: the pipeline, in the background, until the test ends. What watch-services prints is in lines.
+# follow FLAG...: the pipeline, in the background, until the test ends. What watch-services prints is in lines, and READER reads what
+# bpf-lb-load prints.
 follow() {
   # shellcheck disable=SC2016 # expanded by the inner shell
   lab_spawn follow node1 env KUBECONFIG="${KUBECONFIG:-$LAB/kubernetes/admin.conf}" UNDERPASS_STATE="$(state)" \
-    FOLLOW="$(lab_lb_program)" CGROUP="${CGROUP-}" sh -c '
+    FOLLOW="$(lab_lb_program)" READER="${READER:-cat}" CGROUP="${CGROUP-}" sh -c '
       [ -z "$CGROUP" ] || echo 0 >"$CGROUP/cgroup.procs"
       sh -c "echo \$\$ >$UNDERPASS_STATE.pid; exec \"\$0\" \"\$@\"" "$0" --watch --node node1 "$@" |
-        tee "$UNDERPASS_STATE.lines" | "$FOLLOW" follow' "$(lab_libexec)/watch-services" "$@"
+        tee "$UNDERPASS_STATE.lines" | "$FOLLOW" follow | "$READER"' "$(lab_libexec)/watch-services" "$@"
 }
 
 # Ends watch-services, and waits for what reads from it.
@@ -136,6 +137,34 @@ restart_api() {
 }
 
 test_kernel() { [ "$(kernel "$1")" = true ]; }
+
+@test "connections stay when endpoints change their EndpointSlices by one call to the API after the other" {
+  local address
+  lab_sandbox node1 pod
+  for address in 10.0.0.1 10.0.0.2; do lab_in node1/pod ip address add "$address/32" dev lo; done
+  create "$(service web)" "$(slice web-1 web 10.0.0.1)" "$(slice web-2 web 10.0.0.2)"
+  READER=$(lab_libexec)/end-sockets follow
+  within 20 leads web 10.0.0.1 10.0.0.2
+  address=$(lab_kubectl get service web --output jsonpath='{.spec.clusterIP}')
+  lab_sockets node1/pod "$BATS_TEST_TMPDIR/ready" "$address" >"$BATS_TEST_TMPDIR/out" 2>&1 3>&- <<'PY' &
+hold("10.0.0.1", "10.0.0.2")
+ones = [connect(SOCK_STREAM, sys.argv[2]) for _ in range(20)]
+equal({answer(one) for one in ones}, {"10.0.0.1", "10.0.0.2"})
+ready()
+wait_for(sys.argv[1] + "moved")
+equal(told(ones, 3), [None] * len(ones))
+PY
+  local client=$!
+  lab_until 20 test -e "$BATS_TEST_TMPDIR/ready" || fail "$(<"$BATS_TEST_TMPDIR/out")"
+  slice web-1 web 10.0.0.2 | lab_kubectl replace --filename - >/dev/null 3>&- &
+  local first=$!
+  sleep 0.02
+  slice web-2 web 10.0.0.1 | lab_kubectl replace --filename - >/dev/null
+  wait "$first"
+  : >"$BATS_TEST_TMPDIR/readymoved"
+  wait "$client" || fail "$(<"$BATS_TEST_TMPDIR/out")" "$(<"$LAB/log/follow")"
+  leads web 10.0.0.1 10.0.0.2
+}
 
 @test "a Service whose annotation leaves it to the host path leaves the kernel, comes back without it, and is named where it says neither" {
   web

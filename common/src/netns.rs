@@ -8,7 +8,7 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd},
         unix::fs::MetadataExt,
     },
-    path::Path,
+    path::{Path, PathBuf},
     process, thread,
 };
 
@@ -56,7 +56,8 @@ impl NetnsId {
         Ok(Self::of(&fs::metadata(path)?))
     }
 
-    fn of(metadata: &Metadata) -> Self {
+    /// Of the namespace whose file that is of.
+    pub fn of(metadata: &Metadata) -> Self {
         Self { device: metadata.dev(), inode: metadata.ino() }
     }
 }
@@ -146,13 +147,18 @@ impl AsFd for NetnsFile {
     }
 }
 
+/// The folders in `/proc` of all processes that are seen.
+pub fn processes() -> impl Iterator<Item = PathBuf> {
+    fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
+        let is_process = entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit);
+        is_process.then(|| entry.path())
+    })
+}
+
 /// All network namespaces that some process is in, or that have a name: also those of pods that no CNI call of ours made,
 /// and the caller's own. Each once, whatever leads to it. And what went wrong with others.
 pub fn all() -> (Vec<File>, Vec<String>) {
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
-        let is_process = entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit);
-        is_process.then(|| entry.path().join("ns/net"))
-    });
+    let processes = processes().map(|process| process.join("ns/net"));
     let entries = |folder: &str| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let named = NAMED.into_iter().flat_map(entries);
     let (mut known, mut found, mut errors) = (HashSet::new(), Vec::new(), Vec::new());

@@ -125,6 +125,22 @@ def answer(connected):
     return connected.recv(64).decode()
 
 
+def goes_on(connected, backend, seconds=5):
+    """Writes on, whatever comes of it, until that backend answers. The names of the errors meanwhile, or None if it never does."""
+    errors, end = [], time.monotonic() + seconds
+    connected.settimeout(0.05)
+    while time.monotonic() < end:
+        if error := errno_of(connected.send, b"?"):
+            errors.append(error)
+        try:
+            if connected.recv(64).decode() == backend:
+                return errors
+        except OSError as error:
+            errors += [errno.errorcode[error.errno]] if error.errno else []
+        time.sleep(0.05)
+    return None
+
+
 def reach(kind, address, port=80, family=None):
     """Which backend a new connection to address reaches."""
     with connect(kind, address, port, family) as connected:

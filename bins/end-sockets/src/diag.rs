@@ -41,6 +41,10 @@ pub struct Found {
     pub remote: SocketAddr,
     /// What the balancer keeps with it, if it was asked for and there is any: an [`Overflow`].
     pub overflow: Option<Vec<u8>>,
+    /// That of its file, or 0 if it has none.
+    pub inode: u32,
+    /// The index of the interface that it is bound to, or 0.
+    pub interface: u32,
     family: u8,
     id: [u8; ID],
 }
@@ -175,7 +179,8 @@ fn error(body: &[u8]) -> io::Result<()> {
     }
 }
 
-fn parse(body: &[u8]) -> Option<Found> {
+/// A message of the kernel's about a socket: `struct inet_diag_msg`, and attributes.
+pub fn parse(body: &[u8]) -> Option<Found> {
     let family = *body.first()?;
     let id: [u8; ID] = body.get(4..4 + ID)?.try_into().ok()?;
     let port = u16::from_be_bytes([id[2], id[3]]);
@@ -188,18 +193,25 @@ fn parse(body: &[u8]) -> Option<Found> {
     };
     let cookie = id.get(40..48)?.as_chunks::<4>().0;
     let [low, high] = [cookie.first()?, cookie.get(1)?].map(|word| u64::from(u32::from_ne_bytes(*word)));
+    let (interface, inode) = (wire::u32_at(&id, 36)?, wire::u32_at(body, MESSAGE - 4)?);
     let overflow = wire::attribute(body.get(MESSAGE..)?, INET_DIAG_SK_BPF_STORAGES)
         .and_then(|storages| wire::attribute(storages, SK_DIAG_BPF_STORAGE))
         .and_then(|storage| wire::attribute(storage, SK_DIAG_BPF_STORAGE_MAP_VALUE))
         .filter(|value| value.len() >= size_of::<Overflow>())
         .map(<[u8]>::to_vec);
-    Some(Found { cookie: high << 32 | low, remote: SocketAddr::new(address, port), overflow, family, id })
+    let (cookie, remote) = (high << 32 | low, SocketAddr::new(address, port));
+    Some(Found { cookie, remote, overflow, inode, interface, family, id })
 }
 
 /// Whether the connection's translation is what the storage begins with.
 const _: () = assert!(offset_of!(Overflow, connection) == 0);
 
 impl Found {
+    /// Whether it is one for IPv6, also if it is connected to an IPv4-mapped address.
+    pub fn is_ipv6(&self) -> bool {
+        i32::from(self.family) == libc::AF_INET6
+    }
+
     /// The endpoints of the connection that the storage remembers: what was asked for, and what it became.
     pub fn remembered(&self) -> Option<(SocketAddr, SocketAddr)> {
         let storage = self.overflow.as_ref()?;

@@ -17,10 +17,13 @@ use bpf_lb_load::{
     peers::{Flow, Peers},
     spec::Frontend,
 };
-use common::netns;
+use common::netns::{self, NetnsId};
+use rustix::io::Errno;
 use service_table::Protocol;
 
 use crate::{
+    anew::Anew,
+    connect::connect,
     diag::{Diag, Found, Query},
     wanted::Wanted,
 };
@@ -34,6 +37,10 @@ pub struct Ended {
     pub flow: Flow,
     /// Whose address it had asked for.
     pub service: Option<Arc<str>>,
+    /// How it is to be connected anew.
+    pub anew: Option<Anew>,
+    /// Whether it was.
+    pub is_reconnected: bool,
 }
 
 /// What was done.
@@ -45,6 +52,8 @@ pub struct Outcome {
     pub errors: Vec<String>,
     /// The kernel cannot end sockets.
     pub unable: bool,
+    /// Why a socket that a process holds could not be connected anew.
+    pub refused: Option<Errno>,
 }
 
 impl Outcome {
@@ -68,7 +77,7 @@ struct Search<'a> {
     outcome: Mutex<Outcome>,
 }
 
-/// Ends them.
+/// Ends them, and connects those of UDP anew.
 ///
 /// # Errors
 /// When the maps cannot be read.
@@ -92,6 +101,11 @@ pub fn end(peers: &Peers, wanted: &Wanted, unconnected: bool) -> Result<Outcome>
     search.everywhere(&namespaces);
     let mut outcome = search.outcome.into_inner().ok().context("a thread died")?;
     outcome.unable = search.unable.into_inner();
+    let connected = connect(outcome.ended.iter().filter_map(|ended| ended.anew));
+    for ended in &mut outcome.ended {
+        ended.is_reconnected = ended.anew.is_some_and(|anew| connected.cookies.contains(&anew.cookie));
+    }
+    outcome.refused = connected.refused;
     outcome.errors.sort();
     outcome.errors.dedup();
     Ok(outcome)
@@ -130,7 +144,8 @@ impl Search<'_> {
                 if self.is_over() {
                     break;
                 }
-                if let Err(error) = netns::within(netns, || self.here()) {
+                let search = |file| netns::within(netns, || self.here(NetnsId::of(&file)));
+                if let Err(error) = netns.metadata().and_then(search) {
                     self.note(|outcome| outcome.errors.push(error.to_string()));
                 }
             }
@@ -154,7 +169,7 @@ impl Search<'_> {
     }
 
     /// In the calling thread's network namespace.
-    fn here(&self) -> io::Result<()> {
+    fn here(&self, netns: NetnsId) -> io::Result<()> {
         let mut diag = Diag::open()?;
         let storage = self.storage.then(|| self.peers.overflow.fd().as_fd());
         let subflows = self.subflows(&mut diag, storage)?;
@@ -176,8 +191,14 @@ impl Search<'_> {
             let list = diag.list(Query { protocol, multipath: false, port, unconnected, storage })?;
             let mut verdicts = Verdicts::new(self.peers, self.wanted);
             for found in list {
-                if let Err(error) = self.look_at(&mut diag, protocol, &found, &subflows, &mut verdicts) {
-                    self.note(|outcome| outcome.errors.push(error.to_string()));
+                match self.look_at(&mut diag, protocol, &found, &subflows, &mut verdicts) {
+                    Ok(None) => {}
+                    Ok(Some((flow, service))) => {
+                        let anew = Anew::of(netns, &found, &flow);
+                        let ended = Ended { flow, service, anew, is_reconnected: false };
+                        self.note(|outcome| outcome.ended.push(ended));
+                    }
+                    Err(error) => self.note(|outcome| outcome.errors.push(error.to_string())),
                 }
             }
         }
@@ -199,6 +220,7 @@ impl Search<'_> {
         }
     }
 
+    /// Ends a socket if it is one to end. Says then what it was, and whose address it had asked for.
     fn look_at(
         &self,
         diag: &mut Diag,
@@ -206,16 +228,16 @@ impl Search<'_> {
         found: &Found,
         subflows: &HashMap<u64, Flow>,
         verdicts: &mut Verdicts<'_>,
-    ) -> io::Result<()> {
+    ) -> io::Result<Option<(Flow, Option<Arc<str>>)>> {
         let known = self.known.get(&found.cookie).into_iter().flatten().chain(subflows.get(&found.cookie)).copied();
         // It may have gone on to somewhere else.
         let is_there = |flow: &Flow| found.remote == flow.backend || found.remote.port() == 0;
         let is_it = |flow: &Flow| flow.service.protocol == protocol && is_there(flow) && self.wanted.concerns(flow);
-        let Some(flow) = known.chain(kept(found, protocol)).find(is_it) else { return Ok(()) };
-        let Some(service) = verdicts.of(&flow)?.clone() else { return Ok(()) };
+        let Some(flow) = known.chain(kept(found, protocol)).find(is_it) else { return Ok(None) };
+        let Some(service) = verdicts.of(&flow)?.clone() else { return Ok(None) };
         self.left.fetch_sub(usize::from(self.known.contains_key(&found.cookie)), Ordering::Relaxed);
         match diag.destroy(protocol, found) {
-            Ok(()) => self.note(|outcome| outcome.ended.push(Ended { flow, service })),
+            Ok(()) => return Ok(Some((flow, service))),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
             // What the process has closed meanwhile is no whole socket, which Linux 5.15 cannot end (`tcp_abort`).
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
@@ -225,7 +247,7 @@ impl Search<'_> {
             }
             Err(error) => return Err(error),
         }
-        Ok(())
+        Ok(None)
     }
 }
 

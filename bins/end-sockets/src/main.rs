@@ -1,5 +1,7 @@
 //! Ends the sockets that were translated to backends which went.
 
+mod anew;
+mod connect;
 mod diag;
 mod end;
 mod run;

@@ -31,7 +31,8 @@ use crate::{
     wanted::{Rules, Wanted, When},
 };
 
-/// Ends the sockets that were translated to backends which went, so that clients see an error and connect anew
+/// Ends the sockets that were translated to backends which went, so that clients see an error and connect anew; and connects
+/// UDP sockets itself
 ///
 /// Reads what `bpf-lb-load follow` prints, and looks into every network namespace of the node: it has to see the node's
 /// processes, and takes CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_PTRACE and CAP_BPF. Sockets that were connected to a pod's own
@@ -54,8 +55,10 @@ pub struct Cli {
     unconnected: bool,
 }
 
-/// What comes so soon after a search is one search, since each looks through all translated sockets.
-const PAUSE: Duration = Duration::from_millis(100);
+/// So long after a backend went its sockets are searched for, with those of others that went meanwhile. By then it may be
+/// back: endpoints that move from one EndpointSlice to another are in neither for a moment, as when a Service gets a port
+/// more (`finalize` in Kubernetes' endpointslice/reconciler.go).
+const GRACE: Duration = Duration::from_secs(1);
 /// The metrics are written so often, if they could not be before.
 const TICK: Duration = Duration::from_secs(2);
 /// So many searches fail before there is no other one. Each waits twice as long as the one before, the second for a tick.
@@ -76,10 +79,12 @@ struct Report {
     protocol: service_table::Protocol,
     backend: String,
     ended: usize,
+    reconnected: usize,
 }
 
 struct Counts {
     ended: Counter,
+    reconnected: Counter,
     errors: Counter,
     able: Gauge,
 }
@@ -88,6 +93,11 @@ impl Counts {
     fn registered(registry: &mut Registry) -> Self {
         Self {
             ended: registered(registry, "sockets_ended", "Sockets that were ended since their backend went"),
+            reconnected: registered(
+                registry,
+                "sockets_reconnected",
+                "Connected UDP sockets that were ended and connected anew",
+            ),
             errors: registered(registry, "sockets_errors", "Searches for sockets that failed"),
             able: registered(registry, "sockets_endable", "Whether the kernel can end sockets"),
         }
@@ -125,26 +135,45 @@ fn work(cli: &Cli) -> Result<()> {
     counts.able.set(1);
     let lines = read()?;
     // Those of a search that failed are searched for once more with the next ones, or when it is due.
-    let (mut wanted, mut retry, mut errors) = (Wanted::default(), None::<Retry>, vec![]);
+    let (mut wanted, mut retry, mut errors, mut refused) = (Wanted::default(), None::<Retry>, vec![], None);
+    let mut next = None::<Instant>;
     loop {
         metrics.write();
-        let Some(gone) = batch(&lines) else { return Ok(()) };
+        let wait = next.map_or(TICK, |next| next.saturating_duration_since(Instant::now()));
+        let gone = match (batch(&lines, wait.min(TICK)), next) {
+            (Some(gone), _) => gone,
+            (None, Some(_)) => {
+                thread::sleep(wait);
+                vec![]
+            }
+            (None, None) => return Ok(()),
+        };
         if counts.able.get() == 0 {
             continue;
         }
-        let is_new = wanted.add(&gone, rules);
+        if wanted.add(&gone, rules) {
+            next.get_or_insert_with(|| Instant::now() + GRACE);
+        }
         if wanted.is_empty() {
-            retry = None;
+            (next, retry) = (None, None);
             continue;
         }
         let begun = Instant::now();
         let is_due = retry.as_ref().is_none_or(|retry| begun >= retry.due);
-        if !is_new && !is_due {
+        if next.map_or(!is_due, |next| begun < next) {
             continue;
         }
+        next = None;
         let searched = maps(&cli.pin_dir).and_then(|peers| end(&peers, &wanted, cli.unconnected));
         let outcome = searched.unwrap_or_else(|error| Outcome::failed(&error));
         tell(&outcome, &errors, &counts, begun)?;
+        if let Some(error) = outcome.refused
+            && refused.replace(error) != Some(error)
+        {
+            log::warn!(
+                "UDP sockets are ended and not connected anew: a copy of a process' descriptor (pidfd_getfd): {error}"
+            );
+        }
         errors = outcome.errors;
         if is_due && !errors.is_empty() {
             retry = Retry::after(retry.map_or(0, |retry| retry.failed) + 1, Instant::now());
@@ -155,7 +184,6 @@ fn work(cli: &Cli) -> Result<()> {
         if errors.is_empty() || retry.is_none() {
             (wanted, retry) = (Wanted::default(), None);
         }
-        thread::sleep(PAUSE);
     }
 }
 
@@ -188,9 +216,9 @@ fn read() -> Result<Receiver<Vec<Gone>>> {
     Ok(receiver)
 }
 
-/// Those that come together, none if none comes for a while, nothing when there are no more.
-fn batch(lines: &Receiver<Vec<Gone>>) -> Option<Vec<Gone>> {
-    match lines.recv_timeout(TICK) {
+/// Those that come together, none if none comes in that time, nothing when there are no more.
+fn batch(lines: &Receiver<Vec<Gone>>, wait: Duration) -> Option<Vec<Gone>> {
+    match lines.recv_timeout(wait) {
         Ok(mut batch) => {
             batch.extend(lines.try_iter().flatten());
             Some(batch)
@@ -214,14 +242,21 @@ fn tell(outcome: &Outcome, before: &[String], counts: &Counts, begun: Instant) -
             "this kernel cannot end sockets (CONFIG_INET_DIAG_DESTROY): clients of a backend that goes are not told",
         );
     }
-    let mut reports = BTreeMap::new();
-    for ended in &outcome.ended {
+    let mut reports = BTreeMap::<_, (usize, usize)>::new();
+    for socket in &outcome.ended {
+        let of = (socket.service.clone(), socket.flow.service.protocol, socket.flow.backend);
+        let (ended, reconnected) = reports.entry(of).or_default();
+        *ended += 1;
+        *reconnected += usize::from(socket.is_reconnected);
         counts.ended.inc();
-        *reports.entry((ended.service.clone(), ended.flow.service.protocol, ended.flow.backend)).or_insert(0) += 1;
+        counts.reconnected.inc_by(u64::from(socket.is_reconnected));
     }
     let reports: Vec<_> = reports
         .into_iter()
-        .map(|((service, protocol, backend), ended)| Report { service, protocol, backend: backend.to_string(), ended })
+        .map(|((service, protocol, backend), (ended, reconnected))| {
+            let backend = backend.to_string();
+            Report { service, protocol, backend, ended, reconnected }
+        })
         .collect();
     if !reports.is_empty() {
         let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or_default();
