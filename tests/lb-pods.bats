@@ -18,6 +18,10 @@ setup_file() {
   lab_lb_services node1
 }
 
+teardown() {
+  [ ! -e "$LAB/pid/follow" ] || lab_stop follow KILL
+}
+
 # lb_ask POD PROTOCOL ADDRESS: as lab_ask, by a process that the load balancer serves.
 lb_ask() {
   lab_served "node1/$1" "$LAB_SOURCE/identify" ask "$2" "$3" 80
@@ -66,6 +70,30 @@ PY
   expect 0 lab_ask node1/both tcp "$(lab_cluster_ip far 4)" 80
   assert_contains "$output" 'backend '
   assert_contains "$(lab_captured host)" "$(lab_cluster_ip far 4).80"
+}
+
+@test "where nobody follows any more, a pod with both paths takes the host path as soon as the table has expired, and the socket path with the next who follows" {
+  local family table stale
+  table=$(lab_lb node1 show | jq -c .)
+  # Its backend has gone since.
+  stale=$(jq -c '(.services[] | select(.name == "far").backends[].address) |= if contains(":") then "fd00:6::9999" else "10.6.99.99" end' <<<"$table")
+  lb_follow --lease 5
+  lb_tell "{\"table\": $stale}" >/dev/null
+  expect 1 lb_ask both tcp "$(lab_cluster_ip far 4)"
+  lab_stop follow KILL
+  lab_until 10 lb_has_expired
+  for family in 4 6; do
+    lab_capture host node1/both veth0 'tcp port 80'
+    assert_equal "$(lb_ask both tcp "$(lab_cluster_ip far $family)")" "backend $(lab_address node1 $family)"
+    assert_contains "$(lab_captured host)" " > $(lab_cluster_ip far $family).80: Flags [S],"
+  done
+  lb_follow --lease 5
+  lb_tell "{\"table\": $table}" >/dev/null
+  for family in 4 6; do
+    assert_equal "$(lb_ask both tcp "$(lab_cluster_ip far $family)")" "backend $(lab_address node1/both $family)"
+  done
+  lab_stop follow KILL
+  lb_apply "$table"
 }
 
 # lb_watched FILTER: gives the load balancer what watch-services says of the objects, as jq makes them.

@@ -20,6 +20,7 @@ use crate::{
     diff, follow,
     kernel::Kernel,
     layout,
+    lease::Lease,
     load::{self, Loaded, Request, Sizes},
     maps::pinned,
     metrics::Metrics,
@@ -51,7 +52,12 @@ enum Command {
         dry_run: bool,
     },
     /// Make one change for each line on stdin, and print a line about each
-    Follow,
+    Follow {
+        /// Have the table expire so long after this has ended, so that Services take the host path; renewed each 2 seconds. 0, the
+        /// default, is never
+        #[arg(long, value_name = "SECONDS", default_value = "0", hide_default_value = true, overrides_with = "lease")]
+        lease: Lease,
+    },
     /// Print the service table as the kernel has it
     Show {
         /// As JSON even on a terminal
@@ -160,17 +166,19 @@ fn execute(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Load(load) => load_programs(pins, load)?,
         Command::Apply { dry_run } => return apply_table(&pins, dry_run),
-        Command::Follow => {
+        Command::Follow { lease } => {
             let _lock = pins.lock_table()?;
             let table = Table::new(Kernel::open(&pins)?)?.resume(&Peers::open(&pins.maps())?)?;
-            follow::follow(table, Metrics::new(&pins))?;
+            follow::follow(table, Metrics::new(&pins), lease)?;
         }
         Command::Show { json } => show(&pins, json)?,
         Command::Stats { format } => {
-            let stats = stats::stats(&Kernel::open(&pins)?);
+            let kernel = Kernel::open(&pins)?;
+            let (stats, is_served) = (stats::stats(&kernel), attach::served(&pins).is_somebody());
+            let has_expired = kernel.has_expired();
             match format {
                 Format::Json => print::pretty(&stats)?,
-                Format::Prometheus => print::text(&stats::prometheus(stats, attach::served(&pins).is_somebody())?)?,
+                Format::Prometheus => print::text(&stats::prometheus(stats, is_served, has_expired)?)?,
             }
         }
         Command::Trace(asked) => trace::trace(&pins, &asked)?,
@@ -192,12 +200,19 @@ fn execute(cli: Cli) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What there is to say of a table that has.
+const EXPIRED: &str = "the table has expired, since nobody follows: connections to Services take the host path until somebody \
+                       follows, or applies a table";
+
 fn show(pins: &Pins, json: bool) -> Result<()> {
     let (kernel, served) = (Kernel::open(pins)?, attach::served(pins));
+    let expired = kernel.has_expired().then_some(EXPIRED);
     if !json && std::io::stdout().is_terminal() {
-        return print::text(&format!("{served}\n{}", show::text(&kernel)));
+        let expired = expired.map(|expired| format!("{expired}\n")).unwrap_or_default();
+        return print::text(&format!("{served}\n{expired}{}", show::text(&kernel)));
     }
     warn_if_idle(&served);
+    expired.into_iter().for_each(|expired| log::warn!("{expired}"));
     print::pretty(&show::table(&kernel))
 }
 
@@ -239,6 +254,8 @@ fn apply_table(pins: &Pins, dry_run: bool) -> Result<ExitCode> {
     let _lock = pins.lock_table()?;
     let mut installed = Table::new(Kernel::open(pins)?)?;
     let summary = installed.apply(&table)?;
+    // Nobody is there who would renew it.
+    installed.renew(Lease::FOR_EVER);
     // The process ends soon: to give back every node of these trees would only take time.
     std::mem::forget((installed, table));
     warn_if_idle(&attach::served(pins));

@@ -36,6 +36,7 @@ pub struct Metrics {
     pins: Pins,
     last_sync: Gauge,
     attached: Gauge,
+    expired: Gauge,
     services: Gauge,
     endpoints: Gauge,
     incomplete: Gauge,
@@ -62,6 +63,7 @@ impl Metrics {
             pins: pins.clone(),
             last_sync: Gauge::default(),
             attached: Gauge::default(),
+            expired: Gauge::default(),
             services: Gauge::default(),
             endpoints: Gauge::default(),
             incomplete: Gauge::default(),
@@ -85,6 +87,7 @@ impl Metrics {
         let registry = &mut self.file.registry;
         registry.register("lb_last_sync_timestamp_seconds", "When the table was last changed", self.last_sync.clone());
         registry.register("lb_attached", "Whether anybody is served", self.attached.clone());
+        registry.register("lb_expired", "Whether the table has expired", self.expired.clone());
         registry.register("lb_services", "Service ports in the kernel", self.services.clone());
         registry.register("lb_endpoints", "Endpoints in the kernel, by Service port", self.endpoints.clone());
         registry.register(
@@ -196,6 +199,7 @@ impl Metrics {
     pub fn write(&mut self, table: &Table) {
         self.written = Some(Instant::now());
         let services = table.kernel.services();
+        self.expired.set(table.kernel.has_expired().into());
         self.services.set(services.len() as i64);
         self.endpoints.set(services.values().map(|service| service.backends.len() as i64).sum());
         self.incomplete.set(self.unfit.as_ref().map_or(0, BTreeMap::len) as i64);

@@ -21,12 +21,14 @@ pub enum Verdict {
     NoService = 5,
     /// Left as it is: the socket is for IPv6 alone (IPV6_V6ONLY), to which the kernel refuses an IPv4-mapped address.
     Ipv6Only = 6,
+    /// Left as it is: nobody has renewed the table for longer than it was good for.
+    Expired = 7,
 }
 
 #[cfg(feature = "user")]
 impl Verdict {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Translated,
         Self::NoBackends,
         Self::NoSuchPort,
@@ -34,6 +36,7 @@ impl Verdict {
         Self::TakesNoPart,
         Self::NoService,
         Self::Ipv6Only,
+        Self::Expired,
     ];
 
     /// The one with that number.

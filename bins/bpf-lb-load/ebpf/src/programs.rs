@@ -6,7 +6,7 @@ use aya_ebpf::{bindings::bpf_sock, helpers::generated::bpf_set_retval, macros::c
 use bpf_lb_abi::{MAPPED_PREFIX, TCP, Translation, UDP};
 
 use crate::{
-    backend::{frontend, has_node_port, node_of},
+    backend::{frontend, has_expired, has_node_port, node_of},
     maps::{CONFIG, Tables},
     peer::{Socket, forget, leave},
     setting::setting,
@@ -167,6 +167,7 @@ fn bind<A: Tables>(socket: *mut bpf_sock, address: A, is_any: bool) -> i32 {
         return ALLOW;
     }
     let is_taken = has_node_port(port, protocol)
+        && !has_expired(config)
         && if is_any { config.has_nodes.load() != 0 } else { node_of(&address) == Some(0) };
     if is_taken { fail(EADDRINUSE) } else { ALLOW }
 }
