@@ -140,6 +140,22 @@ PY
   for name in outer inner; do printf '{"remove": {"namespace": "test", "name": "%s"}}\n' $name; done | lab_lb node1 follow >/dev/null
 }
 
+@test "a UDP socket that was connected to an address before that was a Service's keeps its peer, in either family" {
+  lab_sockets node1/pod "$(lab_lb_program)" <<'PY'
+import subprocess
+def follow(**change):
+    subprocess.run([sys.argv[1], "follow"], input=json.dumps(change).encode(), check=True, capture_output=True)
+name = {"namespace": "test", "name": "late"}
+serve("127.0.0.2", "127.0.0.5")
+connected = [connect(SOCK_DGRAM, "127.0.0.5", PORT), connect(SOCK_DGRAM, "::ffff:127.0.0.5", PORT, AF_INET6)]
+equal([answer(one) for one in connected], ["127.0.0.5"] * 2)
+follow(set={**name, "protocol": "UDP", "port": PORT, "externalIps": ["127.0.0.5"], "backends": [{"address": "127.0.0.2", "port": PORT}]})
+equal(reach(SOCK_DGRAM, "127.0.0.5", PORT), "127.0.0.2")
+equal([answer(one) for one in connected], ["127.0.0.5"] * 2)
+follow(remove=name)
+PY
+}
+
 @test "getpeername shows the Service for TCP and UDP, over IPv4 and IPv6" {
   lab_sockets node1/pod <<<"$reaches_both"'
 for kind in SOCK_STREAM, SOCK_DGRAM:

@@ -83,8 +83,9 @@ fn send<S: Sockaddr>(sockaddr: S) -> i32 {
         return ALLOW;
     };
     let Some(socket) = Socket::of(config, sockaddr) else { return ALLOW };
-    if socket.is_mapped() && socket.is_sent_on(&wanted) {
-        // The backend is an address of some Service's too.
+    if socket.is_mapped() && socket.is_connected_to(&wanted) {
+        // It may be send(), and from any other peer the kernel drops what it answers. The address is a backend's that is some Service's too,
+        // or became a Service's, or was left to the host path.
         return ALLOW;
     }
     if let Some(known) = socket.sent_to(&wanted) {
