@@ -181,6 +181,20 @@ PY
   assert_equal "$(lb_stat '[.[] | select(.name | startswith("none"))] | sort_by(.name) | map(.refused)')" '[2,5]'
 }
 
+@test "beside a host path, UDP to a Service without backends, or to a port that none has, is left to it, and TCP is refused" {
+  lab_reload node1 --host-path
+  lab_lb node1 show | jq -c '.refuse = ["10.96.0.0/16", "fd02::/112"]' | lab_lb node1 apply >/dev/null
+  lab_sockets node1/pod <<'PY'
+# There is no route in this pod, so what is left alone fails otherwise.
+for address, port in ("10.96.0.9", 80), ("fd02::9", 80), ("10.96.0.9", 81), ("fd02::9", 81):
+    equal(errno_of(connect, SOCK_STREAM, address, port), "ECONNREFUSED", address)
+    equal(errno_of(connect, SOCK_DGRAM, address, port), "ENETUNREACH", address)
+    equal(errno_of(new(SOCK_DGRAM, address).sendto, b"?", (address, port)), "ENETUNREACH", address)
+PY
+  lab_lb node1 show | jq -c '.refuse = []' | lab_lb node1 apply >/dev/null
+  lab_reload node1
+}
+
 @test "what is no Service is left alone" {
   lab_sockets node1/pod <<'PY'
 serve("127.0.0.2", "fd01::2")

@@ -96,6 +96,53 @@ PY
   lb_apply "$table"
 }
 
+@test "beside a host path, UDP sockets that ask a Service without backends are refused by datagram, and served as soon as there is a backend" {
+  local family client
+  lab_reload node1 --host-path
+  lab_service late 80:8080
+  lab_lb_services node1
+  lab_sockets node1/both "$BATS_TEST_TMPDIR/is" "$(lab_cluster_ip late 4)" "$(lab_cluster_ip late 6)" >"$BATS_TEST_TMPDIR/client" 2>&1 3>&- <<'PY' &
+def error_told(connected):
+    for _ in range(50):
+        # The error comes after the datagram.
+        if error := errno_of(connected.send, b"?") or error_of(connected):
+            return error
+        time.sleep(0.1)
+
+def answer_heard(connected):
+    connected.settimeout(0.2)
+    for _ in range(50):
+        try:
+            return answer(connected).split()[0]
+        except OSError:
+            pass
+
+four, six = sys.argv[2:]
+connected = [connect(SOCK_DGRAM, four), connect(SOCK_DGRAM, six), connect(SOCK_DGRAM, "::ffff:" + four, family=AF_INET6)]
+equal([error_told(one) for one in connected], ["ECONNREFUSED"] * 3)
+senders = {address: new(SOCK_DGRAM, address) for address in (four, six)}
+equal([errno_of(sender.sendto, b"?", (address, 80)) for address, sender in senders.items()], [None] * 2)
+ready("-refused")
+wait_for(sys.argv[1] + "-there")
+equal([answer_heard(one) for one in connected], ["backend"] * 3)
+equal([one.getpeername()[:2] for one in connected], [(four, 80), (six, 80), ("::ffff:" + four, 80)])
+equal([ask(sender, address)[1] for address, sender in senders.items()], [(four, 80), (six, 80)])
+print("served")
+PY
+  client=$!
+  lab_until 20 test -e "$BATS_TEST_TMPDIR/is-refused" || fail "$(<"$BATS_TEST_TMPDIR/client")"
+  lab_service late 80:8080 node2/backend
+  lab_lb_services node1
+  : >"$BATS_TEST_TMPDIR/is-there"
+  wait "$client" || fail "$(<"$BATS_TEST_TMPDIR/client")"
+  assert_equal "$(<"$BATS_TEST_TMPDIR/client")" served
+  # A new one takes the socket path.
+  for family in 4 6; do
+    assert_equal "$(lb_ask both udp "$(lab_cluster_ip late $family)")" "backend $(lab_address node1/both $family)"
+  done
+  lab_reload node1
+}
+
 # lb_watched FILTER: gives the load balancer what watch-services says of the objects, as jq makes them.
 lb_watched() {
   lab_objects_json <"$LAB/services.json" | jq -c "$1" | lab_in node1 "$(lab_libexec)/watch-services" --from - --node node1 |

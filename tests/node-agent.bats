@@ -123,6 +123,27 @@ not_asked() { ! asked "$@" >/dev/null 2>&1; }
   pod no '"underpass.io/socket-path": "true"'
 }
 
+# udp_connected: the error with which a pod connects a UDP socket to a Service without backends.
+udp_connected() {
+  lab_sockets node1/plain <<<'print(errno_of(connect, SOCK_DGRAM, "10.233.64.23"))'
+}
+
+is_udp_connected() { [ "$(udp_connected)" = "$1" ]; }
+
+@test "UDP to a Service without backends is left to the host path where there is one, and refused where there is none" {
+  jq -n '{apiVersion: "v1", kind: "Service", metadata: {name: "none", namespace: "default"},
+    spec: {clusterIP: "10.233.64.23", ports: [{port: 80, protocol: "UDP"}]}}' | lab_kubectl apply --filename - >/dev/null
+  lab_until 10 lab_lb_has none
+  assert_equal "$(udp_connected)" None
+  lab_stop agent
+  PATHS=socket agent_start
+  lab_until 10 is_udp_connected ECONNREFUSED
+  lab_stop agent
+  # What is given by hand is not given twice.
+  LOAD_FLAGS=--host-path agent_start
+  lab_until 10 is_udp_connected None
+}
+
 # has_address POD ADDRESS: the API learns where it is.
 has_address() {
   jq -n --arg ip "$2" '{status: {podIP: $ip, podIPs: [{ip: $ip}]}}' |

@@ -112,6 +112,10 @@ struct Load {
     /// there; the ports are reserved in ip_local_reserved_ports until unload. Not protected by default, as with kube-proxy
     #[arg(long, value_name = "FIRST-LAST", value_parser = reserve::ports, num_args = 0..=1, default_missing_value = "30000-32767")]
     protect_node_ports: Option<RangeInclusive<u16>>,
+    /// There is another path to Services (kube-proxy's): UDP to one that has no backends is left to it, which serves the same socket as soon as
+    /// there are some. By default connect() and sendto() are refused
+    #[arg(long)]
+    host_path: bool,
     /// An ELF object with the programs, instead of those that were built in
     #[arg(long)]
     object: Option<PathBuf>,
@@ -228,8 +232,8 @@ fn load_programs(pins: Pins, load: Load) -> Result<()> {
         NetnsScope::AllBut => Participation::AllBut,
         NetnsScope::Only => Participation::Only,
     });
-    let Load { cgroup, node_netns, object, sizes, protect_node_ports: protect, .. } = load;
-    let request = Request { pins, cgroup, participation, node_netns, protect, sizes, object };
+    let Load { cgroup, node_netns, object, sizes, protect_node_ports: protect, host_path, .. } = load;
+    let request = Request { pins, cgroup, participation, node_netns, protect, host_path, sizes, object };
     let Loaded { missing, kept, reserved } = load::load(&request)?;
     if !reserved.is_empty() {
         let sysctl = "net.ipv4.ip_local_reserved_ports of the node's network namespace";

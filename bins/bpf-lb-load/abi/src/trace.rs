@@ -23,12 +23,14 @@ pub enum Verdict {
     Ipv6Only = 6,
     /// Left as it is: nobody has renewed the table for longer than it was good for.
     Expired = 7,
+    /// Left as it is: there is no backend, and the host path refuses each datagram by itself, or serves it.
+    HostPath = 8,
 }
 
 #[cfg(feature = "user")]
 impl Verdict {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Translated,
         Self::NoBackends,
         Self::NoSuchPort,
@@ -37,6 +39,7 @@ impl Verdict {
         Self::NoService,
         Self::Ipv6Only,
         Self::Expired,
+        Self::HostPath,
     ];
 
     /// The one with that number.

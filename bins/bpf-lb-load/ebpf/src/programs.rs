@@ -29,6 +29,17 @@ const EADDRINUSE: i32 = 98;
 #[unsafe(no_mangle)]
 static SET_RETVAL: u32 = 1;
 
+/// Whether another path leads to Services too. The loader sets it.
+#[unsafe(no_mangle)]
+static HOST_PATH: u32 = 0;
+
+/// Whether the host path is asked for a Service without backends: it refuses each datagram by itself, and serves the same socket as soon as
+/// there is a backend. To many who connect once and then send, a connect() that fails is final.
+#[inline(always)]
+fn is_for_host_path(protocol: u16) -> bool {
+    protocol == UDP && setting(&HOST_PATH) != 0
+}
+
 #[inline(always)]
 fn fail(errno: i32) -> i32 {
     cold_path();
@@ -63,6 +74,10 @@ fn connect<S: Sockaddr>(sockaddr: S) -> i32 {
     }
     let multipath = socket.multipath(wanted.protocol);
     let Some(slot) = frontend.choose(sockaddr, socket.random(multipath)) else {
+        if is_for_host_path(wanted.protocol) {
+            leave(config, sockaddr, &wanted);
+            return ALLOW;
+        }
         return if socket.is_v6only(wanted.protocol) { ALLOW } else { fail(ECONNREFUSED) };
     };
     if socket.connect(|| frontend.translate(&wanted, slot), || frontend.count(slot), multipath) {
@@ -101,7 +116,13 @@ fn send<S: Sockaddr>(sockaddr: S) -> i32 {
         }
     }
     let random = socket.random(None);
-    let Some(mut slot) = frontend.choose(sockaddr, random) else { return fail(ECONNREFUSED) };
+    let Some(mut slot) = frontend.choose(sockaddr, random) else {
+        if is_for_host_path(wanted.protocol) {
+            socket.ask(&wanted);
+            return ALLOW;
+        }
+        return fail(ECONNREFUSED);
+    };
     // Answers tell no name: of a backend that the socket asks by two, they are taken for those of the name asked last.
     if socket.asks(&slot.endpoint)
         && let Some(other) = frontend.another(&socket, random)

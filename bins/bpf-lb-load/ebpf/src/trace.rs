@@ -10,7 +10,7 @@ use aya_ebpf::{
     },
     macros::btf_map,
 };
-use bpf_lb_abi::{Call, Endpoint, Long, NO_SERVICE, Traced, Verdict};
+use bpf_lb_abi::{Call, Endpoint, Long, NO_SERVICE, Traced, UDP, Verdict};
 
 use crate::{
     atomic::add,
@@ -65,6 +65,10 @@ fn trace<A: Tables>(context: *mut bpf_sock_addr, got: Endpoint<A>, call: Call) {
     let (verdict, service) = match frontend_called(config, sockaddr, &got).map(|frontend| frontend.service()) {
         Some((service, _)) if errno == 0 && socket.is_some_and(|socket| socket.is_v6only(got.protocol)) => {
             (Verdict::Ipv6Only, service)
+        }
+        // Where the error is not known, it is taken for refused.
+        Some((service, false)) if got.protocol == UDP && errno == 0 && setting(&GET_RETVAL) != 0 => {
+            (Verdict::HostPath, service)
         }
         Some((NO_SERVICE, _)) => (Verdict::NoSuchPort, NO_SERVICE),
         Some((service, true)) if errno == 0 => (Verdict::NoRoom, service),
