@@ -65,6 +65,20 @@ ruleset() {
   done <<<"$CLIENTS"
 }
 
+@test "without kube-proxy a node port answers the cluster's own pods and processes, and nobody from outside of the cluster" {
+  local client
+  lab_service port 81:8080 --node-port 30080 node2/inner
+  lab_objects_write
+  lab_until 10 by_node_port node1
+  by_node_port node1/over
+  for client in client gateway; do expect 1 lab_ask "$client" tcp "$(lab_address node1 4)" 30080; done
+}
+
+# by_node_port CLIENT: whether a process that is served is answered on its node's port.
+by_node_port() {
+  lab_served "$1" "$LAB_SOURCE/identify" ask tcp "$(lab_address node1 4)" 30080 2 >/dev/null
+}
+
 # captured CLIENT COMMAND...: the packets, on the client's links and on the node's, that go to a Service or to a backend.
 captured() {
   local client=$1 filter='net 10.233.64.0/18 or net fd00:233:64::/108 or port 8080'
