@@ -143,6 +143,18 @@ PY
   lab_reload node1
 }
 
+@test "a pod whose own rules spare the Service CIDR alone reaches Services by the host path, and not by the socket path: it is to be left out" {
+  lab_pod node1 walled underlay46
+  lab_in node1/walled nft -f - <<<'table inet wall { chain output { type filter hook output priority 0; policy drop; ip daddr 10.233.64.0/18 accept; }; }'
+  expect 1 lb_ask walled tcp "$(lab_cluster_ip far 4)"
+  # What the annotation comes to.
+  lab_reload node1 --scope all-but
+  lab_lb node1 register /run/netns/walled
+  assert_equal "$(lb_ask walled tcp "$(lab_cluster_ip far 4)")" "backend $(lab_address node1 4)"
+  lab_lb node1 unregister /run/netns/walled
+  lab_reload node1 --scope all
+}
+
 # lb_watched FILTER: gives the load balancer what watch-services says of the objects, as jq makes them.
 lb_watched() {
   lab_objects_json <"$LAB/services.json" | jq -c "$1" | lab_in node1 "$(lab_libexec)/watch-services" --from - --node node1 |
