@@ -155,6 +155,21 @@ PY
   lab_reload node1 --scope all
 }
 
+@test "a macvlan network of mode private keeps the socket path from a backend on the same node, which the host path reaches: it wants socketPath false" {
+  local family
+  lab_network_config node1 private 46 "$(lab_coordinator_json 46)"
+  lab_in node1 sed -i 's/"mode": "bridge"/"mode": "private"/' /etc/cni/net.d/private.conflist
+  for pod in asks answers; do lab_pod node1 $pod private; done
+  assert_contains "$(lab_in node1/asks ip -d link show eth0)" 'macvlan mode private'
+  lab_serve node1/answers 8080
+  lab_service beside 80:8080 node1/answers
+  lab_lb_services node1
+  for family in 4 6; do
+    expect 1 lb_ask asks tcp "$(lab_cluster_ip beside $family)"
+    assert_answer node1/asks "$(lab_cluster_ip beside $family)" 80 answers "$(lab_address node1 $family)"
+  done
+}
+
 # lb_watched FILTER: gives the load balancer what watch-services says of the objects, as jq makes them.
 lb_watched() {
   lab_objects_json <"$LAB/services.json" | jq -c "$1" | lab_in node1 "$(lab_libexec)/watch-services" --from - --node node1 |
