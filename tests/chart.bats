@@ -52,6 +52,11 @@ object() { lab_kubectl get -n kube-system "$1" "$2" --output json; }
       --set "paths=$paths,api.host=10.6.0.10,status.enabled=true"
     assert_contains "$output" underpass-node
     assert_contains "$output" 'Uninstalling begins with remove=true'
+    # Who has no kube-proxy is told whom nobody serves, and what stays if the first step of uninstalling is left out.
+    case $paths in
+      both) assert_contains "$output" 'leave Services to kube-proxy after ten minutes' ;;
+      socket) assert_contains "$output" 'Clients from outside of the cluster are not served' && assert_contains "$output" 'stays in force' ;;
+    esac
   done
 }
 

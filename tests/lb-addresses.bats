@@ -140,6 +140,22 @@ PY
   for name in outer inner; do printf '{"remove": {"namespace": "test", "name": "%s"}}\n' $name; done | lab_lb node1 follow >/dev/null
 }
 
+@test "a UDP socket that was connected to an address before that was a Service's keeps its peer, in either family" {
+  lab_sockets node1/pod "$(lab_lb_program)" <<'PY'
+import subprocess
+def follow(**change):
+    subprocess.run([sys.argv[1], "follow"], input=json.dumps(change).encode(), check=True, capture_output=True)
+name = {"namespace": "test", "name": "late"}
+serve("127.0.0.2", "127.0.0.5")
+connected = [connect(SOCK_DGRAM, "127.0.0.5", PORT), connect(SOCK_DGRAM, "::ffff:127.0.0.5", PORT, AF_INET6)]
+equal([answer(one) for one in connected], ["127.0.0.5"] * 2)
+follow(set={**name, "protocol": "UDP", "port": PORT, "externalIps": ["127.0.0.5"], "backends": [{"address": "127.0.0.2", "port": PORT}]})
+equal(reach(SOCK_DGRAM, "127.0.0.5", PORT), "127.0.0.2")
+equal([answer(one) for one in connected], ["127.0.0.5"] * 2)
+follow(remove=name)
+PY
+}
+
 @test "getpeername shows the Service for TCP and UDP, over IPv4 and IPv6" {
   lab_sockets node1/pod <<<"$reaches_both"'
 for kind in SOCK_STREAM, SOCK_DGRAM:
@@ -163,6 +179,20 @@ equal(errno_of(mapped.sendto, b"?", ("::ffff:10.96.0.9", 80)), "ECONNREFUSED")
 equal(time.monotonic() - start < 1, True, "at once")
 PY
   assert_equal "$(lb_stat '[.[] | select(.name | startswith("none"))] | sort_by(.name) | map(.refused)')" '[2,5]'
+}
+
+@test "beside a host path, UDP to a Service without backends, or to a port that none has, is left to it, and TCP is refused" {
+  lab_reload node1 --host-path
+  lab_lb node1 show | jq -c '.refuse = ["10.96.0.0/16", "fd02::/112"]' | lab_lb node1 apply >/dev/null
+  lab_sockets node1/pod <<'PY'
+# There is no route in this pod, so what is left alone fails otherwise.
+for address, port in ("10.96.0.9", 80), ("fd02::9", 80), ("10.96.0.9", 81), ("fd02::9", 81):
+    equal(errno_of(connect, SOCK_STREAM, address, port), "ECONNREFUSED", address)
+    equal(errno_of(connect, SOCK_DGRAM, address, port), "ENETUNREACH", address)
+    equal(errno_of(new(SOCK_DGRAM, address).sendto, b"?", (address, port)), "ENETUNREACH", address)
+PY
+  lab_lb node1 show | jq -c '.refuse = []' | lab_lb node1 apply >/dev/null
+  lab_reload node1
 }
 
 @test "what is no Service is left alone" {

@@ -144,6 +144,23 @@ second 10.96.0.1:80 takes-no-part 0'
   lab_lb node1 show | jq -c '.refuse = []' | lab_lb node1 apply >/dev/null
 }
 
+@test "UDP that is left to the host path for want of a backend is told of as such, and TCP as refused" {
+  lab_reload node1 --host-path
+  trace_begins
+  lab_sockets node1/pod <<'PY'
+equal(errno_of(connect, SOCK_DGRAM, "10.96.0.2"), "ENETUNREACH")
+equal(errno_of(ask, new(SOCK_DGRAM, "fd02::2"), "fd02::2"), "ENETUNREACH")
+equal(errno_of(connect, SOCK_STREAM, "10.96.0.2"), "ECONNREFUSED")
+PY
+  trace_has 3
+  assert_equal "$(jq -r '[.call, .frontend, .service, .outcome, .errno // 0] | join(" ")' "$trace")" \
+    'connect 10.96.0.2:80 test/none-udp host-path 0
+sendmsg [fd02::2]:80 test/none-udp host-path 0
+connect 10.96.0.2:80 test/none-tcp no-backends 111'
+  trace_ends
+  lab_reload node1
+}
+
 @test "of an IPv4-mapped Service without backends that the kernel refuses to a socket for IPv6 alone, just that is told" {
   trace_begins
   lab_sockets node1/pod <<'PY'

@@ -59,6 +59,28 @@ lb_backends() {
   jq -nc '[$ARGS.positional[] | {address: ., port: 8080}]' --args "$@"
 }
 
+# lb_follow [OPTION...]: follow on node1, which does what lb_tell writes, until lab_stop follow.
+lb_follow() {
+  rm -f "$LAB/lines"
+  mkfifo "$LAB/lines"
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_spawn follow node1 sh -c 'program=$0 lines=$1 && shift && exec "$program" follow "$@" <>"$lines"' "$(lab_lb_program)" "$LAB/lines" "$@"
+}
+
+# lb_tell LINE: what follow answers.
+lb_tell() {
+  local told
+  told=$(wc -l <"$LAB/log/follow")
+  printf '%s\n' "$1" >"$LAB/lines"
+  lab_until 5 lb_has_said "$((told + 1))" || fail "$(<"$LAB/log/follow")"
+  tail -n 1 "$LAB/log/follow"
+}
+
+lb_has_said() { [ "$(wc -l <"$LAB/log/follow")" -ge "$1" ]; }
+
+# lb_has_expired: whether the table has.
+lb_has_expired() { lab_lb node1 stats --format prometheus | grep -qx 'underpass_lb_expired 1'; }
+
 # lb_stat FILTER: what a jq filter finds in the counters.
 lb_stat() {
   lab_lb node1 stats | jq -c "$1"

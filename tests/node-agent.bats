@@ -59,7 +59,7 @@ agent_start() {
   # shellcheck disable=SC2086 # a list
   lab_spawn agent node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" UNDERPASS_CGROUP="${CGROUP:-$(<"$LAB/host/node1/cgroup")}" \
     UNDERPASS_LOAD_FLAGS="${LOAD_FLAGS-}" UNDERPASS_SCOPE_FLAGS="${SCOPE_FLAGS-}" UNDERPASS_END_FLAGS="${END_FLAGS-}" \
-    UNDERPASS_PATHS="${PATHS-}" "$LAB_REPO/scripts/node-agent" ${PARTS-} --kubeconfig "$LAB/kubernetes/${1:-admin}.conf" \
+    UNDERPASS_FOLLOW_FLAGS="${FOLLOW_FLAGS-}" UNDERPASS_PATHS="${PATHS-}" "$LAB_REPO/scripts/node-agent" ${PARTS-} --kubeconfig "$LAB/kubernetes/${1:-admin}.conf" \
     --node node1
 }
 
@@ -123,6 +123,27 @@ not_asked() { ! asked "$@" >/dev/null 2>&1; }
   pod no '"underpass.io/socket-path": "true"'
 }
 
+# udp_connected: the error with which a pod connects a UDP socket to a Service without backends.
+udp_connected() {
+  lab_sockets node1/plain <<<'print(errno_of(connect, SOCK_DGRAM, "10.233.64.23"))'
+}
+
+is_udp_connected() { [ "$(udp_connected)" = "$1" ]; }
+
+@test "UDP to a Service without backends is left to the host path where there is one, and refused where there is none" {
+  jq -n '{apiVersion: "v1", kind: "Service", metadata: {name: "none", namespace: "default"},
+    spec: {clusterIP: "10.233.64.23", ports: [{port: 80, protocol: "UDP"}]}}' | lab_kubectl apply --filename - >/dev/null
+  lab_until 10 lab_lb_has none
+  assert_equal "$(udp_connected)" None
+  lab_stop agent
+  PATHS=socket agent_start
+  lab_until 10 is_udp_connected ECONNREFUSED
+  lab_stop agent
+  # What is given by hand is not given twice.
+  LOAD_FLAGS=--host-path agent_start
+  lab_until 10 is_udp_connected None
+}
+
 # has_address POD ADDRESS: the API learns where it is.
 has_address() {
   jq -n --arg ip "$2" '{status: {podIP: $ip, podIPs: [{ip: $ip}]}}' |
@@ -156,16 +177,18 @@ has_address() {
   lab_until 5 asked meshed
 }
 
-@test "where nobody else translates, pods of a service mesh take part too, and node ports answer on all nodes" {
+@test "where nobody else translates, pods of a service mesh take part too, node ports answer on all nodes, and the table never expires" {
   lab_stop agent
   # The flag that is there already is not given twice.
   PATHS=socket SCOPE_FLAGS=--with-meshes END_FLAGS='--tcp never' agent_start
   lab_until 10 asked other
   lab_until 10 lab_in node1 pgrep -f 'end-sockets --tcp never' >/dev/null
   lab_until 10 lab_in node1 pgrep -f 'watch-services --watch --all-node-ports' >/dev/null
+  lab_until 10 lab_in node1 pgrep -fx 'bpf-lb-load follow' >/dev/null
   lab_stop agent
   agent_start
   lab_until 10 not_asked other
+  lab_until 10 lab_in node1 pgrep -fx 'bpf-lb-load follow --lease 600' >/dev/null
 }
 
 @test "a pod that has ended has no say on whoever has its address now" {
@@ -692,6 +715,18 @@ nothing_but_the_table_is_missing() {
   : | lab_in node1 tee /run/underpass/a.prom
   expect 0 agent --uninstall
   assert_equal "$(lab_in node1 find /run/underpass -name '*.prom')" ''
+}
+
+@test "the table of an agent that is gone expires where there is another path, and the next agent brings it back" {
+  lab_stop agent
+  FOLLOW_FLAGS='--lease 5' agent_start
+  lab_until 20 agent --ready
+  lab_stop agent KILL
+  asked plain
+  lab_until 10 not_asked plain
+  agent_start
+  lab_until 20 agent --ready
+  asked plain
 }
 
 @test "--uninstall waits for the end of an agent that runs, which would load again what it takes away" {

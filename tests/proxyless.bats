@@ -65,6 +65,20 @@ ruleset() {
   done <<<"$CLIENTS"
 }
 
+@test "without kube-proxy a node port answers the cluster's own pods and processes, and nobody from outside of the cluster" {
+  local client
+  lab_service port 81:8080 --node-port 30080 node2/inner
+  lab_objects_write
+  lab_until 10 by_node_port node1
+  by_node_port node1/over
+  for client in client gateway; do expect 1 lab_ask "$client" tcp "$(lab_address node1 4)" 30080; done
+}
+
+# by_node_port CLIENT: whether a process that is served is answered on its node's port.
+by_node_port() {
+  lab_served "$1" "$LAB_SOURCE/identify" ask tcp "$(lab_address node1 4)" 30080 2 >/dev/null
+}
+
 # captured CLIENT COMMAND...: the packets, on the client's links and on the node's, that go to a Service or to a backend.
 captured() {
   local client=$1 filter='net 10.233.64.0/18 or net fd00:233:64::/108 or port 8080'
@@ -172,3 +186,41 @@ proxied() {
     done <<<"$CLIENTS"
   done
 }
+
+@test "beside a real kube-proxy a UDP client that was there before its Service had a backend is served as soon as it has, by the same socket" {
+  local mode client
+  for mode in iptables nftables; do
+    lab_kube_proxy_on node1 $mode
+    lab_service "late-$mode" 80:8080
+    lab_objects_write
+    lab_until 20 rejects "$(lab_cluster_ip "late-$mode" 4)" || fail "$(tail -n 5 "$LAB/log/kube-proxy-node1")"
+    lab_until 10 lab_lb_has "late-$mode"
+    lab_sockets node1/over "$BATS_TEST_TMPDIR/is-$mode" "$(lab_cluster_ip "late-$mode" 4)" >"$BATS_TEST_TMPDIR/client" 2>&1 3>&- <<'PY' &
+connected = connect(SOCK_DGRAM, sys.argv[2])
+connected.settimeout(0.1)
+ready()
+end, errors = time.monotonic() + 40, set()
+while time.monotonic() < end:
+    try:
+        print(answer(connected).split()[0], *sorted(errors))
+        break
+    except OSError as error:
+        errors.add(errno.errorcode.get(error.errno, "timed out"))
+        time.sleep(0.2)
+PY
+    client=$!
+    lab_until 20 test -e "$BATS_TEST_TMPDIR/is-$mode" || fail "$(<"$BATS_TEST_TMPDIR/client")"
+    sleep 1
+    lab_service "late-$mode" 80:8080 node2/inner
+    lab_objects_write
+    wait "$client"
+    assert_contains "$(<"$BATS_TEST_TMPDIR/client")" 'inner ECONNREFUSED'
+  done
+}
+
+# rejects ADDRESS: whether the node's rules know it, and reject what goes there.
+rejects() {
+  { lab_in node1 iptables-save && lab_in node1 nft list ruleset; } 2>/dev/null | grep -F "$1" | grep -qiE 'reject|no-endpoint'
+}
+
+lab_lb_has() { lab_lb node1 show --json | grep -q "\"$1\""; }

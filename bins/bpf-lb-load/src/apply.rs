@@ -19,6 +19,7 @@ use crate::{
     diff::{self, Difference},
     gone::{self, Endpoints, Gone, Holding, State},
     kernel::{Installed, Kernel, Key},
+    lease::Lease,
     maps::MapsError,
     peers::Peers,
     room::UpdateError,
@@ -156,6 +157,14 @@ impl Table {
         self.stale.see(peers)?;
         self.kernel.used.note(self.stale.unseen.iter().map(|flow| (flow.service.protocol, flow.backend)));
         Ok(self)
+    }
+
+    /// Lets the programs go by the table for so long from now on. One that has expired leads to backends that may be gone: it waits
+    /// for a whole table, unless that is all that there is.
+    pub fn renew(&self, lease: Lease) {
+        if self.has_begun || lease == Lease::FOR_EVER || !self.kernel.has_expired() {
+            self.kernel.renew(lease);
+        }
     }
 
     /// Makes the maps hold `table` and nothing else.

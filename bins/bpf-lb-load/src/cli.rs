@@ -20,6 +20,7 @@ use crate::{
     diff, follow,
     kernel::Kernel,
     layout,
+    lease::Lease,
     load::{self, Loaded, Request, Sizes},
     maps::pinned,
     metrics::Metrics,
@@ -51,7 +52,12 @@ enum Command {
         dry_run: bool,
     },
     /// Make one change for each line on stdin, and print a line about each
-    Follow,
+    Follow {
+        /// Have the table expire so long after this has ended, so that Services take the host path; renewed each 2 seconds. 0, the
+        /// default, is never
+        #[arg(long, value_name = "SECONDS", default_value = "0", hide_default_value = true, overrides_with = "lease")]
+        lease: Lease,
+    },
     /// Print the service table as the kernel has it
     Show {
         /// As JSON even on a terminal
@@ -106,6 +112,10 @@ struct Load {
     /// there; the ports are reserved in ip_local_reserved_ports until unload. Not protected by default, as with kube-proxy
     #[arg(long, value_name = "FIRST-LAST", value_parser = reserve::ports, num_args = 0..=1, default_missing_value = "30000-32767")]
     protect_node_ports: Option<RangeInclusive<u16>>,
+    /// There is another path to Services (kube-proxy's): UDP to one that has no backends is left to it, which serves the same socket as soon as
+    /// there are some. By default connect() and sendto() are refused
+    #[arg(long)]
+    host_path: bool,
     /// An ELF object with the programs, instead of those that were built in
     #[arg(long)]
     object: Option<PathBuf>,
@@ -160,17 +170,19 @@ fn execute(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Load(load) => load_programs(pins, load)?,
         Command::Apply { dry_run } => return apply_table(&pins, dry_run),
-        Command::Follow => {
+        Command::Follow { lease } => {
             let _lock = pins.lock_table()?;
             let table = Table::new(Kernel::open(&pins)?)?.resume(&Peers::open(&pins.maps())?)?;
-            follow::follow(table, Metrics::new(&pins))?;
+            follow::follow(table, Metrics::new(&pins), lease)?;
         }
         Command::Show { json } => show(&pins, json)?,
         Command::Stats { format } => {
-            let stats = stats::stats(&Kernel::open(&pins)?);
+            let kernel = Kernel::open(&pins)?;
+            let (stats, is_served) = (stats::stats(&kernel), attach::served(&pins).is_somebody());
+            let has_expired = kernel.has_expired();
             match format {
                 Format::Json => print::pretty(&stats)?,
-                Format::Prometheus => print::text(&stats::prometheus(stats, attach::served(&pins).is_somebody())?)?,
+                Format::Prometheus => print::text(&stats::prometheus(stats, is_served, has_expired)?)?,
             }
         }
         Command::Trace(asked) => trace::trace(&pins, &asked)?,
@@ -192,12 +204,19 @@ fn execute(cli: Cli) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What there is to say of a table that has.
+const EXPIRED: &str = "the table has expired, since nobody follows: connections to Services take the host path until somebody \
+                       follows, or applies a table";
+
 fn show(pins: &Pins, json: bool) -> Result<()> {
     let (kernel, served) = (Kernel::open(pins)?, attach::served(pins));
+    let expired = kernel.has_expired().then_some(EXPIRED);
     if !json && std::io::stdout().is_terminal() {
-        return print::text(&format!("{served}\n{}", show::text(&kernel)));
+        let expired = expired.map(|expired| format!("{expired}\n")).unwrap_or_default();
+        return print::text(&format!("{served}\n{expired}{}", show::text(&kernel)));
     }
     warn_if_idle(&served);
+    expired.into_iter().for_each(|expired| log::warn!("{expired}"));
     print::pretty(&show::table(&kernel))
 }
 
@@ -213,8 +232,8 @@ fn load_programs(pins: Pins, load: Load) -> Result<()> {
         NetnsScope::AllBut => Participation::AllBut,
         NetnsScope::Only => Participation::Only,
     });
-    let Load { cgroup, node_netns, object, sizes, protect_node_ports: protect, .. } = load;
-    let request = Request { pins, cgroup, participation, node_netns, protect, sizes, object };
+    let Load { cgroup, node_netns, object, sizes, protect_node_ports: protect, host_path, .. } = load;
+    let request = Request { pins, cgroup, participation, node_netns, protect, host_path, sizes, object };
     let Loaded { missing, kept, reserved } = load::load(&request)?;
     if !reserved.is_empty() {
         let sysctl = "net.ipv4.ip_local_reserved_ports of the node's network namespace";
@@ -239,6 +258,8 @@ fn apply_table(pins: &Pins, dry_run: bool) -> Result<ExitCode> {
     let _lock = pins.lock_table()?;
     let mut installed = Table::new(Kernel::open(pins)?)?;
     let summary = installed.apply(&table)?;
+    // Nobody is there who would renew it.
+    installed.renew(Lease::FOR_EVER);
     // The process ends soon: to give back every node of these trees would only take time.
     std::mem::forget((installed, table));
     warn_if_idle(&attach::served(pins));

@@ -14,6 +14,7 @@ use service_table::{Change, Line};
 use crate::{
     apply::{ApplyError, Summary, Table},
     gone::Gone,
+    lease::Lease,
     maps::MapsError,
     metrics::Metrics,
     print,
@@ -47,18 +48,19 @@ impl Answer {
     }
 }
 
-/// Makes the changes that standard input has until it ends.
+/// Makes the changes that standard input has until it ends, and renews the lease of the table as long as that lasts.
 ///
 /// # Errors
 /// When nobody reads the answers any more, when the input cannot be read, when the maps cannot be written, or when somebody
 /// takes away what is loaded: who starts this again loads it before.
-pub fn follow(mut table: Table, mut metrics: Metrics) -> Result<()> {
+pub fn follow(mut table: Table, mut metrics: Metrics, lease: Lease) -> Result<()> {
     let lines = read()?;
     for line in 1.. {
         // Whoever waits for an answer does not wait for this.
         let text = loop {
             if metrics.due().is_zero() {
                 metrics.served()?;
+                table.renew(lease);
                 metrics.others();
                 metrics.write(&table);
             }
@@ -69,7 +71,9 @@ pub fn follow(mut table: Table, mut metrics: Metrics) -> Result<()> {
             }
         };
         let is_long = text.len() > LONG;
-        print::line(&answer(&mut table, &mut metrics, line, text)?)?;
+        let answer = answer(&mut table, &mut metrics, line, text)?;
+        table.renew(lease);
+        print::line(&answer)?;
         if is_long {
             memory::trim();
         }

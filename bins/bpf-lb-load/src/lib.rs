@@ -13,6 +13,7 @@ mod grace;
 mod grow;
 pub mod kernel;
 pub mod layout;
+pub mod lease;
 mod load;
 mod lookup;
 pub mod maps;

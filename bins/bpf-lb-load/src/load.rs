@@ -88,6 +88,8 @@ pub struct Request {
     pub node_netns: Option<PathBuf>,
     /// On which ports processes in that namespace are kept off node ports; none by default.
     pub protect: Option<RangeInclusive<u16>>,
+    /// Whether there is another path to Services, to which UDP is left where there is no backend.
+    pub host_path: bool,
     /// For maps that are to be made.
     pub sizes: Sizes,
     /// The programs, as an ELF object, instead of those that were built into the loader.
@@ -313,13 +315,14 @@ fn open_object(
     let of = |name| entries.iter().find(|(map, _)| *map == name).map_or(0, |(_, entries)| *entries);
     let (peer_mask, frontend_mask) = (of("peers4") - 1, of("frontends4") - 1);
     let (retval, kernel_sockets) = (u32::from(abilities.set_retval), u32::from(abilities.kernel_sockets));
-    let seed = random() as u32;
+    let (seed, host_path) = (random() as u32, u32::from(request.host_path));
     let globals = [
         ("PEER_MASK", &peer_mask),
         ("FRONTEND_MASK", &frontend_mask),
         ("SET_RETVAL", &retval),
         ("KERNEL_SOCKETS", &kernel_sockets),
         ("SEED", &seed),
+        ("HOST_PATH", &host_path),
     ];
     let mut loader = loader(folder, &globals, &key);
     let protected = request.protect.as_ref().map_or([0, 0], |ports| [*ports.start(), *ports.end()]);

@@ -37,6 +37,7 @@ pub struct Metrics {
     pins: Pins,
     last_sync: Gauge,
     attached: Gauge,
+    expired: Gauge,
     services: Gauge,
     endpoints: Gauge,
     incomplete: Gauge,
@@ -66,6 +67,7 @@ impl Metrics {
         Self {
             last_sync: registered(registry, "lb_last_sync_timestamp_seconds", "When the table was last changed"),
             attached: registered(registry, "lb_attached", "Whether anybody is served"),
+            expired: registered(registry, "lb_expired", "Whether the table has expired"),
             services: registered(registry, "lb_services", "Service ports in the kernel"),
             endpoints: registered(registry, "lb_endpoints", "Endpoints in the kernel, by Service port"),
             incomplete: registered(registry, "lb_incomplete_services", "Services that are not as they were to be"),
@@ -177,6 +179,7 @@ impl Metrics {
     pub fn write(&mut self, table: &Table) {
         self.written = Some(Instant::now());
         let services = table.kernel.services();
+        self.expired.set(table.kernel.has_expired().into());
         self.services.set(services.len() as i64);
         self.endpoints.set(services.values().map(|service| service.backends.len() as i64).sum());
         self.incomplete.set(self.unfit.as_ref().map_or(0, BTreeMap::len) as i64);

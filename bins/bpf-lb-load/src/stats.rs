@@ -60,9 +60,9 @@ pub fn stats(kernel: &Kernel) -> Vec<ServiceStats> {
 ///
 /// # Errors
 /// None: a string takes all that is written to it.
-pub fn prometheus(stats: Vec<ServiceStats>, is_served: bool) -> Result<String, fmt::Error> {
+pub fn prometheus(stats: Vec<ServiceStats>, is_served: bool, has_expired: bool) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("underpass_lb");
-    registry.register_collector(Box::new(Exposition { stats, is_served }));
+    registry.register_collector(Box::new(Exposition { stats, is_served, has_expired }));
     let mut text = String::new();
     prometheus_text::encode(&mut text, &registry)?;
     Ok(text)
@@ -72,6 +72,7 @@ pub fn prometheus(stats: Vec<ServiceStats>, is_served: bool) -> Result<String, f
 struct Exposition {
     stats: Vec<ServiceStats>,
     is_served: bool,
+    has_expired: bool,
 }
 
 impl Exposition {
@@ -90,6 +91,10 @@ impl Collector for Exposition {
         if !self.is_served {
             let attached = encoder.encode_descriptor("attached", "Whether anybody is served.", None, gauge)?;
             ConstGauge::new(0).encode(attached)?;
+        }
+        if self.has_expired {
+            let expired = encoder.encode_descriptor("expired", "Whether the table has expired.", None, gauge)?;
+            ConstGauge::new(1).encode(expired)?;
         }
         let mut refused = encoder.encode_descriptor("refused", "Connections that found no backend.", None, counter)?;
         for service in &self.stats {
@@ -132,10 +137,13 @@ mod tests {
                 backends: [backend(80), backend(81)].into(),
             }
         };
-        let text = prometheus(vec![stats("b\"", None), stats("a", Some(2))], false).unwrap();
+        let text = prometheus(vec![stats("b\"", None), stats("a", Some(2))], false, true).unwrap();
         let wanted = r##"# HELP underpass_lb_attached Whether anybody is served.
 # TYPE underpass_lb_attached gauge
 underpass_lb_attached 0
+# HELP underpass_lb_expired Whether the table has expired.
+# TYPE underpass_lb_expired gauge
+underpass_lb_expired 1
 # HELP underpass_lb_refused_total Connections that found no backend.
 # TYPE underpass_lb_refused_total counter
 underpass_lb_refused_total{namespace="test",service="b\"",port=""} 1

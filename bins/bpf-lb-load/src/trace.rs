@@ -97,6 +97,8 @@ const fn text(verdict: Verdict) -> &'static str {
         Verdict::TakesNoPart => "not translated: its network namespace takes no part",
         Verdict::NoService => "not translated: no Service has this address and port",
         Verdict::Ipv6Only => "not translated: the socket is for IPv6 alone, and the kernel refuses it",
+        Verdict::HostPath => "not translated: there is no backend, and UDP takes the host path",
+        Verdict::Expired => "not translated: nobody follows, and the table has expired",
     }
 }
 

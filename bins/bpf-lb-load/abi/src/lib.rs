@@ -464,12 +464,22 @@ pub struct Config {
     pub has_nodes: Word,
     /// How many of `refuse` are in use.
     pub refuse_count: Word,
-    /// Zero.
-    pub pad: Word,
+    /// See [`Config::has_expired`]: in seconds of `CLOCK_MONOTONIC`, or 0 for never, as versions wrote that knew nothing of it.
+    pub expires: Word,
     /// In these CIDRs, what no frontend has is refused on an address that has a frontend [`any_port`].
     pub refuse: [Prefix; REFUSE],
     /// The key of [`Endpoint::hash`], a random number. The programs have it from the loader.
     pub hash_key: Long,
+}
+
+impl Config {
+    /// Whether the table is too old to go by: nobody has renewed it for as long as it was good for. It is as one without frontends
+    /// then, and what was translated before is known as before. `now_ns` is the time of `CLOCK_MONOTONIC`.
+    #[inline(always)]
+    pub fn has_expired(&self, now_ns: impl FnOnce() -> u64) -> bool {
+        let expires = self.expires.load();
+        expires != 0 && now_ns() >= u64::from(expires) * 1_000_000_000
+    }
 }
 
 /// How many words `node_ports` has: a bit for each port of TCP, then one for each port of UDP.
@@ -543,7 +553,28 @@ const _: () = {
 
 #[cfg(test)]
 mod tests {
-    use super::{Address, Endpoint, TCP, scramble};
+    use core::array::from_fn;
+
+    use super::{Address, Config, Endpoint, Long, Prefix, TCP, Word, scramble};
+
+    #[test]
+    fn a_table_expires_when_its_second_begins_or_never() {
+        let expires = |second| Config {
+            layout: Word::new(0),
+            participation: Word::new(0),
+            node_netns: Long::new(0),
+            overflowed: Word::new(0),
+            has_nodes: Word::new(0),
+            refuse_count: Word::new(0),
+            expires: Word::new(second),
+            refuse: from_fn(|_| Prefix { address: from_fn(|_| Word::new(0)), mask: from_fn(|_| Word::new(0)) }),
+            hash_key: Long::new(0),
+        };
+        assert!(!expires(7).has_expired(|| 6_999_999_999));
+        assert!(expires(7).has_expired(|| 7_000_000_000));
+        assert!(!expires(u32::MAX).has_expired(|| 4_000_000_000_000_000_000));
+        assert!(!expires(0).has_expired(|| u64::MAX));
+    }
 
     /// How far the numbers of times that each of `N` was drawn are from what chance makes of them, in its standard deviations
     /// (Pearson's chi-squared test).

@@ -21,12 +21,16 @@ pub enum Verdict {
     NoService = 5,
     /// Left as it is: the socket is for IPv6 alone (IPV6_V6ONLY), to which the kernel refuses an IPv4-mapped address.
     Ipv6Only = 6,
+    /// Left as it is: nobody has renewed the table for longer than it was good for.
+    Expired = 7,
+    /// Left as it is: there is no backend, and the host path refuses each datagram by itself, or serves it.
+    HostPath = 8,
 }
 
 #[cfg(feature = "user")]
 impl Verdict {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Translated,
         Self::NoBackends,
         Self::NoSuchPort,
@@ -34,6 +38,8 @@ impl Verdict {
         Self::TakesNoPart,
         Self::NoService,
         Self::Ipv6Only,
+        Self::Expired,
+        Self::HostPath,
     ];
 
     /// The one with that number.

@@ -48,7 +48,7 @@ pub(crate) fn frontend<A: Tables>(
             by_address(config, wanted)?
         }
     };
-    takes_part(config, sockaddr).then_some(Frontend { entry, family: PhantomData })
+    (!has_expired(config) && takes_part(config, sockaddr)).then_some(Frontend { entry, family: PhantomData })
 }
 
 /// The same, called: for programs that few connections run.
@@ -188,6 +188,17 @@ fn find<A: Tables>(wanted: &Endpoint<A>) -> Option<Entry> {
         cold_path();
     }
     None
+}
+
+/// Whether the table is too old to go by.
+#[inline(always)]
+pub(crate) fn has_expired(config: &Config) -> bool {
+    // SAFETY: takes no arguments.
+    let has_expired = config.has_expired(|| unsafe { bpf_ktime_get_coarse_ns() });
+    if has_expired {
+        cold_path();
+    }
+    has_expired
 }
 
 #[inline(always)]

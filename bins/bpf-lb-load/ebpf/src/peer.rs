@@ -248,8 +248,20 @@ impl<A: Tables> Socket<A> {
     /// Whether this may be send() on a connection to `backend` by a Service: for an IPv4-mapped peer that runs the hook, with
     /// its address.
     #[inline(always)]
-    pub(crate) fn is_sent_on(&self, backend: &Endpoint<A>) -> bool {
+    fn is_sent_on(&self, backend: &Endpoint<A>) -> bool {
         self.is_connected() && self.peer(backend).is_some()
+    }
+
+    /// Whether the kernel has the socket connected to this IPv4 address.
+    #[inline(always)]
+    pub(crate) fn is_connected_to(&self, wanted: &Endpoint<A>) -> bool {
+        let [.., address] = wanted.address.to_ipv6();
+        // SAFETY: the socket is valid while the program runs, and there if it is connected.
+        self.is_connected()
+            && unsafe {
+                (&raw const (*self.socket).dst_ip4).read_volatile() == address
+                    && (&raw const (*self.socket).dst_port).read_volatile() == wanted.port
+            }
     }
 
     #[inline(always)]

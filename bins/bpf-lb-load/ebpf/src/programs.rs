@@ -6,7 +6,7 @@ use aya_ebpf::{bindings::bpf_sock, helpers::generated::bpf_set_retval, macros::c
 use bpf_lb_abi::{MAPPED_PREFIX, TCP, Translation, UDP};
 
 use crate::{
-    backend::{frontend, has_node_port, node_of},
+    backend::{frontend, has_expired, has_node_port, node_of},
     maps::{CONFIG, Tables},
     peer::{Socket, forget, leave},
     setting::setting,
@@ -28,6 +28,17 @@ const EADDRINUSE: i32 = 98;
 /// Whether the kernel has `bpf_set_retval` (5.18); without it a refused call fails with EPERM. The loader sets it.
 #[unsafe(no_mangle)]
 static SET_RETVAL: u32 = 1;
+
+/// Whether another path leads to Services too. The loader sets it.
+#[unsafe(no_mangle)]
+static HOST_PATH: u32 = 0;
+
+/// Whether the host path is asked for a Service without backends: it refuses each datagram by itself, and serves the same socket as soon as
+/// there is a backend. To many who connect once and then send, a connect() that fails is final.
+#[inline(always)]
+fn is_for_host_path(protocol: u16) -> bool {
+    protocol == UDP && setting(&HOST_PATH) != 0
+}
 
 #[inline(always)]
 fn fail(errno: i32) -> i32 {
@@ -63,6 +74,10 @@ fn connect<S: Sockaddr>(sockaddr: S) -> i32 {
     }
     let multipath = socket.multipath(wanted.protocol);
     let Some(slot) = frontend.choose(sockaddr, socket.random(multipath)) else {
+        if is_for_host_path(wanted.protocol) {
+            leave(config, sockaddr, &wanted);
+            return ALLOW;
+        }
         return if socket.is_v6only(wanted.protocol) { ALLOW } else { fail(ECONNREFUSED) };
     };
     if socket.connect(|| frontend.translate(&wanted, slot), || frontend.count(slot), multipath) {
@@ -83,8 +98,9 @@ fn send<S: Sockaddr>(sockaddr: S) -> i32 {
         return ALLOW;
     };
     let Some(socket) = Socket::of(config, sockaddr) else { return ALLOW };
-    if socket.is_mapped() && socket.is_sent_on(&wanted) {
-        // The backend is an address of some Service's too.
+    if socket.is_mapped() && socket.is_connected_to(&wanted) {
+        // It may be send(), and from any other peer the kernel drops what it answers. The address is a backend's that is some Service's too,
+        // or became a Service's, or was left to the host path.
         return ALLOW;
     }
     if let Some(known) = socket.sent_to(&wanted) {
@@ -100,7 +116,13 @@ fn send<S: Sockaddr>(sockaddr: S) -> i32 {
         }
     }
     let random = socket.random(None);
-    let Some(mut slot) = frontend.choose(sockaddr, random) else { return fail(ECONNREFUSED) };
+    let Some(mut slot) = frontend.choose(sockaddr, random) else {
+        if is_for_host_path(wanted.protocol) {
+            socket.ask(&wanted);
+            return ALLOW;
+        }
+        return fail(ECONNREFUSED);
+    };
     // Answers tell no name: of a backend that the socket asks by two, they are taken for those of the name asked last.
     if socket.asks(&slot.endpoint)
         && let Some(other) = frontend.another(&socket, random)
@@ -167,6 +189,7 @@ fn bind<A: Tables>(socket: *mut bpf_sock, address: A, is_any: bool) -> i32 {
         return ALLOW;
     }
     let is_taken = has_node_port(port, protocol)
+        && !has_expired(config)
         && if is_any { config.has_nodes.load() != 0 } else { node_of(&address) == Some(0) };
     if is_taken { fail(EADDRINUSE) } else { ALLOW }
 }

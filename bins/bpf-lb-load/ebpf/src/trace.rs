@@ -10,11 +10,11 @@ use aya_ebpf::{
     },
     macros::btf_map,
 };
-use bpf_lb_abi::{Call, Endpoint, Long, NO_SERVICE, Traced, Verdict};
+use bpf_lb_abi::{Call, Endpoint, Long, NO_SERVICE, Traced, UDP, Verdict};
 
 use crate::{
     atomic::add,
-    backend::{frontend_called, is_frontend, netns},
+    backend::{frontend_called, has_expired, is_frontend, netns},
     maps::{CONFIG, Tables},
     peer::{Socket, wide},
     setting::setting,
@@ -66,9 +66,14 @@ fn trace<A: Tables>(context: *mut bpf_sock_addr, got: Endpoint<A>, call: Call) {
         Some((service, _)) if errno == 0 && socket.is_some_and(|socket| socket.is_v6only(got.protocol)) => {
             (Verdict::Ipv6Only, service)
         }
+        // Where the error is not known, it is taken for refused.
+        Some((service, false)) if got.protocol == UDP && errno == 0 && setting(&GET_RETVAL) != 0 => {
+            (Verdict::HostPath, service)
+        }
         Some((NO_SERVICE, _)) => (Verdict::NoSuchPort, NO_SERVICE),
         Some((service, true)) if errno == 0 => (Verdict::NoRoom, service),
         Some((service, _)) => (Verdict::NoBackends, service),
+        None if is_frontend(&got) && has_expired(config) => (Verdict::Expired, NO_SERVICE),
         None if is_frontend(&got) => (Verdict::TakesNoPart, NO_SERVICE),
         None if setting(&TRACE_OTHERS) != 0 => (Verdict::NoService, NO_SERVICE),
         None => return,
