@@ -726,7 +726,7 @@ mod tests {
     fn a_dump_that_the_kernel_refuses_is_an_error_and_no_empty_list() {
         let nobodys = RouteFilter { table: Some(u32::MAX), ..RouteFilter::default() };
         let query = RouteNetlinkMessage::GetRoute(route_query(Family::Ipv4, nobodys));
-        let error = block_on(async { Netlink::open().unwrap().dump(query).await }).unwrap().unwrap_err();
+        let error = block_on(async { Netlink::open().unwrap().dump(query, Some).await }).unwrap().unwrap_err();
         assert!(is_absent(&error), "{error}");
     }
 }

@@ -101,7 +101,7 @@ async fn first(document: &PodDocument, kernel: &Kernel, pod: &Pod) -> io::Result
     let Some(link) = pod.link(&document.settings.pod_default_cni_nic) else { return Ok(First::default()) };
     let is_open = document.settings.mode == ModeSetting::Auto && !document.is_first() && pod.link(POD_VETH).is_none();
     let underlay = match is_open {
-        true => node::underlay(&kernel.node, link, &pod.addresses_of(&link.name)).await?,
+        true => node::underlay(&kernel.node, link, &pod.global_addresses_of(&link.name)).await?,
         false => None,
     };
     Ok(First { kind: link.kind.clone(), underlay })
