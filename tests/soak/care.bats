@@ -74,7 +74,7 @@ has_rule() { lab_in node1/every ip rule show pref 86 | grep -q "from $(lab_addre
   lab_stop churn
   printf 'keep-pods took %d ms of processor time; at most %s of memory\n' $((ticks * 1000 / $(getconf CLK_TCK))) "$(most_memory "$agent")" >&3
   [ $((ticks * 1000 / $(getconf CLK_TCK))) -lt 3000 ]
-  [ "$(most_memory "$agent" | tr -dc 0-9)" -lt 100000 ]
+  [ "$(most_memory "$agent" | tr -dc 0-9)" -lt 50000 ]
 }
 
 has_way() { lab_in "node1/$1" ip route show 10.233.64.0/18 | grep -q .; }
