@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use common::{mac::Mac, netlink::is_link_local};
+use common::{mac::Mac, netlink::is_link_local, object::Family};
 use ipnet::IpNet;
 use smoltcp::{
     phy::ChecksumCapabilities,
@@ -51,7 +51,7 @@ pub fn question(mac: Mac, nets: &[IpNet], gateway: IpAddr) -> Vec<u8> {
 /// Of these addresses the one to ask a gateway from: for IPv6 the link-local one, which no other host can have been given; else one in
 /// its subnet; else any of its family.
 fn source(nets: &[IpNet], gateway: IpAddr) -> Option<IpAddr> {
-    let of_family = nets.iter().filter(|net| net.addr().is_ipv4() == gateway.is_ipv4());
+    let of_family = nets.iter().filter(|net| Family::same(net.addr(), gateway));
     let is_own = |address: IpAddr| address.is_ipv6() && is_link_local(address);
     of_family.min_by_key(|net| (!is_own(net.addr()), !net.contains(&gateway))).map(IpNet::addr)
 }
