@@ -28,9 +28,14 @@ es_starts() {
   exec 5>"$FOLLOW"
 }
 
+# They end by themselves with their input, of which they would not see the end if the pipe was opened again before.
 es_stops() {
+  local pid
   exec 5>&-
-  [ ! -e "$LAB/pid/agent" ] || lab_stop agent 2>/dev/null || true
+  [ -e "$LAB/pid/agent" ] || return 0
+  read -r pid <"$LAB/pid/agent"
+  lab_until 5 test ! -d "/proc/$pid" || true
+  lab_stop agent 2>/dev/null || true
 }
 
 # es_loads [LOAD OPTION...]: the programs anew, with maps of their own, while nobody follows.
