@@ -63,6 +63,9 @@ es_set() {
   printf '{"set": %s}\n' "$(lb_service "$1" "$2")" >&5
 }
 
+# es_udp NAME JSON [FILTER]: the same of UDP, changed by jq.
+es_udp() { es_set "$1" "$(jq -c ".protocol = \"UDP\" | ${3:-.}" <<<"$2")"; }
+
 # es_client NAME [POD] <PROGRAM: a Python program in the background. It says that it is ready, then the backend goes.
 es_client() {
   cat >"$BATS_TEST_TMPDIR/$1.py"
@@ -96,8 +99,8 @@ ES_OTHERS='{"clusterIps": ["10.96.0.1", "fd02::1"], "backends": [{"address": "12
 
 @test "every socket that is connected to a backend which goes is told, TCP and UDP, of both families, mapped or not, idle or not" {
   es_set tcp "$ES_ALL"
-  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
-  es_set other "$(jq -c '.protocol = "UDP" | .clusterIps = ["10.96.0.2", "fd02::2"]' <<<"$ES_OTHERS")"
+  es_udp udp "$ES_ALL"
+  es_udp other "$ES_OTHERS" '.clusterIps = ["10.96.0.2", "fd02::2"]'
   for pod in pod second; do
     es_client "$pod" "$pod" <<'PY'
 hold("127.0.0.2", "fd01::2", "127.0.0.3", "fd01::3")
@@ -126,7 +129,7 @@ equal(reach(SOCK_DGRAM, "10.96.0.1"), "127.0.0.3")
 PY
   done
   es_set tcp "$ES_OTHERS"
-  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
+  es_udp udp "$ES_OTHERS"
   es_ends_well pod second
   lab_until 5 es_told_of 54 || fail "$(<"$LAB/log/agent")"
 }
@@ -136,7 +139,7 @@ PY
   local rights='-all,+net_admin,+net_broadcast,+sys_admin,+dac_override,+sys_ptrace,+bpf,+perfmon'
   es_stops
   es_starts setpriv --bounding-set "$rights" --inh-caps "$rights" "$(es_program)"
-  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_udp udp "$ES_ALL"
   es_client client <<'PY'
 until_connects(SOCK_DGRAM, "10.96.0.1")
 # A process that has it from another one, which has closed it, and is another user's.
@@ -167,7 +170,7 @@ for one, address, backend, name in ones:
     equal(name in (None, ("", port), (host, port)), True, (name, host, port))
 equal(os.waitpid(child, 0)[1], 0, "the child's")
 PY
-  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
+  es_udp udp "$ES_OTHERS"
   es_ends_well client || fail "$(<"$LAB/log/agent")"
   metrics end-sockets sockets_ended_total 10 sockets_reconnected_total 10
   assert_equal "$(jq -s '[.[].ended[].reconnected] | add' "$LAB/log/agent")" 10
@@ -178,7 +181,7 @@ PY
   es_traced --trace=pidfd_getfd --inject=pidfd_getfd:delay_enter=1000000 --output=/dev/null
   local service
   for service in 1 2; do
-    es_set "udp$service" "$(jq -c --arg ip "10.96.0.$service" '.protocol = "UDP" | .clusterIps = [$ip]' <<<"$ES_ALL")"
+    es_udp "udp$service" "$ES_ALL" ".clusterIps = [\"10.96.0.$service\"]"
   done
   es_client client <<'PY'
 hold("127.0.0.2", "127.0.0.3", "127.0.0.4")
@@ -193,7 +196,7 @@ time.sleep(3)
 equal([errno_of(one.send, b"?") for one in (none, bound)], ["EDESTADDRREQ"] * 2)
 equal((elsewhere.getpeername(), answer(elsewhere)), (("127.0.0.4", PORT), "127.0.0.4"))
 PY
-  es_set udp1 "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
+  es_udp udp1 "$ES_OTHERS"
   es_set udp2 '{"protocol": "UDP", "clusterIps": ["10.96.0.2"]}'
   es_ends_well client || fail "$(<"$LAB/log/agent")"
   metrics end-sockets sockets_ended_total 3 sockets_reconnected_total 0
@@ -202,7 +205,7 @@ PY
 @test "a UDP socket whose Service is left to the host path goes on by it" {
   # As if the node answered.
   lab_in node1/second ip address add 10.96.0.1/32 dev lo
-  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_udp udp "$ES_ALL"
   es_client client second <<'PY'
 hold("127.0.0.2")
 serve("10.96.0.1", port=80)
@@ -220,7 +223,7 @@ PY
 @test "that a kernel gives no copy of a process' socket is said once, and the sockets are ended" {
   [ -n "$(command -v strace)" ] || skip 'no strace: run scripts/setup'
   es_traced --trace=pidfd_getfd --inject=pidfd_getfd:error=ENOSYS --output=/dev/null
-  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_udp udp "$ES_ALL"
   es_client client <<'PY'
 hold("127.0.0.2", "127.0.0.3")
 until_connects(SOCK_DGRAM, "10.96.0.1")
@@ -230,9 +233,9 @@ for step in "", "later":
     equal(told([one]), ["ECONNABORTED"], step)
     equal(errno_of(one.send, b"?"), "EDESTADDRREQ", step)
 PY
-  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
+  es_udp udp "$ES_OTHERS"
   lab_until 10 test -e "$BATS_TEST_TMPDIR/client.readylater" || fail "$(<"$BATS_TEST_TMPDIR/client.out")"
-  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_udp udp "$ES_ALL"
   es_ends_well client || fail "$(<"$LAB/log/agent")"
   metrics end-sockets sockets_ended_total 2 sockets_reconnected_total 0
   assert_equal "$(grep -c pidfd_getfd "$LAB/log/agent")" 1
@@ -244,7 +247,7 @@ PY
   # es_looked: into which processes.
   es_looked() { sed -n 's|.*"/proc/\([0-9]*\)/fd".*|\1|p' "$BATS_TEST_TMPDIR/calls" | sort; }
   es_set tcp "$ES_ALL"
-  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_udp udp "$ES_ALL"
   es_client client <<'PY'
 hold("127.0.0.2", "127.0.0.3")
 until_connects(SOCK_DGRAM, "10.96.0.1")
@@ -258,7 +261,7 @@ PY
   lab_until 10 test -e "$BATS_TEST_TMPDIR/client.readytold" || fail "$(<"$BATS_TEST_TMPDIR/client.out")"
   lab_until 5 es_told_of 5 || fail "$(<"$LAB/log/agent")"
   assert_equal "$(es_looked)" ''
-  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
+  es_udp udp "$ES_OTHERS"
   es_ends_well client || fail "$(<"$LAB/log/agent")"
   lab_until 5 es_told_of 10 || fail "$(<"$LAB/log/agent")"
   [ -n "$(es_looked)" ] || fail "$(<"$BATS_TEST_TMPDIR/calls")"
@@ -301,7 +304,7 @@ PY
 
 @test "TCP connections to a backend that drains stay until it has left, UDP sockets while it serves; then they end" {
   es_set tcp "$ES_ALL"
-  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_udp udp "$ES_ALL"
   es_client client <<'PY'
 hold("127.0.0.2")
 until_connects(SOCK_DGRAM, "10.96.0.1")
@@ -329,7 +332,7 @@ PY
 }
 
 @test "a UDP socket stays with the last backend of its family while that does not serve, until another one does" {
-  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_udp udp "$ES_ALL"
   es_client client <<'PY'
 hold("127.0.0.2")
 until_connects(SOCK_DGRAM, "10.96.0.1")
@@ -352,8 +355,8 @@ PY
 }
 
 @test "a socket that reached the same backend by another Service stays, and so does one that goes on elsewhere" {
-  es_set one "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
-  es_set two "$(jq -c '.protocol = "UDP" | .clusterIps = ["10.96.0.2"]' <<<"$ES_ALL")"
+  es_udp one "$ES_ALL"
+  es_udp two "$ES_ALL" '.clusterIps = ["10.96.0.2"]'
   es_client client <<'PY'
 hold("127.0.0.2", "127.0.0.3")
 until_connects(SOCK_DGRAM, "10.96.0.2")
@@ -363,7 +366,7 @@ ready()
 equal(told([one]), ["ECONNABORTED"])
 equal([answer(two), answer(gone_on)], ["127.0.0.2"] * 2)
 PY
-  es_set one "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
+  es_udp one "$ES_OTHERS"
   es_ends_well client || fail "$(<"$LAB/log/agent")"
 }
 
@@ -507,7 +510,7 @@ PY
 }
 
 @test "sockets of a backend that went while no writer ran are ended with the first table" {
-  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_udp udp "$ES_ALL"
   es_one_told SOCK_DGRAM 10
   es_stops
   # The kernel's table changes, and nobody is there to read what follow says.
@@ -569,7 +572,7 @@ PY
 }
 
 @test "an IPv6 socket that was translated in both families is told when the backend goes to which it is connected" {
-  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_udp udp "$ES_ALL"
   es_client client <<'PY'
 hold("127.0.0.2", "fd01::2")
 until_connects(SOCK_DGRAM, "10.96.0.1")
@@ -582,7 +585,7 @@ for first, last in ("fd02::1", "::ffff:10.96.0.1"), ("::ffff:10.96.0.1", "fd02::
 ready()
 equal(told(both), ["ECONNABORTED"] * 2)
 PY
-  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
+  es_udp udp "$ES_OTHERS"
   es_ends_well client || fail "$(<"$LAB/log/agent")"
 }
 
@@ -649,7 +652,7 @@ PY
 }
 
 @test "a search that fails for good is made five times, its error said once, and then that sockets may stay" {
-  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_udp udp "$ES_ALL"
   es_client client <<'PY'
 hold("127.0.0.2")
 until_connects(SOCK_DGRAM, "10.96.0.1")
@@ -663,7 +666,7 @@ PY
   lab_in node1 mkdir -p /run/netns
   lab_in node1 /usr/bin/python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind("/run/netns/none")'
   # No other backend takes its place.
-  es_set udp "$(jq -c '.protocol = "UDP" | .backends = []' <<<"$ES_ALL")"
+  es_udp udp "$ES_ALL" '.backends = []'
   lab_until 45 grep -q 'may stay' "$LAB/log/agent" || fail "$(<"$LAB/log/agent")"
   sleep 5
   lab_in node1 rm /run/netns/none
@@ -777,7 +780,7 @@ PY
   es_loads --max-sockets 1
   es_starts "$(es_program)"
   es_set tcp "$ES_ALL"
-  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_udp udp "$ES_ALL"
   es_client client <<'PY'
 hold("127.0.0.2", "fd01::2")
 until_connects(SOCK_DGRAM, "10.96.0.1")
@@ -786,7 +789,7 @@ ready()
 equal(told(sockets), ["ECONNABORTED"] * len(sockets))
 PY
   es_set tcp "$ES_OTHERS"
-  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
+  es_udp udp "$ES_OTHERS"
   es_ends_well client || fail "$(<"$LAB/log/agent")"
 }
 
@@ -797,7 +800,7 @@ PY
   # es_entered: how often a namespace was entered.
   es_entered() { grep -c setns "$BATS_TEST_TMPDIR/calls"; }
   es_set tcp "$ES_ALL"
-  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_ALL")"
+  es_udp udp "$ES_ALL"
   es_set idle '{"clusterIps": ["10.96.0.7"], "backends": [{"address": "127.0.0.4", "port": 8080}]}'
   es_client client <<'PY'
 hold("127.0.0.2")
@@ -809,7 +812,7 @@ ready()
 equal(told(sockets, 20), ["ECONNABORTED"] * len(sockets))
 PY
   # The kernel lists to nobody what UDP sockets keep themselves.
-  es_set udp "$(jq -c '.protocol = "UDP"' <<<"$ES_OTHERS")"
+  es_udp udp "$ES_OTHERS"
   sleep 1
   es_set idle '{"clusterIps": ["10.96.0.7"], "backends": [{"address": "127.0.0.5", "port": 8080}]}'
   sleep 1
