@@ -282,7 +282,7 @@ impl Attachment<'_> {
             None if nic == self.nic.name => self.result.routers_of(nic),
             None => vec![],
         };
-        routers.retain(|router| Family::of(*router) == Family::of(net.addr()) && !is_link_local(*router));
+        routers.retain(|router| Family::same(*router, net.addr()) && !is_link_local(*router));
         routers.iter().find(|router| net.contains(*router)).or(routers.first()).copied()
     }
 

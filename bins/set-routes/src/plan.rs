@@ -108,8 +108,8 @@ pub struct Teardown<'a> {
 }
 
 impl<'a> Teardown<'a> {
-    /// `routes` are the unicast routes of the pod, of routing daemons' the default ones at least; `uplink_needed` says whether another attachment needs the pod's overlay
-    /// interface as its way into the node.
+    /// `routes` are the unicast routes of the pod, of routing daemons' the default ones at least; `uplink_needed` says whether
+    /// another attachment needs the pod's overlay interface as its way into the node.
     pub fn new(document: &'a PodDocument, routes: &[Route], uplink_needed: bool) -> Self {
         let first = &document.settings.pod_default_cni_nic;
         let of_first = tables_of(routes, first);
