@@ -50,8 +50,8 @@ impl Kernel {
 
     /// Whether they do not any more.
     pub fn has_expired(&self) -> bool {
-        let now = || u64::try_from(now().as_nanos()).unwrap_or(u64::MAX);
-        self.config().is_some_and(|config| config.has_expired(now))
+        let now_ns = u64::try_from(now().as_nanos()).unwrap_or(u64::MAX);
+        self.config().is_some_and(|config| config.has_expired(now_ns))
     }
 }
 

@@ -17,6 +17,11 @@ macro_rules! word {
 
         #[cfg(target_arch = "bpf")]
         impl $name {
+            /// A word with that value.
+            pub const fn new(value: $inner) -> Self {
+                Self(core::cell::UnsafeCell::new(value))
+            }
+
             /// Reads the word. What is read through the value is ordered after it.
             #[inline(always)]
             pub fn load(&self) -> $inner {

@@ -2,10 +2,13 @@
 
 use core::{hint::cold_path, marker::PhantomData};
 
-use aya_ebpf::{bindings::bpf_sock, helpers::generated::bpf_ktime_get_coarse_ns};
+use aya_ebpf::{
+    bindings::bpf_sock,
+    helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns},
+};
 use bpf_lb_abi::{
-    Affinity, Backend, Client, Config, Endpoint, Entry, NO_SERVICE, NO_SLOT, OTHER_NODE, PROBES, Participation, Prefix,
-    REFUSE, Scope, Slot, TCP, Translation, UDP, Word, any_port, node_port, node_port_bit,
+    Affinity, Backend, Client, Config, Endpoint, Entry, Long, NO_SERVICE, NO_SLOT, OTHER_NODE, PROBES, Participation,
+    Prefix, REFUSE, Scope, Slot, TCP, Translation, UDP, Word, any_port, node_port, node_port_bit,
 };
 
 use crate::{
@@ -190,13 +193,26 @@ fn find<A: Tables>(wanted: &Endpoint<A>) -> Option<Entry> {
     None
 }
 
-/// Whether the table is too old to go by.
+/// The kernel's tick at which the table was last found not to have expired: the clock moves on with the ticks, and is looked at once in each.
+#[unsafe(no_mangle)]
+static GOOD_AT: Long = Long::new(0);
+
+/// Whether the table is too old to go by. A tick takes a load to read, since the verifier replaces the call (`do_misc_fixups`,
+/// kernel/bpf/verifier.c), and the clock takes a call.
 #[inline(always)]
 pub(crate) fn has_expired(config: &Config) -> bool {
     // SAFETY: takes no arguments.
-    let has_expired = config.has_expired(|| unsafe { bpf_ktime_get_coarse_ns() });
-    if has_expired {
-        cold_path();
+    config.expires.load() != 0 && GOOD_AT.load() != unsafe { bpf_jiffies64() } && has_expired_now(config)
+}
+
+#[inline(never)]
+fn has_expired_now(config: &Config) -> bool {
+    cold_path();
+    // SAFETY: both take no arguments. The tick first: should the next one come in between, then the clock is looked at again.
+    let (tick, now_ns) = unsafe { (bpf_jiffies64(), bpf_ktime_get_coarse_ns()) };
+    let has_expired = config.has_expired(now_ns);
+    if !has_expired {
+        GOOD_AT.store(tick);
     }
     has_expired
 }
