@@ -13,10 +13,9 @@ use serde_json::Value;
 use crate::{
     failure::{Code, Failure},
     mac::Mac,
-    netlink::is_link_local,
     netns::NetnsId,
     numbers::Numbers,
-    object::{Family, Netns, Object, Operation, Placed, Route},
+    object::{Family, Netns, Object, Operation, Placed, Route, is_link_local},
     result::{self, CniResult, CniVersion},
     settings::Settings,
 };
