@@ -29,7 +29,7 @@ pub fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
         })));
     }
     wanted.extend(node.map(|rule| Placed::node(Object::Rule(rule))));
-    if mode.mode == ModeKind::Underlay && mode.opens_uplink() {
+    if mode.kind == ModeKind::Underlay && mode.opens_uplink() {
         wanted.extend(transits(document, mode)?);
     }
     Ok(wanted)
@@ -48,7 +48,7 @@ fn transits(document: &PodDocument, mode: &Mode) -> Result<Vec<Placed>, Failure>
 
 fn has_uplink(mode: &Mode, family: Family) -> bool {
     let source = mode.uplink.source(family).is_some();
-    source && (mode.mode == ModeKind::Overlay || mode.uplink.gateway(family).is_some())
+    source && (mode.kind == ModeKind::Overlay || mode.uplink.gateway(family).is_some())
 }
 
 fn rule(priority: u32, family: Family, table: u32) -> Rule {
