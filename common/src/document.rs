@@ -51,7 +51,7 @@ pub struct PodDocument {
     pub numbers: Option<Numbers>,
     /// From `set-rules`: where its rules stand among those of others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub places: Vec<Place>,
+    pub places: Vec<RulePlace>,
     /// From `sync-cidrs`: what must be routed through the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cidrs: Option<Cidrs>,
@@ -215,9 +215,9 @@ pub struct NicTable {
     pub routes: Vec<Route>,
 }
 
-/// The priority of the rules of ours in a namespace. Where there are several, they are this one and the next.
+/// The place of our rules in a namespace. Where there are several, they have this priority and the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Place {
+pub struct RulePlace {
     /// Where.
     pub netns: Netns,
     /// For which packets.
