@@ -14,8 +14,8 @@ pub use self::{
     host::is_host,
     line::Line,
     table::{
-        Algorithm, Backend, BackendScope, Change, Draining, Node, Nodes, Place, Protocol, Refuse, Service, ServiceName,
-        ServiceTable, SessionAffinity, TrafficPolicy,
+        Algorithm, Backend, BackendScope, Change, Draining, Node, Nodes, Protocol, Refuse, Service, ServiceAddress,
+        ServiceName, ServiceTable, SessionAffinity, TrafficPolicy,
     },
     time::{nanoseconds, rfc3339, seconds},
 };

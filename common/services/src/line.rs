@@ -10,7 +10,7 @@ use serde::{
 };
 
 use crate::{
-    table::{Change, Nodes, Place, Refuse, Service, ServiceName, ServiceTable},
+    table::{Change, Nodes, Refuse, Service, ServiceAddress, ServiceName, ServiceTable},
     time::{self, Time},
 };
 
@@ -112,7 +112,7 @@ impl JsonSchema for Line {
         let table = one("table", generator.subschema_for::<ServiceTable>());
         let nodes = one("nodes", generator.subschema_for::<Nodes>());
         let refuse = one("refuse", generator.subschema_for::<Refuse>());
-        let leave = one("leave", generator.subschema_for::<Place>());
+        let leave = one("leave", generator.subschema_for::<ServiceAddress>());
         json_schema!({
             "description": "One change, and perhaps when what it follows from happened in the cluster.",
             "oneOf": [set, remove, table, nodes, refuse, leave]

@@ -13,7 +13,7 @@ use crate::{
     time::{self, Time},
 };
 
-object!(ServiceTable, Node, Service, SessionAffinity, Backend, Draining, Nodes, ServiceName, Place);
+object!(ServiceTable, Node, Service, SessionAffinity, Backend, Draining, Nodes, ServiceName, ServiceAddress);
 object!(Protocol, TrafficPolicy, Algorithm, BackendScope);
 
 /// All Services that a node's pods can reach through their sockets.
@@ -252,7 +252,7 @@ pub enum Change {
     Remove(ServiceName),
     /// What is asked of this place over TCP is left to the host path, until the service that answers there is set again. The
     /// service stays, and so do the connections to its backends.
-    Leave(Place),
+    Leave(ServiceAddress),
     /// The table is to be like this, and contain nothing else.
     Table(ServiceTable),
 }
@@ -273,7 +273,7 @@ pub struct Nodes {
 /// Where a service answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, remote = "Self")]
-pub struct Place {
+pub struct ServiceAddress {
     /// One of its addresses.
     #[serde(deserialize_with = "host::one")]
     #[schemars(with = "Host")]
