@@ -13,10 +13,9 @@ use serde_json::Value;
 use crate::{
     failure::{Code, Failure},
     mac::Mac,
-    netlink::is_link_local,
     netns::NetnsId,
     numbers::Numbers,
-    object::{Family, Netns, Object, Operation, Placed, Route},
+    object::{Family, Netns, Object, Operation, Placed, Route, is_link_local},
     result::{self, CniResult, CniVersion},
     settings::Settings,
 };
@@ -52,7 +51,7 @@ pub struct PodDocument {
     pub numbers: Option<Numbers>,
     /// From `set-rules`: where its rules stand among those of others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub places: Vec<Place>,
+    pub places: Vec<RulePlace>,
     /// From `sync-cidrs`: what must be routed through the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cidrs: Option<Cidrs>,
@@ -129,7 +128,8 @@ pub struct Request {
 #[serde(rename_all = "camelCase")]
 pub struct Mode {
     /// The mode that applies.
-    pub mode: ModeKind,
+    #[serde(rename = "mode")]
+    pub kind: ModeKind,
     /// Whether this is the pod's first interface, `podDefaultCniNic`.
     pub first: bool,
     /// The interface.
@@ -215,9 +215,9 @@ pub struct NicTable {
     pub routes: Vec<Route>,
 }
 
-/// The priority of the rules of ours in a namespace. Where there are several, they are this one and the next.
+/// The place of our rules in a namespace. Where there are several, they have this priority and the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Place {
+pub struct RulePlace {
     /// Where.
     pub netns: Netns,
     /// For which packets.
@@ -330,7 +330,7 @@ impl PodDocument {
 
     /// Whether Underpass leaves this interface alone, so that no tool looks at anything for it. In a teardown they look all the same.
     pub fn is_left_alone(&self) -> bool {
-        let is_disabled = self.mode.as_ref().is_some_and(|mode| mode.mode == ModeKind::Disable);
+        let is_disabled = self.mode.as_ref().is_some_and(|mode| mode.kind == ModeKind::Disable);
         is_disabled && !self.request.command.tears_down()
     }
 
@@ -480,7 +480,7 @@ impl Request {
 impl Share {
     /// What an attachment with this document asks for; none where it is not served.
     pub fn of(document: &PodDocument) -> Option<Self> {
-        let mode = document.mode.as_ref().filter(|mode| mode.mode != ModeKind::Disable)?;
+        let mode = document.mode.as_ref().filter(|mode| mode.kind != ModeKind::Disable)?;
         let ifname = document.request.ifname.clone();
         let of_nic = format!("/{ifname}/");
         let is_shared = |operation: &&Operation| match operation {
@@ -507,7 +507,7 @@ impl Share {
 impl Mode {
     /// Whether this attachment makes the pod's way into the node, rather than using one that is there.
     pub fn opens_uplink(&self) -> bool {
-        match self.mode {
+        match self.kind {
             ModeKind::Underlay => self.first,
             ModeKind::Overlay => true,
             ModeKind::Disable => false,

@@ -113,6 +113,14 @@ impl FromStr for Family {
     }
 }
 
+/// Whether an address is only valid on its link (RFC 3927, RFC 4291).
+pub fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}
+
 /// A pair of virtual Ethernet devices: `name` on the node, `peer` in the pod, both up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Veth {

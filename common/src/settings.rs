@@ -3,18 +3,15 @@
 
 mod value;
 
-use std::{
-    net::{IpAddr, Ipv4Addr},
-    time::Duration,
-};
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use self::value::is_interface_name;
 use self::value::is_unset;
+pub use self::value::{DetectOptions, LogOptions, ModeSetting, PolicyRoute, is_interface_name};
 use crate::failure::{Code, Failure};
 
 /// Every setting with the value that applies.
@@ -82,54 +79,6 @@ pub struct Settings {
     pub log_options: LogOptions,
 }
 
-/// The setting `mode`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum ModeSetting {
-    /// Find out.
-    #[default]
-    Auto,
-    /// Always a veth pair.
-    Underlay,
-    /// Always the overlay interface.
-    Overlay,
-    /// Leave the pod alone.
-    Disable,
-}
-
-/// One entry of `policyRoutes`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct PolicyRoute {
-    /// The destination.
-    #[schemars(with = "String")]
-    pub dst: IpNet,
-    /// The next hop.
-    pub gw: IpAddr,
-}
-
-/// `detectOptions`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct DetectOptions {
-    /// How many probes.
-    pub retries: u32,
-    /// Between two probes.
-    pub interval: Duration,
-    /// From the last probe to giving up.
-    pub timeout: Duration,
-}
-
-/// `logOptions`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct LogOptions {
-    /// The least severe messages to write.
-    pub log_level: String,
-    /// A file to append to, besides standard error.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub log_file: Option<String>,
-}
-
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -158,18 +107,6 @@ impl Default for Settings {
             detect_options: DetectOptions::default(),
             log_options: LogOptions::default(),
         }
-    }
-}
-
-impl Default for DetectOptions {
-    fn default() -> Self {
-        Self { retries: 3, interval: Duration::from_millis(10), timeout: Duration::from_millis(100) }
-    }
-}
-
-impl Default for LogOptions {
-    fn default() -> Self {
-        Self { log_level: "info".to_owned(), log_file: None }
     }
 }
 
@@ -396,7 +333,7 @@ fn put<T>(place: &mut T, value: Option<T>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, env, fs, path::Path};
+    use std::{collections::BTreeSet, env, fs, path::Path, time::Duration};
 
     use serde_json::json;
 

@@ -11,7 +11,7 @@ use std::{
 use bpf_lb_abi::{Backend, Entry};
 use schemars::JsonSchema;
 use serde::Serialize;
-use service_table::{Change, Claim, Nodes, Place, Refuse, Service, ServiceName, ServiceTable, TrafficPolicy};
+use service_table::{Change, Claim, Nodes, Refuse, Service, ServiceAddress, ServiceName, ServiceTable, TrafficPolicy};
 use thiserror::Error;
 
 use crate::{
@@ -510,7 +510,7 @@ impl Table {
 
     /// Takes one frontend out of the service that has it, for nobody else until that is set again. Its endpoints go on serving
     /// those who are connected.
-    fn leave(&mut self, place: &Place, summary: &mut Summary) -> Result<(), MapsError> {
+    fn leave(&mut self, place: &ServiceAddress, summary: &mut Summary) -> Result<(), MapsError> {
         let frontend = Frontend::of(place);
         let Some(key) = self.kernel.owner(&frontend).cloned() else { return Ok(()) };
         let before = self.stale.holding(&self.kernel, &key);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bpf_lb_abi::{Entry, NAME_LEN, Scope};
-use service_table::{Algorithm, Backend, BackendScope, Place, Protocol, Service, TrafficPolicy};
+use service_table::{Algorithm, Backend, BackendScope, Protocol, Service, ServiceAddress, TrafficPolicy};
 use thiserror::Error;
 
 /// Why a service cannot be in the maps, whatever else is.
@@ -40,7 +40,7 @@ impl Frontend {
     }
 
     /// What answers there over TCP.
-    pub const fn of(place: &Place) -> Self {
+    pub const fn of(place: &ServiceAddress) -> Self {
         Self::new(SocketAddr::new(place.address.to_canonical(), place.port), Protocol::Tcp)
     }
 

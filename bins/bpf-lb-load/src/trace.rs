@@ -35,7 +35,7 @@ use crate::{
     maps::{mapped, pinned_data},
     name,
     pins::Pins,
-    pods::{Place, Pods},
+    pods::{NetnsName, Pods},
     print, probe,
     spec::Frontend,
     sys::{self, Mapped},
@@ -216,7 +216,7 @@ impl Names {
     fn translation(&mut self, traced: &Traced) -> Translation {
         let outcome = Verdict::of(traced.verdict);
         let record = (traced.service != NO_SERVICE).then(|| self.services.copy(traced.service)).flatten();
-        let Place { pod, netns } = self.pods.place(traced.netns);
+        let NetnsName { pod, netns } = self.pods.name(traced.netns);
         let comm: Vec<u8> = traced.comm.iter().copied().take_while(|byte| *byte != 0).collect();
         Translation {
             time: time(self.since_1970 + Duration::from_nanos(traced.time_ns)),

@@ -40,7 +40,7 @@ fn extended(document: &PodDocument) -> Value {
     let mut result = Value::Object(config["prevResult"].as_object().cloned().unwrap_or_default());
     result["cniVersion"] = config["cniVersion"].clone();
     let version = CniVersion::of(config);
-    let served = document.mode.as_ref().is_some_and(|mode| mode.mode != ModeKind::Disable);
+    let served = document.mode.as_ref().is_some_and(|mode| mode.kind != ModeKind::Disable);
     let first = document.mode.as_ref().is_some_and(|mode| mode.first);
     if let Some(pair) = document.veth.as_ref().filter(|_| first) {
         let sandbox = document.request.netns.as_deref().map(|path| path.display().to_string());

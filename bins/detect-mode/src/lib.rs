@@ -14,8 +14,8 @@ use common::{
     failure::{Code, Context, Failure},
     kernel::{Kernel, Pod as Sandbox},
     names::POD_VETH,
-    netlink::{Link, Netlink, is_link_local},
-    object::{Family, Route},
+    netlink::{Link, Netlink},
+    object::{Family, Route, is_link_local},
     result::CniResult,
     settings::ModeSetting,
     state,
@@ -51,22 +51,22 @@ pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), F
     if document.request.command == Command::Check && document.mode.is_some() {
         return compare(document, netlink, &mut pod, alone).await;
     }
-    let mode = match &document.mode {
-        Some(decided) => decided.mode,
+    let kind = match &document.mode {
+        Some(decided) => decided.kind,
         None => {
             let first = first(document, kernel, &pod).await.context(Code::Io, "cannot read the node's routes")?;
             plan::mode(&document.settings, &ifname, pod.link(POD_VETH).is_some(), &first)?
         }
     };
     let result = CniResult::previous(&document.request.config)?;
-    if mode != ModeKind::Disable && document.mode.is_none() {
+    if kind != ModeKind::Disable && document.mode.is_none() {
         let given: Vec<_> = given_to(&result, &ifname).iter().map(IpNet::addr).collect();
         pod.settle(netlink, &link, &given).await?;
     }
     let mut nic = nic(document, &link, &pod, &result);
-    if mode == ModeKind::Disable {
+    if kind == ModeKind::Disable {
         let (node_addresses, uplink, host_side) = Default::default();
-        document.mode = Some(Mode { mode, first: document.is_first(), nic, node_addresses, uplink, host_side });
+        document.mode = Some(Mode { kind, first: document.is_first(), nic, node_addresses, uplink, host_side });
         return Ok(());
     }
     refuse_others(document, &kernel.node, &link, &result, &mut nic).await?;
@@ -80,7 +80,7 @@ pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), F
         );
     }
     survey(document, kernel, &mut pod, alone).await?;
-    let attachment = Attachment { document, node: &kernel.node, pod: &pod, result: &result, nic, mode };
+    let attachment = Attachment { document, node: &kernel.node, pod: &pod, result: &result, nic, kind };
     let (mode, routing) = attachment.decide(alone).await?;
     document.mode = Some(mode);
     document.routing = routing;
@@ -234,7 +234,7 @@ struct Attachment<'a> {
     pod: &'a Pod,
     result: &'a CniResult,
     nic: Nic,
-    mode: ModeKind,
+    kind: ModeKind,
 }
 
 impl Attachment<'_> {
@@ -249,12 +249,12 @@ impl Attachment<'_> {
                 .context(Code::Io, "cannot read the node's links and routes")?,
             None => vec![],
         };
-        let Self { document, mode, nic, .. } = self;
-        Ok((Mode { mode, first: document.is_first(), nic, node_addresses, uplink, host_side }, routing))
+        let Self { document, kind, nic, .. } = self;
+        Ok((Mode { kind, first: document.is_first(), nic, node_addresses, uplink, host_side }, routing))
     }
 
     fn is_overlay(&self) -> bool {
-        self.mode == ModeKind::Overlay
+        self.kind == ModeKind::Overlay
     }
 
     /// The name of the pod's first interface.
@@ -302,8 +302,8 @@ impl Attachment<'_> {
     }
 
     fn uplink(&self, node_addresses: &[IpAddr], ways: &[Route]) -> Result<Uplink, Failure> {
-        let Self { document, pod, nic, mode, .. } = self;
-        let uplink = match (plan::uplink(*mode, &document.settings, nic, pod, node_addresses, ways), &document.mode) {
+        let Self { document, pod, nic, kind, .. } = self;
+        let uplink = match (plan::uplink(*kind, &document.settings, nic, pod, node_addresses, ways), &document.mode) {
             // A running pod that has lost its routes gets back what it had.
             (Err(_), Some(decided)) => decided.uplink.clone(),
             (uplink, _) => uplink?,

@@ -9,9 +9,9 @@ use std::{
 
 use common::{
     document::{HostSide, Uplink},
-    netlink::{AddressEntry, Link, Netlink, RouteFilter, is_link_local},
+    netlink::{AddressEntry, Link, Netlink, RouteFilter},
     numbers,
-    object::{Family, MAIN_TABLE, PROTOCOL, Route},
+    object::{Family, MAIN_TABLE, PROTOCOL, Route, is_link_local},
 };
 use ipnet::IpNet;
 

@@ -10,8 +10,8 @@ use std::{
 use common::{
     failure::{Code, Context, Failure},
     names::POD_VETH,
-    netlink::{AddressEntry, Detection, Link, Netlink, RouteFilter, RuleEntry, is_link_local},
-    object::{Family, MAIN_TABLE, PROTOCOL, Route},
+    netlink::{AddressEntry, Detection, Link, Netlink, RouteFilter, RuleEntry},
+    object::{Family, MAIN_TABLE, PROTOCOL, Route, is_link_local},
 };
 use ipnet::IpNet;
 

@@ -348,8 +348,8 @@ fn document(model: &Model, scenario: &Scenario, card: &Card, command: Command, d
         let alone = card.name == first.name && card.owner.is_none() && others.is_empty();
         document.routing = if alone { Routing::default() } else { routing(view) };
     }
-    let mode = if scenario.overlay { ModeKind::Overlay } else { ModeKind::Underlay };
-    document.mode = Some(Mode { mode, first: card.name == first.name, nic, node_addresses, uplink, host_side: vec![] });
+    let kind = if scenario.overlay { ModeKind::Overlay } else { ModeKind::Underlay };
+    document.mode = Some(Mode { kind, first: card.name == first.name, nic, node_addresses, uplink, host_side: vec![] });
     document.cidrs = Some(Cidrs {
         service: vec!["10.233.64.0/18".parse().unwrap(), "fd00:233:64::/108".parse().unwrap()],
         pod: vec!["10.233.0.0/18".parse().unwrap()],

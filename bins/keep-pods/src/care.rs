@@ -430,7 +430,7 @@ mod tests {
         let config = json!({ "prevResult": { "ips": [{ "address": "10.6.10.1/16" }, { "address": "fd00:6::1/64" }] } });
         let with = |addresses: &[&str]| PodDocument {
             mode: Some(Mode {
-                mode: ModeKind::Underlay,
+                kind: ModeKind::Underlay,
                 first: true,
                 nic: Nic {
                     name: "eth0".to_owned(),

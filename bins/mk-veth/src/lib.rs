@@ -31,7 +31,7 @@ impl Tool for MkVeth {
         let found = match document.request.command {
             Command::Gc => stale_pairs(document, kernel).await,
             Command::Del => in_teardown(document, kernel).await,
-            _ if document.mode()?.mode != ModeKind::Underlay => return Ok(vec![]),
+            _ if document.mode()?.kind != ModeKind::Underlay => return Ok(vec![]),
             _ => {
                 document.veth = Some(pair(document)?);
                 standing(document, &plan::wanted(document)?, kernel).await

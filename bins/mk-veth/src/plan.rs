@@ -18,7 +18,7 @@ const LINK_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xc8
 /// can be wrong.
 pub fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
     let mode = document.mode()?;
-    if mode.mode != ModeKind::Underlay {
+    if mode.kind != ModeKind::Underlay {
         return Ok(vec![]);
     }
     let pair = document.veth()?;

@@ -15,7 +15,7 @@ use cluster_api::Name;
 use common::netns::{all, within};
 use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
 
-use crate::plan::{Place, cookies};
+use crate::plan::{Sandbox, cookies};
 
 /// What was changed in the kernel's list.
 #[derive(Debug, Default)]
@@ -28,14 +28,14 @@ pub struct Change {
     pub unfound: BTreeSet<Name>,
 }
 
-/// Makes the kernel's list equal to these places, and says to it whether the list is of those who are left out (`default`) or of
+/// Makes the kernel's list equal to these sandboxes, and says to it whether the list is of those who are left out (`default`) or of
 /// those who take part. A path that is not there (any more) is left out.
 ///
 /// # Errors
 /// When no load balancer is loaded, or its maps cannot be written.
-pub fn converge(pins: &Pins, default: bool, places: &[Place]) -> Result<Change> {
+pub fn converge(pins: &Pins, default: bool, sandboxes: &[Sandbox]) -> Result<Change> {
     layout::check(pins)?;
-    let (wanted, unfound) = cookies(places, |path| cookie(path).ok(), look);
+    let (wanted, unfound) = cookies(sandboxes, |path| cookie(path).ok(), look);
     let mut list: HashMap<_, u64, u32> = HashMap::try_from(pinned(&pins.maps(), "namespaces")?)?;
     let found: BTreeSet<u64> = list.keys().collect::<Result<_, _>>().context("map namespaces")?;
     // First those who come, then the meaning of the list, then those who go: nobody is left out who is not to be for longer

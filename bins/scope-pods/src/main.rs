@@ -111,31 +111,35 @@ async fn follow(cli: Cli) -> anyhow::Result<()> {
             continue;
         }
         (seen, full) = (now, Instant::now());
-        let (level, outcome) = match settings() {
-            Ok(None) if cli.wait_for_settings => {
-                (Level::Info, format!("the cluster's settings are not known yet: {STANDS}"))
-            }
-            settings => {
-                match settings.and_then(|settings| converge(&pins, &settings.unwrap_or_default(), &known.pods)) {
-                    Ok(Change { added, removed, unfound }) => {
-                        if added + removed > 0 {
-                            log::info!("{added} network namespaces are exceptions now, {removed} no longer");
-                        }
-                        report.unfound(known.tell_unfound(unfound));
-                        (Level::Info, String::new())
-                    }
-                    // It may come.
-                    Err(error) if are_missing(&error) => (Level::Info, pins.not_loaded()),
-                    Err(error) => (Level::Error, format!("{error:#}")),
-                }
-            }
-        };
+        let (level, outcome) = decide(&pins, cli.wait_for_settings, &mut known, &mut report);
         // Said once, not with each look.
         if !outcome.is_empty() && outcome != said {
             log::log!(level, "{outcome}");
         }
         report.decided(outcome.is_empty());
         said = outcome;
+    }
+}
+
+/// Decides for all pods; why the kernel's list is not as it is to be, and how much that matters.
+fn decide(pins: &Pins, wait_for_settings: bool, known: &mut Known, report: &mut Report) -> (Level, String) {
+    let settings = match settings() {
+        Ok(None) if wait_for_settings => {
+            return (Level::Info, format!("the cluster's settings are not known yet: {STANDS}"));
+        }
+        settings => settings.map(Option::unwrap_or_default),
+    };
+    match settings.and_then(|settings| converge(pins, &settings, &known.pods)) {
+        Ok(Change { added, removed, unfound }) => {
+            if added + removed > 0 {
+                log::info!("{added} network namespaces are exceptions now, {removed} no longer");
+            }
+            report.unfound(known.tell_unfound(unfound));
+            (Level::Info, String::new())
+        }
+        // It may come.
+        Err(error) if are_missing(&error) => (Level::Info, pins.not_loaded()),
+        Err(error) => (Level::Error, format!("{error:#}")),
     }
 }
 

@@ -32,9 +32,9 @@ pub struct Pod {
     pub is_leaving: bool,
 }
 
-/// Where a network namespace is found.
+/// A pod's network namespace, by where it is found.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Place {
+pub enum Sandbox {
     /// At this path.
     Path(PathBuf),
     /// Where this pod, of which our plugin knows nothing, has one of these addresses.
@@ -66,7 +66,7 @@ fn is_of_mesh(annotations: &BTreeMap<String, String>) -> bool {
 
 /// The network namespaces that are not as the rest of the cluster is, which is `default`. What a pod's annotations say comes
 /// before what its networks say; of several networks, one that leaves the pod out is enough.
-pub fn exceptions(default: bool, attachments: &[Attachment], pods: &BTreeMap<Name, Pod>) -> Vec<Place> {
+pub fn exceptions(default: bool, attachments: &[Attachment], pods: &BTreeMap<Name, Pod>) -> Vec<Sandbox> {
     let says = |pod: &Name| pods.get(pod).and_then(|pod| pod.takes_part);
     let mut sandboxes: BTreeMap<&PathBuf, (Option<&Name>, bool)> = BTreeMap::new();
     for Attachment { pod, netns, setting } in attachments {
@@ -77,28 +77,28 @@ pub fn exceptions(default: bool, attachments: &[Attachment], pods: &BTreeMap<Nam
     let known: Vec<&Name> = sandboxes.values().filter_map(|(name, _)| *name).collect();
     let of_ours = sandboxes.iter().filter_map(|(netns, (name, setting))| {
         let takes_part = name.and_then(says).unwrap_or(*setting);
-        (takes_part != default).then(|| Place::Path((*netns).clone()))
+        (takes_part != default).then(|| Sandbox::Path((*netns).clone()))
     });
     let of_others = pods.iter().filter_map(|(name, pod)| {
         let differs = pod.takes_part.is_some_and(|takes_part| takes_part != default);
         (differs && !pod.addresses.is_empty() && !known.contains(&name))
-            .then(|| Place::Addresses(name.clone(), pod.addresses.clone()))
+            .then(|| Sandbox::Addresses(name.clone(), pod.addresses.clone()))
     });
     of_ours.chain(of_others).collect()
 }
 
-/// The cookies of these places' network namespaces, and the pods that are in none. Those of the node are looked into once
-/// for all pods, and not at all if nobody is found by addresses.
+/// The cookies of these sandboxes, and the pods of which none is found. Those of the node are looked into once for all pods, and not
+/// at all if nobody is found by addresses.
 pub fn cookies(
-    places: &[Place],
+    sandboxes: &[Sandbox],
     cookie_at: impl Fn(&Path) -> Option<u64>,
     look: impl FnOnce() -> Vec<(u64, Vec<IpAddr>)>,
 ) -> (BTreeSet<u64>, BTreeSet<Name>) {
     let (mut cookies, mut sought) = (BTreeSet::new(), Vec::new());
-    for place in places {
-        match place {
-            Place::Path(path) => cookies.extend(cookie_at(path)),
-            Place::Addresses(name, addresses) => sought.push((name, addresses)),
+    for sandbox in sandboxes {
+        match sandbox {
+            Sandbox::Path(path) => cookies.extend(cookie_at(path)),
+            Sandbox::Addresses(name, addresses) => sought.push((name, addresses)),
         }
     }
     let mut unfound: BTreeSet<Name> = sought.iter().map(|(name, _)| (*name).clone()).collect();
@@ -127,8 +127,8 @@ mod tests {
         Attachment { pod: Some(name(pod)), netns: PathBuf::from(format!("/run/netns/{pod}")), setting }
     }
 
-    fn path(pod: &str) -> Place {
-        Place::Path(PathBuf::from(format!("/run/netns/{pod}")))
+    fn path(pod: &str) -> Sandbox {
+        Sandbox::Path(PathBuf::from(format!("/run/netns/{pod}")))
     }
 
     #[test]
@@ -183,12 +183,12 @@ mod tests {
     #[test]
     fn who_is_found_by_an_address_is_found_in_one_look_at_all_namespaces_and_who_is_not_is_named() {
         let address = |n: u8| IpAddr::from([10, 233, 1, n]);
-        let place = |n: u8| Place::Addresses(name(&n.to_string()), vec![address(n), address(n + 100)]);
-        let places = [place(2), place(9), place(77), Place::Path("/a".into())];
+        let sandbox = |n: u8| Sandbox::Addresses(name(&n.to_string()), vec![address(n), address(n + 100)]);
+        let sandboxes = [sandbox(2), sandbox(9), sandbox(77), Sandbox::Path("/a".into())];
         let look = || (1..=9).map(|n| (n.into(), vec![IpAddr::from([127, 0, 0, 1]), address(n)])).collect();
-        let found = cookies(&places, |_| Some(4711), look);
+        let found = cookies(&sandboxes, |_| Some(4711), look);
         assert_eq!(found, ([2, 9, 4711].into(), [name("77")].into()));
-        let found = cookies(&[Place::Path("/a".into())], |_| None, || panic!("nobody is looked for"));
+        let found = cookies(&[Sandbox::Path("/a".into())], |_| None, || panic!("nobody is looked for"));
         assert_eq!(found, ([].into(), [].into()));
     }
 
@@ -198,7 +198,7 @@ mod tests {
         let pod =
             |addresses: &[IpAddr]| Pod { takes_part: Some(false), addresses: addresses.to_vec(), ..Pod::default() };
         let pods = BTreeMap::from([(name("a"), pod(&addresses)), (name("host"), pod(&[]))]);
-        assert_eq!(exceptions(true, &[], &pods), [Place::Addresses(name("a"), addresses)]);
+        assert_eq!(exceptions(true, &[], &pods), [Sandbox::Addresses(name("a"), addresses)]);
         assert_eq!(exceptions(true, &[attachment("a", true)], &pods), [path("a")]);
     }
 }

@@ -75,7 +75,7 @@ pub fn serves(document: &PodDocument, route: &Route) -> bool {
         return false;
     }
     let next_hop = mode.uplink.gateway(Family::of(route.destination.addr()));
-    let by_overlay = mode.mode == ModeKind::Overlay && route.dev == mode.uplink.dev && route.gateway == next_hop;
+    let by_overlay = mode.kind == ModeKind::Overlay && route.dev == mode.uplink.dev && route.gateway == next_hop;
     let is_service = |cidrs: &Cidrs| cidrs.service.contains(&route.destination);
     let mut all = document.cidrs.iter().chain(others_cidrs(document));
     let is_subnet = route.protocol == PROTOCOL_KERNEL && route.gateway.is_none() && !all.any(is_service);
@@ -207,7 +207,7 @@ fn into_the_node(document: &PodDocument, mode: &Mode, cidrs: &Cidrs, family: Fam
     let uplink = &mode.uplink;
     let Some(source) = uplink.source(family) else { return vec![] };
     let gateway = uplink.gateway(family);
-    if gateway.is_none() && mode.mode == ModeKind::Underlay {
+    if gateway.is_none() && mode.kind == ModeKind::Underlay {
         log::warn!("the node has no {family} address: its Services cannot be reached over {family}");
         return vec![];
     }
@@ -217,7 +217,7 @@ fn into_the_node(document: &PodDocument, mode: &Mode, cidrs: &Cidrs, family: Fam
     let through =
         |destination, gateway| Route { gateway, source, onlink, mtu, ..Route::new(destination, &uplink.dev, table) };
     // In underlay mode the node's addresses are on the link; in overlay mode they are behind its next hop too.
-    let node_gateway = gateway.filter(|_| mode.mode == ModeKind::Overlay);
+    let node_gateway = gateway.filter(|_| mode.kind == ModeKind::Overlay);
     // The gateway is on the link, and with a route by itself nothing could be led by it (`ip6_route_check_nh`).
     let nodes = mode.node_addresses(family).filter(|node| Some(*node) != node_gateway);
     let nodes = nodes.map(|node| through(IpNet::from(node), node_gateway));
@@ -233,7 +233,7 @@ fn replies(mode: &Mode, table: u32) -> impl Iterator<Item = Route> + '_ {
             let gateway = mode.uplink.gateway(family)?;
             Some(Route { gateway: Some(gateway), ..Route::new(family.default_route(), &mode.uplink.dev, table) })
         });
-    gateways.filter(|_| mode.mode == ModeKind::Underlay)
+    gateways.filter(|_| mode.kind == ModeKind::Underlay)
 }
 
 /// The table of one interface: its routes, the user's and, where it is not the way into the node itself, that way. In a

@@ -1,7 +1,7 @@
 //! The policy rules and the marks. Pure.
 
 use common::{
-    document::{Command, Mode, ModeKind, NicTable, Place, PodDocument},
+    document::{Command, Mode, ModeKind, NicTable, PodDocument, RulePlace},
     failure::Failure,
     netlink::RuleEntry,
     numbers,
@@ -29,7 +29,7 @@ pub fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
         })));
     }
     wanted.extend(node.map(|rule| Placed::node(Object::Rule(rule))));
-    if mode.mode == ModeKind::Underlay && mode.opens_uplink() {
+    if mode.kind == ModeKind::Underlay && mode.opens_uplink() {
         wanted.extend(transits(document, mode)?);
     }
     Ok(wanted)
@@ -48,7 +48,7 @@ fn transits(document: &PodDocument, mode: &Mode) -> Result<Vec<Placed>, Failure>
 
 fn has_uplink(mode: &Mode, family: Family) -> bool {
     let source = mode.uplink.source(family).is_some();
-    source && (mode.mode == ModeKind::Overlay || mode.uplink.gateway(family).is_some())
+    source && (mode.kind == ModeKind::Overlay || mode.uplink.gateway(family).is_some())
 }
 
 fn rule(priority: u32, family: Family, table: u32) -> Rule {
@@ -77,7 +77,7 @@ fn by_source<'a>(document: &'a PodDocument, table: &'a NicTable) -> impl Iterato
 /// Where our rules are to stand in a namespace that has `rules`, in each family: before whatever else could take their
 /// packets; in CHECK, where they are. Whoever comes next moves them, for a rule that somebody adds without a priority
 /// gets the place before all others (`fib_default_rule_pref`).
-pub fn places(document: &PodDocument, netns: Netns, rules: &[RuleEntry]) -> Vec<Place> {
+pub fn places(document: &PodDocument, netns: Netns, rules: &[RuleEntry]) -> Vec<RulePlace> {
     let numbers = document.numbers();
     let (towards, count): (Vec<_>, _) = match netns {
         Netns::Node => (document.nic_addresses().iter().map(IpNet::addr).collect(), 1),
@@ -92,7 +92,7 @@ pub fn places(document: &PodDocument, netns: Netns, rules: &[RuleEntry]) -> Vec<
         let rules: Vec<_> = rules.iter().filter(|entry| entry.rule.family == family).cloned().collect();
         let current = rules.iter().find(|entry| entry.ours && is_it(&entry.rule)).map(|entry| entry.rule.priority);
         let placed = || numbers::place(&rules, current, &towards, document.settings.rule_priority, count);
-        Place { netns, family, priority: current.filter(|_| stays).unwrap_or_else(placed) }
+        RulePlace { netns, family, priority: current.filter(|_| stays).unwrap_or_else(placed) }
     };
     Family::ALL.map(place).to_vec()
 }

@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use common::{mac::Mac, netlink::is_link_local, object::Family};
+use common::{
+    mac::Mac,
+    object::{Family, is_link_local},
+};
 use ipnet::IpNet;
 use smoltcp::{
     phy::ChecksumCapabilities,

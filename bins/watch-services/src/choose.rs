@@ -10,14 +10,14 @@ use crate::slice::Endpoint;
 
 /// Where the clients are.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Place {
+pub struct Locality {
     /// The name of their node.
     pub node: String,
     /// Its label topology.kubernetes.io/zone.
     pub zone: Option<String>,
 }
 
-impl Place {
+impl Locality {
     /// Whether an endpoint is on the clients' own node.
     pub fn has(&self, endpoint: &Endpoint) -> bool {
         !self.node.is_empty() && endpoint.node.as_deref() == Some(&*self.node)
@@ -63,7 +63,7 @@ enum Topology {
 }
 
 /// What becomes of each endpoint.
-pub fn choose(endpoints: &[&Endpoint], policy: Policy, place: &Place) -> Vec<Verdict> {
+pub fn choose(endpoints: &[&Endpoint], policy: Policy, place: &Locality) -> Vec<Verdict> {
     let any_ready = endpoints.iter().any(|endpoint| endpoint.ready);
     let topology = topology(endpoints, place);
     let local_ready = endpoints.iter().any(|endpoint| endpoint.ready && place.has(endpoint));
@@ -96,7 +96,7 @@ fn serves_its_node(endpoint: &Endpoint, ready_nodes: &HashSet<&str>) -> bool {
 }
 
 /// Hints count only where every ready endpoint has some, and one has one for here (`topologyModeFromHints`).
-fn topology(endpoints: &[&Endpoint], place: &Place) -> Topology {
+fn topology(endpoints: &[&Endpoint], place: &Locality) -> Topology {
     let ready = || endpoints.iter().filter(|endpoint| endpoint.ready);
     let have = |kind| ready().all(|endpoint| !names(endpoint, kind).is_empty());
     let for_here = |kind| ready().any(|endpoint| is_for(endpoint, kind, place));
@@ -112,17 +112,17 @@ fn names(endpoint: &Endpoint, kind: Topology) -> &[String] {
     }
 }
 
-fn is_for(endpoint: &Endpoint, kind: Topology, place: &Place) -> bool {
+fn is_for(endpoint: &Endpoint, kind: Topology, place: &Locality) -> bool {
     let here = if kind == Topology::Node { Some(&place.node) } else { place.zone.as_ref() };
     here.is_some_and(|here| names(endpoint, kind).contains(here))
 }
 
-fn hinted(endpoint: &Endpoint, topology: Topology, place: &Place) -> bool {
+fn hinted(endpoint: &Endpoint, topology: Topology, place: &Locality) -> bool {
     // Terminating ones are taken whatever their hints say: nobody is ready then, and no hint counts.
     topology == Topology::None || is_for(endpoint, topology, place)
 }
 
-fn reason(endpoint: &Endpoint, topology: Topology, place: &Place) -> Verdict {
+fn reason(endpoint: &Endpoint, topology: Topology, place: &Locality) -> Verdict {
     match (endpoint.ready, endpoint.terminating, endpoint.serving) {
         (false, true, true) => Verdict::Terminating,
         (false, true, false) => Verdict::NotServing,

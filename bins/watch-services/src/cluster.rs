@@ -174,7 +174,7 @@ pub struct Counts {
 impl Cluster {
     /// Nothing is known yet.
     pub fn new(settings: Settings) -> Self {
-        let place = choose::Place { node: settings.node, zone: None };
+        let place = choose::Locality { node: settings.node, zone: None };
         Self {
             clients: For { place, all_node_ports: settings.all_node_ports },
             node_port_addresses: settings.node_port_addresses,

@@ -8,7 +8,7 @@ use service_table as table;
 use service_table::{BackendScope, Draining, SessionAffinity, TrafficPolicy};
 
 use crate::{
-    choose::{Place, Policy, Verdict, choose},
+    choose::{Locality, Policy, Verdict, choose},
     service::{Port, Service},
     slice::{Endpoint, Slice},
 };
@@ -17,7 +17,7 @@ use crate::{
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct For {
     /// Where the clients are.
-    pub place: Place,
+    pub place: Locality,
     /// Whether node ports answer on other nodes' addresses too.
     pub all_node_ports: bool,
 }
@@ -66,7 +66,7 @@ fn found<'a>(
     port: &Port,
     family: Family,
     slices: impl Iterator<Item = (&'a str, &'a Slice)>,
-    place: &Place,
+    place: &Locality,
 ) -> Vec<(&'a str, u16, &'a Endpoint)> {
     let of_family = slices.filter(|(_, slice)| slice.family == family);
     let mut found: Vec<_> = of_family

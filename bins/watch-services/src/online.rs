@@ -16,7 +16,7 @@ use cluster_api::{
 use common::memory;
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
-use service_table::{Change, Line, Place};
+use service_table::{Change, Line, ServiceAddress};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval},
@@ -202,7 +202,7 @@ impl Follower {
             if way.left.replace(Instant::now()).is_none() {
                 log::warn!("the API server does not answer: until it does, connections to {server} take the host path");
             }
-            let place = Place { address: server.ip(), port: server.port() };
+            let place = ServiceAddress { address: server.ip(), port: server.port() };
             return print(&[Line { change: Change::Leave(place), triggered: None }]);
         }
         if way.is_found() {

@@ -1,6 +1,6 @@
 //! Who has an address that several Services claim.
 
-use crate::seconds;
+use crate::time::seconds;
 
 /// A Service's claim to an address with a port and a protocol. The lesser of two has it: a ClusterIP before any other address,
 /// so that nobody takes a Service's address by naming it as an external one; then the older, then the one whose name comes first.

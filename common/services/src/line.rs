@@ -10,7 +10,7 @@ use serde::{
 };
 
 use crate::{
-    Change,
+    table::{Change, Nodes, Refuse, Service, ServiceAddress, ServiceName, ServiceTable},
     time::{self, Time},
 };
 
@@ -107,12 +107,12 @@ impl JsonSchema for Line {
                 "additionalProperties": false
             })
         };
-        let set = one("set", generator.subschema_for::<crate::Service>());
-        let remove = one("remove", generator.subschema_for::<crate::ServiceName>());
-        let table = one("table", generator.subschema_for::<crate::ServiceTable>());
-        let nodes = one("nodes", generator.subschema_for::<crate::Nodes>());
-        let refuse = one("refuse", generator.subschema_for::<crate::Refuse>());
-        let leave = one("leave", generator.subschema_for::<crate::Place>());
+        let set = one("set", generator.subschema_for::<Service>());
+        let remove = one("remove", generator.subschema_for::<ServiceName>());
+        let table = one("table", generator.subschema_for::<ServiceTable>());
+        let nodes = one("nodes", generator.subschema_for::<Nodes>());
+        let refuse = one("refuse", generator.subschema_for::<Refuse>());
+        let leave = one("leave", generator.subschema_for::<ServiceAddress>());
         json_schema!({
             "description": "One change, and perhaps when what it follows from happened in the cluster.",
             "oneOf": [set, remove, table, nodes, refuse, leave]

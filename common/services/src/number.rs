@@ -7,7 +7,8 @@ use serde::{
     de::{Error, Unexpected, Visitor},
 };
 
-use crate::SessionAffinity;
+/// Kubernetes' own limit for the timeout of a session affinity, in seconds.
+pub(crate) const MAX_TIMEOUT: u32 = 86_400;
 
 struct Within(RangeInclusive<u32>);
 
@@ -47,5 +48,5 @@ pub(crate) fn some_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Op
 
 /// Reads the timeout of a session affinity, in seconds.
 pub(crate) fn timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
-    deserializer.deserialize_any(Within(1..=SessionAffinity::MAX_TIMEOUT))
+    deserializer.deserialize_any(Within(1..=MAX_TIMEOUT))
 }

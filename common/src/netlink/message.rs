@@ -18,11 +18,11 @@ use netlink_packet_route::{
     rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
 };
 
-use super::{AddressEntry, Detection, Link, RouteFilter, RuleEntry, is_link_local};
+use super::entry::{AddressEntry, Detection, Link, RuleEntry};
 use crate::{
     mac::Mac,
     netns::NetnsFile,
-    object::{Address, Family, Neighbour, PROTOCOL, Refusal, Route, Rule, Veth},
+    object::{Address, Family, Neighbour, PROTOCOL, Refusal, Route, Rule, Veth, is_link_local},
 };
 
 pub(super) fn address_family(family: Family) -> AddressFamily {
@@ -190,6 +190,21 @@ pub(super) fn parse_neighbour(message: RouteNetlinkMessage, dev: &str) -> Option
         }
     }
     Some(Neighbour { dev: dev.to_owned(), address: address?, mac: mac? })
+}
+
+/// Which routes to dump.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RouteFilter {
+    /// Only this table; all tables otherwise.
+    pub table: Option<u32>,
+    /// Only routes out of the link with this index.
+    pub oif: Option<u32>,
+    /// Only [`PROTOCOL`].
+    pub ours: bool,
+    /// Also those that refuse packets.
+    pub refusing: bool,
+    /// Only those to what contains this address.
+    pub towards: Option<IpAddr>,
 }
 
 pub(super) fn route_query(family: Family, filter: RouteFilter) -> RouteMessage {

@@ -7,10 +7,71 @@ use std::{
 };
 
 use ipnet::IpNet;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{DetectOptions, LogOptions, ModeSetting, PolicyRoute};
 use crate::{mac::Mac, object::Family};
+
+/// The setting `mode`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ModeSetting {
+    /// Find out.
+    #[default]
+    Auto,
+    /// Always a veth pair.
+    Underlay,
+    /// Always the overlay interface.
+    Overlay,
+    /// Leave the pod alone.
+    Disable,
+}
+
+/// One entry of `policyRoutes`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PolicyRoute {
+    /// The destination.
+    #[schemars(with = "String")]
+    pub dst: IpNet,
+    /// The next hop.
+    pub gw: IpAddr,
+}
+
+/// `detectOptions`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DetectOptions {
+    /// How many probes.
+    pub retries: u32,
+    /// Between two probes.
+    pub interval: Duration,
+    /// From the last probe to giving up.
+    pub timeout: Duration,
+}
+
+/// `logOptions`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LogOptions {
+    /// The least severe messages to write.
+    pub log_level: String,
+    /// A file to append to, besides standard error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_file: Option<String>,
+}
+
+impl Default for DetectOptions {
+    fn default() -> Self {
+        Self { retries: 3, interval: Duration::from_millis(10), timeout: Duration::from_millis(100) }
+    }
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self { log_level: "info".to_owned(), log_file: None }
+    }
+}
 
 /// Spiderpool's configurations write what is not set as null, as an empty string or as an empty list.
 pub(super) fn is_unset(value: &Value) -> bool {

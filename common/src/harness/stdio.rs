@@ -1,0 +1,96 @@
+//! Standard input and output, and errors as data.
+
+use std::{
+    fmt::Display,
+    io::{self, IsTerminal, Read, Write},
+    process::ExitCode,
+};
+
+use nix::{libc, unistd::close};
+use serde_json::{Value, json};
+
+use crate::failure::{Code, Failure};
+
+/// No document is longer than this, in bytes.
+pub const MAX_DOCUMENT: usize = (1 << 20) - 1;
+
+/// The JSON object on standard input.
+///
+/// # Errors
+/// When it is empty, too long, or not a JSON object.
+pub fn read_document() -> Result<Value, Failure> {
+    let text = read_input()?;
+    if text.trim_ascii().is_empty() {
+        return Err(Failure::new(Code::ToolDied, "standard input is empty")
+            .details("the tool before this one in the pipeline died, or this one was started without a document"));
+    }
+    let value: Value = serde_json::from_slice(&text)
+        .map_err(|error| Failure::new(Code::Decoding, "standard input is not JSON").details(error))?;
+    if !value.is_object() {
+        return Err(Failure::new(Code::Decoding, "standard input is not a JSON object"));
+    }
+    Ok(value)
+}
+
+/// Standard input to its end.
+///
+/// # Errors
+/// When it cannot be read, or is longer than [`MAX_DOCUMENT`].
+pub fn read_input() -> Result<Vec<u8>, Failure> {
+    let stdin = io::stdin();
+    if stdin.is_terminal() {
+        log::warn!("waiting for a document on standard input; see --help");
+    }
+    let mut text = Vec::with_capacity(16 << 10);
+    stdin
+        .lock()
+        .take(MAX_DOCUMENT as u64 + 1)
+        .read_to_end(&mut text)
+        .map_err(|error| Failure::new(Code::Io, "cannot read standard input").details(error))?;
+    if text.len() > MAX_DOCUMENT {
+        return Err(Failure::new(Code::Decoding, format!("standard input is longer than {MAX_DOCUMENT} bytes")));
+    }
+    Ok(text)
+}
+
+/// Sets the document's error, or adds to the one that it has, prints it, and says that the tool failed. At a terminal there is only the message.
+pub fn fail(tool: &str, mut document: Value, failure: Failure) -> ExitCode {
+    let failure = Failure { tool: tool.to_owned(), ..failure };
+    log::error!("{failure}");
+    let earlier = document.get("error").cloned().and_then(|error| serde_json::from_value::<Failure>(error).ok());
+    document["error"] = json!(earlier.map_or(failure.clone(), |earlier| earlier.and(&failure)));
+    if io::stdout().is_terminal() { ExitCode::FAILURE } else { print(&document.to_string(), ExitCode::FAILURE) }
+}
+
+/// Ends a tool that has printed what it has to say: of an error, which is not one of a document, it says all causes.
+pub fn end(tool: &str, done: Result<(), impl Display>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(tool, json!({}), Failure::new(Code::Io, format!("{error:#}"))),
+    }
+}
+
+/// Prints a document, for a person at a terminal in lines.
+pub fn print_json(document: &Value, code: ExitCode) -> ExitCode {
+    if io::stdout().is_terminal() { print(&format!("{document:#}"), code) } else { print(&document.to_string(), code) }
+}
+
+/// Prints an answer: a person at a terminal gets what `people` makes of it, a pipe JSON.
+pub fn answer(value: &Value, people: impl FnOnce() -> String, code: ExitCode) -> ExitCode {
+    if io::stdout().is_terminal() { print(&people(), code) } else { print(&value.to_string(), code) }
+}
+
+/// Prints the one thing that goes to standard output, and closes it.
+pub fn print(text: &str, code: ExitCode) -> ExitCode {
+    let mut stdout = io::stdout().lock();
+    let written =
+        stdout.write_all(text.as_bytes()).and_then(|()| stdout.write_all(b"\n")).and_then(|()| stdout.flush());
+    // The next tool waits for the end of this, and a process that ends closes it only after it has given back its memory.
+    match written.and_then(|()| Ok(close(libc::STDOUT_FILENO)?)) {
+        Ok(()) => code,
+        Err(error) => {
+            log::error!("cannot write to standard output: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
