@@ -161,6 +161,39 @@ connect 10.96.0.2:80 test/none-tcp no-backends 111'
   lab_reload node1
 }
 
+@test "what an IPv6 socket sends on a connection is no call to the Service of the IPv4 address that it is connected to, with backends or without" {
+  lab_reload node1 --host-path
+  trace_begins
+  lab_sockets node1/pod "$(lab_lb_program)" <<'PY'
+import subprocess
+def follow(**change):
+    subprocess.run([sys.argv[1], "follow"], input=json.dumps(change).encode(), check=True, capture_output=True)
+name = {"namespace": "test", "name": "late"}
+late = {**name, "protocol": "UDP", "port": PORT, "externalIps": ["127.0.0.5"]}
+serve("127.0.0.2", "127.0.0.5")
+before = connect(SOCK_DGRAM, "::ffff:127.0.0.5", PORT, AF_INET6)
+follow(set=late)
+none = connect(SOCK_DGRAM, "::ffff:127.0.0.5", PORT, AF_INET6)
+equal([answer(one) for one in (before, none)], ["127.0.0.5"] * 2)
+follow(set={**late, "backends": [{"address": "127.0.0.2", "port": PORT}]})
+equal([answer(one) for one in (before, none)], ["127.0.0.5"] * 2)
+none.connect(("::ffff:127.0.0.5", PORT))
+equal(answer(none), "127.0.0.2")
+# By another name the same backend is asked for anew.
+follow(set={**late, "name": "other", "externalIps": ["127.0.0.6"], "backends": [{"address": "127.0.0.2", "port": PORT}]})
+equal(none.sendto(b"?", ("::ffff:127.0.0.6", PORT)), 1)
+for one in "late", "other":
+    follow(remove={**name, "name": one})
+PY
+  trace_has 3
+  assert_equal "$(jq -r '[.call, .frontend, .backend // .outcome] | join(" ")' "$trace")" \
+    'connect 127.0.0.5:8080 host-path
+connect 127.0.0.5:8080 127.0.0.2:8080
+sendmsg 127.0.0.6:8080 127.0.0.2:8080'
+  trace_ends
+  lab_reload node1
+}
+
 @test "of an IPv4-mapped Service without backends that the kernel refuses to a socket for IPv6 alone, just that is told" {
   trace_begins
   lab_sockets node1/pod <<'PY'

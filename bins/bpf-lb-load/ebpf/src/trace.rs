@@ -57,7 +57,14 @@ fn trace<A: Tables>(context: *mut bpf_sock_addr, got: Endpoint<A>, call: Call) {
     let errno = errno();
     let Some(config) = CONFIG.get(0) else { return };
     let socket = Socket::known(config, sockaddr);
-    if let Some(asked) = socket.as_ref().and_then(|socket| socket.translated(&got)) {
+    let asked = socket.as_ref().and_then(|socket| socket.translated(&got));
+    // send() runs the hook too where the peer is IPv4-mapped, with the peer's address: it asks for nothing.
+    let is_sent_on =
+        |socket: &Socket<A>| socket.is_mapped() && socket.is_connected_to(&got) && socket.peer(&got) == asked;
+    if matches!(call, Call::Sendmsg) && socket.as_ref().is_some_and(is_sent_on) {
+        return;
+    }
+    if let Some(asked) = asked {
         let service = frontend_called(config, sockaddr, &asked).map_or(NO_SERVICE, |frontend| frontend.service().0);
         let told = Told { verdict: Verdict::Translated, errno, service, asked: wide(&asked), got: wide(&got) };
         return tell(sockaddr, call, &told);
