@@ -8,7 +8,7 @@ use std::{
     rc::Rc,
 };
 
-use bpf_lb_abi::{Backend, Entry};
+use bpf_lb_abi::{Backend, Kind};
 use schemars::JsonSchema;
 use serde::Serialize;
 use service_table::{Change, Claim, Nodes, Refuse, Service, ServiceAddress, ServiceName, ServiceTable, TrafficPolicy};
@@ -90,7 +90,7 @@ impl Refused {
     }
 
     fn of_spec(key: &ServiceName, spec: &Spec, error: String) -> Self {
-        let cluster_ips = spec.frontends.iter().filter(|(_, kind)| **kind == Entry::CLUSTER_IP);
+        let cluster_ips = spec.frontends.iter().filter(|(_, kind)| **kind == Kind::ClusterIp);
         let cluster_ips = cluster_ips.map(|(frontend, _)| frontend.address.ip()).collect();
         Self { service: key.to_string(), error, cluster_ips }
     }

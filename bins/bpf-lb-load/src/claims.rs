@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bpf_lb_abi::Entry;
+use bpf_lb_abi::Kind;
 use schemars::JsonSchema;
 use serde::Serialize;
 use service_table::{Claim, ServiceName};
@@ -15,7 +15,7 @@ use crate::{
 /// The claim of `service` to a frontend, if it has one.
 pub fn claim<'a>(service: &'a Key, spec: &Spec, frontend: &Frontend) -> Option<Claim<&'a Key>> {
     let kind = *spec.frontends.get(frontend)?;
-    Some(Claim::new(kind != Entry::CLUSTER_IP, spec.created, service))
+    Some(Claim::new(kind != Kind::ClusterIp, spec.created, service))
 }
 
 /// Whether these are ports of one Service.

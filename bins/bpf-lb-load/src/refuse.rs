@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, net::IpAddr};
 
-use bpf_lb_abi::{Entry, Prefix, Word};
+use bpf_lb_abi::{Kind, Prefix, Word};
 use ipnet::IpNet;
 
 use crate::{
@@ -40,7 +40,7 @@ impl Kernel {
         let cidrs = self.refuse();
         let frontends = self.services.values().flat_map(|service| &service.spec.frontends);
         let addresses =
-            frontends.filter(|(_, kind)| **kind == Entry::CLUSTER_IP).map(|(frontend, _)| frontend.address.ip());
+            frontends.filter(|(_, kind)| **kind == Kind::ClusterIp).map(|(frontend, _)| frontend.address.ip());
         let wanted: HashSet<IpAddr> =
             addresses.filter(|address| cidrs.iter().any(|cidr| cidr.contains(address))).collect();
         let wanted = &wanted - &self.spared;

@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use bpf_lb_abi::{Entry, Scope};
+use bpf_lb_abi::{Kind, Scope};
 use service_table::{
     Algorithm, Backend, BackendScope, Nodes, Refuse, Service, ServiceName, ServiceTable, SessionAffinity, TrafficPolicy,
 };
@@ -36,7 +36,7 @@ fn names(kernel: &Kernel) -> BTreeMap<u32, &str> {
 fn service(key: &ServiceName, installed: &Installed, names: &BTreeMap<u32, &str>) -> Service {
     let spec = &installed.spec;
     let ServiceName { namespace, name, port_name } = key.clone();
-    let addresses = |kind: u8| -> Vec<IpAddr> {
+    let addresses = |kind: Kind| -> Vec<IpAddr> {
         spec.frontends.iter().filter(|(_, of)| **of == kind).map(|(frontend, _)| frontend.address.ip()).collect()
     };
     let policy = |local: bool| if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
@@ -46,9 +46,9 @@ fn service(key: &ServiceName, installed: &Installed, names: &BTreeMap<u32, &str>
         port_name,
         protocol: spec.protocol,
         port: spec.port,
-        cluster_ips: addresses(Entry::CLUSTER_IP),
-        external_ips: addresses(Entry::EXTERNAL_IP),
-        load_balancer_ips: addresses(Entry::LOAD_BALANCER_IP),
+        cluster_ips: addresses(Kind::ClusterIp),
+        external_ips: addresses(Kind::ExternalIp),
+        load_balancer_ips: addresses(Kind::LoadBalancerIp),
         node_port: spec.node_port,
         internal_traffic_policy: policy(spec.internal_local),
         external_traffic_policy: policy(spec.external_local),
@@ -97,10 +97,10 @@ pub fn text(kernel: &Kernel) -> String {
         let _infallible = writeln!(text, "{}{notes}", key);
         for (frontend, kind) in &spec.frontends {
             let kind = match *kind {
-                Entry::CLUSTER_IP => "ClusterIP",
-                Entry::EXTERNAL_IP => "ExternalIP",
-                Entry::LOAD_BALANCER_IP => "LoadBalancer",
-                _ => "NodePort",
+                Kind::ClusterIp => "ClusterIP",
+                Kind::ExternalIp => "ExternalIP",
+                Kind::LoadBalancerIp => "LoadBalancer",
+                Kind::NodePort => "NodePort",
             };
             let count = spec.set_of(frontend).and_then(|set| spec.sets.get(&set)).map_or(0, |set| set.len());
             let node = frontend.node.and_then(|number| names.get(&number));

@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use bpf_lb_abi::{Entry, NAME_LEN, Scope};
+use bpf_lb_abi::{Entry, Kind, NAME_LEN, Scope};
 use service_table::{Algorithm, Backend, BackendScope, Protocol, Service, ServiceAddress, TrafficPolicy};
 use thiserror::Error;
 
@@ -93,8 +93,8 @@ pub struct Spec {
     pub created: Option<u32>,
     /// The timeout of session affinity, in seconds.
     pub affinity_seconds: Option<u32>,
-    /// With what kind each is, as in [`Entry`].
-    pub frontends: BTreeMap<Frontend, u8>,
+    /// With what kind each is.
+    pub frontends: BTreeMap<Frontend, Kind>,
     /// The sets that some frontend leads to: each backend, and whether it is on this node.
     pub sets: BTreeMap<SetKey, BTreeMap<SocketAddr, bool>>,
 }
@@ -117,16 +117,16 @@ impl Spec {
         };
         // The first kind of an address that is listed twice counts.
         for (addresses, kind) in [
-            (&service.cluster_ips, Entry::CLUSTER_IP),
-            (&service.external_ips, Entry::EXTERNAL_IP),
-            (&service.load_balancer_ips, Entry::LOAD_BALANCER_IP),
+            (&service.cluster_ips, Kind::ClusterIp),
+            (&service.external_ips, Kind::ExternalIp),
+            (&service.load_balancer_ips, Kind::LoadBalancerIp),
         ] {
             for address in addresses {
                 let address = SocketAddr::new(address.to_canonical(), service.port);
                 spec.frontends.entry(Frontend::new(address, service.protocol)).or_insert(kind);
             }
         }
-        let frontends = node_ports(service, nodes).map(|frontend| (frontend, Entry::NODE_PORT));
+        let frontends = node_ports(service, nodes).map(|frontend| (frontend, Kind::NodePort));
         spec.frontends.extend(frontends);
         for (frontend, kind) in &spec.frontends {
             let set = set_of(frontend, *kind);
@@ -151,7 +151,7 @@ impl Spec {
         for members in spec.sets.values_mut() {
             *members = members.keys().filter_map(|backend| Some((*backend, local(backend)?))).collect();
         }
-        let is_left = |frontend: &Frontend, kind: u8| {
+        let is_left = |frontend: &Frontend, kind: Kind| {
             let is_empty = |spec: &Self| spec.sets.get(&set_of(frontend, kind)).is_none_or(BTreeMap::is_empty);
             has(frontend) && (is_empty(self) || !is_empty(&spec))
         };
@@ -190,9 +190,8 @@ impl Spec {
 }
 
 /// Which set of backends a frontend of that kind leads to.
-pub fn set_of(frontend: &Frontend, kind: u8) -> SetKey {
-    let scope = Entry::new(0, 0, false, false, kind).scope();
-    SetKey { scope, v6: frontend.address.is_ipv6(), node: frontend.node.unwrap_or_default() }
+pub fn set_of(frontend: &Frontend, kind: Kind) -> SetKey {
+    SetKey { scope: kind.scope(), v6: frontend.address.is_ipv6(), node: frontend.node.unwrap_or_default() }
 }
 
 /// The frontends of the node port: in the families of the ClusterIPs, as with kube-proxy.

@@ -6,7 +6,7 @@ use std::{
     rc::Rc,
 };
 
-use bpf_lb_abi::{Backend, Endpoint, Entry, NO_SLOT, OTHER_NODE, Word};
+use bpf_lb_abi::{Backend, Endpoint, Entry, Kind, NO_SLOT, OTHER_NODE, Word};
 use service_table::{Protocol, ServiceName};
 
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
     kernel::{Installed, Kernel, Key, Lingering, Owned, tables},
     name,
     room::{Draft, UpdateError},
-    spec::{Frontend, SetKey, Spec},
+    spec::{Frontend, SetKey, Spec, set_of},
 };
 
 /// A service that could not be set.
@@ -79,8 +79,8 @@ impl Kernel {
             }
         }
         self.frontends_changed |= old.is_none_or(|old| old.spec.frontends != spec.frontends);
-        for frontend in spec.frontends.keys() {
-            self.lead(&key, frontend, entry(&spec, frontend, &runs), draft.new_cells.get(frontend).copied());
+        for (frontend, kind) in &spec.frontends {
+            self.lead(&key, frontend, entry(&spec, frontend, *kind, &runs), draft.new_cells.get(frontend).copied());
         }
         let runs = runs.into_iter().map(|(set, run)| (set, vec![run])).collect();
         let node_port = |spec: &Spec| spec.node_port.map(|port| (port, spec.protocol));
@@ -250,10 +250,8 @@ fn new_backend(backend: BackendRef, service: u32, address: SocketAddr, protocol:
     }
 }
 
-fn entry(spec: &Spec, frontend: &Frontend, runs: &BTreeMap<SetKey, Run>) -> Entry {
-    let kind = spec.frontends.get(frontend).copied().unwrap_or_default();
-    let run = spec.set_of(frontend).and_then(|set| runs.get(&set));
-    run.map_or(Entry::NONE, |run| {
+fn entry(spec: &Spec, frontend: &Frontend, kind: Kind, runs: &BTreeMap<SetKey, Run>) -> Entry {
+    runs.get(&set_of(frontend, kind)).map_or(Entry::NONE, |run| {
         let entry = Entry::new(run.base, run.count, spec.affinity_seconds.is_some(), spec.least_connections, kind);
         if spec.is_per_node(frontend) { entry.per_node() } else { entry }
     })

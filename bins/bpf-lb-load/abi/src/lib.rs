@@ -177,11 +177,35 @@ pub enum Scope {
     External = 1,
 }
 
+/// What kind of frontend one is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// A ClusterIP.
+    ClusterIp = 0,
+    /// An external address.
+    ExternalIp = 1,
+    /// A load balancer's address.
+    LoadBalancerIp = 2,
+    /// A node port.
+    NodePort = 3,
+}
+
+impl Kind {
+    /// Which set of backends such a frontend leads to.
+    pub const fn scope(self) -> Scope {
+        match self {
+            Self::ClusterIp => Scope::Internal,
+            Self::ExternalIp | Self::LoadBalancerIp | Self::NodePort => Scope::External,
+        }
+    }
+}
+
 /// A decoded [`Cell::entry`]: which slots a frontend's connections are spread over, and how.
 ///
 /// All of it in one word, because a program must read it in one load:
 /// bits 0 to 31 the slot before the first, 32 to 55 how many there are, 56 the frontend is there, 57 affinity, 58 least connections,
-/// 59 and 60 what kind of frontend it is, 61 a node port is not the same on each node.
+/// 59 and 60 its [`Kind`], 61 a node port is not the same on each node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry(pub u64);
 
@@ -196,12 +220,12 @@ impl Entry {
     const KIND: u32 = 59;
     const PER_NODE: u64 = 1 << 61;
     /// A frontend without backends and without a run that could count what it refuses.
-    pub const REFUSED: Self = Self::new(u32::MAX, 0, false, false, Self::CLUSTER_IP);
+    pub const REFUSED: Self = Self::new(u32::MAX, 0, false, false, Kind::ClusterIp);
 
     /// An entry for the `count` slots after `base`.
-    pub const fn new(base: u32, count: u32, affinity: bool, least_connections: bool, kind: u8) -> Self {
+    pub const fn new(base: u32, count: u32, affinity: bool, least_connections: bool, kind: Kind) -> Self {
         let flags = Self::PRESENT | (Self::AFFINITY * affinity as u64) | (Self::LEAST * least_connections as u64);
-        Self(base as u64 | (count as u64) << 32 | flags | (kind as u64 & 3) << Self::KIND)
+        Self(base as u64 | (count as u64) << 32 | flags | (kind as u64) << Self::KIND)
     }
 
     /// Whether the frontend is there at all.
@@ -229,9 +253,14 @@ impl Entry {
         self.0 & Self::LEAST != 0
     }
 
-    /// What kind of frontend this is: 0 ClusterIP, 1 external address, 2 load balancer address, 3 node port.
-    pub const fn kind(self) -> u8 {
-        (self.0 >> Self::KIND) as u8 & 3
+    /// What kind of frontend this is.
+    pub const fn kind(self) -> Kind {
+        match (self.0 >> Self::KIND) & 3 {
+            0 => Kind::ClusterIp,
+            1 => Kind::ExternalIp,
+            2 => Kind::LoadBalancerIp,
+            _ => Kind::NodePort,
+        }
     }
 
     /// The same entry, of a node port that leads on each other node's addresses to that node's backends only.
@@ -246,17 +275,8 @@ impl Entry {
 
     /// Which set of backends the frontend leads to.
     pub const fn scope(self) -> Scope {
-        if self.kind() == Self::CLUSTER_IP { Scope::Internal } else { Scope::External }
+        self.kind().scope()
     }
-
-    /// The kind of a ClusterIP.
-    pub const CLUSTER_IP: u8 = 0;
-    /// The kind of an external address.
-    pub const EXTERNAL_IP: u8 = 1;
-    /// The kind of a load balancer's address.
-    pub const LOAD_BALANCER_IP: u8 = 2;
-    /// The kind of a node port.
-    pub const NODE_PORT: u8 = 3;
 }
 
 /// A frontend.
