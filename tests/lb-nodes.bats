@@ -271,3 +271,13 @@ leads(SOCK_STREAM, "127.9.9.3", {"127.0.0.4"}, 30090)
   assert_contains "$output" 'no room for 617 of their addresses: node ports do not answer there'
   lab_sockets node1/pod <<<"$clients"'leads(SOCK_STREAM, "127.9.9.9", ALL)'
 }
+
+@test "nodes whose names take more bytes than there is room for are said to have none, and none is taken for another" {
+  local name
+  name=$(printf 'é%.0s' {1..128})
+  expect 1 lab_lb node1 apply <<<"$(jq -nc --arg name "$name" --argjson service "$(lb_node_port web '{}')" '{nodeAddresses: ["127.9.9.9"],
+    services: [$service], nodes: [{name: $name, addresses: ["127.9.9.2"]}, {name: "\($name)a", addresses: ["127.9.9.3"]},
+    {name: "\($name)b", addresses: ["127.9.9.4"]}]}')"
+  assert_contains "$output" 'no room for 2 of their addresses: node ports do not answer there'
+  assert_json "$(lab_lb node1 show)" .nodes "[{\"name\":\"$name\",\"addresses\":[\"127.9.9.2\"]}]"
+}

@@ -98,7 +98,9 @@ impl NodeMap {
             if self.owners.get(&address) == Some(&owner) {
                 continue;
             }
-            if self.addresses.0.insert(mapped_words(address), owner, 0).is_ok() {
+            // A name that was cut would be read back as another node's.
+            let has_room = node.is_none_or(|node| node.name.len() <= NODE_NAME_LEN);
+            if has_room && self.addresses.0.insert(mapped_words(address), owner, 0).is_ok() {
                 self.owners.insert(address, owner);
             } else {
                 left_out += 1;
