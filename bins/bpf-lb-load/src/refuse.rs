@@ -81,6 +81,8 @@ fn cidr(prefix: &Prefix) -> Option<IpNet> {
 
 #[cfg(test)]
 mod tests {
+    use service_table::Refuse;
+
     use super::*;
 
     #[test]
@@ -89,6 +91,17 @@ mod tests {
             let (address, mask) = words(&text.parse().unwrap());
             let prefix = Prefix { address: address.map(Word::new), mask: mask.map(Word::new) };
             assert_eq!(cidr(&prefix), Some(text.parse().unwrap()));
+        }
+    }
+
+    #[test]
+    fn a_cidr_of_the_table_is_the_same_as_it_is_read_back_however_it_was_written() {
+        let texts = r#"["10.96.0.5/12", "::ffff:10.96.0.5/108", "::ffff:10.96.0.5/90", "fd00::1/108"]"#;
+        let Refuse(cidrs) = serde_json::from_str(texts).unwrap();
+        for wanted in cidrs {
+            let (address, mask) = words(&wanted);
+            let prefix = Prefix { address: address.map(Word::new), mask: mask.map(Word::new) };
+            assert_eq!(cidr(&prefix), Some(wanted));
         }
     }
 }

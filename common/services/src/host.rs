@@ -142,8 +142,14 @@ pub(crate) fn cidrs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Ip
     texts.iter().map(|text| cidr(text).ok_or_else(|| de::Error::custom(format!("{text}: no CIDR")))).collect()
 }
 
+/// Without bits of a host, and of IPv4 if it is IPv4-mapped: of one CIDR there is one way to say it.
 fn cidr(text: &str) -> Option<IpNet> {
     let (address, len) = text.split_once('/')?;
     let len = Some(len).filter(|len| *len == "0" || !len.starts_with(['0', '+']))?;
-    IpNet::new(address.parse().ok()?, len.parse().ok()?).ok()
+    let cidr = IpNet::new(address.parse().ok()?, len.parse().ok()?).ok()?.trunc();
+    let mapped = (cidr.addr().to_canonical(), cidr.prefix_len().checked_sub(96));
+    match mapped {
+        (address, Some(len)) if address != cidr.addr() => IpNet::new(address, len).ok(),
+        _ => Some(cidr),
+    }
 }
