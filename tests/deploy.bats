@@ -333,6 +333,19 @@ END
   assert_contains "$stderr" "not of the tools' architecture"
 }
 
+@test "what the README in an archive of scripts/release names is in there" {
+  local archive=$BATS_TEST_TMPDIR/archive path
+  mkdir -p "$archive/bin"
+  # As scripts/release copies and writes it.
+  # shellcheck disable=SC2016,SC2046 # a list, and what it looks for
+  (cd "$LAB_REPO" && cp $(sed -n 's|^ *cp \(scripts/.*\) "$directory/bin"$|\1|p' scripts/release) "$archive/bin" &&
+    eval "$(sed -n '/^documents() {$/,/^}$/p' scripts/release)" && documents "$archive")
+  grep -oE '(^|[^[:alnum:]/.-])(bin|bins|common|deploy|scripts|target|tests)/[[:alnum:]_./-]*' "$archive/README.md" |
+    sed 's/^[^[:alnum:]]//; s/\.$//' | sort -u >"$BATS_TEST_TMPDIR/named"
+  [ "$(wc -l <"$BATS_TEST_TMPDIR/named")" -ge 15 ] || fail "$(cat "$BATS_TEST_TMPDIR/named")"
+  while read -r path; do [ -e "$archive/$path" ] || fail "there is no $path"; done <"$BATS_TEST_TMPDIR/named"
+}
+
 @test "chart, tools and image have one version" {
   assert_same "$(sed -n 's/^\(appVersion\|version\): //p' "$LAB_REPO/deploy/chart/Chart.yaml" | sort -u)" \
     "$(sed -n '/^\[workspace.package\]/,/^$/s/^version = "\(.*\)"/\1/p' "$LAB_REPO/Cargo.toml")"
