@@ -89,6 +89,36 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
   done
 }
 
+@test "the table of Services expires where pods have another way to them, and not where the chart's settings leave them none" {
+  local flags='.[] | select(.kind == "DaemonSet").spec.template.spec.containers[0].env | map(select(.name == "UNDERPASS_FOLLOW_FLAGS").value)'
+  local values wanted expires
+  while IFS='|' read -r values wanted expires; do
+    # shellcheck disable=SC2086 # a list
+    assert_json "$(objects $values)" "$flags" "$wanted" || fail "$values"
+    # shellcheck disable=SC2086 # a list
+    assert_equal "$(notes $values | grep -c 'after ten minutes')" "$expires" || fail "$values"
+  done <<'END'
+|[]|1
+--set settings.podCIDRType=cilium|[]|1
+--set settings.podCIDRType=none|["--lease 0"]|0
+--set settings.podCIDRType=none,settings.serviceCIDR[0]=10.96.0.0/12|[]|1
+--set settings.podCIDRType=none,paths=host|[]|0
+--set settings.podCIDRType=none,paths=socket,api.host=10.6.0.10|[]|0
+--set settings.podCIDRType=none,node.env[0].name=UNDERPASS_FOLLOW_FLAGS,node.env[0].value=x|["x"]|0
+END
+}
+
+# notes [FLAG...]: what helm says after the installation, as an object's annotation, for it says nothing where there is no API server.
+notes() {
+  local chart=$BATS_TEST_TMPDIR/chart
+  [ -e "$chart" ] || {
+    cp -R "$LAB_REPO/deploy/chart" "$chart"
+    { printf '{{- define "notes" -}}' && cat "$chart/templates/NOTES.txt" && printf '{{- end }}\nnotes: {{ include "notes" . | toJson }}\n'; } \
+      >"$chart/templates/notes.yaml"
+  }
+  "$HELM" template underpass "$chart" --kube-version 1.34.0 --show-only templates/notes.yaml "$@"
+}
+
 @test "sizes of the maps are given to the agent as it gives them to the loader, and without any nothing is" {
   local flags='.[] | select(.kind == "DaemonSet") | .spec.template.spec.containers[0].env[] | select(.name == "UNDERPASS_LOAD_FLAGS").value'
   assert_json "$(objects --set maps.backends=1048576,maps.clients=70000)" "$flags" '--max-backends 1048576 --max-clients 70000'
