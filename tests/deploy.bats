@@ -119,6 +119,12 @@ notes() {
   "$HELM" template underpass "$chart" --kube-version 1.34.0 --show-only templates/notes.yaml "$@"
 }
 
+@test "who takes all off the nodes is told of that, and not that it comes up there" {
+  assert_contains "$(notes)" 'comes up on every node'
+  assert_contains "$(notes --set remove=true)" 'is taken off every node'
+  [[ $(notes --set remove=true) != *'comes up'* ]]
+}
+
 @test "sizes of the maps are given to the agent as it gives them to the loader, and without any nothing is" {
   local flags='.[] | select(.kind == "DaemonSet") | .spec.template.spec.containers[0].env[] | select(.name == "UNDERPASS_LOAD_FLAGS").value'
   assert_json "$(objects --set maps.backends=1048576,maps.clients=70000)" "$flags" '--max-backends 1048576 --max-clients 70000'
