@@ -125,6 +125,13 @@ notes() {
   [[ $(notes --set remove=true) != *'comes up'* ]]
 }
 
+@test "on OpenShift the agent may have what it needs of the node, and elsewhere nothing is said of that" {
+  local allowed='[.[] | select(.metadata.name == "underpass-openshift")] | map(.rules // .subjects)'
+  assert_json "$(objects)" "$allowed" '[]'
+  assert_json "$(objects --api-versions security.openshift.io/v1)" "$allowed | [.[0][0].resourceNames, .[0][0].verbs, .[1][0].name]" \
+    '[["privileged"],["use"],"underpass-node"]'
+}
+
 @test "sizes of the maps are given to the agent as it gives them to the loader, and without any nothing is" {
   local flags='.[] | select(.kind == "DaemonSet") | .spec.template.spec.containers[0].env[] | select(.name == "UNDERPASS_LOAD_FLAGS").value'
   assert_json "$(objects --set maps.backends=1048576,maps.clients=70000)" "$flags" '--max-backends 1048576 --max-clients 70000'
