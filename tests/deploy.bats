@@ -43,6 +43,9 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
   assert_contains "$stderr" sockets
   expect 1 chart --set metrics.port=70000
   assert_contains "$stderr" port
+  # What the API itself would refuse.
+  expect 1 chart --set-json 'node.env=[{"name": "A", "value": 1}]'
+  assert_contains "$stderr" 'node'
 }
 
 @test "a chart that has this one below it may decide by a value of it whether it is there" {
