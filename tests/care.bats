@@ -282,6 +282,21 @@ reaches() { [[ $(lab_ask node1/web tcp "$1" 6443 1) == "$2 "* ]]; }
   lab_until 5 has_no_route web fd00:6::201
 }
 
+@test "an IPv6 route of which somebody has changed the source alone is put right in one step: the old one does not go first" {
+  local route other
+  # shellcheck disable=SC2034 # is_as_before's
+  POD=web
+  route=$(lab_in node1/web ip -6 route show fd00:233:64::/108)
+  route=${route%% pref*} other=$(sed 's/ src [^ ]*//' <<<"$route")
+  lab_spawn monitor node1/web ip monitor route
+  lab_until 5 monitored
+  before=$(everything web)
+  altered node1/web "ip -6 route change $other"
+  lab_stop monitor
+  [ "$(grep -c '^fd00:233:64::/108' "$LAB/log/monitor")" -ge 2 ] || fail "$(cat "$LAB/log/monitor")"
+  expect 1 grep '^Deleted fd00:233:64::/108' "$LAB/log/monitor"
+}
+
 # second 4|6: the address that comes to the node.
 second() { [ "$1" = 4 ] && printf 10.6.212.201 || printf fd00:6::201; }
 

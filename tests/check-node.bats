@@ -71,6 +71,7 @@ EOF
   local parts=/run/underpass/node-agent.parts proxy='.checks[] | select(.name == "kube-proxy").ok'
   run --separate-stderr lab_in client env UNDERPASS_PATHS=socket "$(lab_libexec)/check-node"
   assert_json "$output" "$proxy" true
+  assert_contains "$output" 'a node port'
   printf 'cidrs services scope metrics paths=socket\n' | lab_in client sh -c "mkdir -p ${parts%/*} && cat >$parts"
   run --separate-stderr lab_in client "$(lab_libexec)/check-node"
   assert_json "$output" "$proxy" true

@@ -43,6 +43,9 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
   assert_contains "$stderr" sockets
   expect 1 chart --set metrics.port=70000
   assert_contains "$stderr" port
+  # What the API itself would refuse.
+  expect 1 chart --set-json 'node.env=[{"name": "A", "value": 1}]'
+  assert_contains "$stderr" 'node'
 }
 
 @test "a chart that has this one below it may decide by a value of it whether it is there" {
@@ -87,6 +90,49 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
     assert_json "$(objects --set paths=$paths,api.host=10.6.0.10)" '.[] | select(.kind == "DaemonSet").spec.template.spec.initContainers[0].env' \
       "[{\"name\":\"UNDERPASS_PATHS\",\"value\":\"$([ $paths = socket ] && printf socket || printf both)\"}]"
   done
+}
+
+@test "the table of Services expires where pods have another way to them, and not where the chart's settings leave them none" {
+  local flags='.[] | select(.kind == "DaemonSet").spec.template.spec.containers[0].env | map(select(.name == "UNDERPASS_FOLLOW_FLAGS").value)'
+  local values wanted expires
+  while IFS='|' read -r values wanted expires; do
+    # shellcheck disable=SC2086 # a list
+    assert_json "$(objects $values)" "$flags" "$wanted" || fail "$values"
+    # shellcheck disable=SC2086 # a list
+    assert_equal "$(notes $values | grep -c 'after ten minutes')" "$expires" || fail "$values"
+  done <<'END'
+|[]|1
+--set settings.podCIDRType=cilium|[]|1
+--set settings.podCIDRType=none|["--lease 0"]|0
+--set settings.podCIDRType=none,settings.serviceCIDR[0]=10.96.0.0/12|[]|1
+--set settings.podCIDRType=none,paths=host|[]|0
+--set settings.podCIDRType=none,paths=socket,api.host=10.6.0.10|[]|0
+--set settings.podCIDRType=none,node.env[0].name=UNDERPASS_FOLLOW_FLAGS,node.env[0].value=x|["x"]|0
+END
+}
+
+# notes [FLAG...]: what helm says after the installation, as an object's annotation, for it says nothing where there is no API server.
+notes() {
+  local chart=$BATS_TEST_TMPDIR/chart
+  [ -e "$chart" ] || {
+    cp -R "$LAB_REPO/deploy/chart" "$chart"
+    { printf '{{- define "notes" -}}' && cat "$chart/templates/NOTES.txt" && printf '{{- end }}\nnotes: {{ include "notes" . | toJson }}\n'; } \
+      >"$chart/templates/notes.yaml"
+  }
+  "$HELM" template underpass "$chart" --kube-version 1.34.0 --show-only templates/notes.yaml "$@"
+}
+
+@test "who takes all off the nodes is told of that, and not that it comes up there" {
+  assert_contains "$(notes)" 'comes up on every node'
+  assert_contains "$(notes --set remove=true)" 'is taken off every node'
+  [[ $(notes --set remove=true) != *'comes up'* ]]
+}
+
+@test "on OpenShift the agent may have what it needs of the node, and elsewhere nothing is said of that" {
+  local allowed='[.[] | select(.metadata.name == "underpass-openshift")] | map(.rules // .subjects)'
+  assert_json "$(objects)" "$allowed" '[]'
+  assert_json "$(objects --api-versions security.openshift.io/v1)" "$allowed | [.[0][0].resourceNames, .[0][0].verbs, .[1][0].name]" \
+    '[["privileged"],["use"],"underpass-node"]'
 }
 
 @test "sizes of the maps are given to the agent as it gives them to the loader, and without any nothing is" {
@@ -331,6 +377,19 @@ END
   program 3e "$BATS_TEST_TMPDIR/busybox"
   expect 1 "$archive/bin/image" --busybox "$BATS_TEST_TMPDIR/busybox"
   assert_contains "$stderr" "not of the tools' architecture"
+}
+
+@test "what the README in an archive of scripts/release names is in there" {
+  local archive=$BATS_TEST_TMPDIR/archive path
+  mkdir -p "$archive/bin"
+  # As scripts/release copies and writes it.
+  # shellcheck disable=SC2016,SC2046 # a list, and what it looks for
+  (cd "$LAB_REPO" && cp $(sed -n 's|^ *cp \(scripts/.*\) "$directory/bin"$|\1|p' scripts/release) "$archive/bin" &&
+    eval "$(sed -n '/^documents() {$/,/^}$/p' scripts/release)" && documents "$archive")
+  grep -oE '(^|[^[:alnum:]/.-])(bin|bins|common|deploy|scripts|target|tests)/[[:alnum:]_./-]*' "$archive/README.md" |
+    sed 's/^[^[:alnum:]]//; s/\.$//' | sort -u >"$BATS_TEST_TMPDIR/named"
+  [ "$(wc -l <"$BATS_TEST_TMPDIR/named")" -ge 15 ] || fail "$(cat "$BATS_TEST_TMPDIR/named")"
+  while read -r path; do [ -e "$archive/$path" ] || fail "there is no $path"; done <"$BATS_TEST_TMPDIR/named"
 }
 
 @test "chart, tools and image have one version" {

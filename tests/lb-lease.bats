@@ -115,6 +115,28 @@ is_translated() { [ "$(met)" = "$TRANSLATED" ]; }
   assert_equal "$(met)" "$TRANSLATED"
 }
 
+@test "a table expires too while who follows says that it is not to be renewed, and is there again as soon as it is" {
+  lb_follow --lease 5
+  lb_tell "{\"table\": $TABLE}" >/dev/null
+  assert_json "$(lb_tell '{"renew": false}')" '[.line,.error]' '[2,null]'
+  # What changes meanwhile renews nothing.
+  lb_tell '{"remove": {"namespace": "nobody", "name": "nothing"}}' >/dev/null
+  lab_until 10 lb_has_expired
+  assert_equal "$(met)" "$LEFT"
+  lb_tell '{"renew": true}' >/dev/null
+  is_translated
+  # Before the first table, that of the writer before may be old.
+  lb_tell '{"renew": false}' >/dev/null
+  lab_stop follow KILL
+  lb_follow --lease 5
+  lb_tell '{"renew": false}' >/dev/null
+  lab_until 10 lb_has_expired
+  lb_tell '{"renew": true}' >/dev/null
+  assert_equal "$(met)" "$LEFT"
+  lb_tell "{\"table\": $TABLE}" >/dev/null
+  is_translated
+}
+
 @test "nothing expires without a lease: what is applied by hand, or followed by hand, stays, also after one who had a lease" {
   local how
   for how in apply follow 'follow --lease 600 --lease 0'; do

@@ -122,7 +122,7 @@ underpass_lb_open_sockets{namespace="test",service="web",port="",backend="127.0.
 
 @test "the schema describes what apply and follow read and what stats prints" {
   assert_json "$(lab_lb node1 schema)" '[.title, (.properties | keys)]' '["ServiceTable",["nodeAddresses","nodes","refuse","services"]]'
-  assert_json "$(lab_lb node1 schema line)" '[.oneOf[].required[0]]' '["set","remove","table","nodes","refuse","leave"]'
+  assert_json "$(lab_lb node1 schema line)" '[.oneOf[].required[0]]' '["set","remove","table","nodes","refuse","leave","renew"]'
   assert_json "$(lab_lb node1 schema stats)" '.type' array
 }
 

@@ -26,7 +26,7 @@ teardown() {
 
 anew() {
   local name
-  for name in agent first looks serve taker; do [ ! -e "$LAB/pid/$name" ] || lab_stop $name; done
+  for name in agent first looks refuse serve taker; do [ ! -e "$LAB/pid/$name" ] || lab_stop $name; done
   [ -e "$LAB/pid/apiserver" ] || lab_apiserver
   lab_in node1 sh -c 'umount /run/underpass; rmdir /run/underpass/node-agent.parts; rm -rf /run/cgroup /run/underpass/cluster.json
     sysctl -qw net.ipv6.bindv6only=0' 2>/dev/null
@@ -727,6 +727,35 @@ nothing_but_the_table_is_missing() {
   agent_start
   lab_until 20 agent --ready
   asked plain
+}
+
+@test "the table of an agent that the API server denies Services expires where there is another path; while it does not answer the table stands" {
+  local code
+  lab_stop agent
+  lab_refuse node1
+  FOLLOW_FLAGS='--lease 5' agent_start refused
+  lab_until 20 agent --ready
+  lab_stop refuse
+  sleep 10
+  asked plain
+  for code in 401 403; do
+    lab_refuse node1 "$code" services
+    lab_until 20 not_asked plain || fail "$code"
+    # It was denied once, whoever does not answer now.
+    lab_stop refuse
+    sleep 3
+    not_asked plain
+    lab_refuse node1
+    lab_until 20 asked plain || fail "$code"
+  done
+  # Also one that is denied from its beginning.
+  lab_stop agent
+  lab_refuse node1 403 endpointslices
+  FOLLOW_FLAGS='--lease 5' agent_start refused
+  asked plain
+  lab_until 20 not_asked plain
+  lab_stop agent
+  lab_stop refuse
 }
 
 @test "--uninstall waits for the end of an agent that runs, which would load again what it takes away" {

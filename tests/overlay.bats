@@ -591,8 +591,10 @@ without_default() {
 strange() {
   local pod=$1 address family
   shift
-  lab_sandbox node1 "$pod"
-  lab_in "node1/$pod" ip link add eth0 type bridge
+  if [ ! -e "$LAB/host/node1/pod/$pod" ]; then
+    lab_sandbox node1 "$pod"
+    lab_in "node1/$pod" ip link add eth0 type bridge
+  fi
   lab_in "node1/$pod" ip link set eth0 up
   for address; do
     [[ $address == *:* ]] && family=6 || family=4
@@ -616,6 +618,22 @@ strange() {
   coordinator ADD
   coordinator DEL
   lab_pod_delete node1 $POD plain46 net1
+}
+
+@test "a pair's other end is not taken for one on the node of another pair, whose ends have the same indices in other namespaces" {
+  POD=crossed
+  lab_in node1 ip netns add beyond
+  lab_sandbox node1 $POD
+  lab_in node1/$POD ip link add eth0 index 7001 type veth peer name one index 7002 netns beyond
+  lab_in node1 ip link add other0 index 7002 type veth peer name two index 7001 netns beyond
+  lab_in node1 ip -netns beyond link set one up
+  strange $POD 10.6.77.8/16
+  CONFIG=$(lab_chained node1 $POD underlay46 net1)
+  lab_plugin node1 coordinator ADD $POD net1 <<<"$CONFIG"
+  assert_json "$lab_stdout" .code 7
+  assert_contains "$lab_stdout" "behind the node's eth0"
+  lab_pod_delete node1 $POD plain46 net1
+  lab_in node1 ip netns delete beyond
 }
 
 @test "an eth0 that the node reaches in an overlay is the overlay's, whatever it is" {

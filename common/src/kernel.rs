@@ -125,15 +125,22 @@ impl Kernel {
         }
     }
 
-    /// A route comes beside the old one, which goes then: no packet is without. Where the kernel has no two of them, the old one goes first.
+    /// A route comes beside the old one, which goes then, or in its place: no packet is without. Only where others' routes of its
+    /// destination keep the kernel from both, the old one goes first.
     async fn replace(&self, from: &Placed, to: &Placed) -> io::Result<()> {
         if let (Object::Veth(veth), true) = (&to.object, from.object.is_same_pair(&to.object)) {
             return self.node.set_veth(veth, &self.sandbox()?.netlink).await;
         }
-        if let Object::Route(route) = &to.object {
-            match self.netlink(to.netns)?.append_route(route).await {
-                // IPv6 has no two by one next hop (`rt6_duplicate_nexthop`).
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        if let (Object::Route(old), Object::Route(route)) = (&from.object, &to.object) {
+            let netlink = self.netlink(to.netns)?;
+            match netlink.append_route(route).await {
+                // IPv6 has no two by one next hop (`rt6_duplicate_nexthop`). Of those that a new one can take the place of, the kernel
+                // chooses the first, whosever it is (`fib6_add_rt2node`).
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    if netlink.routes_like(route).await? == [old.clone()] {
+                        return netlink.replace_route(route).await;
+                    }
+                }
                 done => {
                     done?;
                     return self.delete(from).await;

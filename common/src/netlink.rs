@@ -302,6 +302,18 @@ impl Netlink {
         self.dump_routes(filter, hops).await
     }
 
+    /// The routes of a route's destination, table and metric.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn routes_like(&self, route: &Route) -> io::Result<Vec<Route>> {
+        let towards = Some(route.destination.addr());
+        let filter = RouteFilter { table: Some(route.table), towards, refusing: true, ..RouteFilter::default() };
+        let mut routes = self.routes(filter).await?;
+        routes.retain(|found| found.destination == route.destination && found.metric == route.metric);
+        Ok(routes)
+    }
+
     /// What `parse` makes of the routes of any type, of both families. The kernel does not apply all of the filter.
     async fn dump_routes<T, P: IntoIterator<Item = T>>(
         &self,
@@ -548,6 +560,14 @@ impl Netlink {
     /// What the kernel says.
     pub async fn append_route(&self, route: &Route) -> io::Result<()> {
         self.new_route(route, NLM_F_APPEND).await
+    }
+
+    /// Puts a route in the place of the one that there is of its destination, table and metric.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn replace_route(&self, route: &Route) -> io::Result<()> {
+        self.new_route(route, NLM_F_REPLACE).await
     }
 
     async fn new_route(&self, route: &Route, flag: u16) -> io::Result<()> {

@@ -126,6 +126,8 @@ pub struct Table {
     stale: Stale,
     /// Whether a whole table has come.
     has_begun: bool,
+    /// Whether the lease is renewed.
+    renews: bool,
 }
 
 impl Table {
@@ -145,6 +147,7 @@ impl Table {
             per_node,
             stale: Stale::default(),
             has_begun: false,
+            renews: true,
         })
     }
 
@@ -162,7 +165,8 @@ impl Table {
     /// Lets the programs go by the table for so long from now on. One that has expired leads to backends that may be gone: it waits
     /// for a whole table, unless that is all that there is.
     pub fn renew(&self, lease: Lease) {
-        if self.has_begun || lease == Lease::FOR_EVER || !self.kernel.has_expired() {
+        let may_renew = || self.renews && (self.has_begun || !self.kernel.has_expired());
+        if lease == Lease::FOR_EVER || may_renew() {
             self.kernel.renew(lease);
         }
     }
@@ -365,6 +369,10 @@ impl Table {
             Change::Refuse(cidrs) => self.refuse(cidrs),
             Change::Remove(name) => self.remove(name, &mut summary)?,
             Change::Leave(place) => self.leave(place, &mut summary)?,
+            Change::Renew(renew) => {
+                self.renews = *renew;
+                return Ok(summary);
+            }
             Change::Table(table) => return self.apply(table),
         }
         if self.taken().iter().zip(before).any(|(now, before)| *now < before) {

@@ -48,7 +48,8 @@ impl Answer {
     }
 }
 
-/// Makes the changes that standard input has until it ends, and renews the lease of the table as long as that lasts.
+/// Makes the changes that standard input has until it ends, and renews the lease of the table as long as that lasts and does
+/// not say otherwise.
 ///
 /// # Errors
 /// When nobody reads the answers any more, when the input cannot be read, when the maps cannot be written, or when somebody
@@ -88,8 +89,8 @@ fn answer(table: &mut Table, metrics: &mut Metrics, line: usize, text: Vec<u8>) 
     let done = match read {
         Ok(Line { change, triggered }) => {
             metrics.before(&change, table);
-            // That one says nothing of the cluster.
-            let is_sync = !matches!(change, Change::Leave(_));
+            // These say nothing of the cluster.
+            let is_sync = !matches!(change, Change::Leave(_) | Change::Renew(_));
             table.change(&change).map(|done| {
                 metrics.unfit(table);
                 metrics.done(&done, is_sync, triggered.as_deref());

@@ -100,7 +100,7 @@ impl Metrics {
                 self.tally(table);
                 return self.tallies.values_mut().for_each(|tally| tally.sum = None);
             }
-            Change::Nodes(_) | Change::Refuse(_) => return,
+            Change::Nodes(_) | Change::Refuse(_) | Change::Renew(_) => return,
         };
         if let Some(service) = table.kernel.services().get(&key) {
             tally(&mut self.tallies, &key, &table.kernel, service);

@@ -13,7 +13,9 @@ pub fn check(subnets: &[IpNet]) -> Vec<Check> {
         return vec![Check {
             name: "kube-proxy",
             ok: true,
-            msg: "pods reach Services by their sockets alone, for which no kube-proxy is needed".to_owned(),
+            msg: "pods reach Services by their sockets alone, for which no kube-proxy is needed; who asks a node port, a load \
+                  balancer's or an external address from outside of the cluster is not served"
+                .to_owned(),
             remedy: "".into(),
         }];
     }

@@ -80,7 +80,7 @@ pub async fn detect(document: &mut PodDocument, kernel: &Kernel) -> Result<(), F
         );
     }
     survey(document, kernel, &mut pod, alone).await?;
-    let attachment = Attachment { document, node: &kernel.node, pod: &pod, result: &result, nic, kind };
+    let attachment = Attachment { document, kernel, pod: &pod, result: &result, nic, kind };
     let (mode, routing) = attachment.decide(alone).await?;
     document.mode = Some(mode);
     document.routing = routing;
@@ -101,7 +101,7 @@ async fn first(document: &PodDocument, kernel: &Kernel, pod: &Pod) -> io::Result
     let Some(link) = pod.link(&document.settings.pod_default_cni_nic) else { return Ok(First::default()) };
     let is_open = document.settings.mode == ModeSetting::Auto && !document.is_first() && pod.link(POD_VETH).is_none();
     let underlay = match is_open {
-        true => node::underlay(&kernel.node, link, &pod.global_addresses_of(&link.name)).await?,
+        true => node::underlay(kernel, link, &pod.global_addresses_of(&link.name)).await?,
         false => None,
     };
     Ok(First { kind: link.kind.clone(), underlay })
@@ -230,7 +230,7 @@ async fn survey(document: &mut PodDocument, kernel: &Kernel, pod: &mut Pod, alon
 /// What is known when it is decided how an interface is served.
 struct Attachment<'a> {
     document: &'a PodDocument,
-    node: &'a Netlink,
+    kernel: &'a Kernel,
     pod: &'a Pod,
     result: &'a CniResult,
     nic: Nic,
@@ -244,7 +244,7 @@ impl Attachment<'_> {
         let uplink = self.uplink(&node_addresses, &ways)?;
         let routing = if alone { Routing::default() } else { self.routing(&ways)? };
         let host_side = match self.pod.link(&uplink.dev).filter(|_| self.is_overlay()) {
-            Some(link) => node::sides(self.node, link, &uplink)
+            Some(link) => node::sides(self.kernel, link, &uplink)
                 .await
                 .context(Code::Io, "cannot read the node's links and routes")?,
             None => vec![],
@@ -271,7 +271,7 @@ impl Attachment<'_> {
         let others = self.document.others.iter().map(|other| other.ifname.as_str());
         let further = others.chain([self.nic.name.as_str()]).filter(|nic| *nic != self.first());
         let beside: Vec<_> = further.flat_map(towards).collect();
-        node::addresses(self.node, &towards(self.first()), &beside, self.is_overlay()).await
+        node::addresses(&self.kernel.node, &towards(self.first()), &beside, self.is_overlay()).await
     }
 
     /// The next hop from an address of an interface, as its prevResult has it: one in its subnet, if there are several. The node has no one way
@@ -295,7 +295,7 @@ impl Attachment<'_> {
         let default = |family: Family| self.pod.default_route(&link.name, family).cloned();
         let near = match families.iter().all(|family| default(*family).is_some()) {
             true => vec![],
-            false => node::near(self.node, link, &nets).await?,
+            false => node::near(self.kernel, link, &nets).await?,
         };
         let way = |family| default(family).or_else(|| self.pod.way_out(&link.name, family, &near));
         Ok(families.into_iter().filter_map(way).collect())

@@ -9,6 +9,7 @@ use std::{
 
 use common::{
     document::{HostSide, Uplink},
+    kernel::Kernel,
     netlink::{AddressEntry, Link, Netlink, RouteFilter},
     numbers,
     object::{Family, MAIN_TABLE, PROTOCOL, Route, is_link_local},
@@ -109,8 +110,9 @@ async fn main_routes(node: &Netlink, towards: IpAddr) -> io::Result<Vec<Route>> 
 ///
 /// # Errors
 /// What the kernel says.
-pub async fn near(node: &Netlink, nic: &Link, nets: &[IpNet]) -> io::Result<Vec<IpAddr>> {
-    let link = match other_end(node, nic).await? {
+pub async fn near(kernel: &Kernel, nic: &Link, nets: &[IpNet]) -> io::Result<Vec<IpAddr>> {
+    let node = &kernel.node;
+    let link = match other_end(kernel, nic).await? {
         Some(Link { controller: Some(bridge), .. }) => node.link_by_index(bridge).await?,
         end => end,
     };
@@ -122,12 +124,14 @@ pub async fn near(node: &Netlink, nic: &Link, nets: &[IpNet]) -> io::Result<Vec<
 
 /// The other end, on the node, of a pod's veth or netkit pair. None if it is no pair: its link's index may then mean anything,
 /// such as the node's own interface below a macvlan.
-async fn other_end(node: &Netlink, nic: &Link) -> io::Result<Option<Link>> {
-    let peer = match nic.peer.filter(|_| is_pair(nic)) {
-        Some(index) => node.link_by_index(index).await?,
-        None => None,
-    };
-    Ok(peer.filter(|peer| peer.kind == nic.kind && peer.peer == Some(nic.index)))
+async fn other_end(kernel: &Kernel, nic: &Link) -> io::Result<Option<Link>> {
+    let (Some(index), Some(pod)) = (nic.peer.filter(|_| is_pair(nic)), &kernel.pod) else { return Ok(None) };
+    let peer = kernel.node.link_by_index(index).await?;
+    match peer.filter(|peer| peer.kind == nic.kind && peer.peer == Some(nic.index)) {
+        // A pair between two other namespaces, and one that the node has in a third, may have the same two indices.
+        Some(peer) if peer.peer_nsid == Some(kernel.node.nsid(&pod.netns).await?) => Ok(Some(peer)),
+        _ => Ok(None),
+    }
 }
 
 /// The node's link to other hosts by which it reaches all of these addresses, which a pod has on `nic`: the interface is then on
@@ -136,10 +140,11 @@ async fn other_end(node: &Netlink, nic: &Link) -> io::Result<Option<Link>> {
 ///
 /// # Errors
 /// What the kernel says.
-pub async fn underlay(node: &Netlink, nic: &Link, nets: &[IpNet]) -> io::Result<Option<String>> {
-    if other_end(node, nic).await?.is_some() {
+pub async fn underlay(kernel: &Kernel, nic: &Link, nets: &[IpNet]) -> io::Result<Option<String>> {
+    if other_end(kernel, nic).await?.is_some() {
         return Ok(None);
     }
+    let node = &kernel.node;
     let mut underlay = None;
     for net in nets {
         let Some((_, dev)) = way(node, (*net, None)).await? else { continue };
@@ -215,13 +220,13 @@ pub async fn table(node: &Netlink, base: u32) -> io::Result<u32> {
 ///
 /// # Errors
 /// What the kernel says.
-pub async fn sides(node: &Netlink, nic: &Link, uplink: &Uplink) -> io::Result<Vec<HostSide>> {
-    let Some(peer) = other_end(node, nic).await? else { return Ok(vec![]) };
+pub async fn sides(kernel: &Kernel, nic: &Link, uplink: &Uplink) -> io::Result<Vec<HostSide>> {
+    let Some(peer) = other_end(kernel, nic).await? else { return Ok(vec![]) };
     let mut sides = vec![];
     for address in &uplink.sources {
         let dev = match peer.controller {
             None => Some(peer.name.clone()),
-            Some(_) => node.source_towards(*address).await?.map(|(_, dev)| dev),
+            Some(_) => kernel.node.source_towards(*address).await?.map(|(_, dev)| dev),
         };
         sides.extend(dev.map(|dev| HostSide { address: *address, dev }));
     }

@@ -125,7 +125,7 @@ pub fn purpose(link: &Link, nets: &[IpNet]) -> Purpose {
         "openvswitch" => Purpose::Containers,
         // A node that is a container itself has one as its NIC. Those to its own containers have no subnet, and a pair
         // whose ends are both here is some overlay's.
-        "veth" if has_subnet && link.peer_elsewhere => Purpose::Hosts,
+        "veth" if has_subnet && link.peer_nsid.is_some() => Purpose::Hosts,
         "veth" | "netkit" | "dummy" | "ifb" | "tun" | "wireguard" => Purpose::Containers,
         "vxlan" | "geneve" | "ipip" | "sit" | "gre" | "gretap" | "erspan" | "ip6tnl" | "ip6gre" | "ip6gretap" => {
             Purpose::Containers
@@ -270,8 +270,9 @@ mod tests {
 
     #[test]
     fn what_a_link_is_there_for_follows_from_its_kind_and_addresses_and_not_from_its_name() {
-        let of = |name: &str, kind: &str, peer_elsewhere, addresses: &[&str]| {
-            let link = Link { name: name.to_owned(), kind: kind.to_owned(), peer_elsewhere, ..Link::default() };
+        let of = |name: &str, kind: &str, elsewhere: bool, addresses: &[&str]| {
+            let peer_nsid = elsewhere.then_some(0);
+            let link = Link { name: name.to_owned(), kind: kind.to_owned(), peer_nsid, ..Link::default() };
             purpose(&link, &nets(addresses))
         };
         assert_eq!(of("docker-uplink", "", false, &["10.6.212.101/16"]), Purpose::Hosts);

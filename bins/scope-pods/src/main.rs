@@ -198,7 +198,7 @@ impl Known {
             }
             // A pod without an opinion.
             Event::Applied(name, _) | Event::Deleted(name) => return self.pods.remove(&name).is_some(),
-            Event::Failed(_) | Event::InContact | Event::Listed | Event::Absent => {}
+            Event::Failed(_) | Event::Denied(_) | Event::InContact | Event::Listed | Event::Absent => {}
         }
         false
     }

@@ -62,7 +62,7 @@ impl World {
             Event::Deleted(name) => drop(seen.objects.remove(&name)),
             Event::Listed => seen.there = Some(true),
             Event::Absent => seen.there = Some(false),
-            Event::InContact | Event::Failed(_) => {}
+            Event::InContact | Event::Failed(_) | Event::Denied(_) => {}
         }
     }
 

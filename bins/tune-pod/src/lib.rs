@@ -100,7 +100,7 @@ impl Tool for TunePod {
 /// The link on which an interface's network is asked: itself or, for one of IPvlan, its parent on the node. Those of a parent have one MAC
 /// address, and the kernel gives an answer to the one that has the address to which it goes (`ipvlan_addr_lookup`); a probe is from none.
 async fn wire_of(link: &Link, kernel: &Kernel) -> io::Result<(Netns, Link)> {
-    let parent = match link.peer.filter(|_| link.is_ipvlan() && link.peer_elsewhere) {
+    let parent = match link.peer.filter(|_| link.is_ipvlan() && link.peer_nsid.is_some()) {
         Some(index) => kernel.node.link_by_index(index).await?,
         None => None,
     };

@@ -3,6 +3,7 @@
 use std::{
     fmt::Debug,
     io::{self, Write},
+    mem,
     net::SocketAddr,
     time::Duration,
 };
@@ -121,6 +122,8 @@ struct Follower {
     report: Report,
     /// Whether the whole table has been printed.
     begun: bool,
+    /// Whether the last that was said of the lease is that it is renewed, as it is until something is.
+    renews: bool,
     /// The changes that were not printed.
     batch: Batch,
 }
@@ -143,7 +146,7 @@ pub async fn watch(client: Client, server: Option<SocketAddr>, cluster: Cluster)
     let mut slices = follow(&for_slices, slices(), |slice: discovery::EndpointSlice| slice).boxed();
     let mut nodes = follow(&for_nodes, nodes, |node: core::Node| node).boxed();
     let events = Events::new(&client, &cluster.clients().place.node);
-    let mut follower = Follower { way, cluster, health, report, begun: false, batch: Batch::default() };
+    let mut follower = Follower { way, cluster, health, report, begun: false, renews: true, batch: Batch::default() };
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut terminate = signal(SignalKind::terminate())?;
@@ -161,6 +164,7 @@ pub async fn watch(client: Client, server: Option<SocketAddr>, cluster: Cluster)
             _ = tick.tick() => {
                 follower.report.write(&follower.cluster, &mut follower.health);
                 follower.mind_way()?;
+                follower.mind_lease()?;
                 events.tell(follower.cluster.problems(), &unfit::problems());
             }
             _ = terminate.recv() => return Ok(()),
@@ -212,6 +216,21 @@ impl Follower {
             self.noted();
         }
         Ok(())
+    }
+
+    /// Lets the table expire while the API server denies us what it takes to follow, where the host path has a table that somebody else
+    /// follows. While it answers nobody that one is as old as ours, which stands.
+    fn mind_lease(&mut self) -> anyhow::Result<()> {
+        let renews = !self.health.is_denied();
+        if mem::replace(&mut self.renews, renews) == renews {
+            return Ok(());
+        }
+        if !renews {
+            log::warn!(
+                "until that is allowed again, the table is not renewed: it expires where pods have the host path too"
+            );
+        }
+        print(&[Line { change: Change::Renew(renews), triggered: None }])
     }
 
     fn print(&mut self) -> anyhow::Result<()> {

@@ -377,6 +377,7 @@ fn lines(cluster: &mut Cluster) -> Vec<String> {
         Change::Nodes(nodes) => format!("nodes {:?}", nodes.node_addresses),
         Change::Refuse(cidrs) => format!("refuse {:?}", cidrs.0),
         Change::Leave(place) => format!("leave {place:?}"),
+        Change::Renew(renew) => format!("renew {renew}"),
         Change::Table(_) => "table".into(),
     };
     cluster.changes().into_iter().map(line).collect()
@@ -651,7 +652,7 @@ proptest::proptest! {
 fn take(table: &mut ServiceTable, change: Change) {
     match change {
         Change::Refuse(cidrs) => table.refuse = cidrs,
-        Change::Leave(place) => panic!("nothing is left: {place:?}"),
+        Change::Leave(_) | Change::Renew(_) => panic!("not of the table: {change:?}"),
         Change::Nodes(nodes) => (table.node_addresses, table.nodes) = (nodes.node_addresses, nodes.nodes),
         Change::Set(service) => {
             assert!(!table.services.contains(&service), "said before: {service:?}");

@@ -56,10 +56,12 @@ pub enum Event<T> {
     Listed,
     /// The API does not have this resource ([`follow_objects`]): there are no such objects, until [`Event::Listed`].
     Absent,
-    /// The API server answers again after [`Event::Failed`].
+    /// The API server answers again after [`Event::Failed`] or [`Event::Denied`].
     InContact,
     /// What went wrong, for a person. What is known stands; it is tried again.
     Failed(String),
+    /// The same, where the API server does answer, and denies us what we ask for (401, 403).
+    Denied(String),
 }
 
 /// Follows the objects of a type, in all namespaces, for ever. An expired resource version, a lost connection and a
@@ -308,7 +310,8 @@ where
                 }
                 self.failed = true;
                 self.answers.mark_unchanged();
-                self.events.push_back(Event::Failed(text(&self.selection, &error)));
+                let say = if matches!(code, Some(401 | 403)) { Event::Denied } else { Event::Failed };
+                self.events.push_back(say(text(&self.selection, &error)));
             }
         }
     }

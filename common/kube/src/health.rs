@@ -30,6 +30,8 @@ struct Watch {
     narrowly: String,
     listed: bool,
     error: Option<String>,
+    /// Whether that began with a denial, or became one.
+    denied: bool,
 }
 
 #[derive(Debug)]
@@ -61,7 +63,7 @@ impl<K: Ord> Health<K> {
     /// A watch begins.
     pub fn begin(&mut self, key: K, selection: &Selection) {
         let (describe, narrowly) = (selection.describe(), selection.describe_narrowly());
-        self.watches.insert(key, Watch { describe, narrowly, listed: false, error: None });
+        self.watches.insert(key, Watch { describe, narrowly, listed: false, error: None, denied: false });
     }
 
     /// A watch is given up.
@@ -73,7 +75,8 @@ impl<K: Ord> Health<K> {
     pub fn note<T>(&mut self, key: &K, event: &Event<T>) {
         let Some(watch) = self.watches.get_mut(key) else { return };
         match event {
-            Event::Failed(error) => {
+            Event::Failed(error) | Event::Denied(error) => {
+                watch.denied |= matches!(event, Event::Denied(_));
                 self.metrics.errors.inc();
                 if watch.error.as_ref() != Some(error) {
                     let known = self.last_sync.map(|(_, when)| when.elapsed().as_secs());
@@ -86,6 +89,7 @@ impl<K: Ord> Health<K> {
             Event::Listed | Event::Absent => watch.listed = true,
             Event::Applied(..) | Event::Deleted(_) | Event::InContact => {}
         }
+        watch.denied = false;
         if watch.error.take().is_some() {
             log::info!("{}: in contact again", watch.describe);
         }
@@ -94,6 +98,11 @@ impl<K: Ord> Health<K> {
     /// Whether everything is known, and followed without an error.
     pub fn is_current(&self) -> bool {
         !self.watches.is_empty() && self.watches.values().all(|watch| watch.listed && watch.error.is_none())
+    }
+
+    /// Whether the API server has denied us what we follow (401, 403), and has not let us since.
+    pub fn is_denied(&self) -> bool {
+        self.watches.values().any(|watch| watch.denied)
     }
 
     /// Brings the metrics up to date: to be called every few seconds, and whenever something was noted.

@@ -24,7 +24,7 @@ pub struct Line {
 }
 
 const TRIGGERED: &str = "triggered";
-const KEYS: &[&str] = &["set", "remove", "table", "nodes", "refuse", "leave", TRIGGERED];
+const KEYS: &[&str] = &["set", "remove", "table", "nodes", "refuse", "leave", "renew", TRIGGERED];
 
 impl Serialize for Line {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -36,6 +36,7 @@ impl Serialize for Line {
             Change::Nodes(nodes) => map.serialize_entry("nodes", nodes)?,
             Change::Refuse(cidrs) => map.serialize_entry("refuse", cidrs)?,
             Change::Leave(place) => map.serialize_entry("leave", place)?,
+            Change::Renew(renew) => map.serialize_entry("renew", renew)?,
         }
         if let Some(triggered) = &self.triggered {
             map.serialize_entry(TRIGGERED, triggered)?;
@@ -56,7 +57,7 @@ impl<'de> Visitor<'de> for LineVisitor {
     type Value = Line;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object with one of the keys set, remove, table, nodes, refuse and leave")
+        f.write_str("an object with one of the keys set, remove, table, nodes, refuse, leave and renew")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Line, A::Error> {
@@ -79,6 +80,7 @@ impl<'de> Visitor<'de> for LineVisitor {
                 "nodes" => Change::Nodes(map.next_value()?),
                 "refuse" => Change::Refuse(map.next_value()?),
                 "leave" => Change::Leave(map.next_value()?),
+                "renew" => Change::Renew(map.next_value()?),
                 _ => return Err(A::Error::unknown_field(&key, KEYS)),
             };
             if change.replace(one).is_some() {
@@ -86,7 +88,7 @@ impl<'de> Visitor<'de> for LineVisitor {
             }
         }
         let change = change.ok_or_else(|| {
-            A::Error::custom("no change: one of the keys set, remove, table, nodes, refuse and leave")
+            A::Error::custom("no change: one of the keys set, remove, table, nodes, refuse, leave and renew")
         })?;
         Ok(Line { change, triggered: triggered.flatten() })
     }
@@ -113,9 +115,10 @@ impl JsonSchema for Line {
         let nodes = one("nodes", generator.subschema_for::<Nodes>());
         let refuse = one("refuse", generator.subschema_for::<Refuse>());
         let leave = one("leave", generator.subschema_for::<ServiceAddress>());
+        let renew = one("renew", generator.subschema_for::<bool>());
         json_schema!({
             "description": "One change, and perhaps when what it follows from happened in the cluster.",
-            "oneOf": [set, remove, table, nodes, refuse, leave]
+            "oneOf": [set, remove, table, nodes, refuse, leave, renew]
         })
     }
 }

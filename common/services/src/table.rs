@@ -253,6 +253,8 @@ pub enum Change {
     /// What is asked of this place over TCP is left to the host path, until the service that answers there is set again. The
     /// service stays, and so do the connections to its backends.
     Leave(ServiceAddress),
+    /// Whether the lease of the table is renewed from now on. It is until this says otherwise.
+    Renew(bool),
     /// The table is to be like this, and contain nothing else.
     Table(ServiceTable),
 }

@@ -207,7 +207,8 @@ fn line() -> Json {
         change("table", table()),
         change("nodes", object(vec![], nodes())),
         change("refuse", list(cidr())),
-        change("leave", object(vec![("address", address()), ("port", port())], vec![]))
+        change("leave", object(vec![("address", address()), ("port", port())], vec![])),
+        change("renew", any::<bool>().prop_map(Value::from).boxed())
     ]
     .boxed()
 }

@@ -27,10 +27,10 @@ pub struct Link {
     pub up: bool,
     /// Whether hosts on it ask for each other's MAC addresses in Ethernet frames: it is Ethernet, and not `IFF_NOARP`.
     pub arp: bool,
-    /// Index of the peer (veth) or parent (macvlan), in the namespace that the kernel means.
+    /// Index of the peer (veth) or parent (macvlan).
     pub peer: Option<u32>,
-    /// Whether `peer` is an index in another namespace.
-    pub peer_elsewhere: bool,
+    /// Which namespace `peer` is an index in, if another: its number here (`IFLA_LINK_NETNSID`).
+    pub peer_nsid: Option<i32>,
     /// Index of the bridge or other link that it is a port of.
     pub controller: Option<u32>,
     /// What drives it, as `ip link` names it: `veth`, `bridge`; empty for hardware.

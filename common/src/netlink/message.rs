@@ -77,7 +77,7 @@ pub(super) fn parse_link(message: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::IfAlias(alias) => link.alias = alias,
             LinkAttribute::Group(group) => link.group = group,
             LinkAttribute::Link(index) => link.peer = Some(index),
-            LinkAttribute::LinkNetNsId(_) => link.peer_elsewhere = true,
+            LinkAttribute::LinkNetNsId(nsid) => link.peer_nsid = Some(nsid),
             LinkAttribute::Controller(index) => link.controller = Some(index),
             LinkAttribute::LinkInfo(info) => {
                 let kind = info.into_iter().find_map(|info| match info {

@@ -29,6 +29,11 @@
 {{- end }}
 {{- end }}
 {{- end }}
+{{- /* Whether the table of Services expires where nobody follows them: not where pods have no other way to them. */ -}}
+{{- define "underpass.expires" -}}
+{{- $settings := .Values.settings | default dict }}
+{{- if and (eq .Values.paths "both") (or (ne ($settings.podCIDRType | default "auto") "none") $settings.serviceCIDR) }}true{{ end }}
+{{- end }}
 {{- define "underpass.maps" -}}
 {{- range $map, $size := .Values.maps }}{{ with $size }} --max-{{ $map }} {{ int64 . }}{{ end }}{{ end }}
 {{- end }}

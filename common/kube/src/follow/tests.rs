@@ -2,9 +2,11 @@
 
 use http::Response;
 use k8s_openapi::api::core::v1::Service;
+use metrics_file::prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::health::Health;
 
 /// A client of an API server that answers each request's URI by a code and a body.
 fn client(answer: impl Fn(&str) -> (u16, String) + Send + Sync + 'static) -> Client {
@@ -93,6 +95,26 @@ async fn a_resource_of_no_core_is_gone_with_its_objects_when_a_404_says_so_twice
     last.sort_by_key(|event| format!("{event:?}"));
     assert_eq!(last, [Event::Absent, Event::Deleted(name("a")), Event::Deleted(name("b"))]);
     assert_eq!(*asked.borrow(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_denied_is_so_until_it_is_answered_again_and_nothing_else_is() {
+    let (code, says) = watch::channel(200);
+    let client = client(move |uri| match *says.borrow() {
+        200 if uri.contains("watch=true") => (200, streamed(&["a", "b"])),
+        200 => (200, paged(&["a", "b"])),
+        code => (code, "no".to_owned()),
+    });
+    let selection = Selection::of::<Service>();
+    let mut health = Health::new(&mut Registry::default(), "Services");
+    health.begin((), &selection);
+    let mut events = follow(&client, selection, |_: Service| ()).boxed();
+    for (now, denied) in [(200, false), (500, false), (401, true), (500, true), (200, false), (403, true), (200, false)]
+    {
+        code.send_replace(now);
+        next(&mut events, 6).await.iter().for_each(|event| health.note(&(), event));
+        assert_eq!(health.is_denied(), denied, "{now}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
