@@ -52,7 +52,7 @@ fn slices() -> Selection {
 fn nodes(cluster: &Cluster) -> Selection {
     let clients = cluster.clients();
     let all = Selection::of::<core::Node>();
-    if clients.all_node_ports { all } else { all.named(&clients.place.node) }
+    if clients.all_node_ports { all } else { all.named(&clients.locality.node) }
 }
 
 /// Reads everything once.
@@ -145,7 +145,7 @@ pub async fn watch(client: Client, server: Option<SocketAddr>, cluster: Cluster)
     let mut services = follow(&for_services, services(), |service: core::Service| service).boxed();
     let mut slices = follow(&for_slices, slices(), |slice: discovery::EndpointSlice| slice).boxed();
     let mut nodes = follow(&for_nodes, nodes, |node: core::Node| node).boxed();
-    let events = Events::new(&client, &cluster.clients().place.node);
+    let events = Events::new(&client, &cluster.clients().locality.node);
     let mut follower = Follower { way, cluster, health, report, begun: false, renews: true, batch: Batch::default() };
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -206,8 +206,8 @@ impl Follower {
             if way.left.replace(Instant::now()).is_none() {
                 log::warn!("the API server does not answer: until it does, connections to {server} take the host path");
             }
-            let place = ServiceAddress { address: server.ip(), port: server.port() };
-            return print(&[Line { change: Change::Leave(place), triggered: None }]);
+            let address = ServiceAddress { address: server.ip(), port: server.port() };
+            return print(&[Line { change: Change::Leave(address), triggered: None }]);
         }
         if way.is_found() {
             way.left = None;
@@ -218,14 +218,17 @@ impl Follower {
         Ok(())
     }
 
-    /// Lets the table expire while the API server denies us what it takes to follow, where the host path has a table that somebody else
-    /// follows. While it answers nobody that one is as old as ours, which stands.
+    /// Lets the table expire while the API server denies us what it takes to follow, where the host path has a table that somebody
+    /// else follows. While it answers nobody that one is as old as ours, which stands.
     fn mind_lease(&mut self) -> anyhow::Result<()> {
         let renews = !self.health.is_denied();
         if mem::replace(&mut self.renews, renews) == renews {
             return Ok(());
         }
-        if !renews {
+        if renews && self.begun {
+            // What has expired is to come back as it is now.
+            self.print()?;
+        } else if !renews {
             log::warn!(
                 "until that is allowed again, the table is not renewed: it expires where pods have the host path too"
             );

@@ -60,7 +60,7 @@ pub enum Event<T> {
     InContact,
     /// What went wrong, for a person. What is known stands; it is tried again.
     Failed(String),
-    /// The same, where the API server does answer, and denies us what we ask for (401, 403).
+    /// The same, where the API server does answer, and denies us what we ask for (401, 403), until [`Event::Listed`].
     Denied(String),
 }
 
@@ -310,8 +310,14 @@ where
                 }
                 self.failed = true;
                 self.answers.mark_unchanged();
-                let say = if matches!(code, Some(401 | 403)) { Event::Denied } else { Event::Failed };
-                self.events.push_back(say(text(&self.selection, &error)));
+                let text = text(&self.selection, &error);
+                self.events.push_back(if matches!(code, Some(401 | 403)) {
+                    // However long that lasts: a whole list says when all is known again.
+                    (self.source, self.listed) = (None, None);
+                    Event::Denied(text)
+                } else {
+                    Event::Failed(text)
+                });
             }
         }
     }

@@ -86,10 +86,9 @@ impl<K: Ord> Health<K> {
                 watch.error = Some(error.clone());
                 return;
             }
-            Event::Listed | Event::Absent => watch.listed = true,
+            Event::Listed | Event::Absent => (watch.listed, watch.denied) = (true, false),
             Event::Applied(..) | Event::Deleted(_) | Event::InContact => {}
         }
-        watch.denied = false;
         if watch.error.take().is_some() {
             log::info!("{}: in contact again", watch.describe);
         }
@@ -100,7 +99,7 @@ impl<K: Ord> Health<K> {
         !self.watches.is_empty() && self.watches.values().all(|watch| watch.listed && watch.error.is_none())
     }
 
-    /// Whether the API server has denied us what we follow (401, 403), and has not let us since.
+    /// Whether the API server has denied us what we follow (401, 403), and not all is known again.
     pub fn is_denied(&self) -> bool {
         self.watches.values().any(|watch| watch.denied)
     }
