@@ -275,6 +275,8 @@ leads(SOCK_STREAM, "127.9.9.3", {"127.0.0.4"}, 30090)
 @test "nodes whose names take more bytes than there is room for are said to have none, and none is taken for another" {
   local name
   name=$(printf 'é%.0s' {1..128})
+  # One of the addresses was another node's.
+  expect 0 lab_lb node1 apply <<<'{"nodes": [{"name": "n1", "addresses": ["127.9.9.3"]}]}'
   expect 1 lab_lb node1 apply <<<"$(jq -nc --arg name "$name" --argjson service "$(lb_node_port web '{}')" '{nodeAddresses: ["127.9.9.9"],
     services: [$service], nodes: [{name: $name, addresses: ["127.9.9.2"]}, {name: "\($name)a", addresses: ["127.9.9.3"]},
     {name: "\($name)b", addresses: ["127.9.9.4"]}]}')"

@@ -103,6 +103,10 @@ impl NodeMap {
             if has_room && self.addresses.0.insert(mapped_words(address), owner, 0).is_ok() {
                 self.owners.insert(address, owner);
             } else {
+                // It is no longer whose it was, either.
+                if self.owners.remove(&address).is_some() {
+                    let _goes_with_the_next_that_has_room = self.addresses.0.remove(&mapped_words(address));
+                }
                 left_out += 1;
             }
         }
