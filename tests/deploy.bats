@@ -94,20 +94,21 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
 
 @test "the table of Services expires where pods have another way to them, and not where the chart's settings leave them none" {
   local flags='.[] | select(.kind == "DaemonSet").spec.template.spec.containers[0].env | map(select(.name == "UNDERPASS_FOLLOW_FLAGS").value)'
-  local values wanted expires
-  while IFS='|' read -r values wanted expires; do
+  local values wanted expires stays
+  while IFS='|' read -r values wanted expires stays; do
     # shellcheck disable=SC2086 # a list
     assert_json "$(objects $values)" "$flags" "$wanted" || fail "$values"
     # shellcheck disable=SC2086 # a list
-    assert_equal "$(notes $values | grep -c 'after ten minutes')" "$expires" || fail "$values"
+    assert_equal "$(notes $values | grep -c 'after ten minutes') $(notes $values | grep -c 'stays in force')" "$expires $stays" || fail "$values"
   done <<'END'
-|[]|1
---set settings.podCIDRType=cilium|[]|1
---set settings.podCIDRType=none|["--lease 0"]|0
---set settings.podCIDRType=none,settings.serviceCIDR[0]=10.96.0.0/12|[]|1
---set settings.podCIDRType=none,paths=host|[]|0
---set settings.podCIDRType=none,paths=socket,api.host=10.6.0.10|[]|0
---set settings.podCIDRType=none,node.env[0].name=UNDERPASS_FOLLOW_FLAGS,node.env[0].value=x|["x"]|0
+|[]|1|0
+--set settings.podCIDRType=cilium|[]|1|0
+--set settings.podCIDRType=none|["--lease 0"]|0|1
+--set settings.podCIDRType=none,settings.serviceCIDR[0]=10.96.0.0/12|[]|1|0
+--set settings.podCIDRType=none,paths=host|[]|0|0
+--set settings.podCIDRType=none,paths=socket,api.host=10.6.0.10|[]|0|1
+--set settings.podCIDRType=none,node.env[0].name=UNDERPASS_FOLLOW_FLAGS,node.env[0].value=--lease=600|["--lease=600"]|0|0
+--set settings.podCIDRType=none,node.env[0].name=OTHER,node.env[0].value=UNDERPASS_FOLLOW_FLAGS|["--lease 0"]|0|1
 END
 }
 

@@ -34,6 +34,10 @@
 {{- $settings := .Values.settings | default dict }}
 {{- if and (eq .Values.paths "both") (or (ne ($settings.podCIDRType | default "auto") "none") $settings.serviceCIDR) }}true{{ end }}
 {{- end }}
+{{- /* Whether node.env has a lease of its own, or none. */ -}}
+{{- define "underpass.follow" -}}
+{{- range .Values.node.env }}{{ if eq .name "UNDERPASS_FOLLOW_FLAGS" }}true{{ end }}{{ end }}
+{{- end }}
 {{- define "underpass.maps" -}}
 {{- range $map, $size := .Values.maps }}{{ with $size }} --max-{{ $map }} {{ int64 . }}{{ end }}{{ end }}
 {{- end }}
