@@ -65,6 +65,8 @@ PY
   assert_equal "$(met)" "$TRANSLATED"
   lab_until 10 lb_has_expired
   assert_equal "$(met)" "$LEFT"
+  # Whatever the program before it saw a moment ago.
+  lab_sockets node1/pod <<<'equal({errno_of(connect, SOCK_STREAM, "10.96.0.1") for _ in range(1000)}, {"ENETUNREACH"})'
   : >"$BATS_TEST_TMPDIR/is-expired"
   wait "$client"
   assert_equal "$(<"$BATS_TEST_TMPDIR/client")" known

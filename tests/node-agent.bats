@@ -750,10 +750,15 @@ nothing_but_the_table_is_missing() {
   done
   # Also one that is denied from its beginning.
   lab_stop agent
+  FOLLOW_FLAGS='--lease 15' agent_start refused
+  lab_until 20 agent --ready
+  lab_stop agent
+  lab_stop refuse
   lab_refuse node1 403 endpointslices
-  FOLLOW_FLAGS='--lease 5' agent_start refused
+  FOLLOW_FLAGS='--lease 15' agent_start refused
+  lab_until 10 grep -q 'the table is not renewed' "$LAB/log/agent"
   asked plain
-  lab_until 20 not_asked plain
+  lab_until 30 not_asked plain
   lab_stop agent
   lab_stop refuse
 }

@@ -309,9 +309,7 @@ impl Netlink {
     pub async fn routes_like(&self, route: &Route) -> io::Result<Vec<Route>> {
         let towards = Some(route.destination.addr());
         let filter = RouteFilter { table: Some(route.table), towards, refusing: true, ..RouteFilter::default() };
-        let mut routes = self.routes(filter).await?;
-        routes.retain(|found| found.destination == route.destination && found.metric == route.metric);
-        Ok(routes)
+        self.routes_where(filter, |it| it.destination == route.destination && it.metric == route.metric).await
     }
 
     /// What `parse` makes of the routes of any type, of both families. The kernel does not apply all of the filter.

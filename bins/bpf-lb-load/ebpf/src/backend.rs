@@ -193,12 +193,13 @@ fn find<A: Tables>(wanted: &Endpoint<A>) -> Option<Entry> {
     None
 }
 
-/// The kernel's tick at which the table was last found not to have expired: the clock moves on with the ticks, and is looked at once in each.
+/// The kernel's tick at which the table was last found not to have expired. The clock moves on with the ticks, if an instant later
+/// (`tick_do_update_jiffies64`), and is looked at once in each: so a table is gone by for a tick too long at most.
 #[unsafe(no_mangle)]
 static GOOD_AT: Long = Long::new(0);
 
-/// Whether the table is too old to go by. A tick takes a load to read, since the verifier replaces the call (`do_misc_fixups`,
-/// kernel/bpf/verifier.c), and the clock takes a call.
+/// Whether the table is too old to go by. To read the tick is a load, where programs are compiled for 64 bits (`do_misc_fixups`,
+/// kernel/bpf/verifier.c), and to read the clock a call.
 #[inline(always)]
 pub(crate) fn has_expired(config: &Config) -> bool {
     // SAFETY: takes no arguments.
@@ -208,7 +209,7 @@ pub(crate) fn has_expired(config: &Config) -> bool {
 #[inline(never)]
 fn has_expired_now(config: &Config) -> bool {
     cold_path();
-    // SAFETY: both take no arguments. The tick first: should the next one come in between, then the clock is looked at again.
+    // SAFETY: both take no arguments.
     let (tick, now_ns) = unsafe { (bpf_jiffies64(), bpf_ktime_get_coarse_ns()) };
     let has_expired = config.has_expired(now_ns);
     if !has_expired {
