@@ -368,7 +368,7 @@ impl Table {
             Change::Nodes(nodes) => self.move_nodes(nodes, &mut summary)?,
             Change::Refuse(cidrs) => self.refuse(cidrs),
             Change::Remove(name) => self.remove(name, &mut summary)?,
-            Change::Leave(place) => self.leave(place, &mut summary)?,
+            Change::Leave(address) => self.leave(address, &mut summary)?,
             Change::Renew(renew) => {
                 self.renews = *renew;
                 return Ok(summary);
@@ -518,8 +518,8 @@ impl Table {
 
     /// Takes one frontend out of the service that has it, for nobody else until that is set again. Its endpoints go on serving
     /// those who are connected.
-    fn leave(&mut self, place: &ServiceAddress, summary: &mut Summary) -> Result<(), MapsError> {
-        let frontend = Frontend::of(place);
+    fn leave(&mut self, address: &ServiceAddress, summary: &mut Summary) -> Result<(), MapsError> {
+        let frontend = Frontend::of(address);
         let Some(key) = self.kernel.owner(&frontend).cloned() else { return Ok(()) };
         let before = self.stale.holding(&self.kernel, &key);
         let Some(whole) = before.installed.as_ref().map(|installed| installed.spec.clone()) else { return Ok(()) };

@@ -63,23 +63,23 @@ enum Topology {
 }
 
 /// What becomes of each endpoint.
-pub fn choose(endpoints: &[&Endpoint], policy: Policy, place: &Locality) -> Vec<Verdict> {
+pub fn choose(endpoints: &[&Endpoint], policy: Policy, locality: &Locality) -> Vec<Verdict> {
     let any_ready = endpoints.iter().any(|endpoint| endpoint.ready);
-    let topology = topology(endpoints, place);
-    let local_ready = endpoints.iter().any(|endpoint| endpoint.ready && place.has(endpoint));
+    let topology = topology(endpoints, locality);
+    let local_ready = endpoints.iter().any(|endpoint| endpoint.ready && locality.has(endpoint));
     let ready = endpoints.iter().filter(|endpoint| policy.by_node && endpoint.ready);
     let ready_nodes: HashSet<&str> = ready.filter_map(|endpoint| endpoint.node.as_deref()).collect();
     let judge = |endpoint: &&Endpoint| {
-        let cluster = usable(endpoint, any_ready) && hinted(endpoint, topology, place);
+        let cluster = usable(endpoint, any_ready) && hinted(endpoint, topology, locality);
         let internal =
-            if policy.internal_local { place.has(endpoint) && usable(endpoint, local_ready) } else { cluster };
+            if policy.internal_local { locality.has(endpoint) && usable(endpoint, local_ready) } else { cluster };
         let external = cluster && (policy.accessible || !policy.internal_local);
         match (internal, external) {
             (true, false) if policy.accessible => Verdict::Chosen(Some(BackendScope::Internal)),
             (false, true) if policy.internal_local => Verdict::Chosen(Some(BackendScope::External)),
             (true, _) | (_, true) => Verdict::Chosen(None),
             _ if policy.by_node && serves_its_node(endpoint, &ready_nodes) => Verdict::Chosen(Some(BackendScope::Node)),
-            _ => reason(endpoint, topology, place),
+            _ => reason(endpoint, topology, locality),
         }
     };
     endpoints.iter().map(judge).collect()
@@ -96,10 +96,10 @@ fn serves_its_node(endpoint: &Endpoint, ready_nodes: &HashSet<&str>) -> bool {
 }
 
 /// Hints count only where every ready endpoint has some, and one has one for here (`topologyModeFromHints`).
-fn topology(endpoints: &[&Endpoint], place: &Locality) -> Topology {
+fn topology(endpoints: &[&Endpoint], locality: &Locality) -> Topology {
     let ready = || endpoints.iter().filter(|endpoint| endpoint.ready);
     let have = |kind| ready().all(|endpoint| !names(endpoint, kind).is_empty());
-    let for_here = |kind| ready().any(|endpoint| is_for(endpoint, kind, place));
+    let for_here = |kind| ready().any(|endpoint| is_for(endpoint, kind, locality));
     let counts = |kind: &Topology| have(*kind) && for_here(*kind);
     [Topology::Node, Topology::Zone].into_iter().find(counts).unwrap_or(Topology::None)
 }
@@ -112,22 +112,22 @@ fn names(endpoint: &Endpoint, kind: Topology) -> &[String] {
     }
 }
 
-fn is_for(endpoint: &Endpoint, kind: Topology, place: &Locality) -> bool {
-    let here = if kind == Topology::Node { Some(&place.node) } else { place.zone.as_ref() };
+fn is_for(endpoint: &Endpoint, kind: Topology, locality: &Locality) -> bool {
+    let here = if kind == Topology::Node { Some(&locality.node) } else { locality.zone.as_ref() };
     here.is_some_and(|here| names(endpoint, kind).contains(here))
 }
 
-fn hinted(endpoint: &Endpoint, topology: Topology, place: &Locality) -> bool {
+fn hinted(endpoint: &Endpoint, topology: Topology, locality: &Locality) -> bool {
     // Terminating ones are taken whatever their hints say: nobody is ready then, and no hint counts.
-    topology == Topology::None || is_for(endpoint, topology, place)
+    topology == Topology::None || is_for(endpoint, topology, locality)
 }
 
-fn reason(endpoint: &Endpoint, topology: Topology, place: &Locality) -> Verdict {
+fn reason(endpoint: &Endpoint, topology: Topology, locality: &Locality) -> Verdict {
     match (endpoint.ready, endpoint.terminating, endpoint.serving) {
         (false, true, true) => Verdict::Terminating,
         (false, true, false) => Verdict::NotServing,
         (false, false, _) => Verdict::NotReady,
-        _ if hinted(endpoint, topology, place) => Verdict::Remote,
+        _ if hinted(endpoint, topology, locality) => Verdict::Remote,
         _ if topology == Topology::Node => Verdict::OtherNode,
         _ => Verdict::OtherZone,
     }

@@ -174,9 +174,9 @@ pub struct Counts {
 impl Cluster {
     /// Nothing is known yet.
     pub fn new(settings: Settings) -> Self {
-        let place = choose::Locality { node: settings.node, zone: None };
+        let locality = choose::Locality { node: settings.node, zone: None };
         Self {
-            clients: For { place, all_node_ports: settings.all_node_ports },
+            clients: For { locality, all_node_ports: settings.all_node_ports },
             node_port_addresses: settings.node_port_addresses,
             names: Names::default(),
             services: BTreeMap::new(),
@@ -280,7 +280,7 @@ impl Cluster {
     /// A Node is new or has changed. Nodes other than the own one count only where their node ports are served.
     pub fn node(&mut self, object: &core::Node) {
         let name = object.metadata.name.clone().unwrap_or_default();
-        let own = name == self.clients.place.node;
+        let own = name == self.clients.locality.node;
         if !own && !self.clients.all_node_ports {
             return;
         }
@@ -301,15 +301,15 @@ impl Cluster {
             return;
         }
         self.nodes_changed = true;
-        if name == self.clients.place.node {
+        if name == self.clients.locality.node {
             self.zone(None);
         }
     }
 
     /// Where hints count, who is reached depends on it.
     fn zone(&mut self, zone: Option<String>) {
-        if self.clients.place.zone != zone {
-            self.clients.place.zone = zone;
+        if self.clients.locality.zone != zone {
+            self.clients.locality.zone = zone;
             for name in self.services.keys() {
                 self.changed.entry(name.clone()).or_default();
             }
@@ -347,7 +347,7 @@ impl Cluster {
 
     /// Says so if the Node is not known for whose clients the table is.
     pub fn warn_without_node(&self) {
-        let node = &self.clients.place.node;
+        let node = &self.clients.locality.node;
         if !self.nodes.contains_key(node) {
             log::warn!(
                 "there is no Node {node:?} (--node): no node ports and no zone; local endpoints are those that name it"
@@ -367,7 +367,7 @@ impl Cluster {
 
     fn nodes(&self) -> Nodes {
         let addresses = |node| self.node_port_addresses.of(node);
-        let own = &self.clients.place.node;
+        let own = &self.clients.locality.node;
         let others = self.nodes.iter().filter(|(name, _)| *name != own);
         Nodes {
             node_addresses: self.nodes.get(own).map(addresses).unwrap_or_default(),

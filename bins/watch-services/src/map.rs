@@ -17,7 +17,7 @@ use crate::{
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct For {
     /// Where the clients are.
-    pub place: Locality,
+    pub locality: Locality,
     /// Whether node ports answer on other nodes' addresses too.
     pub all_node_ports: bool,
 }
@@ -51,9 +51,9 @@ pub fn candidates<'a>(
     let families = Family::ALL.into_iter().filter(|family| service.has(*family));
     families
         .flat_map(|family| {
-            let found = found(port, family, slices.clone(), &clients.place);
+            let found = found(port, family, slices.clone(), &clients.locality);
             let endpoints: Vec<&Endpoint> = found.iter().map(|(.., endpoint)| *endpoint).collect();
-            let verdicts = choose(&endpoints, policy, &clients.place);
+            let verdicts = choose(&endpoints, policy, &clients.locality);
             let candidate = |((slice, port, endpoint), verdict)| Candidate { slice, endpoint, port, verdict };
             found.into_iter().zip(verdicts).map(candidate).collect::<Vec<_>>()
         })
@@ -66,7 +66,7 @@ fn found<'a>(
     port: &Port,
     family: Family,
     slices: impl Iterator<Item = (&'a str, &'a Slice)>,
-    place: &Locality,
+    locality: &Locality,
 ) -> Vec<(&'a str, u16, &'a Endpoint)> {
     let of_family = slices.filter(|(_, slice)| slice.family == family);
     let mut found: Vec<_> = of_family
@@ -76,7 +76,7 @@ fn found<'a>(
         })
         .collect();
     found.sort_by_cached_key(|(_, port, endpoint)| {
-        let better = (place.has(endpoint), endpoint.ready, endpoint.serving);
+        let better = (locality.has(endpoint), endpoint.ready, endpoint.serving);
         (endpoint.address, *port, Reverse(better))
     });
     found.dedup_by_key(|(_, port, endpoint)| (endpoint.address, *port));
@@ -123,7 +123,7 @@ const fn policy(local: bool) -> TrafficPolicy {
 fn backend(candidate: &Candidate<'_>, clients: &For) -> Option<table::Backend> {
     let Verdict::Chosen(scope) = candidate.verdict else { return None };
     let endpoint = candidate.endpoint;
-    let local = clients.place.has(endpoint);
+    let local = clients.locality.has(endpoint);
     // Whose it is matters only where each node's own are looked for.
     let node =
         endpoint.node.as_ref().filter(|_| clients.all_node_ports && !local && scope != Some(BackendScope::Internal));

@@ -135,7 +135,7 @@ fn of_endpoint(candidate: &Candidate<'_>, clients: &For) -> OfEndpoint {
 
 fn reason(verdict: Verdict, endpoint: &Endpoint, clients: &For) -> String {
     let hints = endpoint.hints.as_deref().cloned().unwrap_or_default();
-    let zone = clients.place.zone.as_deref().unwrap_or("none");
+    let zone = clients.locality.zone.as_deref().unwrap_or("none");
     match verdict {
         Verdict::Chosen(scope) => {
             let for_whom = match scope {
@@ -152,7 +152,7 @@ fn reason(verdict: Verdict, endpoint: &Endpoint, clients: &For) -> String {
         Verdict::Terminating => "terminating, and others are ready".into(),
         Verdict::OtherZone => format!("its hints are for zone {}; this node's is {zone}", hints.zones.join(", ")),
         Verdict::OtherNode => {
-            format!("its hints are for node {}; this one is {}", hints.nodes.join(", "), clients.place.node)
+            format!("its hints are for node {}; this one is {}", hints.nodes.join(", "), clients.locality.node)
         }
         Verdict::Remote => "on another node, and internalTrafficPolicy is Local".into(),
     }

@@ -250,7 +250,7 @@ pub enum Change {
     Set(Box<Service>),
     /// The service is to be gone.
     Remove(ServiceName),
-    /// What is asked of this place over TCP is left to the host path, until the service that answers there is set again. The
+    /// What is asked of this address over TCP is left to the host path, until the service that answers there is set again. The
     /// service stays, and so do the connections to its backends.
     Leave(ServiceAddress),
     /// Whether the lease of the table is renewed from now on. It is until this says otherwise.
