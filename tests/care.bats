@@ -283,11 +283,12 @@ reaches() { [[ $(lab_ask node1/web tcp "$1" 6443 1) == "$2 "* ]]; }
 }
 
 @test "an IPv6 route of which somebody has changed the source alone is put right in one step: the old one does not go first" {
-  local route other
+  local route source other
   # shellcheck disable=SC2034 # is_as_before's
   POD=web
   route=$(lab_in node1/web ip -6 route show fd00:233:64::/108)
-  route=${route%% pref*} other=$(sed 's/ src [^ ]*//' <<<"$route")
+  route=${route%% pref*} source=${route#* src }
+  other="${route% src *} ${source#* }"
   lab_spawn monitor node1/web ip monitor route
   lab_until 5 monitored
   before=$(everything web)
