@@ -4,6 +4,7 @@ use std::{collections::HashSet, net::IpAddr};
 
 use bpf_lb_abi::{Kind, Prefix, Word};
 use ipnet::IpNet;
+use service_table::canonical;
 
 use crate::{
     family::{Family as _, mapped_words},
@@ -70,13 +71,7 @@ fn cidr(prefix: &Prefix) -> Option<IpNet> {
     let read = |words: &[Word; 4]| words.each_ref().map(Word::load).to_ip();
     let IpAddr::V6(mask) = read(&prefix.mask) else { return None };
     let bits = u8::try_from(u128::from(mask).leading_ones()).ok()?;
-    match read(&prefix.address) {
-        IpAddr::V6(address) => match address.to_ipv4_mapped().filter(|_| bits >= 96) {
-            Some(four) => IpNet::new(four.into(), bits - 96).ok(),
-            None => IpNet::new(address.into(), bits).ok(),
-        },
-        IpAddr::V4(_) => None,
-    }
+    IpNet::new(read(&prefix.address), bits).ok().map(canonical)
 }
 
 #[cfg(test)]

@@ -142,14 +142,15 @@ pub(crate) fn cidrs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Ip
     texts.iter().map(|text| cidr(text).ok_or_else(|| de::Error::custom(format!("{text}: no CIDR")))).collect()
 }
 
-/// Without bits of a host, and of IPv4 if it is IPv4-mapped: of one CIDR there is one way to say it.
 fn cidr(text: &str) -> Option<IpNet> {
     let (address, len) = text.split_once('/')?;
     let len = Some(len).filter(|len| *len == "0" || !len.starts_with(['0', '+']))?;
-    let cidr = IpNet::new(address.parse().ok()?, len.parse().ok()?).ok()?.trunc();
-    let mapped = (cidr.addr().to_canonical(), cidr.prefix_len().checked_sub(96));
-    match mapped {
-        (address, Some(len)) if address != cidr.addr() => IpNet::new(address, len).ok(),
-        _ => Some(cidr),
-    }
+    IpNet::new(address.parse().ok()?, len.parse().ok()?).ok().map(canonical)
+}
+
+/// The one way to say which addresses a CIDR has: without bits of a host, and as one of IPv4 if they are IPv4-mapped.
+pub fn canonical(cidr: IpNet) -> IpNet {
+    let cidr = cidr.trunc();
+    let four = cidr.prefix_len().checked_sub(96).and_then(|len| IpNet::new(cidr.addr().to_canonical(), len).ok());
+    four.filter(|four| four.addr().is_ipv4()).unwrap_or(cidr)
 }

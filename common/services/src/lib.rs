@@ -11,7 +11,7 @@ mod time;
 
 pub use self::{
     claim::{Claim, created},
-    host::is_host,
+    host::{canonical, is_host},
     line::Line,
     table::{
         Algorithm, Backend, BackendScope, Change, Draining, Node, Nodes, Protocol, Refuse, Service, ServiceAddress,
