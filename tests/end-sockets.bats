@@ -58,15 +58,16 @@ es_program() {
   printf '%s\n' "${END_SOCKETS:-$LAB_REPO/target/release/end-sockets}"
 }
 
-# es_set NAME JSON: a line for follow.
-es_set() {
-  printf '{"set": %s}\n' "$(lb_service "$1" "$2")" >&5
-}
+# es_line NAME JSON: a line for follow, printed.
+es_line() { printf '{"set": %s}\n' "$(lb_service "$1" "$2")"; }
 
-# es_both JSON: a line for each protocol.
+# es_set NAME JSON: the same, told.
+es_set() { es_line "$@" >&5; }
+
+# es_both JSON: a line for each protocol, printed.
 es_both() {
   local protocol
-  for protocol in TCP UDP; do printf '{"set": %s}\n' "$(lb_service "${protocol,,}" "$(jq -c ".protocol = \"$protocol\"" <<<"$1")")"; done
+  for protocol in TCP UDP; do es_line "${protocol,,}" "$(jq -c ".protocol = \"$protocol\"" <<<"$1")"; done
 }
 
 # es_udp NAME JSON [FILTER]: the same of UDP, changed by jq.

@@ -142,9 +142,6 @@ PY
 
 @test "a UDP socket that was connected to an address before that was a Service's keeps its peer, in either family" {
   lab_sockets node1/pod "$(lab_lb_program)" <<'PY'
-import subprocess
-def follow(**change):
-    subprocess.run([sys.argv[1], "follow"], input=json.dumps(change).encode(), check=True, capture_output=True)
 name = {"namespace": "test", "name": "late"}
 serve("127.0.0.2", "127.0.0.5")
 connected = [connect(SOCK_DGRAM, "127.0.0.5", PORT), connect(SOCK_DGRAM, "::ffff:127.0.0.5", PORT, AF_INET6)]

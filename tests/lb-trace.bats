@@ -165,9 +165,6 @@ connect 10.96.0.2:80 test/none-tcp no-backends 111'
   lab_reload node1 --host-path
   trace_begins
   lab_sockets node1/pod "$(lab_lb_program)" <<'PY'
-import subprocess
-def follow(**change):
-    subprocess.run([sys.argv[1], "follow"], input=json.dumps(change).encode(), check=True, capture_output=True)
 name = {"namespace": "test", "name": "late"}
 late = {**name, "protocol": "UDP", "port": PORT, "externalIps": ["127.0.0.5"]}
 serve("127.0.0.2", "127.0.0.5")

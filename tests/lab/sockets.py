@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -26,6 +27,11 @@ def new(kind, address_or_family):
     made = socket.socket(family, kind)
     made.settimeout(5)
     return made
+
+
+def follow(**change):
+    """Has the table changed by the loader that the program was given."""
+    subprocess.run([sys.argv[1], "follow"], input=json.dumps(change).encode(), check=True, capture_output=True)
 
 
 def serve(*addresses, port=PORT):
