@@ -40,8 +40,8 @@ impl Frontend {
     }
 
     /// What answers there over TCP.
-    pub const fn of(place: &ServiceAddress) -> Self {
-        Self::new(SocketAddr::new(place.address.to_canonical(), place.port), Protocol::Tcp)
+    pub const fn of(asked: &ServiceAddress) -> Self {
+        Self::new(SocketAddr::new(asked.address.to_canonical(), asked.port), Protocol::Tcp)
     }
 
     /// A node port on the addresses of the node with that number.

@@ -24,6 +24,8 @@ pub struct Line {
 }
 
 const TRIGGERED: &str = "triggered";
+/// What a line has one of.
+const CHANGES: &str = "one of the keys set, remove, table, nodes, refuse, leave and renew";
 const KEYS: &[&str] = &["set", "remove", "table", "nodes", "refuse", "leave", "renew", TRIGGERED];
 
 impl Serialize for Line {
@@ -35,7 +37,7 @@ impl Serialize for Line {
             Change::Table(table) => map.serialize_entry("table", table)?,
             Change::Nodes(nodes) => map.serialize_entry("nodes", nodes)?,
             Change::Refuse(cidrs) => map.serialize_entry("refuse", cidrs)?,
-            Change::Leave(place) => map.serialize_entry("leave", place)?,
+            Change::Leave(address) => map.serialize_entry("leave", address)?,
             Change::Renew(renew) => map.serialize_entry("renew", renew)?,
         }
         if let Some(triggered) = &self.triggered {
@@ -57,7 +59,7 @@ impl<'de> Visitor<'de> for LineVisitor {
     type Value = Line;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object with one of the keys set, remove, table, nodes, refuse, leave and renew")
+        write!(f, "an object with {CHANGES}")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Line, A::Error> {
@@ -87,9 +89,7 @@ impl<'de> Visitor<'de> for LineVisitor {
                 return Err(A::Error::custom("more than one change on a line"));
             }
         }
-        let change = change.ok_or_else(|| {
-            A::Error::custom("no change: one of the keys set, remove, table, nodes, refuse, leave and renew")
-        })?;
+        let change = change.ok_or_else(|| A::Error::custom(format_args!("no change: {CHANGES}")))?;
         Ok(Line { change, triggered: triggered.flatten() })
     }
 }
