@@ -208,7 +208,6 @@ pub(crate) fn has_expired(config: &Config) -> bool {
 
 #[inline(never)]
 fn has_expired_now(config: &Config) -> bool {
-    cold_path();
     // SAFETY: both take no arguments.
     let (tick, now_ns) = unsafe { (bpf_jiffies64(), bpf_ktime_get_coarse_ns()) };
     let has_expired = config.has_expired(now_ns);
