@@ -421,8 +421,8 @@ has_route() { lab_in "node1/$1" ip route show 10.233.64.0/18 | grep -q .; }
   expect 0 agent --uninstall
   printf '{"settings": {}}' | lab_in node1 tee /run/underpass/cluster.json >/dev/null
   # What it asks the kernel for it hears late: what is there by then was not when it asked.
-  lab_spawn looks node1 strace --follow-forks --quiet=all --trace=bpf --inject=bpf:delay_exit=700000 --output=/dev/null \
-    "$(lab_libexec)/scope-pods" --node node1 --kubeconfig "$LAB/kubernetes/admin.conf"
+  lab_spawn looks node1 strace --interruptible=waiting --follow-forks --quiet=all --trace=bpf --inject=bpf:delay_exit=700000 \
+    --output=/dev/null "$(lab_libexec)/scope-pods" --node node1 --kubeconfig "$LAB/kubernetes/admin.conf"
   for round in 1 2 3 4; do
     lab_until 10 looked 'load first' "$round"
     lab_lb node1 load --cgroup "$(<"$LAB/host/node1/cgroup")" --scope only
@@ -824,7 +824,7 @@ noted() { note_metrics && grep -q "^underpass_$1[{ ]" "$BATS_TEST_TMPDIR/metrics
   for name in repairs_total services_problems cidrs_problems cidrs_source lb_service_refused_total lb_service_connections_total; do
     lab_until 10 noted $name || fail "no underpass_$name is served"
   done
-  lab_stop apiserver
+  lab_stop apiserver KILL
   for name in cidrs_failing services_failing scope_failing; do lab_until 20 noted $name || fail "no underpass_$name is served"; done
 
   assert_same "$(sed -n 's/^\(| `underpass_[^|]*|[^|]*|\)[^|]*|/\1/p' "$LAB_REPO/deploy/metrics.md" | sort)" \

@@ -414,7 +414,7 @@ of_pods() {
 @test "the watch survives a restart of the API server; meanwhile what is known stands, and its age is shown" {
   follow
   within 5 '.cidrs.service | length == 2'
-  lab_stop apiserver
+  lab_stop apiserver KILL
   lab_until 10 has_metric cidrs_in_contact 0
   lab_until 10 logged 's ago stands'
   lab_until 10 age_grows

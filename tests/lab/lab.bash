@@ -176,13 +176,16 @@ lab_spawn() {
   rm "$LAB/ready/$name"
 }
 
-# lab_stop NAME [SIGNAL]: ends what lab_spawn started, and waits for its end.
+# lab_stop NAME [SIGNAL]: ends what lab_spawn started, and waits for its end. Fails if it has to be killed: whoever works for it may
+# be left then.
 lab_stop() {
   local pid
   read -r pid <"$LAB/pid/$1"
-  kill -"${2:-TERM}" "$pid" 2>/dev/null || true
-  lab_until 5 test ! -d "/proc/$pid" || kill -KILL "$pid" 2>/dev/null || true
   rm "$LAB/pid/$1"
+  kill -"${2:-TERM}" "$pid" 2>/dev/null || true
+  lab_until 10 test ! -d "/proc/$pid" && return
+  kill -KILL "$pid" 2>/dev/null || true
+  lab_fail "$1 did not end by SIG${2:-TERM}"
 }
 
 # lab_pause NAME...: stops what lab_spawn started, until lab_resume. nsenter, which runs it, then stops itself.
