@@ -269,6 +269,13 @@ impl Kernel {
         (refused, connections)
     }
 
+    /// Notes which endpoints of a service connections were counted of, before it loses one of them, or an address: with these the
+    /// counts go, and sockets may stay.
+    pub(crate) fn note_used(&mut self, service: &Installed) {
+        let (_, connections) = self.counts(service);
+        self.used.note(connections.into_keys().map(|endpoint| (service.spec.protocol, endpoint)));
+    }
+
     /// The backends of a run, and how many connections each got.
     fn members(&self, set: SetKey, run: Run) -> Vec<(SocketAddr, BackendRef, u64)> {
         if set.v6 { self.six.backends(run).collect() } else { self.four.backends(run).collect() }

@@ -4,8 +4,6 @@ use std::{collections::HashSet, net::SocketAddr};
 
 use service_table::Protocol;
 
-use crate::kernel::{Installed, Kernel};
-
 /// With so many noted, all endpoints count as used: those of one node's pods are far fewer.
 const LIMIT: usize = 1 << 16;
 
@@ -27,15 +25,6 @@ impl Used {
     /// Whether this is one.
     pub fn has(&self, protocol: Protocol, endpoint: SocketAddr) -> bool {
         self.0.len() >= LIMIT || self.0.contains(&(protocol, endpoint))
-    }
-}
-
-impl Kernel {
-    /// Notes which endpoints of a service connections were counted of, before it loses one of them, or an address: with these the
-    /// counts go, and sockets may stay.
-    pub(crate) fn note_used(&mut self, service: &Installed) {
-        let (_, connections) = self.counts(service);
-        self.used.note(connections.into_keys().map(|endpoint| (service.spec.protocol, endpoint)));
     }
 }
 

@@ -8,8 +8,9 @@ use cluster_api::{
 use serde_json::Value;
 
 use crate::{
-    derive::{Derived, Options, derive},
+    derive::{Derived, derive},
     kind::Kind,
+    survey::Options,
     world::World,
 };
 

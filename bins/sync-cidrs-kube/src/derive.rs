@@ -3,7 +3,7 @@
 //! It asks for what it needs as it goes: what a question needs follows from the answers before it, so nobody reads all
 //! Nodes of a cluster whose kubeadm-config says it all.
 
-use std::{cell::RefCell, collections::BTreeSet, net::IpAddr};
+use std::{cell::RefCell, collections::BTreeSet};
 
 use common::{cidrs::merged, document::Cidrs, object::Family};
 use ipnet::IpNet;
@@ -11,41 +11,19 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     check,
-    cni::{self, File, Plugin},
+    cni::{self, Plugin},
     kind::Kind,
     settings::{self, Defaults, PodCidrType},
-    world::{Known, World},
+    survey::{Asked, Finding, Options, Survey, Unknown, name},
+    world::World,
 };
 
 mod calico;
 mod cilium;
 mod cluster;
 mod service;
-use service::name;
 #[cfg(test)]
 mod tests;
-
-/// What the answer depends on besides the cluster.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Options {
-    /// podCIDRType, where the command line has it.
-    pub pod_cidr_type: Option<PodCidrType>,
-    /// The own node's name, where it is known.
-    pub node: Option<String>,
-    /// The node's CNI configuration.
-    pub cni: Vec<File>,
-}
-
-/// A CIDR and where it is from.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Finding {
-    /// The CIDR.
-    pub cidr: IpNet,
-    /// For a person: which object says so.
-    pub source: String,
-    /// What was made of it, for a person; empty if it was taken as it is.
-    pub note: String,
-}
 
 /// What the cluster says.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,22 +52,6 @@ pub struct Derived {
     pub needs: BTreeSet<Kind>,
     /// None while one of them is not known.
     pub cluster: Option<Cluster>,
-}
-
-/// Something is not known yet.
-struct Unknown;
-
-type Asked<T> = Result<T, Unknown>;
-
-/// What the questions share.
-struct Survey<'a> {
-    world: &'a World,
-    options: &'a Options,
-    own: Vec<IpAddr>,
-    needs: RefCell<BTreeSet<Kind>>,
-    problems: RefCell<Vec<String>>,
-    /// The families in which a CIDR was refused because the node itself is in it.
-    around_the_node: RefCell<BTreeSet<Family>>,
 }
 
 /// Derives the cluster's CIDRs from what is known of it.
@@ -124,82 +86,6 @@ pub fn derive(world: &World, options: &Options) -> Derived {
 }
 
 impl Survey<'_> {
-    /// The objects of a kind, none where the API does not have it.
-    fn objects(&self, kind: Kind) -> Asked<Vec<&Value>> {
-        self.known(kind).map(|known| match known {
-            Known::Absent => vec![],
-            Known::Objects(objects) => objects.values().collect(),
-        })
-    }
-
-    /// The one object of a kind of which there is one at most.
-    fn object(&self, kind: Kind) -> Asked<Option<&Value>> {
-        Ok(self.objects(kind)?.first().copied())
-    }
-
-    fn known(&self, kind: Kind) -> Asked<Known<'_>> {
-        self.needs.borrow_mut().insert(kind);
-        self.world.get(kind).ok_or(Unknown)
-    }
-
-    fn problem(&self, problem: String) {
-        self.problems.borrow_mut().push(problem);
-    }
-
-    /// The CIDRs of a text, separated by commas or blanks. What is wrong is refused and named.
-    fn accept(&self, text: &str, source: &str) -> Vec<Finding> {
-        let parts = text.split([',', ' ', '\n']).filter(|part| !part.trim().is_empty());
-        parts.filter_map(|part| self.accept_one(part, source)).collect()
-    }
-
-    fn accept_one(&self, text: &str, source: &str) -> Option<Finding> {
-        let said = check::parse(text);
-        match check::cidr(text, &self.own) {
-            Ok(cidr) => {
-                let masked = said.filter(|said| *said != cidr);
-                let note = masked.map(|said| format!("{said}, its host bits masked")).unwrap_or_default();
-                Some(Finding { cidr, source: source.to_owned(), note })
-            }
-            Err(reason) => {
-                if let Some(net) = said.filter(|net| self.own.iter().any(|own| net.contains(own))) {
-                    self.around_the_node.borrow_mut().insert(Family::of(net.addr()));
-                }
-                self.problem(format!("{source}: {reason}"));
-                None
-            }
-        }
-    }
-
-    /// The first source that has something.
-    fn first(sources: &[&dyn Fn() -> Asked<Vec<Finding>>]) -> Asked<Vec<Finding>> {
-        for source in sources {
-            let found = source()?;
-            if !found.is_empty() {
-                return Ok(found);
-            }
-        }
-        Ok(vec![])
-    }
-
-    fn own_addresses(&self) -> Asked<Vec<IpAddr>> {
-        if self.options.node.is_none() {
-            return Ok(vec![]);
-        }
-        let node = self.objects(Kind::OwnNode)?;
-        let addresses = node.iter().flat_map(|node| node["status"]["addresses"].as_array().into_iter().flatten());
-        Ok(addresses.filter_map(|address| address["address"].as_str()?.parse().ok()).collect())
-    }
-
-    /// Why no CIDR can be checked against them, where a node is named.
-    fn unchecked(&self) -> Option<String> {
-        let node = self.options.node.as_ref().filter(|_| self.own.is_empty())?;
-        let why = match self.object(Kind::OwnNode) {
-            Ok(Some(_)) => format!("Node {node} has no address"),
-            _ => format!("there is no Node {node} (--node)"),
-        };
-        Some(format!("{why}: no CIDR can be checked against the node's own addresses"))
-    }
-
     fn defaults(&self) -> Asked<Defaults> {
         let mut problems = self.problems.borrow_mut();
         if let Some(object) = self.object(Kind::SpiderCoordinator)? {
@@ -207,15 +93,6 @@ impl Survey<'_> {
         }
         let object = self.object(Kind::Settings)?;
         Ok(object.map(|object| settings::of_config_map(object, &mut problems)).unwrap_or_default())
-    }
-
-    /// The podCIDRType that somebody set, and who.
-    fn pod_cidr_type(&self, defaults: &Defaults) -> (PodCidrType, &'static str) {
-        match (self.options.pod_cidr_type, defaults.pod_cidr_type) {
-            (Some(chosen), _) => (chosen, "the command line"),
-            (None, Some(chosen)) => (chosen, "the cluster's settings"),
-            (None, None) => (PodCidrType::Auto, "default"),
-        }
     }
 
     fn pods(&self, defaults: &Defaults) -> Asked<(PodCidrType, String, Vec<Finding>)> {
@@ -250,23 +127,6 @@ impl Survey<'_> {
         }
         found.retain(|finding| Family::of(finding.cidr.addr()) == family);
         Ok(found)
-    }
-
-    /// The pods' CIDRs of the own node's Node.
-    fn own_node(&self) -> Asked<Vec<Finding>> {
-        let found: Vec<Finding> = self.objects(Kind::OwnNode)?.iter().flat_map(|node| self.given_to(node)).collect();
-        self.only_here(&found);
-        Ok(found)
-    }
-
-    /// Says that these are the pods' CIDRs of this node alone.
-    fn only_here(&self, found: &[Finding]) {
-        if let Some(first) = found.first() {
-            let source = &first.source;
-            self.problem(format!(
-                "{source}: the pods' CIDRs of this node only; for those of other nodes set overlayPodCIDR"
-            ));
-        }
     }
 
     /// What podCIDRType auto means here: the node's CNI configuration decides, and where there is none, the API.
@@ -321,13 +181,6 @@ impl Survey<'_> {
             taken.extend_from_slice(object);
         }
         taken
-    }
-}
-
-impl Finding {
-    fn describe(&self) -> String {
-        let Self { source, note, .. } = self;
-        if note.is_empty() { source.clone() } else { format!("{source} ({note})") }
     }
 }
 

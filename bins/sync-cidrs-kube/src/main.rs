@@ -9,6 +9,7 @@ mod publish;
 mod settings;
 mod show;
 mod status;
+mod survey;
 mod watch;
 mod world;
 
@@ -31,9 +32,10 @@ use common::{
 use serde_json::{Value, json};
 
 use crate::{
-    derive::{Derived, Options, derive},
+    derive::{Derived, derive},
     publish::Publisher,
     settings::PodCidrType,
+    survey::Options,
     world::World,
 };
 

@@ -16,9 +16,10 @@ use tokio::{
 
 use crate::{
     api, cni,
-    derive::{Cluster, Options, derive},
+    derive::{Cluster, derive},
     kind::Kind,
     publish::Publisher,
+    survey::Options,
     world::World,
 };
 

@@ -1,6 +1,6 @@
 //! What `bpf-lb-load trace` is told of each call.
 
-use crate::Endpoint;
+use crate::endpoint::Endpoint;
 
 /// What became of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,11 +3,11 @@
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::{
-    Asked, Finding, Survey,
-    service::{is_being_deleted, name},
+use crate::{
+    kind::Kind,
+    survey::{Asked, Finding, Survey, is_being_deleted, name},
+    world::Known,
 };
-use crate::{kind::Kind, world::Known};
 
 impl Survey<'_> {
     /// The pools as Calico's programs keep them, else as its API shows them.

@@ -2,8 +2,10 @@
 
 use serde_json::Value;
 
-use super::{Asked, Finding, Survey, service::name};
-use crate::kind::Kind;
+use crate::{
+    kind::Kind,
+    survey::{Asked, Finding, Survey, name},
+};
 
 impl Survey<'_> {
     pub(super) fn cilium(&self) -> Asked<Vec<Finding>> {

@@ -4,8 +4,11 @@
 
 use serde_json::Value;
 
-use super::{Asked, Finding, Survey, service::name};
-use crate::{kind::Kind, world::Known};
+use crate::{
+    kind::Kind,
+    survey::{Asked, Finding, Survey, name},
+    world::Known,
+};
 
 /// What k3s and rke2 take when they are told nothing (k3s' and rke2's documentation of their server's flags): for each
 /// flag, the IPv4 CIDR, and the IPv6 CIDR for nodes that have only that.
@@ -164,8 +167,15 @@ impl Survey<'_> {
         Ok(self.objects(Kind::Nodes)?.iter().flat_map(|node| self.given_to(node)).collect())
     }
 
+    /// The pods' CIDRs of the own node's Node.
+    pub(super) fn own_node(&self) -> Asked<Vec<Finding>> {
+        let found: Vec<Finding> = self.objects(Kind::OwnNode)?.iter().flat_map(|node| self.given_to(node)).collect();
+        self.only_here(&found);
+        Ok(found)
+    }
+
     /// The pods' CIDRs that a Node was given.
-    pub(super) fn given_to(&self, node: &Value) -> Vec<Finding> {
+    fn given_to(&self, node: &Value) -> Vec<Finding> {
         let source = format!("node {}, podCIDRs", name(node));
         let both = node["spec"]["podCIDRs"].as_array().filter(|cidrs| !cidrs.is_empty());
         let cidrs = both.map_or_else(|| vec![&node["spec"]["podCIDR"]], |cidrs| cidrs.iter().collect());

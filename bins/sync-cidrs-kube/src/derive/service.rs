@@ -5,10 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::{Asked, Finding, Survey};
 use crate::{
     kind::Kind,
     settings::{Defaults, PodCidrType},
+    survey::{Asked, Finding, Survey, is_being_deleted, name},
     world::Known,
 };
 
@@ -94,14 +94,4 @@ fn is_held_back(object: &Value) -> bool {
 fn ready(object: &Value) -> impl Iterator<Item = &Value> {
     let conditions = object["status"]["conditions"].as_array().into_iter().flatten();
     conditions.filter(|condition| condition["type"] == "Ready")
-}
-
-/// Whether somebody has deleted it and a finalizer holds it back.
-pub(super) fn is_being_deleted(object: &Value) -> bool {
-    !object["metadata"]["deletionTimestamp"].is_null()
-}
-
-/// An object's name.
-pub(super) fn name(object: &Value) -> &str {
-    object["metadata"]["name"].as_str().unwrap_or_default()
 }

@@ -3,6 +3,7 @@ use std::{fs, path::Path};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::cni::File;
 
 fn objects(name: &str) -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/cluster").join(name);
