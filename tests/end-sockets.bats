@@ -483,6 +483,27 @@ PY
   es_ends_well client || fail "$(<"$LAB/log/agent")"
 }
 
+@test "an endpoint has a second to come back from when it went itself, whoever went shortly before" {
+  es_both "$ES_ALL" >&5
+  es_set other "$(jq -c '.clusterIps = ["10.96.0.9"]' <<<"$ES_ALL")"
+  es_client client <<'PY'
+hold("127.0.0.2")
+until_connects(SOCK_STREAM, "10.96.0.9")
+ones = [connect(kind, "10.96.0.1") for kind in (SOCK_STREAM, SOCK_DGRAM)]
+ready()
+equal(told(ones, 3), [None] * 2)
+PY
+  local away back
+  away=$(es_both "$ES_OTHERS")
+  back=$(es_both "$ES_ALL")
+  es_set other "$(jq -c '.clusterIps = ["10.96.0.9"]' <<<"$ES_OTHERS")"
+  sleep 0.85
+  printf '%s\n' "$away" >&5
+  sleep 0.4
+  printf '%s\n' "$back" >&5
+  es_ends_well client || fail "$(<"$LAB/log/agent")"
+}
+
 @test "connections to a Service's port that gets another name stay" {
   es_set port "$ES_ALL"
   es_client client <<'PY'

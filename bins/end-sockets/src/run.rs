@@ -55,10 +55,6 @@ pub struct Cli {
     unconnected: bool,
 }
 
-/// So long after a backend went its sockets are searched for, with those of others that went meanwhile. By then it may be
-/// back: endpoints that move from one EndpointSlice to another are in neither for a moment, as when a Service gets a port
-/// more (`finalize` in Kubernetes' endpointslice/reconciler.go).
-const GRACE: Duration = Duration::from_secs(1);
 /// The metrics are written so often, if they could not be before.
 const TICK: Duration = Duration::from_secs(2);
 /// So many searches fail before there is no other one. Each waits twice as long as the one before, the second for a tick.
@@ -136,11 +132,12 @@ fn work(cli: &Cli) -> Result<()> {
     let lines = read()?;
     // Those of a search that failed are searched for once more with the next ones, or when it is due.
     let (mut wanted, mut retry, mut errors, mut refused) = (Wanted::default(), None::<Retry>, vec![], None);
-    let mut next = None::<Instant>;
+    let mut last = None::<Instant>;
     loop {
         metrics.write();
-        let wait = next.map_or(TICK, |next| next.saturating_duration_since(Instant::now()));
-        let gone = match (batch(&lines, wait.min(TICK)), next) {
+        let next = wanted.next(last);
+        let wait = next.map_or(TICK, |next| next.saturating_duration_since(Instant::now())).min(TICK);
+        let gone = match (batch(&lines, wait), next) {
             (Some(gone), _) => gone,
             (None, Some(_)) => {
                 thread::sleep(wait);
@@ -149,22 +146,22 @@ fn work(cli: &Cli) -> Result<()> {
             (None, None) => return Ok(()),
         };
         if counts.able.get() == 0 {
+            wanted = Wanted::default();
             continue;
         }
-        if wanted.add(&gone, rules) {
-            next.get_or_insert_with(|| Instant::now() + GRACE);
-        }
+        wanted.add(&gone, rules, Instant::now());
         if wanted.is_empty() {
-            (next, retry) = (None, None);
+            retry = None;
             continue;
         }
         let begun = Instant::now();
-        let is_due = retry.as_ref().is_none_or(|retry| begun >= retry.due);
-        if next.map_or(!is_due, |next| begun < next) {
+        let is_due = retry.as_ref().is_some_and(|retry| begun >= retry.due);
+        if !is_due && wanted.next(last).is_none_or(|next| begun < next) {
             continue;
         }
-        next = None;
-        let searched = maps(&cli.pin_dir).and_then(|peers| end(&peers, &wanted, cli.unconnected));
+        last = Some(begun);
+        let is_first = retry.is_none();
+        let searched = maps(&cli.pin_dir).and_then(|peers| end(&peers, &wanted.due(begun), cli.unconnected));
         let outcome = searched.unwrap_or_else(|error| Outcome::failed(&error));
         tell(&outcome, &errors, &counts, begun)?;
         if let Some(error) = outcome.refused
@@ -175,14 +172,15 @@ fn work(cli: &Cli) -> Result<()> {
             );
         }
         errors = outcome.errors;
-        if is_due && !errors.is_empty() {
+        if (is_first || is_due) && !errors.is_empty() {
             retry = Retry::after(retry.map_or(0, |retry| retry.failed) + 1, Instant::now());
             if retry.is_none() {
                 log::error!("sockets of backends that went may stay: the search for them failed again and again");
             }
         }
         if errors.is_empty() || retry.is_none() {
-            (wanted, retry) = (Wanted::default(), None);
+            wanted.done(begun);
+            retry = None;
         }
     }
 }

@@ -4,6 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     net::SocketAddr,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use bpf_lb_load::{
@@ -12,6 +13,12 @@ use bpf_lb_load::{
 };
 use clap::ValueEnum;
 use service_table::Protocol;
+
+/// So long after a backend went its sockets are searched for. By then it may be back: endpoints that move from one EndpointSlice to another are in neither for a moment, as when a Service gets a port
+/// more (`finalize` in Kubernetes' endpointslice/reconciler.go).
+const GRACE: Duration = Duration::from_secs(1);
+/// So long after a search comes the next one at the earliest: it is for all that went in that time.
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// How far a backend has to be gone for its sockets to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -50,36 +57,62 @@ impl Rules {
     }
 }
 
-/// Backends whose sockets are to end, and by which services they were reached.
-#[derive(Debug, Default)]
+/// Backends whose sockets are to end, by which services they were reached, and since when they are not.
+#[derive(Clone, Debug, Default)]
 pub struct Wanted {
-    services: HashMap<(Protocol, SocketAddr), HashSet<Option<Arc<str>>>>,
+    services: HashMap<(Protocol, SocketAddr), HashMap<Option<Arc<str>>, Instant>>,
     /// Those that sockets may have been translated to that have no place in the maps.
     used: HashSet<(Protocol, SocketAddr)>,
 }
 
 impl Wanted {
-    /// Those of a list of changes that the rules are about, too. Says whether there are any. What a change says of a backend
-    /// takes the place of what one before said.
-    pub fn add(&mut self, gone: &[Gone], rules: Rules) -> bool {
-        let mut any = false;
+    /// Those of a list of changes that the rules are about, too. What a change says of a backend takes the place of what one before
+    /// said.
+    pub fn add(&mut self, gone: &[Gone], rules: Rules, now: Instant) {
         for gone in gone {
             let backend = (gone.protocol, gone.backend);
             if rules.end(gone) {
-                self.services.entry(backend).or_default().insert(gone.service.clone());
+                self.services.entry(backend).or_default().entry(gone.service.clone()).or_insert(now);
                 self.used.extend((!gone.unused).then_some(backend));
-                any = true;
             } else if let Some(services) = self.services.get_mut(&backend) {
                 services.remove(&gone.service);
             }
         }
-        self.services.retain(|_, services| !services.is_empty());
-        any
+        self.tidy();
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.services.is_empty()
+    }
+
+    /// When the next ones are to be searched for after the last search.
+    pub fn next(&self, searched: Option<Instant>) -> Option<Instant> {
+        let due = self.services.values().flat_map(HashMap::values).map(|since| *since + GRACE);
+        let next = due.filter(|due| Some(*due) > searched).min()?;
+        Some(searched.map_or(next, |searched| next.max(searched + PAUSE)))
+    }
+
+    /// Those that are to be searched for by now.
+    pub fn due(&self, now: Instant) -> Self {
+        let mut due = self.clone();
+        due.keep(|since| since + GRACE <= now);
+        due
+    }
+
+    /// Leaves out those that were searched for.
+    pub fn done(&mut self, searched: Instant) {
+        self.keep(|since| since + GRACE > searched);
+    }
+
+    fn keep(&mut self, which: impl Fn(Instant) -> bool) {
+        self.services.values_mut().for_each(|services| services.retain(|_, since| which(*since)));
+        self.tidy();
+    }
+
+    fn tidy(&mut self) {
+        self.services.retain(|_, services| !services.is_empty());
+        self.used.retain(|backend| self.services.contains_key(backend));
     }
 
     /// Whether there may be sockets to end that only their own storage tells of. The kernel lists that of TCP's alone.
@@ -96,7 +129,7 @@ impl Wanted {
     /// (`leads_to`). If it is no Service's any more, then there is nobody to say that the backend is not gone.
     pub fn ends(&self, flow: &Flow, owner: Option<Arc<str>>, leads_to: bool) -> bool {
         let services = self.services.get(&(flow.service.protocol, flow.backend));
-        !leads_to && services.is_some_and(|services| owner.is_none() || services.contains(&owner))
+        !leads_to && services.is_some_and(|services| owner.is_none() || services.contains_key(&owner))
     }
 }
 
@@ -114,7 +147,7 @@ mod tests {
 
     fn wanted(gone: Gone) -> Wanted {
         let mut wanted = Wanted::default();
-        wanted.add(&[gone], RULES);
+        wanted.add(&[gone], RULES, Instant::now());
         wanted
     }
 
@@ -134,12 +167,28 @@ mod tests {
     #[test]
     fn what_is_said_last_of_a_backend_is_what_it_is() {
         let mut wanted = wanted(gone(Protocol::Udp, Why::Unready));
-        assert!(!wanted.add(&[gone(Protocol::Tcp, Why::Draining)], RULES));
-        assert!(!wanted.is_empty(), "another protocol");
-        assert!(!wanted.add(&[gone(Protocol::Udp, Why::Draining)], RULES));
-        assert!(wanted.is_empty(), "it serves again");
-        assert!(wanted.add(&[gone(Protocol::Udp, Why::Left)], RULES));
-        assert!(!wanted.is_empty());
+        let mut is_empty = |protocol, why| {
+            wanted.add(&[gone(protocol, why)], RULES, Instant::now());
+            wanted.is_empty()
+        };
+        assert!(!is_empty(Protocol::Tcp, Why::Draining), "another protocol");
+        assert!(is_empty(Protocol::Udp, Why::Draining), "it serves again");
+        assert!(!is_empty(Protocol::Udp, Why::Left));
+    }
+
+    #[test]
+    fn each_backend_has_its_own_grace_from_when_it_went_first() {
+        let mut wanted = Wanted::default();
+        let (first, second) = (Instant::now(), Instant::now() + GRACE / 2);
+        wanted.add(&[gone(Protocol::Udp, Why::Unready)], RULES, first);
+        wanted.add(&[gone(Protocol::Tcp, Why::Left), gone(Protocol::Udp, Why::Left)], RULES, second);
+        let of = |wanted: &Wanted| [Protocol::Tcp, Protocol::Udp].map(|protocol| wanted.concerns(&flow(protocol)));
+        assert_eq!((wanted.next(None), of(&wanted.due(first))), (Some(first + GRACE), [false, false]));
+        assert_eq!(of(&wanted.due(first + GRACE)), [false, true]);
+        assert_eq!(wanted.next(Some(first + GRACE)), Some(second + GRACE), "also where that search failed");
+        assert_eq!(of(&wanted.due(second + GRACE)), [true, true]);
+        wanted.done(first + GRACE);
+        assert_eq!((of(&wanted), wanted.next(None)), ([true, false], Some(second + GRACE)));
     }
 
     #[test]
@@ -150,10 +199,11 @@ mod tests {
         let unused = || Gone { unused: true, ..gone(Protocol::Tcp, Why::Left) };
         assert!(!anywhere(unused()));
         let mut wanted = wanted(unused());
-        wanted.add(&[gone(Protocol::Tcp, Why::Left)], RULES);
-        wanted.add(&[unused()], RULES);
+        let mut add = |gone| wanted.add(&[gone], RULES, Instant::now());
+        add(gone(Protocol::Tcp, Why::Left));
+        add(unused());
         assert!(wanted.may_be_anywhere(), "by another of its addresses it was used");
-        wanted.add(&[gone(Protocol::Tcp, Why::Draining)], RULES);
+        wanted.add(&[gone(Protocol::Tcp, Why::Draining)], RULES, Instant::now());
         assert!(!wanted.may_be_anywhere(), "it is back");
     }
 
