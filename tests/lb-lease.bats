@@ -108,13 +108,24 @@ PY
 
 is_translated() { [ "$(met)" = "$TRANSLATED" ]; }
 
-@test "one that has not expired yet is renewed by whoever follows next, before the cluster is known" {
+@test "one that has not expired yet is renewed before the cluster is known if that is asked for, and else by nobody who only begins to follow" {
   lb_follow --lease 5
   lb_tell "{\"table\": $TABLE}" >/dev/null
   lab_stop follow KILL
   lb_follow --lease 5
+  lb_tell '{"renew": true}' >/dev/null
   sleep 7
   assert_equal "$(met)" "$TRANSLATED"
+  lab_stop follow KILL
+  lb_follow --lease 5
+  lab_until 10 lb_has_expired
+  assert_equal "$(met)" "$LEFT"
+}
+
+@test "one that was made by hand has an end as soon as somebody follows by a lease" {
+  lb_follow --lease 5
+  lab_until 10 lb_has_expired
+  assert_equal "$(met)" "$LEFT"
 }
 
 @test "a table expires too while who follows says that it is not to be renewed, and is there again as soon as it is" {

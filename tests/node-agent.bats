@@ -763,6 +763,24 @@ nothing_but_the_table_is_missing() {
   lab_stop refuse
 }
 
+@test "the table stands where the API server does not answer from an agent's beginning, and expires where none ever follows, however often it begins" {
+  lab_stop agent
+  lab_refuse node1
+  FOLLOW_FLAGS='--lease 10' agent_start refused
+  lab_until 20 agent --ready
+  lab_stop agent
+  lab_stop refuse
+  FOLLOW_FLAGS='--lease 10' agent_start refused
+  sleep 15
+  asked plain
+  lab_stop agent
+  # It ends each time before it asks anybody.
+  printf 'users: 1\n' >"$LAB/kubernetes/broken.conf"
+  FOLLOW_FLAGS='--lease 10' agent_start broken
+  lab_until 30 not_asked plain || fail "$(cat "$LAB/log/agent")"
+  lab_stop agent
+}
+
 @test "--uninstall waits for the end of an agent that runs, which would load again what it takes away" {
   lab_until 20 agent --ready
   lab_spawn removal node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" "$LAB_REPO/scripts/node-agent" --uninstall

@@ -126,7 +126,7 @@ pub struct Table {
     stale: Stale,
     /// Whether a whole table has come.
     has_begun: bool,
-    /// Whether the lease is renewed.
+    /// Whether the lease is renewed: whoever gives a whole table follows the cluster, unless it says otherwise.
     renews: bool,
 }
 
@@ -147,7 +147,7 @@ impl Table {
             per_node,
             stale: Stale::default(),
             has_begun: false,
-            renews: true,
+            renews: false,
         })
     }
 
@@ -163,9 +163,10 @@ impl Table {
     }
 
     /// Lets the programs go by the table for so long from now on. One that has expired leads to backends that may be gone: it waits
-    /// for a whole table, unless that is all that there is.
+    /// for a whole table, unless that is all that there is. One without an end gets one.
     pub fn renew(&self, lease: Lease) {
-        let may_renew = || self.renews && (self.has_begun || !self.kernel.has_expired());
+        let is_current = || self.renews && (self.has_begun || !self.kernel.has_expired());
+        let may_renew = || is_current() || !self.kernel.expires();
         if lease == Lease::FOR_EVER || may_renew() {
             self.kernel.renew(lease);
         }
@@ -183,6 +184,7 @@ impl Table {
         self.waiting.clear();
         (summary.conflicts, self.lost) = claims::settle(&mut specs);
         if !std::mem::replace(&mut self.has_begun, true) {
+            self.renews = true;
             // Who drains already may have sockets from before this writer came.
             for (key, endpoints) in &draining {
                 let protocol = specs.get(key).map(|spec| spec.protocol).unwrap_or_default();

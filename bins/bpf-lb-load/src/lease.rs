@@ -48,6 +48,11 @@ impl Kernel {
         }
     }
 
+    /// Whether they do so for a time only.
+    pub fn expires(&self) -> bool {
+        self.config().is_some_and(|config| config.expires.load() != 0)
+    }
+
     /// Whether they do not any more.
     pub fn has_expired(&self) -> bool {
         let now_ns = u64::try_from(now().as_nanos()).unwrap_or(u64::MAX);
