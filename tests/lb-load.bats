@@ -508,6 +508,23 @@ PY
   assert_equal "$(lb_stat '[.[].backends[].open] | add')" 0
 }
 
+@test "an IPv6 socket that is made an IPv4 one (IPV6_ADDRFORM) gives back at its end what it held in both families" {
+  lb_services "$(lb_service dns "{\"protocol\": \"UDP\", \"clusterIps\": [\"10.96.0.1\", \"fd02::1\"],
+      \"lbAlgorithm\": \"least-connections\", \"backends\": $(lb_backends 127.0.0.2 fd01::2)}")"
+  lab_sockets node1/pod <<'PY'
+serve("127.0.0.2", "fd01::2")
+IPV6_ADDRFORM = 1
+for mapped in "::ffff:10.96.0.1", "::ffff:127.0.0.2":
+    sender = new(SOCK_DGRAM, AF_INET6)
+    equal(ask(sender, "fd02::1"), ("fd01::2", ("fd02::1", 80)))
+    sender.connect((mapped, 80))
+    sender.setsockopt(socket.IPPROTO_IPV6, IPV6_ADDRFORM, AF_INET)
+    equal(sender.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN), AF_INET)
+    sender.close()
+PY
+  assert_equal "$(lb_stat '[.[].backends[].open] | add')" 0
+}
+
 @test "a service table that makes no sense changes nothing" {
   local before bad web
   before=$(lab_lb node1 show)

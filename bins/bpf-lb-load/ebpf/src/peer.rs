@@ -436,18 +436,14 @@ fn rename<A: Tables>(first: &Translation<A>, service: &Endpoint<A>, backend: &En
     }
 }
 
-/// Gives back what a socket that is closed held.
+/// Gives back what a socket that is closed held, in both families: it may have been of the other one (IPV6_ADDRFORM in ipv6(7)).
 #[inline(always)]
 pub(crate) fn forget(socket: *mut bpf_sock) {
-    // SAFETY: the context, which is the socket here, is valid while the program runs.
-    let family = unsafe { (&raw const (*socket).family).read_volatile() };
     if let Some(cookie) = sock::known_cookie(socket, socket) {
         if let Some(place) = place::<u32>(cookie) {
             release(cookie, &place);
         }
-        if family == <[u32; 4] as Address>::FAMILY
-            && let Some(place) = place::<[u32; 4]>(cookie)
-        {
+        if let Some(place) = place::<[u32; 4]>(cookie) {
             release(cookie, &place);
         }
     }
