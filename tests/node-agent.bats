@@ -158,6 +158,33 @@ has_address() {
   lab_until 5 not_asked other
 }
 
+@test "a pod of another plugin is left out before the API has its address, from its first process on" {
+  local uid cgroup name driver=0
+  for name in early late; do
+    lab_pod node1 $name plain46
+    lab_until 5 asked $name
+    pod $name '"sidecar.istio.io/status": "{}"'
+    uid=$(lab_kubectl get pod $name --output 'jsonpath={.metadata.uid}')
+    # With kubelet's two drivers of cgroups.
+    [ $((driver++)) = 0 ] && cgroup=pod$uid || cgroup=kubepods-besteffort-pod${uid//-/_}.slice
+    cgroup=$(<"$LAB/host/node1/cgroup")/$cgroup
+    mkdir "$cgroup"
+    sleep 1
+    asked $name
+    # shellcheck disable=SC2016 # expanded by the inner shell
+    lab_spawn $name "node1/$name" sh -c 'printf "0\n" >"$0/cgroup.procs" && exec sleep 1000' "$cgroup"
+    lab_until 1 not_asked $name
+    # It is the same when its address is known.
+    has_address $name "$(lab_address "node1/$name" 4)"
+    sleep 0.5
+    not_asked $name
+    lab_stop $name
+    lab_kubectl delete pod $name --force --grace-period 0 >/dev/null 2>&1
+    lab_until 5 asked $name
+    lab_until 5 rmdir "$cgroup"
+  done
+}
+
 @test "a pod of a service mesh is left out, whoever made its interface, unless its own annotation lets it in" {
   local name mesh
   LAB_CNI_ARGS=$(named meshed) lab_pod node1 meshed all

@@ -1,6 +1,12 @@
 //! The list in the kernel, and the network namespaces on this node.
 
-use std::{collections::BTreeSet, io, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    io,
+    net::IpAddr,
+    path::Path,
+};
 
 use anyhow::{Context, Result};
 use aya::maps::HashMap;
@@ -12,10 +18,10 @@ use bpf_lb_load::{
     pins::Pins,
 };
 use cluster_api::Name;
-use common::netns::{all, within};
+use common::netns::{all, processes, within};
 use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
 
-use crate::plan::{Sandbox, cookies};
+use crate::plan::{Found, Node, Sandbox, find, pod_of};
 
 /// What was changed in the kernel's list.
 #[derive(Debug, Default)]
@@ -24,8 +30,10 @@ pub struct Change {
     pub added: usize,
     /// How many were removed.
     pub removed: usize,
-    /// The pods whose network namespace was not found.
+    /// See [`Found::unfound`].
     pub unfound: BTreeSet<Name>,
+    /// See [`Found::awaited`].
+    pub awaited: BTreeSet<Name>,
 }
 
 /// Makes the kernel's list equal to these sandboxes, and says to it whether the list is of those who are left out (`default`) or of
@@ -35,7 +43,7 @@ pub struct Change {
 /// When no load balancer is loaded, or its maps cannot be written.
 pub fn converge(pins: &Pins, default: bool, sandboxes: &[Sandbox]) -> Result<Change> {
     layout::check(pins)?;
-    let (wanted, unfound) = cookies(sandboxes, |path| cookie(path).ok(), look);
+    let Found { cookies: wanted, unfound, awaited } = find(sandboxes, &Kernel);
     let mut list: HashMap<_, u64, u32> = HashMap::try_from(pinned(&pins.maps(), "namespaces")?)?;
     let found: BTreeSet<u64> = list.keys().collect::<Result<_, _>>().context("map namespaces")?;
     // First those who come, then the meaning of the list, then those who go: nobody is left out who is not to be for longer
@@ -50,16 +58,40 @@ pub fn converge(pins: &Pins, default: bool, sandboxes: &[Sandbox]) -> Result<Cha
         list.remove(cookie).context("map namespaces")?;
     }
     let (added, removed) = (wanted.difference(&found).count(), found.difference(&wanted).count());
-    Ok(Change { added, removed, unfound })
+    Ok(Change { added, removed, unfound, awaited })
 }
 
-/// The cookies of the node's network namespaces, and the addresses in them. Not its own, which no pod has to itself.
-fn look() -> Vec<(u64, Vec<IpAddr>)> {
-    let own = own_cookie().ok();
-    let here = || Ok((own_cookie()?, addresses()?));
-    // What cannot be looked into is where somebody is not found, and that is said.
-    let seen = all().0.into_iter().filter_map(|netns| within(&netns, here).ok());
-    seen.filter(|(cookie, _)| Some(*cookie) != own).collect()
+/// This node.
+struct Kernel;
+
+// What cannot be looked into is where somebody is not found, and that is said.
+impl Node for Kernel {
+    fn at(&self, path: &Path) -> Option<u64> {
+        cookie(path).ok()
+    }
+
+    fn addresses(&self) -> Vec<(u64, Vec<IpAddr>)> {
+        let own = own_cookie().ok();
+        let here = || Ok((own_cookie()?, addresses()?));
+        let seen = all().0.into_iter().filter_map(|netns| within(&netns, here).ok());
+        seen.filter(|(cookie, _)| Some(*cookie) != own).collect()
+    }
+
+    fn processes(&self, uids: &BTreeSet<&str>) -> BTreeMap<String, u64> {
+        let own = own_cookie().ok();
+        let found = processes().filter_map(|process| {
+            let uid = pod_of(&fs::read_to_string(process.join("cgroup")).ok()?, uids)?;
+            let cookie = within(&File::open(process.join("ns/net")).ok()?, own_cookie).ok()?;
+            // A runtime's process may be in the pod's cgroup before it is in its namespace.
+            (Some(cookie) != own).then(|| (uid.to_owned(), cookie))
+        });
+        let mut first = BTreeMap::new();
+        // Later ones may have made namespaces of their own.
+        for (uid, cookie) in found {
+            first.entry(uid).or_insert(cookie);
+        }
+        first
+    }
 }
 
 /// The addresses in this thread's network namespace.

@@ -65,6 +65,8 @@ struct Cli {
 
 /// A pod that has just been added is found so soon.
 const LOOK: Duration = Duration::from_millis(100);
+/// So long a pod is looked for as often as that; one that has no process by then waits for something else, such as a volume.
+const AWAIT: Duration = Duration::from_secs(30);
 /// Everything is looked at again after this, whether there is news or not: the kernel's list may have been lost.
 const FULL_LOOK: Duration = Duration::from_secs(5);
 /// The same where it did not go well.
@@ -106,7 +108,13 @@ async fn follow(cli: Cli) -> anyhow::Result<()> {
             continue;
         }
         let now = Some((stamps(), pins.is_loaded()));
-        let pause = if said.is_empty() { FULL_LOOK } else { RETRY };
+        let pause = if known.awaits() {
+            LOOK
+        } else if said.is_empty() {
+            FULL_LOOK
+        } else {
+            RETRY
+        };
         if !news && now == seen && full.elapsed() < pause {
             continue;
         }
@@ -130,11 +138,12 @@ fn decide(pins: &Pins, wait_for_settings: bool, known: &mut Known, report: &mut 
         settings => settings.map(Option::unwrap_or_default),
     };
     match settings.and_then(|settings| converge(pins, &settings, &known.pods)) {
-        Ok(Change { added, removed, unfound }) => {
+        Ok(Change { added, removed, unfound, awaited }) => {
             if added + removed > 0 {
                 log::info!("{added} network namespaces are exceptions now, {removed} no longer");
             }
             report.unfound(known.tell_unfound(unfound));
+            known.note_awaited(awaited);
             (Level::Info, String::new())
         }
         // It may come.
@@ -166,7 +175,9 @@ fn cut_down(object: Object, with_meshes: bool) -> Pod {
     Pod {
         takes_part: plan::takes_part(&annotations, with_meshes),
         wrong,
-        addresses: if on_host || has_ended { vec![] } else { addresses.collect() },
+        uid: object.metadata.uid.unwrap_or_default(),
+        has_none: on_host || has_ended,
+        addresses: addresses.collect(),
         is_leaving: object.metadata.deletion_timestamp.is_some(),
     }
 }
@@ -178,6 +189,8 @@ struct Known {
     pods: BTreeMap<Name, Pod>,
     /// Those whose network namespace was not found when it was last looked for, since when, and whether that was said.
     unfound: BTreeMap<Name, (Instant, bool)>,
+    /// Those that had neither addresses nor a process when they were last looked for, and since when.
+    awaited: BTreeMap<Name, Instant>,
 }
 
 impl Known {
@@ -201,6 +214,18 @@ impl Known {
             Event::Failed(_) | Event::Denied(_) | Event::InContact | Event::Listed | Event::Absent => {}
         }
         false
+    }
+
+    fn note_awaited(&mut self, awaited: BTreeSet<Name>) {
+        self.awaited.retain(|name, _| awaited.contains(name));
+        for name in awaited {
+            self.awaited.entry(name).or_insert_with(Instant::now);
+        }
+    }
+
+    /// Whether any pod may have its first process at any moment.
+    fn awaits(&self) -> bool {
+        self.awaited.values().any(|since| since.elapsed() < AWAIT)
     }
 
     /// Names each pod once that is not found in any network namespace though it is to be there; how many there are. The namespace

@@ -26,7 +26,11 @@ pub struct Pod {
     pub takes_part: Option<bool>,
     /// Our annotation, if that says neither.
     pub wrong: Option<String>,
-    /// Its addresses, none for a pod in the node's network namespace, which is the node's, and for one that has ended.
+    /// What tells it from one of its name before it and after it.
+    pub uid: String,
+    /// It has no network namespace to itself: it is in the node's, or has ended.
+    pub has_none: bool,
+    /// Its addresses. The API has them only when its first containers may have begun.
     pub addresses: Vec<IpAddr>,
     /// It was told to end, and may have no network namespace any more.
     pub is_leaving: bool,
@@ -39,6 +43,8 @@ pub enum Sandbox {
     Path(PathBuf),
     /// Where this pod, of which our plugin knows nothing, has one of these addresses.
     Addresses(Name, Vec<IpAddr>),
+    /// Where this pod, whose addresses are not known yet, has a process: one in a cgroup that has its UID.
+    Processes(Name, String),
 }
 
 /// What a pod's annotations say of its part: ours, or else none where a service mesh leads its connections through a proxy.
@@ -81,36 +87,72 @@ pub fn exceptions(default: bool, attachments: &[Attachment], pods: &BTreeMap<Nam
     });
     let of_others = pods.iter().filter_map(|(name, pod)| {
         let differs = pod.takes_part.is_some_and(|takes_part| takes_part != default);
-        (differs && !pod.addresses.is_empty() && !known.contains(&name))
-            .then(|| Sandbox::Addresses(name.clone(), pod.addresses.clone()))
+        let sandbox = || match &*pod.addresses {
+            [] => Sandbox::Processes(name.clone(), pod.uid.clone()),
+            addresses => Sandbox::Addresses(name.clone(), addresses.to_vec()),
+        };
+        (differs && !pod.has_none && !known.contains(&name)).then(sandbox)
     });
     of_ours.chain(of_others).collect()
 }
 
-/// The cookies of these sandboxes, and the pods of which none is found. Those of the node are looked into once for all pods, and not
-/// at all if nobody is found by addresses.
-pub fn cookies(
-    sandboxes: &[Sandbox],
-    cookie_at: impl Fn(&Path) -> Option<u64>,
-    look: impl FnOnce() -> Vec<(u64, Vec<IpAddr>)>,
-) -> (BTreeSet<u64>, BTreeSet<Name>) {
-    let (mut cookies, mut sought) = (BTreeSet::new(), Vec::new());
+/// What is found of sandboxes.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The cookies of their network namespaces.
+    pub cookies: BTreeSet<u64>,
+    /// The pods that are in none by their addresses.
+    pub unfound: BTreeSet<Name>,
+    /// The pods that have neither addresses nor a process yet.
+    pub awaited: BTreeSet<Name>,
+}
+
+/// How network namespaces are looked for.
+pub trait Node {
+    /// The cookie of the one at that path, if there is one.
+    fn at(&self, path: &Path) -> Option<u64>;
+    /// The cookies of all but the node's own, and the addresses in them.
+    fn addresses(&self) -> Vec<(u64, Vec<IpAddr>)>;
+    /// The cookies of those that processes are in whose cgroup has one of these UIDs, by UID.
+    fn processes(&self, uids: &BTreeSet<&str>) -> BTreeMap<String, u64>;
+}
+
+/// Where these sandboxes are. All namespaces are looked into once for all pods, and not at all if nobody is found by addresses;
+/// so are processes.
+pub fn find(sandboxes: &[Sandbox], node: &impl Node) -> Found {
+    let (mut found, mut by_address, mut by_process) = (Found::default(), vec![], vec![]);
     for sandbox in sandboxes {
         match sandbox {
-            Sandbox::Path(path) => cookies.extend(cookie_at(path)),
-            Sandbox::Addresses(name, addresses) => sought.push((name, addresses)),
+            Sandbox::Path(path) => found.cookies.extend(node.at(path)),
+            Sandbox::Addresses(name, addresses) => by_address.push((name, addresses)),
+            Sandbox::Processes(name, uid) => by_process.push((name, &**uid)),
         }
     }
-    let mut unfound: BTreeSet<Name> = sought.iter().map(|(name, _)| (*name).clone()).collect();
-    for (cookie, here) in if sought.is_empty() { vec![] } else { look() } {
-        for (name, addresses) in &sought {
+    found.unfound = by_address.iter().map(|(name, _)| (*name).clone()).collect();
+    for (cookie, here) in if by_address.is_empty() { vec![] } else { node.addresses() } {
+        for (name, addresses) in &by_address {
             if addresses.iter().any(|address| here.contains(address)) {
-                cookies.insert(cookie);
-                unfound.remove(*name);
+                found.cookies.insert(cookie);
+                found.unfound.remove(*name);
             }
         }
     }
-    (cookies, unfound)
+    let uids: BTreeSet<&str> = by_process.iter().map(|(_, uid)| *uid).collect();
+    let cookies = if uids.is_empty() { BTreeMap::new() } else { node.processes(&uids) };
+    for (name, uid) in by_process {
+        match cookies.get(uid) {
+            Some(cookie) => found.cookies.extend([*cookie]),
+            None => found.awaited.extend([name.clone()]),
+        }
+    }
+    found
+}
+
+/// Which of these UIDs the cgroups of a process have, as `/proc/PID/cgroup` says them. Kubelet names a pod's cgroup by its UID, in
+/// which systemd wants no `-` (`GetPodCgroupNameSuffix` and `cgroupName.ToSystemd` in Kubernetes' pkg/kubelet/cm).
+pub fn pod_of<'a>(cgroups: &str, uids: &BTreeSet<&'a str>) -> Option<&'a str> {
+    let cgroups = cgroups.replace('_', "-");
+    uids.iter().copied().find(|uid| !uid.is_empty() && cgroups.contains(&format!("pod{uid}")))
 }
 
 #[cfg(test)]
@@ -180,25 +222,78 @@ mod tests {
         }
     }
 
-    #[test]
-    fn who_is_found_by_an_address_is_found_in_one_look_at_all_namespaces_and_who_is_not_is_named() {
-        let address = |n: u8| IpAddr::from([10, 233, 1, n]);
-        let sandbox = |n: u8| Sandbox::Addresses(name(&n.to_string()), vec![address(n), address(n + 100)]);
-        let sandboxes = [sandbox(2), sandbox(9), sandbox(77), Sandbox::Path("/a".into())];
-        let look = || (1..=9).map(|n| (n.into(), vec![IpAddr::from([127, 0, 0, 1]), address(n)])).collect();
-        let found = cookies(&sandboxes, |_| Some(4711), look);
-        assert_eq!(found, ([2, 9, 4711].into(), [name("77")].into()));
-        let found = cookies(&[Sandbox::Path("/a".into())], |_| None, || panic!("nobody is looked for"));
-        assert_eq!(found, ([].into(), [].into()));
+    /// Ten namespaces: of each number the one with that cookie and address, and with a process of the pod with that UID.
+    struct Ten {
+        is_asked: bool,
+    }
+
+    fn address(n: u8) -> IpAddr {
+        IpAddr::from([10, 233, 1, n])
+    }
+
+    impl Node for Ten {
+        fn at(&self, path: &Path) -> Option<u64> {
+            (path == "/a").then_some(4711)
+        }
+
+        fn addresses(&self) -> Vec<(u64, Vec<IpAddr>)> {
+            assert!(self.is_asked, "nobody is looked for");
+            (1..=9).map(|n| (n.into(), vec![IpAddr::from([127, 0, 0, 1]), address(n)])).collect()
+        }
+
+        fn processes(&self, uids: &BTreeSet<&str>) -> BTreeMap<String, u64> {
+            assert!(self.is_asked, "nobody is looked for");
+            (0..=9).map(|n| (n.to_string(), n)).filter(|(uid, _)| uids.contains(&**uid)).collect()
+        }
     }
 
     #[test]
-    fn a_pod_of_another_plugin_is_found_by_its_addresses_and_one_on_the_host_network_is_the_nodes() {
+    fn who_is_found_by_an_address_or_a_process_is_found_in_one_look_and_who_is_not_is_named() {
+        let by_address = |n: u8| Sandbox::Addresses(name(&n.to_string()), vec![address(n), address(n + 100)]);
+        let by_process = |n: u8| Sandbox::Processes(name(&n.to_string()), n.to_string());
+        let at = |path: &str| Sandbox::Path(path.into());
+        let sandboxes =
+            [by_address(2), by_address(9), by_address(77), by_process(5), by_process(55), at("/a"), at("/b")];
+        let found = find(&sandboxes, &Ten { is_asked: true });
+        let wanted =
+            Found { cookies: [2, 5, 9, 4711].into(), unfound: [name("77")].into(), awaited: [name("55")].into() };
+        assert_eq!(found, wanted);
+        assert_eq!(find(&[at("/b")], &Ten { is_asked: false }), Found::default());
+    }
+
+    #[test]
+    fn a_pods_processes_are_known_by_their_cgroup_with_either_driver() {
+        let (uid, other) = ("0c9a7d3e-1f6b-4f0e-9f53-6f0a8f2f1d11", "7e2f8a1b-0000-4f0e-9f53-6f0a8f2f1d12");
+        let uids = BTreeSet::from([uid, other, ""]);
+        let with = |cgroups: &str| pod_of(cgroups, &uids);
+        assert_eq!(with(&format!("0::/kubepods/besteffort/pod{uid}/4711\n")), Some(uid));
+        let slice = uid.replace('-', "_");
+        assert_eq!(
+            with(&format!("0::/../kubepods.slice/kubepods-burstable-pod{slice}.slice/cri-1.scope\n")),
+            Some(uid)
+        );
+        assert_eq!(with(&format!("12:pids:/a\n4:memory:/kubepods/pod{other}/1\n0::/\n")), Some(other));
+        assert_eq!(with("0::/system.slice/containerd.service\n"), None);
+    }
+
+    #[test]
+    fn a_pod_of_another_plugin_is_found_by_its_addresses_or_before_by_its_processes_and_one_on_the_host_network_is_the_nodes()
+     {
         let addresses = vec!["10.233.1.2".parse().unwrap()];
-        let pod =
-            |addresses: &[IpAddr]| Pod { takes_part: Some(false), addresses: addresses.to_vec(), ..Pod::default() };
-        let pods = BTreeMap::from([(name("a"), pod(&addresses)), (name("host"), pod(&[]))]);
-        assert_eq!(exceptions(true, &[], &pods), [Sandbox::Addresses(name("a"), addresses)]);
-        assert_eq!(exceptions(true, &[attachment("a", true)], &pods), [path("a")]);
+        let pod = |addresses: &[IpAddr], has_none| Pod {
+            takes_part: Some(false),
+            uid: "1".to_owned(),
+            addresses: addresses.to_vec(),
+            has_none,
+            ..Pod::default()
+        };
+        let pods = BTreeMap::from([
+            (name("a"), pod(&addresses, false)),
+            (name("host"), pod(&addresses, true)),
+            (name("new"), pod(&[], false)),
+        ]);
+        let new = Sandbox::Processes(name("new"), "1".to_owned());
+        assert_eq!(exceptions(true, &[], &pods), [Sandbox::Addresses(name("a"), addresses), new.clone()]);
+        assert_eq!(exceptions(true, &[attachment("a", true)], &pods), [path("a"), new]);
     }
 }
