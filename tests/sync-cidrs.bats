@@ -582,6 +582,40 @@ with_proxy() {
   lab_until 10 logged 'does not accept our credentials (401)'
   has '.cidrs.service | length == 2'
   assert_equal "$(metric cidrs_in_contact) $(metric cidrs_known)" '0 1'
+  # As whoever renews a certificate or a token does it.
+  cp "$LAB/kubernetes/admin.conf" "$LAB/kubernetes/nobody.conf"
+  lab_until 20 has_metric cidrs_in_contact 1
+}
+
+@test "a certificate that the API server does not accept any more, and an authority that is not its own, are read anew from their files" {
+  local directory=$LAB/kubernetes name
+  for name in old new; do
+    openssl req -x509 -newkey rsa:2048 -nodes -subj "/CN=$name" -days 1 -keyout "$directory/$name.key" -out "$directory/$name.crt" 2>/dev/null
+    openssl req -newkey rsa:2048 -nodes -subj /O=system:masters/CN=admin -keyout "$directory/of-$name.key" 2>/dev/null |
+      openssl x509 -req -CA "$directory/$name.crt" -CAkey "$directory/$name.key" -days 1 -extfile <(echo extendedKeyUsage=clientAuth) \
+        -out "$directory/of-$name.crt" 2>/dev/null
+  done
+  lab_stop apiserver KILL
+  lab_apiserver --client-ca-file "$directory/new.crt"
+  take old old
+  jq --arg directory "$directory" '.clusters[0].cluster["certificate-authority"] = $directory + "/authority.crt"
+    | .users[0].user = {"client-certificate": ($directory + "/client.crt"), "client-key": ($directory + "/client.key")}' \
+    "$directory/admin.conf" >"$directory/certificate.conf"
+  KUBECONFIG=$directory/certificate.conf follow
+  lab_until 10 logged 'certificate'
+  lab_until 5 has_metric cidrs_in_contact 0 2>/dev/null
+  take apiserver old
+  lab_until 20 logged 'does not accept our credentials (401)'
+  has_metric cidrs_in_contact 0
+  take apiserver new
+  lab_until 30 has_metric cidrs_in_contact 1
+}
+
+# take AUTHORITY CLIENT: whose certificates are in the files that the kubeconfig names.
+take() {
+  cp "$LAB/kubernetes/$1.crt" "$LAB/kubernetes/authority.crt"
+  cp "$LAB/kubernetes/of-$2.crt" "$LAB/kubernetes/client.crt"
+  cp "$LAB/kubernetes/of-$2.key" "$LAB/kubernetes/client.key"
 }
 
 @test "with nothing known yet ADD fails with code 11 and STATUS with 50, and says what the node agent waits for" {

@@ -4,7 +4,7 @@ use std::{env, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
-use http::Uri;
+use http::{Request, StatusCode, Uri};
 use hyper::rt::{Read, Write};
 use hyper_timeout::TimeoutConnector;
 use hyper_util::{
@@ -19,10 +19,11 @@ use hyper_util::{
 };
 use kube::{
     Client, Config,
-    client::{ConfigExt, retry::RetryPolicy},
+    client::{Body, ConfigExt, retry::RetryPolicy},
     config::{KubeConfigOptions, Kubeconfig},
 };
-use tower::{BoxError, Service, ServiceBuilder, retry::RetryLayer};
+use tokio::sync::watch;
+use tower::{BoxError, Service, ServiceBuilder, retry::RetryLayer, service_fn};
 
 use crate::refusal::causes;
 
@@ -65,11 +66,37 @@ impl Access {
     /// # Errors
     /// As [`Access::client`].
     pub async fn connect(&self, retry: bool) -> anyhow::Result<(Client, Option<SocketAddr>)> {
+        let (client, config) = self.connected(retry).await?;
+        let is_direct = proxy(&config)?.is_none();
+        Ok((self.clone().lasting(client, retry), address(&config.cluster_url).filter(|_| is_direct)))
+    }
+
+    async fn connected(&self, retry: bool) -> anyhow::Result<(Client, Config)> {
         let mut config = self.config().await?;
         config.default_retry = retry;
         let client = connected(&config).context("cannot make a client of these credentials")?;
-        let is_direct = proxy(&config)?.is_none();
-        Ok((client, address(&config.cluster_url).filter(|_| is_direct)))
+        Ok((client, config))
+    }
+
+    /// The same client for as long as there are credentials: after a request that had no answer, or 401, those of the next one are
+    /// read anew, and go over a connection of their own. A certificate may have taken the place of one that expired, as kubelet's
+    /// does, or another authority's.
+    fn lasting(self, client: Client, retry: bool) -> Client {
+        let namespace = client.default_namespace().to_owned();
+        let current = watch::Sender::new(client);
+        let service = service_fn(move |request: Request<Body>| {
+            let (access, current) = (self.clone(), current.clone());
+            async move {
+                let client = current.borrow().clone();
+                let result = client.send(request).await;
+                let is_served = result.as_ref().is_ok_and(|response| response.status() != StatusCode::UNAUTHORIZED);
+                if !is_served && let Ok((client, _)) = access.connected(retry).await {
+                    current.send_replace(client);
+                }
+                Ok::<_, BoxError>(result?)
+            }
+        });
+        Client::new(service, namespace)
     }
 
     async fn config(&self) -> anyhow::Result<Config> {
