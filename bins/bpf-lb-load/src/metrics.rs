@@ -116,7 +116,7 @@ impl Metrics {
         }
         self.changes.inc_by((summary.set + summary.removed) as u64);
         self.errors.inc_by(summary.refused.len() as u64);
-        if let Some(triggered) = triggered.and_then(service_table::nanoseconds) {
+        if let Some(triggered) = triggered.filter(|_| summary.refused.is_empty()).and_then(service_table::nanoseconds) {
             let nanoseconds = i128::try_from(now.as_nanos()).unwrap_or(i128::MAX) - triggered;
             // Clocks of two machines differ.
             self.delay.observe(nanoseconds.max(0) as f64 / 1e9);

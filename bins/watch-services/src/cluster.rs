@@ -122,7 +122,12 @@ impl Known {
             Change::Remove(table::ServiceName { namespace, name: service, port_name: port.to_string() })
         });
         // What is to be gone comes last: another port may take its address over, and that is to have no gap.
-        set.chain(gone).map(|change| Line { change, triggered: triggered.map(|time| time.to_string()) }).collect()
+        let mut lines: Vec<_> = set.chain(gone).map(|change| Line { change, triggered: None }).collect();
+        // With it the Service is as it is to be: kube-proxy counts each change once too, when all of it was applied.
+        if let Some(last) = lines.last_mut() {
+            last.triggered = triggered.map(|time| time.to_string());
+        }
+        lines
     }
 }
 

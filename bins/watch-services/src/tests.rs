@@ -517,6 +517,20 @@ fn a_line_has_the_oldest_trigger_of_what_it_says() {
 }
 
 #[test]
+fn of_a_service_with_several_ports_the_last_line_has_the_trigger() {
+    let ports = json!([{"name": "a", "port": 80}, {"name": "b", "port": 81}]);
+    let mut cluster = cluster([service(&json!({"ports": ports}))]);
+    cluster.table();
+    let time = "2126-01-02T03:04:06Z";
+    let mut slice = slice("web-1", &["10.0.0.1"]);
+    slice["ports"] = json!([{"name": "a", "port": 8080}, {"name": "b", "port": 8081}]);
+    slice["metadata"]["annotations"] = json!({"endpoints.kubernetes.io/last-change-trigger-time": time});
+    offline::tell(&mut cluster, vec![slice]);
+    let triggers: Vec<_> = cluster.changes().into_iter().map(|line| line.triggered).collect();
+    assert_eq!(triggers, [None, Some(time.to_owned())]);
+}
+
+#[test]
 fn of_an_object_that_is_there_twice_the_newer_counts() {
     let of = |version: &str, address| {
         let mut slice = slice("web-1", &[address]);
