@@ -448,6 +448,8 @@ pub(crate) fn forget(socket: *mut bpf_sock) {
         }
     }
     if CONFIG.get(0).is_some_and(overflowed) {
+        // SAFETY: it is the context. (To compare that with null takes CAP_PERFMON.)
+        unsafe { core::hint::assert_unchecked(!socket.is_null()) };
         overflow::forget(socket);
     }
 }
