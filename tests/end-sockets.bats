@@ -483,6 +483,27 @@ PY
   es_ends_well client || fail "$(<"$LAB/log/agent")"
 }
 
+@test "connections to an endpoint that drains stay too when it is away for a moment" {
+  local drains away back
+  drains=$(jq -c '.draining = [{"address": "127.0.0.2", "port": 8080, "serving": true}]' <<<"$ES_OTHERS")
+  es_both "$ES_ALL" >&5
+  es_client client <<'PY'
+hold("127.0.0.2")
+until_connects(SOCK_DGRAM, "10.96.0.1")
+ones = [connect(kind, "10.96.0.1") for kind in (SOCK_STREAM, SOCK_DGRAM)]
+ready()
+equal(told(ones, 4), [None] * 2)
+PY
+  away=$(es_both "$ES_OTHERS")
+  back=$(es_both "$drains")
+  printf '%s\n' "$back" >&5
+  sleep 0.2
+  printf '%s\n' "$away" >&5
+  sleep 0.05
+  printf '%s\n' "$back" >&5
+  es_ends_well client || fail "$(<"$LAB/log/agent")"
+}
+
 @test "an endpoint has a second to come back from when it went itself, whoever went shortly before" {
   es_both "$ES_ALL" >&5
   es_set other "$(jq -c '.clusterIps = ["10.96.0.9"]' <<<"$ES_ALL")"

@@ -59,7 +59,7 @@ pub struct Summary {
     /// Addresses that several services claim.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conflicts: Vec<Conflict>,
-    /// Endpoints that are less than before: for whoever reads what `follow` prints.
+    /// See [`Gone`]: for whoever reads what `follow` prints.
     #[serde(skip)]
     pub gone: Vec<Gone>,
 }

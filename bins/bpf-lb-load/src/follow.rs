@@ -31,7 +31,7 @@ pub struct Answer {
     /// What was done. Missing if the line makes no sense: then nothing was changed.
     #[serde(flatten)]
     done: Option<Summary>,
-    /// Endpoints that are less than before.
+    /// Endpoints that are less than before, or that left a moment ago and are back to drain.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     gone: Vec<Gone>,
     /// What went wrong.

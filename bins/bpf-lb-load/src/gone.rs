@@ -42,7 +42,7 @@ pub enum Why {
     Left,
 }
 
-/// An endpoint that is less of one than before.
+/// An endpoint that is less of one than before, or than it was until it left a moment ago.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Gone {
@@ -135,6 +135,21 @@ pub fn gone<'a>(service: &'a ServiceName, before: &'a Holding, after: &'a Holdin
     let unready = only_first(before.ready(), after.ready()).map(|endpoint| (endpoint, &State::Ready));
     let drained = before.only_draining().filter(move |(endpoint, _)| !after.is_ready(endpoint));
     unready.chain(drained).filter_map(changed)
+}
+
+/// The endpoints of a service that it did not have `before`, drain in it `after`, and `left` it shortly before.
+pub fn back<'a>(
+    service: &'a ServiceName,
+    before: &'a Holding,
+    after: &'a Holding,
+    left: impl Fn(&SocketAddr) -> bool,
+) -> impl Iterator<Item = Gone> {
+    let (service, protocol, is) = (text(service), after.protocol(), after.least());
+    let returned = after.only_draining().filter(move |(endpoint, _)| !before.has(endpoint) && left(endpoint));
+    returned.map(move |(backend, state)| {
+        let why = if is(backend).min(*state) == State::Unready { Why::Unready } else { Why::Draining };
+        Gone { service: Some(service.clone()), protocol, backend: *backend, why, unused: false }
+    })
 }
 
 /// The items of one sorted iterator that are not in another one.

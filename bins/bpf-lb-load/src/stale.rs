@@ -5,6 +5,7 @@ use std::{
     io,
     net::SocketAddr,
     rc::Rc,
+    time::{Duration, Instant},
 };
 
 use service_table::{Protocol, ServiceName};
@@ -21,6 +22,9 @@ pub type Drains = BTreeMap<Key, Endpoints>;
 
 /// How many addresses without a service are remembered; a cluster gives most of them to nobody again.
 const ORPHANS: usize = 4096;
+/// So long after an endpoint left its service it is said of it that it is back, to drain: whoever ends sockets waits a second for
+/// that. (Of one that gets new connections the maps say it.)
+const BACK: Duration = Duration::from_secs(2);
 
 /// What the kernel does not keep of endpoints that sockets may still be translated to.
 #[derive(Default)]
@@ -29,6 +33,8 @@ pub struct Stale {
     pub draining: Drains,
     /// Addresses that no service has any more, with the endpoints of the one that had them last and what became of these.
     orphans: foldhash::HashMap<Frontend, (Rc<[SocketAddr]>, Why)>,
+    /// Endpoints that left their service a moment ago, and when.
+    left: foldhash::HashMap<(Key, SocketAddr), Instant>,
     /// What sockets were translated to before there was anybody who could say which backends are gone.
     pub unseen: BTreeSet<Flow>,
 }
@@ -68,9 +74,16 @@ impl Stale {
         if self.orphans.len() > ORPHANS {
             self.orphans.clear();
         }
+        let now = Instant::now();
+        self.left.retain(|_, when| now < *when + BACK);
         for (key, before) in before {
             let after = self.holding(kernel, &key);
-            gone.extend(gone::gone(&key, &before, &after));
+            gone.extend(gone::back(&key, &before, &after, |endpoint| {
+                self.left.contains_key(&(key.clone(), *endpoint))
+            }));
+            let less = gone::gone(&key, &before, &after);
+            let left = |gone: &Gone| (gone.why == Why::Left).then(|| ((key.clone(), gone.backend), now));
+            gone.extend(less.inspect(|gone| self.left.extend(left(gone))));
             let why = if after.installed.is_some() { Why::Unready } else { Why::Left };
             let (mut heirs, mut orphans) = (BTreeSet::new(), Vec::new());
             for frontend in before.frontends() {
