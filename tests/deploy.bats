@@ -129,11 +129,16 @@ notes() {
   [[ $(notes --set remove=true) != *'comes up'* ]]
 }
 
-@test "on OpenShift the agent may have what it needs of the node, and elsewhere nothing is said of that" {
-  local allowed='[.[] | select(.metadata.name == "underpass-openshift")] | map(.rules // .subjects)'
-  assert_json "$(objects)" "$allowed" '[]'
-  assert_json "$(objects --api-versions security.openshift.io/v1)" "$allowed | [.[0][0].resourceNames, .[0][0].verbs, .[1][0].name]" \
-    '[["privileged"],["use"],"underpass-node"]'
+@test "on OpenShift whoever has directories of the node may have them, and elsewhere nothing is said of that" {
+  local found flags openshift='[.[] | select(.metadata.name == "underpass-openshift")]'
+  assert_json "$(objects --set status.enabled=true)" "$openshift" '[]'
+  for flags in status.enabled=true status.enabled=false remove=true; do
+    found=$(objects --api-versions security.openshift.io/v1 --set $flags)
+    # No other allows a seccomp profile in all versions.
+    assert_json "$found" "$openshift | [.[0].rules[0].resourceNames, .[0].rules[0].verbs]" '[["privileged"],["use"]]'
+    assert_same "$(jq -r "$openshift | .[1].subjects[].name" <<<"$found")" \
+      "$(jq -r '[.[].spec.template.spec | select(.volumes[]?.hostPath).serviceAccountName] | unique[]' <<<"$found")"
+  done
 }
 
 @test "sizes of the maps are given to the agent as it gives them to the loader, and without any nothing is" {
