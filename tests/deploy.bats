@@ -43,6 +43,14 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
   assert_contains "$stderr" sockets
   expect 1 chart --set metrics.port=70000
   assert_contains "$stderr" port
+  # What scripts/install refuses, or YAML would read as something else.
+  local key directory
+  for key in bin conf; do
+    for directory in opt/cni '/opt/cni/a b' '/opt/cni]'; do
+      expect 1 chart --set "cni.$key=$directory"
+      assert_contains "$stderr" "$key"
+    done
+  done
   # What the API itself would refuse.
   expect 1 chart --set-json 'node.env=[{"name": "A", "value": 1}]'
   assert_contains "$stderr" 'node'

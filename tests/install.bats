@@ -188,6 +188,15 @@ only_theirs() {
   assert_equal "$(lab_in node1 ls -A /opt/cni/bin)" coordinator
 }
 
+@test "a CNI directory that the plugin's first line or a shell would not find is refused" {
+  local directory
+  for directory in opt/cni '/opt/cni/a b' '/opt/cni/$HOME' "/opt/cni/a'b"; do
+    expect 1 install_on_node1 --cni-bin "$directory"
+    assert_contains "$stderr" "$directory: the CNI directory is to be a path from / of letters, digits and"
+  done
+  expect 1 lab_in node1 test -e /opt/cni
+}
+
 @test "another vendor's coordinator that is a link is kept and comes back as well" {
   put_theirs link older
   expect 0 install_on_node1
