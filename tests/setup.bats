@@ -1,4 +1,4 @@
-# scripts/setup on machines that are not this one: what it would install stands in a list.
+# scripts/setup on machines that are not this one: what it would install stands in a list. And what scripts leave that are interrupted.
 
 load helpers
 
@@ -58,4 +58,68 @@ set_up() {
   expect 0 set_up
   assert_contains "$stderr" 'eBPF programs are not built'
   assert_equal "$(<"$DONE")" ''
+}
+
+# interrupted COMMAND...: is told to end as at a terminal, with all that is in its process group, when a program of the machine has begun to wait.
+interrupted() {
+  local pid
+  mkdir -p "$MACHINE/temporary"
+  TMPDIR=$MACHINE/temporary PATH=$MACHINE/bin:$PATH env --default-signal=INT setsid "$@" >"$MACHINE/said" 2>&1 3>&- &
+  pid=$!
+  lab_until 10 "${BEGUN[@]}" || fail "$(<"$MACHINE/said")" || return
+  kill -INT -- "-$pid"
+  status=0
+  wait "$pid" || status=$?
+  assert_equal "$status" 130
+  assert_equal "$(ls -A "$MACHINE/temporary")" ''
+}
+
+# waits NAME...: programs of the machine that wait, each of which writes down who it is.
+waits() {
+  local name
+  for name in "$@"; do program "$name" <<<"printf '%s\\n' \$\$ >>'$MACHINE/waiting'; exec sleep 300"; done
+}
+
+waiting() { [ -e "$MACHINE/waiting" ] && [ "$(wc -l <"$MACHINE/waiting")" = "$1" ]; }
+
+# test_of_stubs: scripts/test where there is nothing but one suite.
+test_of_stubs() {
+  mkdir -p "$MACHINE/repo/scripts" "$MACHINE/repo/tests"
+  ln -s "$LAB_REPO/scripts/test" "$MACHINE/repo/scripts"
+  ln -s "$MACHINE/bin/true" "$MACHINE/repo/scripts/setup"
+  ln -s "$MACHINE/bin/true" "$MACHINE/repo/scripts/build"
+  : >"$MACHINE/repo/tests/one.bats"
+  program true <<<:
+}
+
+@test "tests that are interrupted leave no process and no directory" {
+  local BEGUN=(waiting 2)
+  test_of_stubs
+  waits bats cargo
+  interrupted "$MACHINE/repo/scripts/test"
+  lab_until 5 gone || fail "$(ps -fp "$(paste -sd, "$MACHINE/waiting")")"
+}
+
+# gone: those who waited have ended, whether somebody has asked how or not.
+gone() {
+  local pid
+  while read -r pid; do
+    [ ! -e "/proc/$pid/exe" ] || return
+  done <"$MACHINE/waiting"
+}
+
+@test "what runs beside the suites and is killed has failed" {
+  test_of_stubs
+  program bats <<<"printf '1..1\\nok 1 it is in 5ms\\n'"
+  # shellcheck disable=SC2016 # expanded by that shell
+  program cargo <<<'kill -KILL $PPID'
+  PATH=$MACHINE/bin:$PATH expect 1 "$MACHINE/repo/scripts/test"
+  assert_contains "$output" 'failed: lint and cargo'
+}
+
+@test "an image that is not made to its end leaves no directory" {
+  local BEGUN=(waiting 1)
+  command -v busybox >/dev/null || skip 'no busybox: run scripts/setup'
+  waits tar
+  interrupted "$LAB_REPO/scripts/image"
 }
