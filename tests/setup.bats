@@ -123,3 +123,51 @@ gone() {
   waits tar
   interrupted "$LAB_REPO/scripts/image"
 }
+
+# release_of_stubs [DIRECTORY]: a repository with one tool, where scripts/release finds all that it asks for.
+release_of_stubs() {
+  local repo=${1:-$MACHINE/repo} build=target/dist/build sysroot=$MACHINE/sysroot
+  mkdir -p "$repo/scripts" "$repo/bins/one" "$repo/deploy" "$sysroot/lib/rustlib/x86_64-unknown-linux-musl/lib/self-contained" \
+    "$repo/$build/release" "$repo/$build/debug" "$repo/$build/x86_64-unknown-linux-gnu/release/build/bpf-lb-load-1/out"
+  cp "$LAB_REPO"/scripts/{release,coordinator,node-agent,install,image,pack-image} "$repo/scripts"
+  cp "$LAB_REPO"/{LICENSE,README.md,Cargo.toml,Cargo.lock} "$repo"
+  cp "$LAB_REPO/bins/watch-services/README.md" "$repo/bins/one"
+  ln -s "$MACHINE/bin/true" "$repo/scripts/build"
+  # shellcheck disable=SC2016 # expanded by that shell
+  program one <<<'mkdir -p "$UNDERPASS_PAGES"'
+  ln -s "$MACHINE/bin/one" "$repo/$build/debug/one"
+  : >"$repo/$build/release/one"
+  printf 1 >"$repo/$build/x86_64-unknown-linux-gnu/release/build/bpf-lb-load-1/out/bpf-lb"
+  printf '1.2.3\n' >"$sysroot/lib/rustlib/x86_64-unknown-linux-musl/lib/self-contained/libc.a"
+  program true <<<:
+  program dpkg-query <<<'printf 2.41'
+  program rustc <<<"case \$1 in --print) echo '$sysroot' ;; *) echo rustc 1.95.0 ;; esac"
+  program cargo <<<"[ \$1 != metadata ] || printf '{\"packages\": []}'"
+}
+
+release() { SOURCE_DATE_EPOCH=1 PATH=$MACHINE/bin:$PATH "$MACHINE/repo/scripts/release" --output "$MACHINE/dist" amd64; }
+
+@test "an archive is published whole or not at all, and beside no checksums of another" {
+  local name program
+  release_of_stubs
+  expect 0 release
+  name=$(ls "$MACHINE/dist"/*.tar.gz)
+  (cd "$MACHINE/dist" && sha256sum --quiet --check SHA256SUMS)
+  # Its disk is full, say.
+  for program in tar gzip; do
+    program $program <<<'printf part; exit 1'
+    expect 1 release
+    expect 0 tar -tzf "$name"
+    expect 1 test -e "$MACHINE/dist/SHA256SUMS"
+    rm "$MACHINE/bin/$program"
+  done
+  expect 0 release
+  (cd "$MACHINE/dist" && sha256sum --quiet --check SHA256SUMS)
+  assert_equal "$(ls "$MACHINE/dist")" SHA256SUMS$'\n'"${name##*/}"
+}
+
+@test "a release is not made where a path has a blank, at which the compiler's flags would come apart" {
+  release_of_stubs "$MACHINE/a b"
+  expect 1 "$MACHINE/a b/scripts/release" amd64
+  assert_contains "$stderr" 'has a blank'
+}
