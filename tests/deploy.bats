@@ -377,6 +377,18 @@ END
   assert_contains "$stderr" 'not all for amd64'
 }
 
+@test "an image's files are put into no directory that has others" {
+  command -v busybox >/dev/null || skip 'no busybox: run scripts/setup'
+  # A link in there would lead out of it.
+  mkdir -p "$BATS_TEST_TMPDIR/root/var" "$BATS_TEST_TMPDIR/out"
+  ln -s "$BATS_TEST_TMPDIR/out" "$BATS_TEST_TMPDIR/root/var/run"
+  expect 1 "$LAB_REPO/scripts/image" --root "$BATS_TEST_TMPDIR/root"
+  assert_contains "$stderr" "$BATS_TEST_TMPDIR/root is not empty"
+  assert_equal "$(ls -A "$BATS_TEST_TMPDIR/out")" ''
+  mkdir "$BATS_TEST_TMPDIR/empty"
+  expect 0 "$LAB_REPO/scripts/image" --root "$BATS_TEST_TMPDIR/empty"
+}
+
 @test "an archive of scripts/release makes the image of its tools, with a BusyBox of their architecture and no other" {
   local archive=$BATS_TEST_TMPDIR/archive tool
   mkdir -p "$archive/deploy"
