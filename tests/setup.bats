@@ -171,3 +171,28 @@ release() { SOURCE_DATE_EPOCH=1 PATH=$MACHINE/bin:$PATH "$MACHINE/repo/scripts/r
   expect 1 "$MACHINE/a b/scripts/release" amd64
   assert_contains "$stderr" 'has a blank'
 }
+
+@test "what the figures are of is written down whole, or the measurements fail and begin anew" {
+  local name repo=$MACHINE/repo
+  mkdir -p "$repo/scripts" "$repo/tests/lab" "$repo/tests/tools"
+  ln -s "$LAB_REPO/scripts/bench" "$repo/scripts"
+  for name in lab/figures.py lab/bench-{path,lb,add,routes,scale}; do ln -s "$MACHINE/bin/true" "$repo/tests/$name"; done
+  ln -s "$MACHINE/bin/where" "$repo/tests/tools/build"
+  program true <<<:
+  program where <<<"printf '%s\\n' '$MACHINE/bin'"
+  for name in git kube-proxy iperf3 sockperf redis-benchmark; do
+    ! PATH=$MACHINE/bin:$(without_bench) "$repo/scripts/bench" all "$MACHINE/figures" || fail "without $name"
+    expect 1 test -e "$MACHINE/figures/machine.json"
+    program $name <<<"echo 1.0"
+  done
+  expect 0 env PATH="$MACHINE/bin:$(without_bench)" "$repo/scripts/bench" all "$MACHINE/figures"
+  assert_json "$(<"$MACHINE/figures/machine.json")" '."redis-benchmark", .CPUs != ""' $'1.0\ntrue'
+}
+
+# without_bench: where the programs are that measuring needs, but for those whose version is written down.
+without_bench() {
+  local name
+  mkdir -p "$MACHINE/plain"
+  for name in bash env dirname mkdir date uname nproc sed awk jq mv; do ln -sf "$(command -v $name)" "$MACHINE/plain"; done
+  printf '%s\n' "$MACHINE/plain"
+}
