@@ -60,6 +60,51 @@ set_up() {
   assert_equal "$(<"$DONE")" ''
 }
 
+# installing: scripts/setup on a machine without jq, each time as often as there are arguments: killed while it installs, to its end, or on a
+# machine of which somebody has said that services may start (theirs). Prints whether they may while it installs, and after it.
+installing() {
+  program dpkg-query <<'END'
+for name; do case $name in -* | jq) ;; *) printf 'installed %s\n' "$name" ;; esac; done
+END
+  program apt-get <<END
+[ "\$1" = install ] || exit 0
+may
+[ ! -e '$MACHINE/killed' ] || kill -KILL \$PPID
+END
+  program may <<'END'
+status=0
+! [ -x /usr/sbin/policy-rc.d ] || /usr/sbin/policy-rc.d || status=$?
+printf '%s ' $status >&7
+END
+  program installing <<END
+mount -t tmpfs none '$MACHINE/other'
+mkdir '$MACHINE/other/upper' '$MACHINE/other/work'
+mount -t overlay -o 'lowerdir=/usr/sbin,upperdir=$MACHINE/other/upper,workdir=$MACHINE/other/work' none /usr/sbin
+rm -f /usr/sbin/policy-rc.d
+for how; do
+  case \$how in
+    killed) : >'$MACHINE/killed' ;;
+    theirs) printf '#!/bin/sh\nexit 0\n' >/usr/sbin/policy-rc.d && chmod +x /usr/sbin/policy-rc.d ;;
+  esac
+  '$LAB_REPO/scripts/setup' >&2 || :
+  rm -f '$MACHINE/killed'
+  may
+done
+! [ -e /usr/sbin/policy-rc.d ] || cat /usr/sbin/policy-rc.d >&7
+END
+  mkdir "$MACHINE/other"
+  env PATH="$MACHINE/bin:/usr/sbin:/usr/bin:/sbin:/bin" CARGO_HOME="$MACHINE" RUSTUP_HOME="$MACHINE/rustup" unshare --mount installing "$@" 7>&1
+}
+
+@test "no service starts while packages are installed, and after it they may as before, also if somebody was killed meanwhile" {
+  suite_needs_lab || skip "$SUITE_SKIP"
+  expect 0 installing killed whole
+  assert_equal "$output" '101 101 101 0 '
+  rm -r "$MACHINE/other"
+  expect 0 installing theirs
+  assert_equal "$output" $'0 0 #!/bin/sh\nexit 0'
+}
+
 # interrupted COMMAND...: is told to end as at a terminal, with all that is in its process group, when a program of the machine has begun to wait.
 interrupted() {
   local pid
