@@ -473,28 +473,34 @@ END
   done
 }
 
-@test "a script whose option has no value, or is none, shows its usage and does nothing" {
-  local script arguments
+@test "a script whose option has no value, or is none, says which one, shows its usage and does nothing" {
+  local script arguments said
   while read -r script arguments; do
+    said=${arguments#*: } arguments=${arguments%%: *}
     # shellcheck disable=SC2086 # a list
     UNDERPASS_LIBEXEC=/nowhere expect 2 "$LAB_REPO/scripts/$script" $arguments </dev/null
     assert_contains "$stderr" 'Usage: '
+    [ "$said" = "$arguments" ] || assert_equal "${stderr%%$'\n'*}" "$script: $said"
     assert_equal "$output" ''
   done <<'END'
-install --root
-install --uninstall --cni-bin
-image --name
-image --busybox
-image --name one --root
-release --output
-node-agent --node
-node-agent cidrs --kubeconfig
-node-agent --no-such-flag
-node-agent cidr
+install --root: --root wants a value
+install --uninstall --cni-bin: --cni-bin wants a value
+install --away: there is no --away
+image --name: --name wants a value
+image --busybox: --busybox wants a value
+image --name one --root: --root wants a value
+image one: there is no one
+release --output: --output wants a value
+release --input one: there is no --input
+node-agent --node: --node wants a value
+node-agent cidrs --kubeconfig: --kubeconfig wants a value
+node-agent --no-such-flag: there is no --no-such-flag
+node-agent cidr: there is no cidr
 bench add --against
 bench lb --against
 END
   expect 2 env UNDERPASS_PATHS=sideways UNDERPASS_LIBEXEC=/nowhere "$LAB_REPO/scripts/node-agent"
+  assert_contains "$stderr" 'UNDERPASS_PATHS is sideways: both or socket'
   assert_contains "$stderr" 'Usage: '
 }
 
