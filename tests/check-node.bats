@@ -26,7 +26,7 @@ says() {
 @test "without masquerade a backend on the pods' own network cannot answer, and check-node says so" {
   lab_masquerade none
   assert_no_answer node1/pod "$(lab_cluster_ip web 4)" 80
-  says masquerade false
+  says kube-proxy false
   assert_contains "$output" masqueradeAll
 }
 
@@ -34,13 +34,13 @@ says() {
   lab_masquerade all
   assert_answer node1/pod "$(lab_cluster_ip web 4)" 80 backend ''
   assert_answer node1/pod "$(lab_cluster_ip web 6)" 80 backend ''
-  says masquerade true
+  says kube-proxy true
 }
 
 @test "with a clusterCIDR that has not the underlay's subnet it answers, and check-node is content" {
   lab_masquerade cluster
   assert_answer node1/pod "$(lab_cluster_ip web 4)" 80 backend ''
-  says masquerade true
+  says kube-proxy true
 }
 
 @test "check-node names forwarding that is off" {
@@ -107,7 +107,7 @@ proxy() {
     else
       assert_no_answer node1/pod "$(lab_cluster_ip web 4)" 80
     fi
-    says masquerade "$answers" || fail "$flags"
+    says kube-proxy "$answers" || fail "$flags"
   done <<'EOF'
 true|--detect-local-mode=InterfaceNamePrefix --pod-interface-name-prefix=cali
 false|--detect-local-mode=InterfaceNamePrefix --pod-interface-name-prefix=veth
@@ -121,11 +121,11 @@ EOF
 
 @test "a clusterCIDR that has the pods' own network, or none of their family, is named" {
   proxy --cluster-cidr=10.0.0.0/8,fd00::/16
-  says masquerade false
+  says kube-proxy false
   # Of the pods that run; the subnet that check-node is told of elsewhere is IPv4.
   proxy --cluster-cidr=10.233.64.0/18
   run --separate-stderr lab_in node1 "$(lab_libexec)/check-node"
-  assert_json "$output" '.checks[] | select(.name == "masquerade").ok' false
+  assert_json "$output" '.checks[] | select(.name == "kube-proxy").ok' false
   assert_contains "$output" fd00:6
 }
 
@@ -152,7 +152,7 @@ EOF
   proxy --masquerade-all=0
   lab_spawn about-to-start node1 bash -c 'exec -a kube-proxy bash -c "read -rt 60 <> <(:)" - --masquerade-all=0'
   lab_until 5 grep -q ^kube-proxy "/proc/$(<"$LAB/pid/about-to-start")/cmdline"
-  says masquerade false
+  says kube-proxy false
   lab_stop about-to-start
 }
 

@@ -43,6 +43,14 @@ print(json.dumps([document for document in yaml.safe_load_all(sys.stdin) if docu
   assert_contains "$stderr" sockets
   expect 1 chart --set metrics.port=70000
   assert_contains "$stderr" port
+  # What scripts/install refuses, or YAML would read as something else.
+  local key directory
+  for key in bin conf; do
+    for directory in opt/cni '/opt/cni/a b' '/opt/cni]'; do
+      expect 1 chart --set "cni.$key=$directory"
+      assert_contains "$stderr" "$key"
+    done
+  done
   # What the API itself would refuse.
   expect 1 chart --set-json 'node.env=[{"name": "A", "value": 1}]'
   assert_contains "$stderr" 'node'
@@ -129,11 +137,16 @@ notes() {
   [[ $(notes --set remove=true) != *'comes up'* ]]
 }
 
-@test "on OpenShift the agent may have what it needs of the node, and elsewhere nothing is said of that" {
-  local allowed='[.[] | select(.metadata.name == "underpass-openshift")] | map(.rules // .subjects)'
-  assert_json "$(objects)" "$allowed" '[]'
-  assert_json "$(objects --api-versions security.openshift.io/v1)" "$allowed | [.[0][0].resourceNames, .[0][0].verbs, .[1][0].name]" \
-    '[["privileged"],["use"],"underpass-node"]'
+@test "on OpenShift whoever has directories of the node may have them, and elsewhere nothing is said of that" {
+  local found flags openshift='[.[] | select(.metadata.name == "underpass-openshift")]'
+  assert_json "$(objects --set status.enabled=true)" "$openshift" '[]'
+  for flags in status.enabled=true status.enabled=false remove=true; do
+    found=$(objects --api-versions security.openshift.io/v1 --set $flags)
+    # No other allows a seccomp profile in all versions.
+    assert_json "$found" "$openshift | [.[0].rules[0].resourceNames, .[0].rules[0].verbs]" '[["privileged"],["use"]]'
+    assert_same "$(jq -r "$openshift | .[1].subjects[].name" <<<"$found")" \
+      "$(jq -r '[.[].spec.template.spec | select(.volumes[]?.hostPath).serviceAccountName] | unique[]' <<<"$found")"
+  done
 }
 
 @test "sizes of the maps are given to the agent as it gives them to the loader, and without any nothing is" {
@@ -364,6 +377,18 @@ END
   assert_contains "$stderr" 'not all for amd64'
 }
 
+@test "an image's files are put into no directory that has others" {
+  command -v busybox >/dev/null || skip 'no busybox: run scripts/setup'
+  # A link in there would lead out of it.
+  mkdir -p "$BATS_TEST_TMPDIR/root/var" "$BATS_TEST_TMPDIR/out"
+  ln -s "$BATS_TEST_TMPDIR/out" "$BATS_TEST_TMPDIR/root/var/run"
+  expect 1 "$LAB_REPO/scripts/image" --root "$BATS_TEST_TMPDIR/root"
+  assert_contains "$stderr" "$BATS_TEST_TMPDIR/root is not empty"
+  assert_equal "$(ls -A "$BATS_TEST_TMPDIR/out")" ''
+  mkdir "$BATS_TEST_TMPDIR/empty"
+  expect 0 "$LAB_REPO/scripts/image" --root "$BATS_TEST_TMPDIR/empty"
+}
+
 @test "an archive of scripts/release makes the image of its tools, with a BusyBox of their architecture and no other" {
   local archive=$BATS_TEST_TMPDIR/archive tool
   mkdir -p "$archive/deploy"
@@ -448,28 +473,34 @@ END
   done
 }
 
-@test "a script whose option has no value, or is none, shows its usage and does nothing" {
-  local script arguments
+@test "a script whose option has no value, or is none, says which one, shows its usage and does nothing" {
+  local script arguments said
   while read -r script arguments; do
+    said=${arguments#*: } arguments=${arguments%%: *}
     # shellcheck disable=SC2086 # a list
     UNDERPASS_LIBEXEC=/nowhere expect 2 "$LAB_REPO/scripts/$script" $arguments </dev/null
     assert_contains "$stderr" 'Usage: '
+    [ "$said" = "$arguments" ] || assert_equal "${stderr%%$'\n'*}" "$script: $said"
     assert_equal "$output" ''
   done <<'END'
-install --root
-install --uninstall --cni-bin
-image --name
-image --busybox
-image --name one --root
-release --output
-node-agent --node
-node-agent cidrs --kubeconfig
-node-agent --no-such-flag
-node-agent cidr
+install --root: --root wants a value
+install --uninstall --cni-bin: --cni-bin wants a value
+install --away: there is no --away
+image --name: --name wants a value
+image --busybox: --busybox wants a value
+image --name one --root: --root wants a value
+image one: there is no one
+release --output: --output wants a value
+release --input one: there is no --input
+node-agent --node: --node wants a value
+node-agent cidrs --kubeconfig: --kubeconfig wants a value
+node-agent --no-such-flag: there is no --no-such-flag
+node-agent cidr: there is no cidr
 bench add --against
 bench lb --against
 END
   expect 2 env UNDERPASS_PATHS=sideways UNDERPASS_LIBEXEC=/nowhere "$LAB_REPO/scripts/node-agent"
+  assert_contains "$stderr" 'UNDERPASS_PATHS is sideways: both or socket'
   assert_contains "$stderr" 'Usage: '
 }
 

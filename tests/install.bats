@@ -21,9 +21,9 @@ install_on_node1() {
   lab_in node1 env UNDERPASS_LIBEXEC="${OTHER:-$(lab_libexec)}" "$LAB_REPO/scripts/install" "$@"
 }
 
-# installed COMMAND POD: a CNI call by the plugin that was installed.
+# installed COMMAND POD [NETNS]: a CNI call by the plugin that was installed.
 installed() {
-  LAB_CNI_ARGS='' lab_in node1 env CNI_COMMAND="$1" CNI_CONTAINERID="$2" CNI_NETNS="/run/netns/$2" CNI_IFNAME=eth0 \
+  LAB_CNI_ARGS='' lab_in node1 env CNI_COMMAND="$1" CNI_CONTAINERID="$2" CNI_NETNS="${3-/run/netns/$2}" CNI_IFNAME=eth0 \
     CNI_PATH=/opt/cni/bin /opt/cni/bin/coordinator
 }
 
@@ -124,7 +124,7 @@ another_version() {
   install_on_node1
   [ "$(lab_in node1 readlink /opt/cni/bin/underpass.d)" != "$before" ] || fail 'the next one did not finish'
   expect 0 installed DEL between < <(lab_chained node1 between underlay46)
-  assert_equal "$(lab_in node1 sh -c 'ls -A /opt/cni/bin/.underpass | wc -l')" 4
+  assert_equal "$(lab_in node1 sh -c 'ls -A /opt/cni/bin/.underpass | wc -l')" 5
 }
 
 @test "what is written to the disk at once is what was copied, and no other file of the node's" {
@@ -186,6 +186,15 @@ only_theirs() {
     link) assert_equal "$(lab_in node1 readlink /opt/cni/bin/coordinator)" "/opt/theirs/$2" ;;
   esac || return
   assert_equal "$(lab_in node1 ls -A /opt/cni/bin)" coordinator
+}
+
+@test "a CNI directory that the plugin's first line or a shell would not find is refused" {
+  local directory
+  for directory in opt/cni '/opt/cni/a b' '/opt/cni/a&b' "/opt/cni/a'b"; do
+    expect 1 install_on_node1 --cni-bin "$directory"
+    assert_contains "$stderr" "$directory: the CNI directory is to be a path from / of letters, digits and"
+  done
+  expect 1 lab_in node1 test -e /opt/cni
 }
 
 @test "another vendor's coordinator that is a link is kept and comes back as well" {
@@ -718,6 +727,33 @@ keeper_waits() { pgrep --parent "$(<"$LAB/pid/keep")" --exact sleep; }
   expect 0 install_on_node1 --uninstall
   lab_in node1 rm -r /etc/NetworkManager /opt/cni
   assert_same "$before" "$(lab_in node1 find /opt /etc -xdev | sort)"
+}
+
+# up SECONDS FLAG: the installer, where the node started so long ago.
+up() {
+  printf '%s.00 0.00\n' "$1" >"$BATS_TEST_TMPDIR/uptime"
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_in node1 env UNDERPASS_LIBEXEC="$(lab_libexec)" unshare --mount sh -c 'mount --bind "$0" /proc/uptime && exec "$@"' \
+    "$BATS_TEST_TMPDIR/uptime" "$LAB_REPO/scripts/install" "$2"
+}
+
+@test "taken away where the node has started since, it stays until the runtime has deleted what there was before" {
+  local first
+  lab_pod node1 before plain46
+  # The node starts after it was to be taken away, or before.
+  for first in --uninstall --finish; do
+    install_on_node1
+    expect 0 installed ADD before < <(lab_chained node1 before underlay46)
+    [ $first = --finish ] || expect 3 install_on_node1 --uninstall
+    lab_in node1 sh -c 'rm -r /run/underpass/* && echo another >/opt/cni/bin/.underpass/boot'
+    expect 3 up 30 --uninstall
+    assert_contains "$stderr" 'the node started 30 s ago'
+    expect 3 up 599 --finish
+    expect 1 installed ADD before < <(lab_chained node1 before underlay46)
+    expect 0 installed DEL before '' < <(lab_chained node1 before underlay46)
+    expect 0 up 600 --finish
+    assert_equal "$(lab_in node1 ls -A /opt/cni/bin)" ''
+  done
 }
 
 @test "a pod whose ADD is under way while the plugin is taken away keeps it for its deletion" {

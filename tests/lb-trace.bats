@@ -30,7 +30,7 @@ PY
 }
 
 teardown() {
-  [ -z "${tracer-}" ] || trace_ends
+  [ -z "${tracer-}" ] || trace_ends || :
 }
 
 # trace_begins [ARGUMENT...]: traces into $trace from here on, and does not return before it does.
@@ -54,11 +54,13 @@ trace_has() {
   assert_equal "$(wc -l <"$trace")" "$1" || fail "$(<"$trace")" "$(<"$trace.err")"
 }
 
-# trace_ends [SIGNAL]
+# trace_ends [SIGNAL]: by that, and not before it by itself.
 trace_ends() {
+  local ended=0
   lab_in node1 kill "-${1:-TERM}" "$(<"$trace.pid")" || true
-  wait "$tracer" 2>/dev/null || true
+  wait "$tracer" 2>/dev/null || ended=$?
   tracer=
+  assert_equal "$ended" $((128 + $(kill -l "${1:-TERM}"))) || fail "$(<"$trace.err")"
 }
 
 # trace_of_calls COUNT [ARGUMENT...]: a trace of all the calls has so many lines.
@@ -223,7 +225,7 @@ PY
 @test "on a terminal a call is a line for people" {
   trace=$BATS_TEST_TMPDIR/trace
   # shellcheck disable=SC2016 # expanded by the inner shell
-  lab_in node1 script --quiet --flush --command "echo \$\$ >$trace.pid; exec $(lab_lb_program) trace 2>$trace.err" /dev/null \
+  lab_in node1 script --quiet --flush --return --command "echo \$\$ >$trace.pid; exec $(lab_lb_program) trace 2>$trace.err" /dev/null \
     >"$trace" </dev/null 3>&- &
   tracer=$!
   lab_until 30 grep -q tracing "$trace.err" || fail "$(<"$trace.err")"

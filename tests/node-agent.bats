@@ -626,6 +626,8 @@ END
   lab_stop agent
 }
 
+served_as_written() { [ "$(agent --metrics)" = "$(lab_in node1 curl -fsS http://localhost:10266/metrics)" ]; }
+
 @test "metrics of all parts and the health of those that follow are served over HTTP" {
   lab_until 20 agent --ready
   expect 0 lab_in node1 curl -fsS http://localhost:10266/metrics
@@ -634,6 +636,8 @@ END
   assert_equal "$(grep -E '^# (HELP|TYPE)' <<<"$output" | cut -d ' ' -f 2,3 | sort | uniq -d)" ''
   assert_equal "$(grep -A 4 '^# TYPE underpass_part_starts_total' <<<"$output" | sed -n 's/^underpass_part_starts_total{part="\([a-z]*\)"} [1-9].*/\1/p')" \
     $'cidrs\nmetrics\nscope\nservices'
+  # Written every two seconds; nothing is added, and nothing left out.
+  lab_until 20 served_as_written || fail "$(lab_in node1 curl -fsS http://localhost:10266/metrics)"
   expect 0 lab_in node1 curl -fsS http://localhost:10266/healthz
   assert_json "$output" 'keys' '["currentTime","lastUpdated"]'
   expect 0 lab_in node1 curl -fsS http://localhost:10266/livez

@@ -312,6 +312,46 @@ of_pods() {
   within 10 '.cidrs.pod == ["10.244.0.0/16"] and .podCIDRType.chosenBy == "plugin flannel in 10-flannel.conf"'
 }
 
+@test "a CNI configuration that is there and cannot be read is named, and so is a directory of them" {
+  local directory=/run/cni-closed objects=$LAB_REPO/tests/fixtures/cluster/calico.json
+  # without_rights: as the status's writer, who is not root.
+  without_rights() {
+    lab_in node1 setpriv --bounding-set=-dac_override,-dac_read_search "$(lab_libexec)/sync-cidrs" --from - --cni-directory "$directory" <"$objects"
+  }
+  lab_in node1 sh -c "mkdir $directory && cd $directory && printf '{\"type\": \"flannel\"}' | tee 05-closed.conf >10-flannel.conf &&
+    ln -s /none 20-nowhere.conf && chown 65532 05-closed.conf . && chmod 600 05-closed.conf"
+  expect 0 without_rights
+  assert_json "$output" '[.podCIDRType.chosenBy, (.problems[] | select(contains("cannot be read")))]' \
+    "[\"plugin flannel in 10-flannel.conf\",\"$directory/05-closed.conf cannot be read: Permission denied (os error 13); podCIDRType auto goes without it\"]"
+  lab_in node1 chmod 700 "$directory"
+  expect 0 without_rights
+  assert_json "$output" '[.podCIDRType.chosenBy, (.problems[] | select(contains("cannot be read")))]' \
+    "[\"the API has IPPools\",\"$directory cannot be read: Permission denied (os error 13); podCIDRType auto goes without it\"]"
+  # Who may read it goes by what is in there.
+  expect 0 lab_in node1 "$(lab_libexec)/sync-cidrs" --from - --cni-directory "$directory" <"$objects"
+  assert_json "$output" '[.podCIDRType.chosenBy, (.problems[] | select(contains("cannot be read")))]' '["plugin flannel in 05-closed.conf"]'
+}
+
+@test "a CNI configuration that is being written counts from when it is whole" {
+  local n
+  create "$(kubeadm_config 10.244.0.0/16)"
+  create "$(pool a 10.50.0.0/16)"
+  CNI_DIRECTORY=/run/cni-written
+  lab_in node1 mkdir "$CNI_DIRECTORY"
+  lab_in node1 sh -c 'printf "%s" "{\"type\": \"flannel\"}" >/run/cni-written/10-flannel.conf'
+  follow
+  within 5 '.cidrs.pod == ["10.244.0.0/16"]'
+  lab_in node1 ln "$(state)/cluster.json" "$(state)/before"
+  # Longer than from one look to the next.
+  for n in 1 2 3 4 5 6; do
+    lab_in node1 sh -c "printf '{\"some%s\"' $n >/run/cni-written/10-flannel.conf"
+    sleep 0.5
+  done
+  lab_in node1 sh -c 'printf "%s" "{\"type\": \"flannel\", \"whole\": true}" >/run/cni-written/10-flannel.conf'
+  sleep 3
+  lab_in node1 test "$(state)/cluster.json" -ef "$(state)/before" || fail "$(lab_in node1 cat "$(state)/cluster.json")"
+}
+
 @test "podCIDRType none: neither Services' CIDRs nor pods', as a SpiderCoordinator or our own ConfigMap says" {
   create "$(kubeadm_config 10.244.0.0/16)"
   create "$(config_map underpass settings 'podCIDRType: none')"

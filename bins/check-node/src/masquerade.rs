@@ -66,7 +66,7 @@ fn verdict(masquerade: &Masquerade, subnets: &[IpNet]) -> Check {
             }
         }
     };
-    Check { name: "masquerade", ok, msg, remedy: REMEDY.into() }
+    Check { name: "kube-proxy", ok, msg, remedy: REMEDY.into() }
 }
 
 const REMEDY: &str = "set masqueradeAll (iptables.masqueradeAll or nftables.masqueradeAll in kube-proxy's configuration, or \

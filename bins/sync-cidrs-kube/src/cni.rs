@@ -1,25 +1,41 @@
 //! Which plugin the node's default network has, read from the CNI configuration directory as the kubelet's runtime reads
 //! it: the first file by name that ends in .conf, .conflist or .json and is a network configuration.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    io::{self, ErrorKind},
+    path::Path,
+};
 
 use serde_json::Value;
 
-/// A configuration file: its name and its text.
-pub type File = (String, String);
+/// A configuration file: its name, and its text or why there is none.
+pub type File = (String, Result<String, String>);
 
-/// The files of a CNI configuration directory that count, by name. None where there is no such directory.
+/// The files of a CNI configuration directory that count, by name. None where there is no such directory; where it cannot be
+/// read, one without a name.
 pub fn read(directory: &Path) -> Vec<File> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let entries = match there(fs::read_dir(directory), directory) {
+        Some(Ok(entries)) => entries.flatten(),
+        Some(Err(problem)) => return vec![(String::new(), Err(problem))],
+        None => return vec![],
+    };
     let mut files: Vec<File> = entries
         .filter_map(|entry| {
-            let name = entry.file_name().into_string().ok()?;
+            let (name, path) = (entry.file_name().into_string().ok()?, entry.path());
             let counts = [".conf", ".conflist", ".json"].iter().any(|suffix| name.ends_with(suffix));
-            if counts { Some((name, fs::read_to_string(entry.path()).ok()?)) } else { None }
+            if counts { Some((name, there(fs::read_to_string(&path), &path)?)) } else { None }
         })
         .collect();
     files.sort();
     files
+}
+
+/// What was read, or why it was not; nothing where there is no such thing.
+fn there<T>(read: io::Result<T>, path: &Path) -> Option<Result<T, String>> {
+    let absent = |error: &io::Error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory);
+    let why = |error| format!("{} cannot be read: {error}; podCIDRType auto goes without it", path.display());
+    if read.as_ref().is_err_and(absent) { None } else { Some(read.map_err(why)) }
 }
 
 /// The default network's first plugin.
@@ -50,7 +66,7 @@ fn plugin(network: &Value, file: &str) -> Option<Plugin> {
 
 /// A file that the runtime would take: one that does not parse, or has no plugin, is passed over.
 fn network((name, text): &File) -> Option<(&str, Value)> {
-    let value: Value = serde_json::from_str(text).ok()?;
+    let value: Value = serde_json::from_str(text.as_ref().ok()?).ok()?;
     first_plugin(&value)?;
     Some((name, value))
 }
@@ -88,7 +104,7 @@ mod tests {
     use super::*;
 
     fn files(list: &[(&str, &str)]) -> Vec<File> {
-        list.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect()
+        list.iter().map(|(name, text)| ((*name).to_owned(), Ok((*text).to_owned()))).collect()
     }
 
     fn plugin(list: &[(&str, &str)]) -> Option<(String, String)> {
@@ -112,6 +128,7 @@ mod tests {
         for name in ["20.json", "10.conflist", "05.conf.bak", "30.conf", "00.yaml"] {
             fs::write(directory.join(name), CALICO).unwrap();
         }
+        fs::create_dir_all(directory.join("00.conf")).unwrap();
         let names: Vec<_> = read(&directory).into_iter().map(|(name, _)| name).collect();
         fs::remove_dir_all(&directory).unwrap();
         assert_eq!(names, ["10.conflist", "20.json", "30.conf"]);

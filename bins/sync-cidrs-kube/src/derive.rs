@@ -131,6 +131,8 @@ impl Survey<'_> {
 
     /// What podCIDRType auto means here: the node's CNI configuration decides, and where there is none, the API.
     fn detect(&self) -> Asked<(PodCidrType, String)> {
+        let problems = self.options.cni.iter().filter_map(|(_, text)| text.as_ref().err());
+        problems.for_each(|problem| self.problem(problem.clone()));
         if let Some(Plugin { name, ipam, file }) = cni::default_plugin(&self.options.cni) {
             let chosen = match (&*name, &*ipam) {
                 // Canal, and others that give their addresses otherwise: no pool is used, even if there is one.

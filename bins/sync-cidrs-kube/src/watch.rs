@@ -15,7 +15,8 @@ use tokio::{
 };
 
 use crate::{
-    api, cni,
+    api,
+    cni::{self, File},
     derive::{Cluster, derive},
     kind::Kind,
     publish::Publisher,
@@ -35,6 +36,8 @@ struct Follower {
     client: Client,
     options: Options,
     cni_directory: PathBuf,
+    /// The CNI configuration at the last look.
+    cni: Vec<File>,
     world: World,
     health: Health<Kind>,
     /// Why what follows from all that is known is not taken; empty where it is.
@@ -56,6 +59,7 @@ pub async fn follow(
 ) -> anyhow::Result<()> {
     let mut follower = Follower {
         client,
+        cni: options.cni.clone(),
         options,
         cni_directory,
         world: World::default(),
@@ -73,7 +77,7 @@ pub async fn follow(
     loop {
         tokio::select! {
             Some(news) = follower.news.next() => news.into_iter().for_each(|(kind, event)| follower.note(kind, event)),
-            _ = tick.tick() => follower.options.cni = cni::read(&follower.cni_directory),
+            _ = tick.tick() => follower.look(),
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
         }
@@ -91,6 +95,12 @@ pub async fn follow(
 }
 
 impl Follower {
+    /// Reads the CNI configuration again. What is not as it was at the last look may be half written.
+    fn look(&mut self) {
+        let cni = cni::read(&self.cni_directory);
+        if cni == self.cni { self.options.cni = cni } else { self.cni = cni }
+    }
+
     fn note(&mut self, kind: Kind, event: Event<Value>) {
         // News of a watch that has just been ended may still be among those that came together.
         if self.watches.contains_key(&kind) {

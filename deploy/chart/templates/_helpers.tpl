@@ -41,6 +41,30 @@
 {{- define "underpass.maps" -}}
 {{- range $map, $size := .Values.maps }}{{ with $size }} --max-{{ $map }} {{ int64 . }}{{ end }}{{ end }}
 {{- end }}
+{{- /* The beginning of a DaemonSet on nodes: .component, and the names of its .containers. */ -}}
+{{- define "underpass.daemonset" -}}
+apiVersion: apps/v1
+kind: DaemonSet
+metadata:
+  name: underpass-{{ .component }}
+  namespace: {{ .Release.Namespace }}
+  labels: {app.kubernetes.io/name: underpass, app.kubernetes.io/component: {{ .component }}}
+spec:
+  selector:
+    matchLabels: {app.kubernetes.io/name: underpass, app.kubernetes.io/component: {{ .component }}}
+  updateStrategy:
+    rollingUpdate: {maxUnavailable: {{ .Values.node.maxUnavailable }}}
+  template:
+    metadata:
+      labels: {app.kubernetes.io/name: underpass, app.kubernetes.io/component: {{ .component }}}
+      {{- if semverCompare "<1.30-0" .Capabilities.KubeVersion.Version }}
+      # The API refuses one that names no container.
+      annotations:
+        {{- range .containers }}
+        container.apparmor.security.beta.kubernetes.io/{{ . }}: unconfined
+        {{- end }}
+      {{- end }}
+{{- end }}
 {{- /* What pods on nodes share; .nodes has the nodeSelector and the affinity that choose these. */ -}}
 {{- define "underpass.pod" -}}
 serviceAccountName: underpass-node

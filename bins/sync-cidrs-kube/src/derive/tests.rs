@@ -252,7 +252,7 @@ fn ciliums_ipam_mode_decides() {
 fn auto_goes_by_the_nodes_cni_configuration_and_without_one_by_what_the_api_has() {
     let both = [objects("calico.json"), objects("cilium-cluster-pool.json"), objects("kubeadm.json")];
     let chosen = |cni: &[(&str, &str)], documents: &[Value]| {
-        let cni = cni.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+        let cni = cni.iter().map(|(name, text)| ((*name).to_owned(), Ok((*text).to_owned()))).collect();
         answer(documents, &Options { cni, ..Options::default() }).pod_cidr_type
     };
     let (calico, cilium, flannel) = (r#"{"type": "calico"}"#, r#"{"type": "cilium-cni"}"#, r#"{"type": "flannel"}"#);
@@ -369,7 +369,7 @@ fn canal_has_its_pods_from_its_nodes_and_not_from_calicos_pool() {
     let from = |key| json!([format!("rke2-canal-config, {key}")]);
     let expected = json!({"10.42.0.0/16": from("Network"), "2001:cafe:42::/56": from("IPv6Network")});
     let with = |cni: Vec<File>| answer(&[objects("canal.json")], &Options { cni, ..Options::default() });
-    let by_plugin = with(vec![("10-canal.conflist".to_owned(), canal.to_owned())]);
+    let by_plugin = with(vec![("10-canal.conflist".to_owned(), Ok(canal.to_owned()))]);
     assert_eq!(sourced(&by_plugin).1, expected);
     assert_eq!(by_plugin.chosen_by, "plugin calico with ipam host-local in 10-canal.conflist");
     let by_api = with(vec![]);
@@ -379,7 +379,7 @@ fn canal_has_its_pods_from_its_nodes_and_not_from_calicos_pool() {
 
 #[test]
 fn calicos_pools_count_as_its_own_api_has_them_where_its_programs_keep_none() {
-    let calico = [("10.conf".to_owned(), r#"{"type": "calico", "ipam": {"type": "calico-ipam"}}"#.to_owned())];
+    let calico = [("10.conf".to_owned(), Ok(r#"{"type": "calico", "ipam": {"type": "calico-ipam"}}"#.to_owned()))];
     for cni in [vec![], calico.to_vec()] {
         let options = Options { cni, ..Options::default() };
         let both = [objects("calico-v3.json"), objects("kubeadm.json")];
