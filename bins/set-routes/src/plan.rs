@@ -261,7 +261,7 @@ fn own_table(document: &PodDocument, mode: &Mode, table: &NicTable) -> Result<Ve
     Ok(routes)
 }
 
-/// On the node, each of the interface's addresses through the container's link, in a table that is looked up before
+/// On the node, each of the interface's addresses to which it leads through the container's link, in a table that is looked up before
 /// the main one.
 fn to_the_pod(document: &PodDocument) -> Vec<Route> {
     let Some(mode) = &document.mode else { return vec![] };
@@ -274,7 +274,7 @@ fn to_the_pod(document: &PodDocument) -> Vec<Route> {
             Some(Route { gateway, onlink: true, ..Route::new(IpNet::from(address), &side.dev, table) })
         }
     };
-    mode.nic.addresses.iter().filter_map(|net| towards(net.addr())).collect()
+    mode.led_addresses().filter_map(towards).collect()
 }
 
 /// The user's own routes for the interface in the main table: all but default routes, if it has a table of its own.
