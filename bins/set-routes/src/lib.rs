@@ -85,10 +85,11 @@ async fn in_the_pod(document: &mut PodDocument, kernel: &Kernel) -> io::Result<V
     Ok(routes.into_iter().zip(ours).map(found).collect())
 }
 
-/// In DEL: whether the pod's overlay interface is still another attachment's way into the node. The node knows: it has a
-/// route by way of that interface to each attachment's addresses.
+/// In DEL: whether the pod's overlay interface is still another attachment's way into the node. Where its document was lost, the node
+/// may know: it has a route by way of that interface to each attachment's addresses, if it has a link to it.
 async fn uplink_needed(document: &PodDocument, kernel: &Kernel, pod: &Pod) -> io::Result<bool> {
-    if document.is_first() || pod.netlink.link(POD_VETH).await?.is_some() {
+    let opened = document.others.iter().any(|other| other.opens_uplink);
+    if opened || document.is_first() || pod.netlink.link(POD_VETH).await?.is_some() {
         return Ok(true);
     }
     let (own, uplink) = (document.nic_addresses(), overlay_addresses(document, kernel).await?);
