@@ -689,6 +689,20 @@ twice_served() {
   twice_served six6
 }
 
+@test "a pod to which no route of the node leads needs no rule there, and passes CHECK when the last pod that did has gone" {
+  local before
+  before=$(lab_in node2 ip -6 rule show)
+  lab_network_config node2 six6 6 "$(lab_coordinator_json 46)"
+  lab_overlay_pod node2 led-nowhere calico 4
+  lab_attach node2 led-nowhere six6 net1
+  assert_same "$before" "$(lab_in node2 ip -6 rule show)"
+  lab_pod node2 passing underlay46
+  lab_pod_delete node2 passing underlay46
+  assert_same "$before" "$(lab_in node2 ip -6 rule show)"
+  lab_cnitool node2 check six6 led-nowhere net1
+  lab_pod_delete node2 led-nowhere six6 net1
+}
+
 @test "an overlay pod's result is prevResult as it was; in CNI 1.1.0 the default route that moved names its table" {
   local version
   for version in 0.4.0 1.0.0 1.1.0; do

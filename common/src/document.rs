@@ -520,11 +520,12 @@ impl Mode {
     }
 
     /// The interface's addresses to which the node leads by a route of ours: in underlay mode, of the families that the pod's first
-    /// interface has.
+    /// interface has; in overlay mode, of those of which the node has a link to that.
     pub fn led_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         let is_led = |address: &IpAddr| match self.kind {
             ModeKind::Underlay => self.uplink.source(Family::of(*address)).is_some(),
-            ModeKind::Overlay | ModeKind::Disable => true,
+            ModeKind::Overlay => self.host_side.iter().any(|side| Family::same(side.address, *address)),
+            ModeKind::Disable => false,
         };
         self.nic.addresses.iter().map(IpNet::addr).filter(is_led)
     }
