@@ -556,6 +556,15 @@ cidrs() { jq -nc --argjson count "$1" '[range($count) | "20.\(. / 128 | floor).\
   assert_pod_clean
 }
 
+@test "thousands of CIDRs are led through the node, and DEL, whose document has the operations of ADD too, takes them away" {
+  configure ".hijackCIDR = $(cidrs 2500)"
+  succeeds ADD
+  assert_equal "$(lab_in "node1/$POD" ip route show proto 85 | grep -c '^20\.')" 2500
+  succeeds DEL
+  assert_node_clean
+  assert_pod_clean
+}
+
 @test "what the kernel refuses of the node's nftables table fails ADD, however many CIDRs of pods there are" {
   local count
   # A chain of ours that is no base chain.
