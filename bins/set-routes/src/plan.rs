@@ -8,7 +8,7 @@ use std::{
 use common::{
     document::{Cidrs, Mode, ModeKind, NicTable, PodDocument},
     failure::Failure,
-    names::{POD_VETH, host_veth},
+    names::POD_VETH,
     object::{Family, MAIN_TABLE, Object, PROTOCOL, PROTOCOL_BOOT, PROTOCOL_KERNEL, Placed, Route},
     settings::PolicyRoute,
 };
@@ -193,13 +193,11 @@ fn is_last(document: &PodDocument, routes: &[Route], of_first: &BTreeSet<u32>, r
     routes.iter().filter(further).all(|route| known.contains(&route.dev.as_str()))
 }
 
-/// Whether a route of the node's leads to this pod, which has the addresses `pod`.
-pub fn leads_to_this_pod(document: &PodDocument, route: &Route, pod: &[IpAddr]) -> bool {
+/// Whether a route of the node's leads to this pod by its overlay interface, which has the addresses `pod`.
+pub fn leads_by_overlay(document: &PodDocument, route: &Route, pod: &[IpAddr]) -> bool {
     let through_overlay = |address: &IpAddr| route.gateway == Some(*address);
     let sides = document.mode.iter().flat_map(|mode| &mode.host_side).map(|side| side.address);
-    route.dev == host_veth(&document.request.container_id)
-        || pod.iter().any(through_overlay)
-        || sides.into_iter().any(|address| through_overlay(&address))
+    pod.iter().any(through_overlay) || sides.into_iter().any(|address| through_overlay(&address))
 }
 
 /// The way into the node: its addresses, and the CIDRs behind it.
