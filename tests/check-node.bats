@@ -164,6 +164,13 @@ EOF2
   lab_stop networkd
 }
 
+@test "a state directory that is there and cannot be written, as on a read-only file system, is named" {
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  run --separate-stderr lab_in node1 unshare -m sh -c 'mkdir -p /run/underpass && mount -t tmpfs -o ro none /run/underpass && exec "$0"' \
+    "$(lab_libexec)/check-node"
+  assert_json "$output" '.checks[] | select(.name == "state").ok' false
+}
+
 @test "what two processes say of a kube-proxy is said once, as while it is about to start another program" {
   proxy --masquerade-all=0
   lab_spawn about-to-start node1 bash -c 'exec -a kube-proxy bash -c "read -rt 60 <> <(:)" - --masquerade-all=0'
