@@ -313,6 +313,25 @@ advertised() {
   served hardened 4 6
 }
 
+@test "a further NIC's IPv6 address that has no host path, for the first NIC has IPv4 only, stops no ADD where the pair's node end has no IPv6" {
+  local mtu disabled
+  while read -r mtu disabled; do
+    lab_in node1 sysctl -qw "net.ipv6.conf.default.disable_ipv6=$disabled"
+    lab_network_config node1 underlay4 4 "$(lab_coordinator_json 4 | jq -c ".vethMTU = $mtu")"
+    lab_pod node1 "only$mtu" underlay4
+    lab_attach node1 "only$mtu" underlay46 net1
+    served "only$mtu" 4
+    expect 0 lab_in node1 ping -c 1 -W 2 "$(lab_address "node1/only$mtu" 4 net1)"
+    lab_cnitool node1 check underlay46 "only$mtu" net1
+    lab_cnitool node1 check underlay4 "only$mtu"
+    lab_cnitool node1 del underlay46 "only$mtu" net1
+    lab_pod_delete node1 "only$mtu" underlay4
+  done <<'EOF2'
+1200 0
+0 1
+EOF2
+}
+
 @test "new links of the node do not forward by default, or take router advertisements: pods are served, and are no routers" {
   local host
   lab_in node1 sysctl -qw net.ipv4.conf.default.forwarding=0 net.ipv6.conf.default.forwarding=0 net.ipv6.conf.default.accept_ra=2

@@ -129,23 +129,46 @@ EOF
   assert_contains "$output" fd00:6
 }
 
-@test "what systemd-networkd is configured to do is read where it runs, which may not be where check-node does" {
-  local own
+@test "what systemd-networkd is configured to do is read where it runs, which may not be where check-node does, as it reads it itself" {
+  local own ok command
   # networkd OK: what check-node says of it.
   networkd() {
     run --separate-stderr lab_in node1 "$(lab_libexec)/check-node"
     assert_json "$output" '.checks[] | select(.name == "networkd").ok' "$1"
   }
   # shellcheck disable=SC2016 # expanded by the inner shell
-  lab_spawn networkd node1 unshare -m sh -c 'mkdir -p /run/systemd && mount -t tmpfs none /run/systemd && mkdir /run/systemd/networkd.conf.d &&
-    printf "[Network]\nManageForeignRoutes=no\nManageForeignRoutingPolicyRules=no\n" >/run/systemd/networkd.conf.d/own.conf &&
+  lab_spawn networkd node1 unshare -m sh -c 'for directory in /etc /run/systemd /usr/local/lib; do
+      mkdir -p $directory && mount -t tmpfs none $directory || exit
+    done
+    mkdir -p /run/systemd/networkd.conf.d /etc/systemd/networkd.conf.d /usr/local/lib/systemd/networkd.conf.d
     ln -sf "$(command -v sleep)" /run/systemd-network && exec /run/systemd-network 60'
   own=/proc/$(<"$LAB/pid/networkd")
   lab_until 5 grep -qx systemd-network "$own/comm"
-  networkd true
-  rm "$own/root/run/systemd/networkd.conf.d/own.conf"
-  networkd false
+  printf '[Network]\nManageForeignRoutes=no\nManageForeignRoutingPolicyRules=no\n' >"$BATS_TEST_TMPDIR/no"
+  printf '[Network]\nManageForeignRoutes=yes\n' >"$BATS_TEST_TMPDIR/yes"
+  while IFS='|' read -r ok command; do
+    (cd "$own/root" && eval "$command")
+    networkd "$ok" || fail "$command"
+  done <<'EOF2'
+false|true
+true|cp "$BATS_TEST_TMPDIR/no" run/systemd/networkd.conf.d/own.conf
+false|: >etc/systemd/networkd.conf.d/own.conf
+false|ln -sf /dev/null etc/systemd/networkd.conf.d/own.conf
+true|rm etc/systemd/networkd.conf.d/own.conf
+false|cp "$BATS_TEST_TMPDIR/yes" usr/local/lib/systemd/networkd.conf.d/zone.conf
+false|rm usr/local/lib/systemd/networkd.conf.d/zone.conf run/systemd/networkd.conf.d/own.conf
+true|cp "$BATS_TEST_TMPDIR/no" usr/local/lib/systemd/networkd.conf
+false|: >run/systemd/networkd.conf
+true|cp "$BATS_TEST_TMPDIR/no" etc/systemd/networkd.conf
+EOF2
   lab_stop networkd
+}
+
+@test "a state directory that is there and cannot be written, as on a read-only file system, is named" {
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  run --separate-stderr lab_in node1 unshare -m sh -c 'mkdir -p /run/underpass && mount -t tmpfs -o ro none /run/underpass && exec "$0"' \
+    "$(lab_libexec)/check-node"
+  assert_json "$output" '.checks[] | select(.name == "state").ok' false
 }
 
 @test "what two processes say of a kube-proxy is said once, as while it is about to start another program" {

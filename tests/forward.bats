@@ -25,11 +25,16 @@ teardown() {
   remedy -D 2>/dev/null || true
 }
 
-# says OK: what check-node says of forwarded packets; the checks are in $output.
+# says OK: what check-node says of forwarded packets, whether it is told the underlay's subnets or has to look at the pods that run; the checks are in
+# $output.
 says() {
-  run --separate-stderr lab_in node1 "$(lab_libexec)/check-node" --subnet 10.6.0.0/16 --subnet fd00:6::/64
-  output=$(jq -c '[.checks[] | select(.name == "forward")]' <<<"$output")
-  assert_json "$output" 'all(.ok)' "$1"
+  local subnets
+  for subnets in '--subnet 10.6.0.0/16 --subnet fd00:6::/64' ''; do
+    # shellcheck disable=SC2086 # several words
+    run --separate-stderr lab_in node1 "$(lab_libexec)/check-node" $subnets
+    output=$(jq -c '[.checks[] | select(.name == "forward")]' <<<"$output")
+    assert_json "$output" 'all(.ok)' "$1" || fail "$subnets" || return
+  done
 }
 
 # The ways through the node that need no translation, or keep the client's address: by answer, one of assert_answer's.
@@ -64,6 +69,21 @@ remedy() {
   says false
   lab_in node1 rm /run/underpass/cluster.json
   assert_contains "$output" '--src-group 91 '
+}
+
+@test "a rule by the address of any pod that runs is named once, whichever subnet the pod is in" {
+  local subnet
+  lab_network 7 eth1
+  lab_network_config node1 farther46 46 "$(lab_coordinator_json 46)" eth1
+  lab_pod node1 farther farther46
+  for subnet in 10.6.0.0/16 10.7.0.0/16; do
+    lab_in node1 iptables -A FORWARD -s $subnet -j DROP
+    run --separate-stderr lab_in node1 "$(lab_libexec)/check-node"
+    lab_in node1 iptables -D FORWARD -s $subnet -j DROP
+    assert_json "$output" '[.checks[] | select(.name == "forward").msg]' \
+      '["chain FORWARD of table ip filter drops what goes from a pod to an overlay pod over IPv4"]'
+  done
+  lab_pod_delete node1 farther farther46
 }
 
 @test "with iptables' policy DROP a Service still works, but what is not translated does not, and check-node says so" {

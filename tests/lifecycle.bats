@@ -125,6 +125,17 @@ assert_reachable() {
   assert_pod_clean
 }
 
+@test "DEL takes all away also where somebody has renamed the node's end of the pair" {
+  local host
+  succeeds ADD
+  host=$(jq -r '.interfaces[1].name' <<<"$lab_stdout")
+  lab_in node1 ip link set "$host" name other0
+  [ -n "$(lab_in node1 ip route show table 500 dev other0)" ]
+  succeeds DEL
+  assert_node_clean
+  assert_pod_clean
+}
+
 @test "DEL after the network namespace has gone takes all away from the node" {
   succeeds ADD
   lab_in node1 ip netns delete "$POD"
@@ -551,6 +562,15 @@ cidrs() { jq -nc --argjson count "$1" '[range($count) | "20.\(. / 128 | floor).\
   assert_equal "$(lab_in "node1/$POD" ip route show proto 85 | grep -c '^20\.')" 1024
   succeeds CHECK
   succeeds ADD
+  succeeds DEL
+  assert_node_clean
+  assert_pod_clean
+}
+
+@test "thousands of CIDRs are led through the node, and DEL, whose document has the operations of ADD too, takes them away" {
+  configure ".hijackCIDR = $(cidrs 2500)"
+  succeeds ADD
+  assert_equal "$(lab_in "node1/$POD" ip route show proto 85 | grep -c '^20\.')" 2500
   succeeds DEL
   assert_node_clean
   assert_pod_clean

@@ -340,6 +340,20 @@ network() {
   assert_equal "$(lab_in node1 ip route show table 500 dev eth0)$(lab_in node1 ip neighbour show nud permanent dev eth0)" ''
 }
 
+@test "DEL of net1 takes away what it has on the node's end of the pair, and nothing else, also where somebody has renamed that" {
+  local before host
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  on_pair() { lab_in node1 sh -c 'for f in -4 -6; do ip $f route show table 500 dev "$0"; ip $f neighbour show nud permanent dev "$0"; done' "$1"; }
+  by_hand
+  host=$(jq -r '.interfaces[1].name' <<<"$lab_stdout")
+  before=$(on_pair "$host")
+  attempt ADD underlay46 net1
+  lab_in node1 ip link set "$host" name other0
+  [ "$before" != "$(on_pair other0)" ]
+  attempt DEL underlay46 net1
+  assert_same "$before" "$(on_pair other0)"
+}
+
 @test "DEL of a further NIC takes all away when the namespace has gone, our state file is lost, or there is no prevResult" {
   local lost before config
   for lost in namespace state prevResult all; do

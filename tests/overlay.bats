@@ -651,6 +651,58 @@ strange() {
   lab_in node1 ip link delete ovn0
 }
 
+# twice_served NETWORK: DEL of one of the pod's net1 and net2, which are there, leaves the other its way to Services; DEL of both leaves nothing.
+twice_served() {
+  local first last nic
+  NODE_BEFORE=$(node_state)
+  on() { CONFIG=$(lab_chained node1 "$POD" "$network" "$2") coordinator "$1" "$2"; }
+  local network=$1
+  for first in net1 net2; do
+    last=net$((3 - ${first#net}))
+    for nic in net1 net2; do on ADD $nic; done
+    on DEL $first
+    on CHECK $last
+    on DEL $last
+    assert_equal "$(lab_snapshot "node1/$POD" | grep -e 'proto 85' -e 'table inet')" ''
+    assert_same "$NODE_BEFORE" "$(node_state)"
+  done
+}
+
+@test "DEL leaves the pod's way to Services to another NIC also where the node has no route to the pod by the overlay, as to a virtual function" {
+  POD=functional
+  lab_in node1 ip link add ovn0 type veth peer name ovn1
+  lab_in node1 ip link set ovn1 up
+  lab_in node1 ip link set ovn0 up
+  lab_in node1 ip address add 10.233.60.2/24 dev ovn0
+  strange $POD 10.233.60.7/16
+  lab_attach node1 $POD plain46 net2
+  twice_served underlay46
+  lab_in node1 ip netns delete $POD
+  lab_in node1 ip link delete ovn0
+}
+
+@test "DEL leaves the pod's way to Services to another NIC also where both have a family alone that the overlay has not" {
+  lab_network_config node1 six6 6 "$(lab_coordinator_json 46)"
+  sandbox calico 4
+  lab_attach node1 "$POD" plain6 net1
+  lab_attach node1 "$POD" plain6 net2
+  twice_served six6
+}
+
+@test "a pod to which no route of the node leads needs no rule there, and passes CHECK when the last pod that did has gone" {
+  local before
+  before=$(lab_in node2 ip -6 rule show)
+  lab_network_config node2 six6 6 "$(lab_coordinator_json 46)"
+  lab_overlay_pod node2 led-nowhere calico 4
+  lab_attach node2 led-nowhere six6 net1
+  assert_same "$before" "$(lab_in node2 ip -6 rule show)"
+  lab_pod node2 passing underlay46
+  lab_pod_delete node2 passing underlay46
+  assert_same "$before" "$(lab_in node2 ip -6 rule show)"
+  lab_cnitool node2 check six6 led-nowhere net1
+  lab_pod_delete node2 led-nowhere six6 net1
+}
+
 @test "an overlay pod's result is prevResult as it was; in CNI 1.1.0 the default route that moved names its table" {
   local version
   for version in 0.4.0 1.0.0 1.1.0; do

@@ -193,6 +193,29 @@ through_node() {
   assert_equal "$(through_node)" 10.96.0.0/12
 }
 
+@test "CHECK and DEL go by the cluster's settings that ADD found, as the agent does, and CHECK by its CIDRs of today, or the last ones that it knew" {
+  local pods='{"settings": {}, "cidrs": {"service": ["10.233.64.0/18"], "pod": ["10.233.0.0/18"]}}' changed
+  changed='.settings = {podRPFilter: 1, linkGroup: 90, overlayMasquerade: true, txQueueLen: 7, podMACPrefix: "0a:1b", vethMTU: 1400, rulePriority: 70}'
+  cluster_says() { lab_in node1 sh -c 'mkdir -p /run/underpass && cat >/run/underpass/cluster.json' <<<"$1"; }
+  cluster_says "$(jq -c '.settings.podRPFilter = -1' <<<"$pods")"
+  added 'del(.serviceCIDR, .overlayPodCIDR)'
+  CONFIG=$(jq -c ".prevResult = $lab_stdout" <<<"$CONFIG")
+  cluster_says "$(jq -c "$changed" <<<"$pods")"
+  checked eth0 "$CONFIG"
+  cluster_says "$(jq -c "$changed | .cidrs.service += [\"10.77.0.0/16\"]" <<<"$pods")"
+  coordinator CHECK .
+  assert_json "$lab_stdout" .code 101
+  assert_equal "$(jq -r .details <<<"$lab_stdout" | grep -vc 10.77.0.0/16)" 0
+  lab_in node1 rm /run/underpass/cluster.json
+  checked eth0 "$CONFIG"
+  cluster_says "$pods"
+  further 'del(.serviceCIDR, .overlayPodCIDR) | .podDefaultRouteNic = "net1"'
+  assert_json "$(pod_ip route show default)" '[.[].dev]' '["net1"]'
+  cluster_says "$(jq -c '.settings.podDefaultCniNic = "lan0"' <<<"$pods")"
+  lab_plugin node1 coordinator DEL "$POD" net1 <<<"$NET1"
+  assert_json "$(pod_ip route show default)" '[.[].dev]' '["eth0"]'
+}
+
 @test "hijackCIDR: addresses and CIDRs, and their packets leave by the way into the node" {
   added '.hijackCIDR = ["169.254.20.10", "198.51.100.0/24", "2001:db8::1"]'
   local address

@@ -519,6 +519,17 @@ impl Mode {
         self.node_addresses.iter().copied().filter(|address| self.uplink.source(Family::of(*address)).is_some())
     }
 
+    /// The interface's addresses to which the node leads by a route of ours: in underlay mode, of the families that the pod's first
+    /// interface has; in overlay mode, of those of which the node has a link to that.
+    pub fn led_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let is_led = |address: &IpAddr| match self.kind {
+            ModeKind::Underlay => self.uplink.source(Family::of(*address)).is_some(),
+            ModeKind::Overlay => self.host_side.iter().any(|side| Family::same(side.address, *address)),
+            ModeKind::Disable => false,
+        };
+        self.nic.addresses.iter().map(IpNet::addr).filter(is_led)
+    }
+
     /// The node's addresses of a family.
     pub fn node_addresses(&self, family: Family) -> impl Iterator<Item = IpAddr> + '_ {
         self.node_addresses.iter().copied().filter(move |address| Family::of(*address) == family)

@@ -22,7 +22,7 @@ use self::cli::Output;
 pub use self::{
     cli::{About, cli, cli_with_plan, matches, parse},
     messages::init_log,
-    stdio::{MAX_DOCUMENT, answer, end, fail, print, print_json, read_document, read_input},
+    stdio::{answer, end, fail, print, print_json, read_document, read_input},
     tool::{Change, Tool, Undone, converge},
 };
 use crate::{

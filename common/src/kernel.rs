@@ -5,8 +5,8 @@ use std::{env, fs, io, iter, ops::Range, path::PathBuf};
 use crate::{
     document::{PodDocument, Request},
     failure::{Code, Context, Failure},
-    marks,
-    netlink::{Netlink, is_absent},
+    marks, names,
+    netlink::{Link, Netlink, is_absent},
     netns::{NetnsError, NetnsFile},
     object::{LinkAddress, Netns, Object, Operation, Placed, QueueLength, Sysctl, Transit},
     plan::Found,
@@ -66,6 +66,22 @@ impl Kernel {
     /// When the request named no namespace.
     pub fn pod(&self) -> Result<&Pod, Failure> {
         self.pod.as_ref().ok_or_else(|| Failure::new(Code::InvalidEnvironment, "CNI_NETNS is not set"))
+    }
+
+    /// The node's end of a container's veth pair. Where none has its name, somebody may have renamed it: then it is the one whose
+    /// alias names the container.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn host_veth(&self, container_id: &str) -> io::Result<Option<Link>> {
+        if let Some(link) = self.node.link(&names::host_veth(container_id)).await? {
+            return Ok(Some(link));
+        }
+        let is_its = |link: &Link| {
+            let container = names::parse_alias(&link.alias).and_then(|(attachment, _)| attachment.split_once('/'));
+            container.is_some_and(|(container, _)| container == container_id)
+        };
+        Ok(self.node.links().await?.into_iter().find(is_its))
     }
 
     /// Applies operations in order. When one fails, those before it are undone, last first.

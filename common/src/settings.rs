@@ -306,16 +306,28 @@ impl Settings {
     /// Resolves every setting. A value that is not allowed leaves the default in place and adds a failure, so that a
     /// teardown can go on with what is left.
     pub fn resolve(config: &Value, cluster: &Value) -> (Self, Vec<Failure>) {
-        let (mut settings, mut failures) = (Self::default(), vec![]);
+        Self::default().overridden(&[config, cluster])
+    }
+
+    /// What a configuration of today makes of these settings of a running pod: what it leaves open stays, whatever the cluster's
+    /// defaults are now. The CIDRs are those of `now`, for they can change in a running pod.
+    pub fn in_running_pod(self, config: &Value, now: Self) -> Self {
+        let Self { service_cidr, overlay_pod_cidr, hijack_cidr, .. } = now;
+        Self { service_cidr, overlay_pod_cidr, hijack_cidr, ..self.overridden(&[config]).0 }
+    }
+
+    /// These settings, and in place of each that one of the sources sets, what the first of them does.
+    fn overridden(mut self, sources: &[&Value]) -> (Self, Vec<Failure>) {
+        let mut failures = vec![];
         for setting in SETTINGS {
-            let mut set = [config, cluster].into_iter().filter_map(|source| source.get(setting.key));
+            let mut set = sources.iter().filter_map(|source| source.get(setting.key));
             if let Some(value) = set.find(|value| !is_unset(value))
-                && !(setting.read)(&mut settings, value)
+                && !(setting.read)(&mut self, value)
             {
                 failures.push(setting.refusal(value));
             }
         }
-        (settings, failures)
+        (self, failures)
     }
 }
 

@@ -82,16 +82,24 @@ fn obstacles(ruleset: &Ruleset, group: u32, subnets: &[IpNet]) -> Vec<Obstacle> 
     let mut obstacles = vec![];
     for base in &ruleset.bases {
         let packets = Family::ALL.into_iter().filter(|family| base.table.has(*family)).flat_map(|family| {
-            let pod = subnets.iter().find(|net| Family::of(net.addr()) == family).map(IpNet::network);
-            let packet = |what, from_pod, status| Packet { what, family, from_pod, pod, status };
+            let of_family = subnets.iter().filter(|net| Family::of(net.addr()) == family);
+            let mut pods: Vec<_> = of_family.map(|net| Some(net.network())).collect();
+            if pods.is_empty() {
+                pods.push(None);
+            }
+            let packets = |what, from_pod, status| {
+                pods.iter().map(|pod| Packet { what, family, from_pod, pod: *pod, status }).collect::<Vec<_>>()
+            };
             [
-                packet("from a pod to an overlay pod", true, 0),
-                packet("to a pod from an overlay pod", false, 0),
-                packet("to a pod from a client of its NodePort", false, TRANSLATED),
+                packets("from a pod to an overlay pod", true, 0),
+                packets("to a pod from an overlay pod", false, 0),
+                packets("to a pod from a client of its NodePort", false, TRANSLATED),
             ]
+            .concat()
         });
         let dropped = packets.filter(|packet| Walk { ruleset, packet, group }.base(base) == Verdict::Drop);
-        let what = dropped.map(|packet| format!("{} over {}", packet.what, packet.family)).collect::<Vec<_>>();
+        let mut what: Vec<_> = dropped.map(|packet| format!("{} over {}", packet.what, packet.family)).collect();
+        what.dedup();
         if !what.is_empty() {
             obstacles.push(Obstacle { place: format!("chain {} of {}", base.name, base.table), what: what.join(", ") });
         }

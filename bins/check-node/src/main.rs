@@ -43,8 +43,9 @@ fn main() -> ExitCode {
     let running: Vec<IpNet> = pods.iter().flatten().copied().map(IpNet::from).collect();
     let mut checks = node::check(running.iter().chain(&subnets));
     checks.extend(networkd::check());
-    checks.extend(forward::check(&subnets));
-    checks.extend(masquerade::check(if subnets.is_empty() { &running } else { &subnets }));
+    let addresses = if subnets.is_empty() { &running } else { &subnets };
+    checks.extend(forward::check(addresses));
+    checks.extend(masquerade::check(addresses));
     checks.extend(rules::check(pods));
     checks.extend(balancers::check(flags.get_one::<PathBuf>("cgroup").map(PathBuf::as_path)));
     let code = if checks.iter().all(|check| check.ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE };

@@ -1,14 +1,15 @@
 //! systemd-networkd, which by default takes away the rules and routes that it did not make itself, whenever it starts.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
 
 use crate::check::Check;
 
-/// Where its configuration is; a later file wins (networkd.conf(5)).
-const DIRECTORIES: [&str; 3] = ["usr/lib/systemd", "run/systemd", "etc/systemd"];
+/// Where its configuration is. A file takes the place of one of the same name in a directory before (networkd.conf(5)).
+const DIRECTORIES: [&str; 4] = ["usr/lib/systemd", "usr/local/lib/systemd", "run/systemd", "etc/systemd"];
 /// The settings that keep it from that, where their value is a no.
 const SETTINGS: [&str; 2] = ["ManageForeignRoutes", "ManageForeignRoutingPolicyRules"];
 
@@ -48,15 +49,15 @@ fn harmful(process: &Path) -> io::Result<Vec<&'static str>> {
     Ok(harmful_in(&configuration(&root)))
 }
 
-/// The main files, then the drop-ins in the order of their names.
+/// The main file, then the drop-ins in the order of their names.
 fn configuration(root: &Path) -> Vec<String> {
     let directories = DIRECTORIES.map(|directory| root.join(directory));
-    let main = directories.clone().map(|directory| directory.join("networkd.conf"));
+    let main = directories.iter().rev().find_map(|directory| fs::read_to_string(directory.join("networkd.conf")).ok());
     let files = directories.iter().flat_map(|directory| fs::read_dir(directory.join("networkd.conf.d")));
-    let mut drop_ins: Vec<PathBuf> = files.flatten().flatten().map(|file| file.path()).collect();
-    drop_ins.retain(|path| path.extension().is_some_and(|extension| extension == "conf"));
-    drop_ins.sort_by(|a, b| a.file_name().cmp(&b.file_name()));
-    main.into_iter().chain(drop_ins).filter_map(|path| fs::read_to_string(path).ok()).collect()
+    let drop_ins: BTreeMap<_, _> = files.flatten().flatten().map(|file| (file.file_name(), file.path())).collect();
+    let is_drop_in = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "conf");
+    let drop_ins = drop_ins.into_values().filter(is_drop_in).filter_map(|path| fs::read_to_string(path).ok());
+    main.into_iter().chain(drop_ins).collect()
 }
 
 fn harmful_in(files: &[String]) -> Vec<&'static str> {

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use common::{marks, state};
+use common::{lock::Lock, marks, state};
 use ipnet::IpNet;
 
 use crate::check::Check;
@@ -50,13 +50,14 @@ fn nftables() -> Check {
 
 fn state_directory() -> Check {
     let directory = state::directory();
-    let made = fs::create_dir_all(&directory);
+    // As an ADD begins.
+    let written = Lock::Node.try_acquire();
     Check {
         name: "state",
-        ok: made.is_ok(),
-        msg: match made {
-            Ok(()) => format!("{} is there", directory.display()),
-            Err(error) => format!("{} cannot be made: {error}", directory.display()),
+        ok: written.is_ok(),
+        msg: match written {
+            Ok(_) => format!("{} is there", directory.display()),
+            Err(error) => format!("{} cannot be written: {error}", directory.display()),
         },
         remedy: "the plugin keeps locks and documents there: make it writable for root".into(),
     }

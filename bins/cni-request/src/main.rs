@@ -2,7 +2,7 @@
 
 mod request;
 
-use std::{env, io, os::fd::RawFd, process::ExitCode};
+use std::{env, io, mem, os::fd::RawFd, process::ExitCode};
 
 use clap::{Arg, ArgAction, value_parser};
 use common::{
@@ -97,6 +97,8 @@ fn leave(request: &Request) -> io::Result<()> {
 /// What ADD left for DEL and CHECK that the kernel cannot keep.
 fn recall(document: &mut PodDocument) {
     if let Some(saved) = state::load(&document.request) {
+        let now = mem::take(&mut document.settings);
+        document.settings = saved.settings.in_running_pod(&document.request.config, now);
         document.netns = saved.netns;
         document.mode = saved.mode;
         if document.request.command == Command::Check {

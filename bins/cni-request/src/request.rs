@@ -5,15 +5,14 @@ use std::path::PathBuf;
 use common::{
     document::{Command, PodDocument, Request},
     failure::{Code, Failure},
-    harness::MAX_DOCUMENT,
     keys,
     result::{CniResult, CniVersion},
     settings::{Settings, is_interface_name},
 };
 use serde_json::Value;
 
-/// A configuration may be half as long as a document, which has to hold it and more.
-const MAX_CONFIG: usize = MAX_DOCUMENT / 2;
+/// No configuration is longer than this, in bytes.
+const MAX_CONFIG: usize = 1 << 19;
 /// With the interface's name and a suffix it must fit into a file name (`NAME_MAX`) and an alias (`IFALIASZ`).
 const MAX_CONTAINER_ID: usize = 200;
 

@@ -300,11 +300,10 @@ fn renewed(mut document: PodDocument, cluster: &Value) -> Result<PodDocument, Fa
     if cluster.is_null() {
         return Ok(document);
     }
-    // What is wrong in the settings was ADD's to refuse; of the others only what says CIDRs can change in a running pod.
-    let (settings, _) = Settings::resolve(&document.request.config, &cluster["settings"]);
-    document.settings.service_cidr = settings.service_cidr;
-    document.settings.overlay_pod_cidr = settings.overlay_pod_cidr;
-    document.settings.hijack_cidr = settings.hijack_cidr;
+    // What is wrong in the settings was ADD's to refuse.
+    let config = &document.request.config;
+    let (now, _) = Settings::resolve(config, &cluster["settings"]);
+    document.settings = document.settings.in_running_pod(config, now);
     document.cidrs = Some(cidrs::resolve(&document.settings, &cluster["cidrs"], Command::Add, document.subnets())?);
     Ok(document)
 }

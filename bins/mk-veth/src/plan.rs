@@ -13,7 +13,7 @@ use ipnet::IpNet;
 /// The link-local address of the pod's end: 169.254.200.1, written as IPv6.
 const LINK_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xc801);
 
-/// The pair, for the pod's first interface; a permanent neighbour for each of the interface's addresses on the node
+/// The pair, for the pod's first interface; a permanent neighbour on the node for each of the interface's addresses to which it leads
 /// and, for the first interface, for each of the node's addresses in the pod, so that nobody has to ask and no answer
 /// can be wrong.
 pub fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
@@ -40,8 +40,8 @@ pub fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
             Placed::pod(Object::Address(address))
         }));
     }
-    wanted.extend(mode.nic.addresses.iter().map(|net| {
-        let neighbour = Neighbour { dev: pair.host.clone(), address: net.addr(), mac: pair.pod_mac };
+    wanted.extend(mode.led_addresses().map(|address| {
+        let neighbour = Neighbour { dev: pair.host.clone(), address, mac: pair.pod_mac };
         Placed::node(Object::Neighbour(neighbour))
     }));
     if mode.first {

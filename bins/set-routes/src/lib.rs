@@ -10,7 +10,7 @@ use common::{
     harness::{About, Tool},
     kernel::{Kernel, Pod},
     names::{POD_VETH, host_veth},
-    netlink::RouteFilter,
+    netlink::{Link, RouteFilter},
     object::{Object, PROTOCOL, Placed, Route},
     plan::{Found, Owner},
     state,
@@ -85,10 +85,11 @@ async fn in_the_pod(document: &mut PodDocument, kernel: &Kernel) -> io::Result<V
     Ok(routes.into_iter().zip(ours).map(found).collect())
 }
 
-/// In DEL: whether the pod's overlay interface is still another attachment's way into the node. The node knows: it has a
-/// route by way of that interface to each attachment's addresses.
+/// In DEL: whether the pod's overlay interface is still another attachment's way into the node. Where its document was lost, the node
+/// may know: it has a route by way of that interface to each attachment's addresses, if it has a link to it.
 async fn uplink_needed(document: &PodDocument, kernel: &Kernel, pod: &Pod) -> io::Result<bool> {
-    if document.is_first() || pod.netlink.link(POD_VETH).await?.is_some() {
+    let opened = document.others.iter().any(|other| other.opens_uplink);
+    if opened || document.is_first() || pod.netlink.link(POD_VETH).await?.is_some() {
         return Ok(true);
     }
     let (own, uplink) = (document.nic_addresses(), overlay_addresses(document, kernel).await?);
@@ -111,13 +112,18 @@ async fn overlay_addresses(document: &PodDocument, kernel: &Kernel) -> io::Resul
 /// The routes to the interface's addresses, those that the lookup finds included: a pod that had the address before may
 /// have left one. With the first interface's DEL, all routes through the container's link.
 async fn on_the_node(document: &PodDocument, kernel: &Kernel) -> io::Result<Vec<Found>> {
-    let host_veth = host_veth(&document.request.container_id);
-    let mut routes = through(&host_veth, kernel).await?;
+    let deletes = document.request.command == Command::Del;
+    let container = &document.request.container_id;
+    let link = match deletes {
+        true => kernel.host_veth(container).await?,
+        false => kernel.node.link(&host_veth(container)).await?,
+    };
+    let mut routes = through(link.as_ref(), kernel).await?;
     let addresses: Vec<_> = document.nic_addresses().iter().map(|net| net.addr()).collect();
-    let all = document.request.command == Command::Del && document.is_first();
+    let all = deletes && document.is_first();
     if !all {
         for side in document.mode.iter().flat_map(|mode| &mode.host_side) {
-            routes.extend(through(&side.dev, kernel).await?);
+            routes.extend(through(kernel.node.link(&side.dev).await?.as_ref(), kernel).await?);
         }
         for address in addresses.iter().copied() {
             let matching = match kernel.node.matching_route(address).await? {
@@ -127,14 +133,14 @@ async fn on_the_node(document: &PodDocument, kernel: &Kernel) -> io::Result<Vec<
             routes.extend(matching.filter(|route| route.destination == IpNet::from(address)));
         }
     }
-    let deletes = document.request.command == Command::Del;
     let overlay = if deletes { overlay_addresses(document, kernel).await? } else { vec![] };
     let found = |route: Route| {
         // By the same link go routes to the addresses of the pod's other interfaces.
         let own = all || addresses.iter().any(|address| route.destination == IpNet::from(*address));
         let refuses = route.refusal.is_some();
         let ours = own && (route.protocol == PROTOCOL || refuses);
-        let elsewhere = ours && !refuses && !plan::leads_to_this_pod(document, &route, &overlay);
+        let by_pair = link.as_ref().is_some_and(|link| link.name == route.dev);
+        let elsewhere = ours && !refuses && !by_pair && !plan::leads_by_overlay(document, &route, &overlay);
         let owner = match (ours, elsewhere) {
             (true, false) => Owner::Ours,
             // A pod that had the address before may have left it, or has it still.
@@ -160,9 +166,10 @@ async fn stale(gc: &PodDocument, kernel: &Kernel) -> io::Result<Vec<Found>> {
     let mut found = vec![];
     for document in state::stale(&gc.request) {
         let addresses: Vec<_> = document.nic_addresses().iter().map(|net| net.addr()).collect();
-        let mut routes = through(&host_veth(&document.request.container_id), kernel).await?;
+        let link = kernel.host_veth(&document.request.container_id).await?;
+        let mut routes = through(link.as_ref(), kernel).await?;
         for side in document.mode.iter().flat_map(|mode| &mode.host_side) {
-            let routes_to_side = through(&side.dev, kernel).await?.into_iter();
+            let routes_to_side = through(kernel.node.link(&side.dev).await?.as_ref(), kernel).await?.into_iter();
             routes.extend(routes_to_side.filter(|route| route.gateway == Some(side.address)));
         }
         let own = |route: &Route| addresses.iter().any(|address| route.destination == IpNet::from(*address));
@@ -172,8 +179,8 @@ async fn stale(gc: &PodDocument, kernel: &Kernel) -> io::Result<Vec<Found>> {
 }
 
 /// The routes of ours out of a link of the node.
-async fn through(name: &str, kernel: &Kernel) -> io::Result<Vec<Route>> {
-    match kernel.node.link(name).await? {
+async fn through(link: Option<&Link>, kernel: &Kernel) -> io::Result<Vec<Route>> {
+    match link {
         Some(link) => kernel.node.routes(RouteFilter { oif: Some(link.index), ours: true, ..Default::default() }).await,
         None => Ok(vec![]),
     }

@@ -8,7 +8,7 @@ use std::{
 use common::{
     document::{Cidrs, Mode, ModeKind, NicTable, PodDocument},
     failure::Failure,
-    names::{POD_VETH, host_veth},
+    names::POD_VETH,
     object::{Family, MAIN_TABLE, Object, PROTOCOL, PROTOCOL_BOOT, PROTOCOL_KERNEL, Placed, Route},
     settings::PolicyRoute,
 };
@@ -193,13 +193,11 @@ fn is_last(document: &PodDocument, routes: &[Route], of_first: &BTreeSet<u32>, r
     routes.iter().filter(further).all(|route| known.contains(&route.dev.as_str()))
 }
 
-/// Whether a route of the node's leads to this pod, which has the addresses `pod`.
-pub fn leads_to_this_pod(document: &PodDocument, route: &Route, pod: &[IpAddr]) -> bool {
+/// Whether a route of the node's leads to this pod by its overlay interface, which has the addresses `pod`.
+pub fn leads_by_overlay(document: &PodDocument, route: &Route, pod: &[IpAddr]) -> bool {
     let through_overlay = |address: &IpAddr| route.gateway == Some(*address);
     let sides = document.mode.iter().flat_map(|mode| &mode.host_side).map(|side| side.address);
-    route.dev == host_veth(&document.request.container_id)
-        || pod.iter().any(through_overlay)
-        || sides.into_iter().any(|address| through_overlay(&address))
+    pod.iter().any(through_overlay) || sides.into_iter().any(|address| through_overlay(&address))
 }
 
 /// The way into the node: its addresses, and the CIDRs behind it.
@@ -261,7 +259,7 @@ fn own_table(document: &PodDocument, mode: &Mode, table: &NicTable) -> Result<Ve
     Ok(routes)
 }
 
-/// On the node, each of the interface's addresses through the container's link, in a table that is looked up before
+/// On the node, each of the interface's addresses to which it leads through the container's link, in a table that is looked up before
 /// the main one.
 fn to_the_pod(document: &PodDocument) -> Vec<Route> {
     let Some(mode) = &document.mode else { return vec![] };
@@ -274,7 +272,7 @@ fn to_the_pod(document: &PodDocument) -> Vec<Route> {
             Some(Route { gateway, onlink: true, ..Route::new(IpNet::from(address), &side.dev, table) })
         }
     };
-    mode.nic.addresses.iter().filter_map(|net| towards(net.addr())).collect()
+    mode.led_addresses().filter_map(towards).collect()
 }
 
 /// The user's own routes for the interface in the main table: all but default routes, if it has a table of its own.

@@ -18,7 +18,7 @@ pub fn wanted(document: &PodDocument) -> Result<Vec<Placed>, Failure> {
     pod.extend(document.routing.tables.iter().flat_map(|table| by_source(document, table)));
     let node = Family::ALL
         .into_iter()
-        .filter(|family| mode.nic.addresses.iter().any(|net| Family::of(net.addr()) == *family))
+        .filter(|family| mode.led_addresses().any(|address| Family::of(address) == *family))
         .map(|family| rule(document.priority(Netns::Node, family), family, document.numbers().node_table));
     let mut wanted: Vec<_> = pod.into_iter().map(|rule| Placed::pod(Object::Rule(rule))).collect();
     if mode.opens_uplink() {
@@ -99,11 +99,11 @@ pub fn places(document: &PodDocument, netns: Netns, rules: &[RuleEntry]) -> Vec<
 
 /// Whether a rule of ours on the node is one that has had to move to another place: the one there does the same.
 pub fn has_moved(document: &PodDocument, rule: &Rule) -> bool {
-    let family = |net: &IpNet| Family::of(net.addr()) == rule.family;
+    let is_led = |mode: &Mode| mode.led_addresses().any(|address| Family::of(address) == rule.family);
     document.request.command == Command::Add
         && rule.table == document.numbers().node_table
         && rule.priority != document.priority(Netns::Node, rule.family)
-        && document.nic_addresses().iter().any(family)
+        && document.mode.as_ref().is_some_and(is_led)
 }
 
 /// Whether a rule of ours in the pod is this attachment's to remove if it is not wanted. `idle` says that its table has

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use crate::failure::{Code, Failure};
 
-/// No document is longer than this, in bytes.
-pub const MAX_DOCUMENT: usize = (1 << 20) - 1;
+/// No document is longer than this, in bytes: one of DEL has the operations of ADD beside its own.
+const MAX_DOCUMENT: usize = 1 << 26;
 
 /// The JSON object on standard input.
 ///
