@@ -33,7 +33,7 @@ pub struct Change {
     /// See [`Found::unfound`].
     pub unfound: BTreeSet<Name>,
     /// See [`Found::awaited`].
-    pub awaited: BTreeSet<Name>,
+    pub awaited: BTreeMap<Name, String>,
 }
 
 /// Makes the kernel's list equal to these sandboxes, and says to it whether the list is of those who are left out (`default`) or of
@@ -78,20 +78,25 @@ impl Node for Kernel {
     }
 
     fn processes(&self, uids: &BTreeSet<&str>) -> BTreeMap<String, u64> {
-        let own = own_cookie().ok();
-        let found = processes().filter_map(|process| {
-            let uid = pod_of(&fs::read_to_string(process.join("cgroup")).ok()?, uids)?;
-            let cookie = within(&File::open(process.join("ns/net")).ok()?, own_cookie).ok()?;
+        let (own, mut found) = (own_cookie().ok(), BTreeMap::new());
+        for process in processes() {
+            let cgroups = fs::read_to_string(process.join("cgroup")).unwrap_or_default();
+            // Of a pod's processes the first: others may have made namespaces of their own.
+            let Some(uid) = pod_of(&cgroups, uids).filter(|uid| !found.contains_key(*uid)) else { continue };
+            let cookie = File::open(process.join("ns/net")).and_then(|netns| within(&netns, own_cookie)).ok();
             // A runtime's process may be in the pod's cgroup before it is in its namespace.
-            (Some(cookie) != own).then(|| (uid.to_owned(), cookie))
-        });
-        let mut first = BTreeMap::new();
-        // Later ones may have made namespaces of their own.
-        for (uid, cookie) in found {
-            first.entry(uid).or_insert(cookie);
+            if let Some(cookie) = cookie.filter(|cookie| Some(*cookie) != own) {
+                found.insert(uid.to_owned(), cookie);
+            }
         }
-        first
+        found
     }
+}
+
+/// Whether any pod with one of these UIDs has a process in a namespace of its own by now.
+pub fn has_process<'a>(uids: impl Iterator<Item = &'a str>) -> bool {
+    let uids: BTreeSet<_> = uids.collect();
+    !uids.is_empty() && !Kernel.processes(&uids).is_empty()
 }
 
 /// The addresses in this thread's network namespace.

@@ -6,7 +6,7 @@ mod report;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env,
+    env, mem,
     path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant, SystemTime},
@@ -67,6 +67,8 @@ struct Cli {
 const LOOK: Duration = Duration::from_millis(100);
 /// So long a pod is looked for as often as that; one that has no process by then waits for something else, such as a volume.
 const AWAIT: Duration = Duration::from_secs(30);
+/// The UID of a static pod, for kubelet: the API's is that of its mirror (`ConfigHashAnnotationKey` in Kubernetes' pkg/kubelet/types).
+const STATIC: &str = "kubernetes.io/config.hash";
 /// Everything is looked at again after this, whether there is news or not: the kernel's list may have been lost.
 const FULL_LOOK: Duration = Duration::from_secs(5);
 /// The same where it did not go well.
@@ -108,14 +110,8 @@ async fn follow(cli: Cli) -> anyhow::Result<()> {
             continue;
         }
         let now = Some((stamps(), pins.is_loaded()));
-        let pause = if known.awaits() {
-            LOOK
-        } else if said.is_empty() {
-            FULL_LOOK
-        } else {
-            RETRY
-        };
-        if !news && now == seen && full.elapsed() < pause {
+        let pause = if said.is_empty() { FULL_LOOK } else { RETRY };
+        if !news && now == seen && full.elapsed() < pause && !kernel::has_process(known.awaited()) {
             continue;
         }
         (seen, full) = (now, Instant::now());
@@ -175,7 +171,7 @@ fn cut_down(object: Object, with_meshes: bool) -> Pod {
     Pod {
         takes_part: plan::takes_part(&annotations, with_meshes),
         wrong,
-        uid: object.metadata.uid.unwrap_or_default(),
+        uid: annotations.get(STATIC).cloned().or(object.metadata.uid).unwrap_or_default(),
         has_none: on_host || has_ended,
         addresses: addresses.collect(),
         is_leaving: object.metadata.deletion_timestamp.is_some(),
@@ -189,8 +185,8 @@ struct Known {
     pods: BTreeMap<Name, Pod>,
     /// Those whose network namespace was not found when it was last looked for, since when, and whether that was said.
     unfound: BTreeMap<Name, (Instant, bool)>,
-    /// Those that had neither addresses nor a process when they were last looked for, and since when.
-    awaited: BTreeMap<Name, Instant>,
+    /// Those that had neither addresses nor a process when they were last looked for, by UID, and since when.
+    awaited: BTreeMap<String, Instant>,
 }
 
 impl Known {
@@ -216,16 +212,15 @@ impl Known {
         false
     }
 
-    fn note_awaited(&mut self, awaited: BTreeSet<Name>) {
-        self.awaited.retain(|name, _| awaited.contains(name));
-        for name in awaited {
-            self.awaited.entry(name).or_insert_with(Instant::now);
-        }
+    fn note_awaited(&mut self, awaited: BTreeMap<Name, String>) {
+        let before = mem::take(&mut self.awaited);
+        let since = |uid: String| (before.get(&uid).copied().unwrap_or_else(Instant::now), uid);
+        self.awaited = awaited.into_values().map(since).map(|(since, uid)| (uid, since)).collect();
     }
 
-    /// Whether any pod may have its first process at any moment.
-    fn awaits(&self) -> bool {
-        self.awaited.values().any(|since| since.elapsed() < AWAIT)
+    /// The UIDs of those that may have their first process at any moment.
+    fn awaited(&self) -> impl Iterator<Item = &str> {
+        self.awaited.iter().filter(|(_, since)| since.elapsed() < AWAIT).map(|(uid, _)| &**uid)
     }
 
     /// Names each pod once that is not found in any network namespace though it is to be there; how many there are. The namespace

@@ -41,10 +41,15 @@ pub struct Pod {
 pub enum Sandbox {
     /// At this path.
     Path(PathBuf),
-    /// Where this pod, of which our plugin knows nothing, has one of these addresses.
-    Addresses(Name, Vec<IpAddr>),
-    /// Where this pod, whose addresses are not known yet, has a process: one in a cgroup that has its UID.
-    Processes(Name, String),
+    /// Where this pod is, of which our plugin knows nothing.
+    Pod {
+        /// Which one.
+        name: Name,
+        /// It has one of these there, if they are known yet.
+        addresses: Vec<IpAddr>,
+        /// It has a process there whose cgroup has this.
+        uid: String,
+    },
 }
 
 /// What a pod's annotations say of its part: ours, or else none where a service mesh leads its connections through a proxy.
@@ -87,10 +92,7 @@ pub fn exceptions(default: bool, attachments: &[Attachment], pods: &BTreeMap<Nam
     });
     let of_others = pods.iter().filter_map(|(name, pod)| {
         let differs = pod.takes_part.is_some_and(|takes_part| takes_part != default);
-        let sandbox = || match &*pod.addresses {
-            [] => Sandbox::Processes(name.clone(), pod.uid.clone()),
-            addresses => Sandbox::Addresses(name.clone(), addresses.to_vec()),
-        };
+        let sandbox = || Sandbox::Pod { name: name.clone(), addresses: pod.addresses.clone(), uid: pod.uid.clone() };
         (differs && !pod.has_none && !known.contains(&name)).then(sandbox)
     });
     of_ours.chain(of_others).collect()
@@ -101,10 +103,10 @@ pub fn exceptions(default: bool, attachments: &[Attachment], pods: &BTreeMap<Nam
 pub struct Found {
     /// The cookies of their network namespaces.
     pub cookies: BTreeSet<u64>,
-    /// The pods that are in none by their addresses.
+    /// The pods that have addresses, and are nowhere.
     pub unfound: BTreeSet<Name>,
-    /// The pods that have neither addresses nor a process yet.
-    pub awaited: BTreeSet<Name>,
+    /// The pods that have neither addresses nor a process yet, and their UIDs.
+    pub awaited: BTreeMap<Name, String>,
 }
 
 /// How network namespaces are looked for.
@@ -117,32 +119,29 @@ pub trait Node {
     fn processes(&self, uids: &BTreeSet<&str>) -> BTreeMap<String, u64>;
 }
 
-/// Where these sandboxes are. All namespaces are looked into once for all pods, and not at all if nobody is found by addresses;
-/// so are processes.
+/// Where these sandboxes are. All namespaces are looked into once for all pods, and not at all if nobody is found by addresses; then all
+/// processes, if anybody is not.
 pub fn find(sandboxes: &[Sandbox], node: &impl Node) -> Found {
-    let (mut found, mut by_address, mut by_process) = (Found::default(), vec![], vec![]);
+    let (mut found, mut sought) = (Found::default(), vec![]);
     for sandbox in sandboxes {
         match sandbox {
             Sandbox::Path(path) => found.cookies.extend(node.at(path)),
-            Sandbox::Addresses(name, addresses) => by_address.push((name, addresses)),
-            Sandbox::Processes(name, uid) => by_process.push((name, &**uid)),
+            Sandbox::Pod { name, addresses, uid } => sought.push((name, addresses, uid)),
         }
     }
-    found.unfound = by_address.iter().map(|(name, _)| (*name).clone()).collect();
-    for (cookie, here) in if by_address.is_empty() { vec![] } else { node.addresses() } {
-        for (name, addresses) in &by_address {
-            if addresses.iter().any(|address| here.contains(address)) {
-                found.cookies.insert(cookie);
-                found.unfound.remove(*name);
-            }
+    if sought.iter().any(|(_, addresses, _)| !addresses.is_empty()) {
+        for (cookie, here) in node.addresses() {
+            let is_here = |addresses: &[IpAddr]| addresses.iter().any(|address| here.contains(address));
+            found.cookies.extend(sought.extract_if(.., |(_, addresses, _)| is_here(addresses)).map(|_| cookie));
         }
     }
-    let uids: BTreeSet<&str> = by_process.iter().map(|(_, uid)| *uid).collect();
+    let uids: BTreeSet<&str> = sought.iter().map(|(.., uid)| &***uid).collect();
     let cookies = if uids.is_empty() { BTreeMap::new() } else { node.processes(&uids) };
-    for (name, uid) in by_process {
+    for (name, addresses, uid) in sought {
         match cookies.get(uid) {
-            Some(cookie) => found.cookies.extend([*cookie]),
-            None => found.awaited.extend([name.clone()]),
+            Some(cookie) => _ = found.cookies.insert(*cookie),
+            None if addresses.is_empty() => _ = found.awaited.insert(name.clone(), uid.clone()),
+            None => _ = found.unfound.insert(name.clone()),
         }
     }
     found
@@ -249,14 +248,30 @@ mod tests {
 
     #[test]
     fn who_is_found_by_an_address_or_a_process_is_found_in_one_look_and_who_is_not_is_named() {
-        let by_address = |n: u8| Sandbox::Addresses(name(&n.to_string()), vec![address(n), address(n + 100)]);
-        let by_process = |n: u8| Sandbox::Processes(name(&n.to_string()), n.to_string());
+        let pod = |n: u8, addresses: &[IpAddr], uid: &str| Sandbox::Pod {
+            name: name(&n.to_string()),
+            addresses: addresses.to_vec(),
+            uid: uid.to_owned(),
+        };
+        let by_address = |n: u8| pod(n, &[address(n), address(n + 100)], "none");
+        let by_process = |n: u8, addresses: &[IpAddr]| pod(n, addresses, &n.to_string());
         let at = |path: &str| Sandbox::Path(path.into());
-        let sandboxes =
-            [by_address(2), by_address(9), by_address(77), by_process(5), by_process(55), at("/a"), at("/b")];
+        let sandboxes = [
+            by_address(2),
+            by_address(9),
+            by_address(77),
+            by_process(5, &[]),
+            by_process(6, &[address(66)]),
+            by_process(55, &[]),
+            at("/a"),
+            at("/b"),
+        ];
         let found = find(&sandboxes, &Ten { is_asked: true });
-        let wanted =
-            Found { cookies: [2, 5, 9, 4711].into(), unfound: [name("77")].into(), awaited: [name("55")].into() };
+        let wanted = Found {
+            cookies: [2, 5, 6, 9, 4711].into(),
+            unfound: [name("77")].into(),
+            awaited: [(name("55"), "55".to_owned())].into(),
+        };
         assert_eq!(found, wanted);
         assert_eq!(find(&[at("/b")], &Ten { is_asked: false }), Found::default());
     }
@@ -292,8 +307,13 @@ mod tests {
             (name("host"), pod(&addresses, true)),
             (name("new"), pod(&[], false)),
         ]);
-        let new = Sandbox::Processes(name("new"), "1".to_owned());
-        assert_eq!(exceptions(true, &[], &pods), [Sandbox::Addresses(name("a"), addresses), new.clone()]);
+        let of = |pod: &str, addresses: &[IpAddr]| Sandbox::Pod {
+            name: name(pod),
+            addresses: addresses.to_vec(),
+            uid: "1".to_owned(),
+        };
+        let new = of("new", &[]);
+        assert_eq!(exceptions(true, &[], &pods), [of("a", &addresses), new.clone()]);
         assert_eq!(exceptions(true, &[attachment("a", true)], &pods), [path("a"), new]);
     }
 }
