@@ -22,7 +22,7 @@ use kube::{
     client::{Body, ConfigExt, retry::RetryPolicy},
     config::{KubeConfigOptions, Kubeconfig},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tower::{BoxError, Service, ServiceBuilder, retry::RetryLayer, service_fn};
 
 use crate::refusal::causes;
@@ -37,6 +37,9 @@ const PROBE_AFTER: Duration = Duration::from_secs(5);
 const PROBE_EVERY: Duration = Duration::from_secs(3);
 /// ... and given up when nothing has been acknowledged for so long, nor any data that was sent on it.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+
+/// Credentials are read again no sooner than this: it may take a program that gives them (`exec`).
+const READ_AGAIN: Duration = Duration::from_secs(5);
 
 /// Whose credentials for which API server: a kubeconfig's, else, as kubectl does it, those of `KUBECONFIG`, of the user's own
 /// configuration, or of the pod's ServiceAccount.
@@ -68,7 +71,9 @@ impl Access {
     pub async fn connect(&self, retry: bool) -> anyhow::Result<(Client, Option<SocketAddr>)> {
         let (client, config) = self.connected(retry).await?;
         let is_direct = proxy(&config)?.is_none();
-        Ok((self.clone().lasting(client, retry), address(&config.cluster_url).filter(|_| is_direct)))
+        let url = config.cluster_url;
+        let address = address(&url).filter(|_| is_direct);
+        Ok((self.clone().lasting(client, url, retry), address))
     }
 
     async fn connected(&self, retry: bool) -> anyhow::Result<(Client, Config)> {
@@ -80,18 +85,23 @@ impl Access {
 
     /// The same client for as long as there are credentials: after a request that had no answer, or 401, those of the next one are
     /// read anew, and go over a connection of their own. A certificate may have taken the place of one that expired, as kubelet's
-    /// does, or another authority's.
-    fn lasting(self, client: Client, retry: bool) -> Client {
+    /// does, or another authority's. They stay those of the API server at `url`.
+    fn lasting(self, client: Client, url: Uri, retry: bool) -> Client {
         let namespace = client.default_namespace().to_owned();
-        let current = watch::Sender::new(client);
+        let current = watch::Sender::new((client, Instant::now()));
         let service = service_fn(move |request: Request<Body>| {
-            let (access, current) = (self.clone(), current.clone());
+            let (access, url, current) = (self.clone(), url.clone(), current.clone());
             async move {
-                let client = current.borrow().clone();
+                let (client, read) = current.borrow().clone();
                 let result = client.send(request).await;
                 let is_served = result.as_ref().is_ok_and(|response| response.status() != StatusCode::UNAUTHORIZED);
-                if !is_served && let Ok((client, _)) = access.connected(retry).await {
-                    current.send_replace(client);
+                if !is_served && read.elapsed() >= READ_AGAIN {
+                    current.send_modify(|(_, read)| *read = Instant::now());
+                    if let Ok((client, config)) = access.connected(retry).await
+                        && config.cluster_url == url
+                    {
+                        current.send_modify(|(current, _)| *current = client);
+                    }
                 }
                 Ok::<_, BoxError>(result?)
             }
