@@ -55,6 +55,8 @@ pub struct Cli {
     unconnected: bool,
 }
 
+/// So long after a search has ended comes the next one at the earliest: it is for all that went in that time.
+const PAUSE: Duration = Duration::from_millis(250);
 /// The metrics are written so often, if they could not be before.
 const TICK: Duration = Duration::from_secs(2);
 /// So many searches fail before there is no other one. Each waits twice as long as the one before, the second for a tick.
@@ -132,10 +134,10 @@ fn work(cli: &Cli) -> Result<()> {
     let lines = read()?;
     // Those of a search that failed are searched for once more with the next ones, or when it is due.
     let (mut wanted, mut retry, mut errors, mut refused) = (Wanted::default(), None::<Retry>, vec![], None);
-    let mut last = None::<Instant>;
+    let (mut last, mut rested) = (None::<Instant>, Instant::now());
     loop {
         metrics.write();
-        let next = wanted.next(last);
+        let next = wanted.next(last).map(|next| next.max(rested));
         let wait = next.map_or(TICK, |next| next.saturating_duration_since(Instant::now())).min(TICK);
         let gone = match (batch(&lines, wait), next) {
             (Some(gone), _) => gone,
@@ -156,13 +158,14 @@ fn work(cli: &Cli) -> Result<()> {
         }
         let begun = Instant::now();
         let is_due = retry.as_ref().is_some_and(|retry| begun >= retry.due);
-        if !is_due && wanted.next(last).is_none_or(|next| begun < next) {
+        if !is_due && wanted.next(last).is_none_or(|next| begun < next.max(rested)) {
             continue;
         }
         last = Some(begun);
         let is_first = retry.is_none();
         let searched = maps(&cli.pin_dir).and_then(|peers| end(&peers, &wanted.due(begun), cli.unconnected));
         let outcome = searched.unwrap_or_else(|error| Outcome::failed(&error));
+        rested = Instant::now() + PAUSE;
         tell(&outcome, &errors, &counts, begun)?;
         if let Some(error) = outcome.refused
             && refused.replace(error) != Some(error)

@@ -14,11 +14,9 @@ use bpf_lb_load::{
 use clap::ValueEnum;
 use service_table::Protocol;
 
-/// So long after a backend went its sockets are searched for. By then it may be back: endpoints that move from one EndpointSlice to another are in neither for a moment, as when a Service gets a port
-/// more (`finalize` in Kubernetes' endpointslice/reconciler.go).
+/// So long after a backend went its sockets are searched for. By then it may be back: endpoints that move from one EndpointSlice to
+/// another are in neither for a moment, as when a Service gets a port more (`finalize` in Kubernetes' endpointslice/reconciler.go).
 const GRACE: Duration = Duration::from_secs(1);
-/// So long after a search comes the next one at the earliest: it is for all that went in that time.
-const PAUSE: Duration = Duration::from_millis(250);
 
 /// How far a backend has to be gone for its sockets to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -57,10 +55,13 @@ impl Rules {
     }
 }
 
-/// Backends whose sockets are to end, by which services they were reached, and since when they are not.
+/// The services by which a backend was reached, and since when and why it is not any more.
+type Services = HashMap<Option<Arc<str>>, (Instant, Why)>;
+
+/// Backends whose sockets are to end.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
-    services: HashMap<(Protocol, SocketAddr), HashMap<Option<Arc<str>>, Instant>>,
+    services: HashMap<(Protocol, SocketAddr), Services>,
     /// Those that sockets may have been translated to that have no place in the maps.
     used: HashSet<(Protocol, SocketAddr)>,
 }
@@ -72,7 +73,11 @@ impl Wanted {
         for gone in gone {
             let backend = (gone.protocol, gone.backend);
             if rules.end(gone) {
-                self.services.entry(backend).or_default().entry(gone.service.clone()).or_insert(now);
+                let services = self.services.entry(backend).or_default();
+                // What goes twice in the same way was back between, of which the maps alone tell.
+                let before = services.get(&gone.service).filter(|(_, why)| *why != gone.why);
+                let since = before.map_or(now, |(since, _)| *since);
+                services.insert(gone.service.clone(), (since, gone.why));
                 self.used.extend((!gone.unused).then_some(backend));
             } else if let Some(services) = self.services.get_mut(&backend) {
                 services.remove(&gone.service);
@@ -88,9 +93,8 @@ impl Wanted {
 
     /// When the next ones are to be searched for after the last search.
     pub fn next(&self, searched: Option<Instant>) -> Option<Instant> {
-        let due = self.services.values().flat_map(HashMap::values).map(|since| *since + GRACE);
-        let next = due.filter(|due| Some(*due) > searched).min()?;
-        Some(searched.map_or(next, |searched| next.max(searched + PAUSE)))
+        let due = self.services.values().flat_map(HashMap::values).map(|(since, _)| *since + GRACE);
+        due.filter(|due| Some(*due) > searched).min()
     }
 
     /// Those that are to be searched for by now.
@@ -106,7 +110,7 @@ impl Wanted {
     }
 
     fn keep(&mut self, which: impl Fn(Instant) -> bool) {
-        self.services.values_mut().for_each(|services| services.retain(|_, since| which(*since)));
+        self.services.values_mut().for_each(|services| services.retain(|_, (since, _)| which(*since)));
         self.tidy();
     }
 
@@ -189,6 +193,9 @@ mod tests {
         assert_eq!(of(&wanted.due(second + GRACE)), [true, true]);
         wanted.done(first + GRACE);
         assert_eq!((of(&wanted), wanted.next(None)), ([true, false], Some(second + GRACE)));
+        // It was back, and goes once more.
+        wanted.add(&[gone(Protocol::Tcp, Why::Left)], RULES, second + GRACE / 2);
+        assert_eq!(wanted.next(None), Some(second + GRACE / 2 + GRACE));
     }
 
     #[test]
