@@ -93,7 +93,7 @@ fn answer(table: &mut Table, metrics: &mut Metrics, line: usize, text: Vec<u8>) 
             let is_sync = !matches!(change, Change::Leave(_) | Change::Renew(_));
             table.change(&change).map(|done| {
                 metrics.unfit(table);
-                metrics.done(&done, is_sync, triggered.as_deref());
+                metrics.done(&done, is_sync, triggered.as_deref().filter(|_| !metrics.lacks(&change)));
                 Answer::done(line, done)
             })
         }

@@ -116,11 +116,22 @@ impl Metrics {
         }
         self.changes.inc_by((summary.set + summary.removed) as u64);
         self.errors.inc_by(summary.refused.len() as u64);
-        if let Some(triggered) = triggered.filter(|_| summary.refused.is_empty()).and_then(service_table::nanoseconds) {
+        if let Some(triggered) = triggered.and_then(service_table::nanoseconds) {
             let nanoseconds = i128::try_from(now.as_nanos()).unwrap_or(i128::MAX) - triggered;
             // Clocks of two machines differ.
             self.delay.observe(nanoseconds.max(0) as f64 / 1e9);
         }
+    }
+
+    /// Whether any port of the Service that a change is about is not as it was to be.
+    pub fn lacks(&self, change: &Change) -> bool {
+        let service = match change {
+            Change::Set(service) => format!("{}/{}:", service.namespace, service.name),
+            Change::Remove(port) => format!("{}/{}:", port.namespace, port.name),
+            _ => return false,
+        };
+        let ports = self.unfit.iter().flat_map(|unfit| unfit.range(service.clone()..));
+        ports.take(1).any(|(port, _)| port.starts_with(&service))
     }
 
     /// Says of each service that is not as it was to be why, unless it was said; and all that there are in a file of the state
