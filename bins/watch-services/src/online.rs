@@ -92,20 +92,23 @@ pub async fn why(client: &Client, name: &Name, cluster: &mut Cluster) -> anyhow:
 /// for a table that leads to none of its endpoints any more would never hear of the others.
 struct Way {
     server: SocketAddr,
+    /// Of each watch.
+    reach: [Reach; 3],
     /// When it was last left to the host path.
     left: Option<Instant>,
 }
 
 impl Way {
-    /// Whether a watch that has asked in vain for so long has done so for too long, so that the address is to be left to the host
-    /// path (again: what changed meanwhile may have set it).
-    fn is_lost(&self, silence: Option<Duration>) -> bool {
-        self.left.is_none_or(|left| left.elapsed() >= PATIENCE) && silence.is_some_and(|silence| silence >= PATIENCE)
+    /// Whether any watch has asked in vain for too long, so that the address is to be left to the host path (again: what changed
+    /// meanwhile may have set it).
+    fn is_lost(&self) -> bool {
+        let too_long = |reach: &Reach| reach.silence().is_some_and(|silence| silence >= PATIENCE);
+        self.left.is_none_or(|left| left.elapsed() >= PATIENCE) && self.reach.iter().any(too_long)
     }
 
     /// Whether the host path has it, and each watch had its answer by that.
-    const fn is_found(&self, silence: Option<Duration>) -> bool {
-        self.left.is_some() && silence.is_none()
+    fn is_found(&self) -> bool {
+        self.left.is_some() && self.reach.iter().all(|reach| reach.silence().is_none())
     }
 }
 
@@ -113,8 +116,6 @@ impl Way {
 struct Follower {
     /// None where the table translates nothing that another one would translate in its place: without kube-proxy.
     way: Option<Way>,
-    /// Of each watch.
-    reach: [Reach; 3],
     cluster: Cluster,
     health: Health<Watch>,
     report: Report,
@@ -139,14 +140,12 @@ pub async fn watch(client: Client, server: Option<SocketAddr>, cluster: Cluster)
     health.begin(Watch::Nodes, &nodes);
     let [(for_services, one), (for_slices, two), (for_nodes, three)] = [reach(&client), reach(&client), reach(&client)];
     let server = server.filter(|_| !cluster.clients().all_node_ports);
-    let way = server.map(|server| Way { server, left: None });
-    let reach = [one, two, three];
+    let way = server.map(|server| Way { server, reach: [one, two, three], left: None });
     let mut services = follow(&for_services, services(), |service: core::Service| service).boxed();
     let mut slices = follow(&for_slices, slices(), |slice: discovery::EndpointSlice| slice).boxed();
     let mut nodes = follow(&for_nodes, nodes, |node: core::Node| node).boxed();
     let events = Events::new(&client, &cluster.clients().locality.node);
-    let mut follower =
-        Follower { way, reach, cluster, health, report, begun: false, renews: None, batch: Batch::default() };
+    let mut follower = Follower { way, cluster, health, report, begun: false, renews: None, batch: Batch::default() };
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut terminate = signal(SignalKind::terminate())?;
@@ -198,24 +197,18 @@ impl Follower {
         }
     }
 
-    /// For how long the API server has not answered the watch that has waited longest.
-    fn silence(&self) -> Option<Duration> {
-        self.reach.iter().filter_map(Reach::silence).max()
-    }
-
     /// Leaves the API server's address to the host path, which kube-proxy keeps right, while it does not answer.
     fn mind_way(&mut self) -> anyhow::Result<()> {
-        let silence = self.silence();
         let Some(way) = &mut self.way else { return Ok(()) };
         let server = way.server;
-        if way.is_lost(silence) {
+        if way.is_lost() {
             if way.left.replace(Instant::now()).is_none() {
                 log::warn!("the API server does not answer: until it does, connections to {server} take the host path");
             }
             let address = ServiceAddress { address: server.ip(), port: server.port() };
             return print(&[Line { change: Change::Leave(address), triggered: None }]);
         }
-        if way.is_found(silence) {
+        if way.is_found() {
             way.left = None;
             log::info!("the API server answers: connections to {server} take the socket path again");
             self.cluster.forget(&server.ip());
@@ -225,10 +218,10 @@ impl Follower {
     }
 
     /// Lets the table expire while the API server denies us what it takes to follow, where the host path has a table that somebody
-    /// else follows. While it answers nobody that one is as old as ours, which stands.
+    /// else follows. While it serves nobody that one is as old as ours, which stands.
     fn mind_lease(&mut self) -> anyhow::Result<()> {
         let renews = !self.health.is_denied();
-        let is_known = !renews || self.begun || self.silence().is_some();
+        let is_known = !renews || self.begun || self.health.is_failing();
         if !is_known || self.renews.replace(renews) == Some(renews) {
             return Ok(());
         }

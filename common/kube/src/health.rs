@@ -99,6 +99,11 @@ impl<K: Ord> Health<K> {
         !self.watches.is_empty() && self.watches.values().all(|watch| watch.listed && watch.error.is_none())
     }
 
+    /// Whether anything goes wrong in following.
+    pub fn is_failing(&self) -> bool {
+        self.watches.values().any(|watch| watch.error.is_some())
+    }
+
     /// Whether the API server has denied us what we follow (401, 403), and not all is known again.
     pub fn is_denied(&self) -> bool {
         self.watches.values().any(|watch| watch.denied)
