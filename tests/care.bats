@@ -385,6 +385,21 @@ is_counted() { [ "$(rule_repairs)" -gt "$1" ]; }
   lab_pod_delete node1 stolen underlay46
 }
 
+@test "a pod with two interfaces of which its sandbox takes one's addresses after the other's keeps the ways to both" {
+  local nic family before after
+  lab_pod node1 stolen2 underlay46
+  lab_attach node1 stolen2 other46 net1
+  looked_at web stolen2
+  before=$(ways_to stolen2)
+  for nic in eth0 net1; do
+    for family in 4 6; do lab_in node1/stolen2 ip -$family address flush dev $nic scope global; done
+    looked_at web
+  done
+  after=$(ways_to stolen2)
+  assert_same "$before" "$after"
+  lab_pod_delete node1 stolen2 underlay46
+}
+
 @test "a dual-stack pod whose NIC was down and up, and so has lost its IPv6 address, is looked after as before" {
   lab_pod node1 flapping underlay46
   looked_at flapping

@@ -9,7 +9,7 @@ use std::{
 
 use common::{
     cidrs,
-    document::{Command, NicTable, PodDocument, Share},
+    document::{Command, Mode, ModeKind, NicTable, PodDocument, Share},
     failure::{Code, Context, Failure},
     harness::{self, Change, Tool, Undone},
     kernel::Kernel,
@@ -254,8 +254,17 @@ fn loss(before: &PodDocument, now: &PodDocument) -> Result<Loss, Failure> {
     let given = || result.ips_of(&before.request.ifname).map(|ip| ip.address.addr());
     let mut lost = given().filter(|address| has(before, *address) && !has(now, *address)).peekable();
     let has_family = |address: IpAddr| now.nic_addresses().iter().any(|net| Family::same(net.addr(), address));
-    Ok(if lost.peek().is_none() {
-        Loss::None
+    // A further interface's way from the node takes a family of the pod's first one, whose addresses go before its own.
+    let led = |document: &PodDocument| {
+        let underlay = document.mode.iter().filter(|mode| mode.kind == ModeKind::Underlay);
+        underlay.flat_map(Mode::led_addresses).collect::<Vec<_>>()
+    };
+    let (was_led, is_led) = (led(before), led(now));
+    let has_lost_way = was_led.iter().any(|address| has(now, *address) && !is_led.contains(address));
+    Ok(if has_lost_way && is_led.is_empty() {
+        Loss::All
+    } else if lost.peek().is_none() {
+        if has_lost_way { Loss::Some } else { Loss::None }
     } else if !given().any(|address| has(now, address)) && lost.any(|address| !has_family(address)) {
         Loss::All
     } else {
@@ -371,7 +380,7 @@ fn kept(saved: &Value, document: &PodDocument) -> Value {
 #[cfg(test)]
 mod tests {
     use common::{
-        document::{Mode, ModeKind, Nic, Request, Uplink},
+        document::{Nic, Request, Uplink},
         settings::Settings,
     };
 
