@@ -61,11 +61,11 @@ fn sync(document: &mut PodDocument, file: Option<&PathBuf>) -> Result<(), Failur
         None => state::cluster().map(|mut cluster| cluster["cidrs"].take()),
     };
     let cluster = cluster.context(Code::Io, "cannot read the cluster's CIDRs")?;
-    if command == Command::Check && cluster.is_null() && document.cidrs.is_some() {
+    let resolved = cidrs::resolve(&document.settings, &cluster, command, document.subnets());
+    if command == Command::Check && cluster.is_null() && document.cidrs.is_some() && resolved.is_err() {
         // While nothing is known of the cluster a pod keeps what it has.
         return Ok(());
     }
-    let resolved = cidrs::resolve(&document.settings, &cluster, command, document.subnets());
     document.cidrs = Some(resolved.map_err(state::with_reason)?);
     Ok(())
 }
