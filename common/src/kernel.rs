@@ -3,7 +3,7 @@
 use std::{env, fs, io, iter, ops::Range, path::PathBuf};
 
 use crate::{
-    document::{PodDocument, Request},
+    document::{ModeKind, PodDocument, Request},
     failure::{Code, Context, Failure},
     marks, names,
     netlink::{Link, Netlink, is_absent},
@@ -69,13 +69,15 @@ impl Kernel {
     }
 
     /// The node's end of a container's veth pair. Where none has its name, somebody may have renamed it: then it is the one whose
-    /// alias names the container.
+    /// alias names the container. In overlay mode there is none.
     ///
     /// # Errors
     /// What the kernel says.
-    pub async fn host_veth(&self, container_id: &str) -> io::Result<Option<Link>> {
-        if let Some(link) = self.node.link(&names::host_veth(container_id)).await? {
-            return Ok(Some(link));
+    pub async fn host_veth(&self, document: &PodDocument) -> io::Result<Option<Link>> {
+        let container_id = &document.request.container_id;
+        let link = self.node.link(&names::host_veth(container_id)).await?;
+        if link.is_some() || document.mode.as_ref().is_some_and(|mode| mode.kind == ModeKind::Overlay) {
+            return Ok(link);
         }
         let is_its = |link: &Link| {
             let container = names::parse_alias(&link.alias).and_then(|(attachment, _)| attachment.split_once('/'));

@@ -143,7 +143,7 @@ async fn addresses(pod: &Netlink, link: &Link) -> io::Result<Vec<Found>> {
 /// attachment has on the pair.
 async fn in_teardown(document: &PodDocument, kernel: &Kernel) -> io::Result<Vec<Found>> {
     let request = &document.request;
-    let Some(host) = kernel.host_veth(&request.container_id).await? else { return Ok(vec![]) };
+    let Some(host) = kernel.host_veth(document).await? else { return Ok(vec![]) };
     match names::parse_alias(&host.alias) {
         Some((attachment, _)) if attachment != request.attachment() => {
             let ours = plan::neighbours(document);

@@ -113,10 +113,9 @@ async fn overlay_addresses(document: &PodDocument, kernel: &Kernel) -> io::Resul
 /// have left one. With the first interface's DEL, all routes through the container's link.
 async fn on_the_node(document: &PodDocument, kernel: &Kernel) -> io::Result<Vec<Found>> {
     let deletes = document.request.command == Command::Del;
-    let container = &document.request.container_id;
     let link = match deletes {
-        true => kernel.host_veth(container).await?,
-        false => kernel.node.link(&host_veth(container)).await?,
+        true => kernel.host_veth(document).await?,
+        false => kernel.node.link(&host_veth(&document.request.container_id)).await?,
     };
     let mut routes = through(link.as_ref(), kernel).await?;
     let addresses: Vec<_> = document.nic_addresses().iter().map(|net| net.addr()).collect();
@@ -166,7 +165,7 @@ async fn stale(gc: &PodDocument, kernel: &Kernel) -> io::Result<Vec<Found>> {
     let mut found = vec![];
     for document in state::stale(&gc.request) {
         let addresses: Vec<_> = document.nic_addresses().iter().map(|net| net.addr()).collect();
-        let link = kernel.host_veth(&document.request.container_id).await?;
+        let link = kernel.host_veth(&document).await?;
         let mut routes = through(link.as_ref(), kernel).await?;
         for side in document.mode.iter().flat_map(|mode| &mode.host_side) {
             let routes_to_side = through(kernel.node.link(&side.dev).await?.as_ref(), kernel).await?.into_iter();
