@@ -60,15 +60,18 @@ set_up() {
   assert_equal "$(<"$DONE")" ''
 }
 
-# installing: scripts/setup on a machine without jq, each time as often as there are arguments: killed while it installs, to its end, or on a
+# installing: scripts/setup on a machine without jq, each time as often as there are arguments: killed while it installs, or when jq is there,
+# to its end, or on a
 # machine of which somebody has said that services may start (theirs). Prints whether they may while it installs, and after it.
 installing() {
   program dpkg-query <<'END'
 for name; do case $name in -* | jq) ;; *) printf 'installed %s\n' "$name" ;; esac; done
+[ ! -e "$(dirname "$0")/../other/jq" ] || printf 'installed jq\n'
 END
   program apt-get <<END
 [ "\$1" = install ] || exit 0
 may
+[ ! -e '$MACHINE/late' ] || : >'$MACHINE/other/jq'
 [ ! -e '$MACHINE/killed' ] || kill -KILL \$PPID
 END
   program may <<'END'
@@ -77,6 +80,7 @@ status=0
 printf '%s ' $status >&7
 END
   program installing <<END
+set -e
 mount -t tmpfs none '$MACHINE/other'
 mkdir '$MACHINE/other/upper' '$MACHINE/other/work'
 mount -t overlay -o 'lowerdir=/usr/sbin,upperdir=$MACHINE/other/upper,workdir=$MACHINE/other/work' none /usr/sbin
@@ -84,10 +88,11 @@ rm -f /usr/sbin/policy-rc.d
 for how; do
   case \$how in
     killed) : >'$MACHINE/killed' ;;
+    late) : >'$MACHINE/killed' && : >'$MACHINE/late' ;;
     theirs) printf '#!/bin/sh\nexit 0\n' >/usr/sbin/policy-rc.d && chmod +x /usr/sbin/policy-rc.d ;;
   esac
   '$LAB_REPO/scripts/setup' >&2 || :
-  rm -f '$MACHINE/killed'
+  rm -f '$MACHINE/killed' '$MACHINE/late'
   may
 done
 ! [ -e /usr/sbin/policy-rc.d ] || cat /usr/sbin/policy-rc.d >&7
@@ -100,6 +105,10 @@ END
   suite_needs_lab || skip "$SUITE_SKIP"
   expect 0 installing killed whole
   assert_equal "$output" '101 101 101 0 '
+  rm -r "$MACHINE/other"
+  # There is nothing to install any more.
+  expect 0 installing late whole
+  assert_equal "$output" '101 101 0 '
   rm -r "$MACHINE/other"
   expect 0 installing theirs
   assert_equal "$output" $'0 0 #!/bin/sh\nexit 0'
