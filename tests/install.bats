@@ -190,7 +190,7 @@ only_theirs() {
 
 @test "a CNI directory that the plugin's first line or a shell would not find is refused" {
   local directory
-  for directory in opt/cni '/opt/cni/a b' '/opt/cni/a&b' "/opt/cni/a'b"; do
+  for directory in '' opt/cni '/opt/cni/a b' '/opt/cni/a&b' "/opt/cni/a'b"; do
     expect 1 install_on_node1 --cni-bin "$directory"
     assert_contains "$stderr" "$directory: the CNI directory is to be a path from / of letters, digits and"
   done
