@@ -173,7 +173,7 @@ has_address() {
     asked $name
     # shellcheck disable=SC2016 # expanded by the inner shell
     lab_spawn $name "node1/$name" sh -c 'printf "0\n" >"$0/cgroup.procs" && exec sleep 1000' "$cgroup"
-    lab_until 1 not_asked $name
+    lab_until 4 not_asked $name
     # It is the same when its address is known.
     has_address $name "$(lab_address "node1/$name" 4)"
     sleep 0.5
@@ -720,6 +720,8 @@ another_answers() { lab_in node1 curl -fsS http://localhost:10266/healthz >/dev/
   lab_kubectl apply --filename - <"$LAB_REPO/deploy/rbac.yaml" >/dev/null
   lab_kubeconfig "$(lab_kubectl create token underpass-node --namespace kube-system)" >"$LAB/kubernetes/node.conf"
   # It may read CIDRs, and no Services.
+  # What the agent before has written is no news of this one.
+  lab_in node1 sh -c 'rm -f /run/underpass/*.prom'
   agent_start node
   lab_until 20 nothing_but_the_table_is_missing || fail "$(cat "$LAB/log/agent")"
   expect 1 agent --ready
@@ -797,18 +799,18 @@ nothing_but_the_table_is_missing() {
 @test "the table stands where the API server does not answer from an agent's beginning, and expires where none ever follows, however often it begins" {
   lab_stop agent
   lab_refuse node1
-  FOLLOW_FLAGS='--lease 10' agent_start refused
+  FOLLOW_FLAGS='--lease 20' agent_start refused
   lab_until 20 agent --ready
   lab_stop agent
   lab_stop refuse
-  FOLLOW_FLAGS='--lease 10' agent_start refused
-  sleep 15
+  FOLLOW_FLAGS='--lease 20' agent_start refused
+  sleep 25
   asked plain
   lab_stop agent
   # It ends each time before it asks anybody.
   printf 'users: 1\n' >"$LAB/kubernetes/broken.conf"
-  FOLLOW_FLAGS='--lease 10' agent_start broken
-  lab_until 30 not_asked plain || fail "$(cat "$LAB/log/agent")"
+  FOLLOW_FLAGS='--lease 20' agent_start broken
+  lab_until 40 not_asked plain || fail "$(cat "$LAB/log/agent")"
   lab_stop agent
 }
 

@@ -183,7 +183,7 @@ lab_stop() {
   read -r pid <"$LAB/pid/$1"
   rm "$LAB/pid/$1"
   kill -"${2:-TERM}" "$pid" 2>/dev/null || true
-  lab_until 10 test ! -d "/proc/$pid" && return
+  lab_until 30 test ! -d "/proc/$pid" && return
   kill -KILL "$pid" 2>/dev/null || true
   lab_fail "$1 did not end by SIG${2:-TERM}"
 }
