@@ -68,7 +68,7 @@ async fn on_the_node(document: &mut PodDocument, node: &Netlink) -> io::Result<V
     let rules = node.rules().await?;
     document.places.extend(plan::places(document, Netns::Node, &rules));
     for RuleEntry { rule, ours, .. } in rules.into_iter().filter(|entry| entry.plain) {
-        // ADD has just made a route in its own table: no need to look.
+        // What ADD makes in its own table needs it, and what is left of another goes with the next DEL: no need to look.
         let in_use = !document.request.command.tears_down() && rule.table == document.numbers().node_table;
         if ours && let Entry::Vacant(entry) = needed.entry(rule.table) {
             let filter = RouteFilter { table: Some(rule.table), ours: true, ..Default::default() };
