@@ -387,8 +387,9 @@ is_counted() { [ "$(rule_repairs)" -gt "$1" ]; }
 
 @test "a pod with two interfaces of which its sandbox takes one's addresses after the other's keeps the ways to both" {
   local nic family before after
+  lab_network_config node1 further46 46 "$(lab_coordinator_json 46)" eth1
   lab_pod node1 stolen2 underlay46
-  lab_attach node1 stolen2 other46 net1
+  lab_attach node1 stolen2 further46 net1
   looked_at web stolen2
   before=$(ways_to stolen2)
   for nic in eth0 net1; do
