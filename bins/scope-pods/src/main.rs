@@ -67,8 +67,6 @@ struct Cli {
 const LOOK: Duration = Duration::from_millis(100);
 /// So long a pod is looked for as often as that; one that has no process by then waits for something else, such as a volume.
 const AWAIT: Duration = Duration::from_secs(30);
-/// The UID of a static pod, for kubelet: the API's is that of its mirror (`ConfigHashAnnotationKey` in Kubernetes' pkg/kubelet/types).
-const STATIC: &str = "kubernetes.io/config.hash";
 /// Everything is looked at again after this, whether there is news or not: the kernel's list may have been lost.
 const FULL_LOOK: Duration = Duration::from_secs(5);
 /// The same where it did not go well.
@@ -110,8 +108,10 @@ async fn follow(cli: Cli) -> anyhow::Result<()> {
             continue;
         }
         let now = Some((stamps(), pins.is_loaded()));
-        let pause = if said.is_empty() { FULL_LOOK } else { RETRY };
-        if !news && now == seen && full.elapsed() < pause && !kernel::has_process(known.awaited()) {
+        let went_well = said.is_empty();
+        let pause = if went_well { FULL_LOOK } else { RETRY };
+        let has_come = || went_well && kernel::has_process(known.awaited());
+        if !news && now == seen && full.elapsed() < pause && !has_come() {
             continue;
         }
         (seen, full) = (now, Instant::now());
@@ -171,7 +171,7 @@ fn cut_down(object: Object, with_meshes: bool) -> Pod {
     Pod {
         takes_part: plan::takes_part(&annotations, with_meshes),
         wrong,
-        uid: annotations.get(STATIC).cloned().or(object.metadata.uid).unwrap_or_default(),
+        uid: object.metadata.uid.unwrap_or_default(),
         has_none: on_host || has_ended,
         addresses: addresses.collect(),
         is_leaving: object.metadata.deletion_timestamp.is_some(),

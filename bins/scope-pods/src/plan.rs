@@ -129,12 +129,17 @@ pub fn find(sandboxes: &[Sandbox], node: &impl Node) -> Found {
             Sandbox::Pod { name, addresses, uid } => sought.push((name, addresses, uid)),
         }
     }
-    if sought.iter().any(|(_, addresses, _)| !addresses.is_empty()) {
-        for (cookie, here) in node.addresses() {
-            let is_here = |addresses: &[IpAddr]| addresses.iter().any(|address| here.contains(address));
-            found.cookies.extend(sought.extract_if(.., |(_, addresses, _)| is_here(addresses)).map(|_| cookie));
+    let by_address = sought.iter().any(|(_, addresses, _)| !addresses.is_empty());
+    let mut there = BTreeSet::new();
+    for (cookie, here) in if by_address { node.addresses() } else { vec![] } {
+        // Others may have given themselves a pod's address: it counts wherever it is.
+        let is_here = |addresses: &[IpAddr]| addresses.iter().any(|address| here.contains(address));
+        for (name, ..) in sought.iter().filter(|(_, addresses, _)| is_here(addresses)) {
+            found.cookies.insert(cookie);
+            there.insert(*name);
         }
     }
+    sought.retain(|(name, ..)| !there.contains(name));
     let uids: BTreeSet<&str> = sought.iter().map(|(.., uid)| &***uid).collect();
     let cookies = if uids.is_empty() { BTreeMap::new() } else { node.processes(&uids) };
     for (name, addresses, uid) in sought {
@@ -151,7 +156,11 @@ pub fn find(sandboxes: &[Sandbox], node: &impl Node) -> Found {
 /// which systemd wants no `-` (`GetPodCgroupNameSuffix` and `cgroupName.ToSystemd` in Kubernetes' pkg/kubelet/cm).
 pub fn pod_of<'a>(cgroups: &str, uids: &BTreeSet<&'a str>) -> Option<&'a str> {
     let cgroups = cgroups.replace('_', "-");
-    uids.iter().copied().find(|uid| !uid.is_empty() && cgroups.contains(&format!("pod{uid}")))
+    let is_of = |uid: &str| {
+        let mut after = cgroups.match_indices("pod").filter_map(|(at, _)| cgroups[at + 3..].strip_prefix(uid));
+        after.any(|rest| !rest.starts_with(|next: char| next.is_ascii_alphanumeric() || next == '-'))
+    };
+    uids.iter().copied().find(|uid| !uid.is_empty() && is_of(uid))
 }
 
 #[cfg(test)]
@@ -237,7 +246,9 @@ mod tests {
 
         fn addresses(&self) -> Vec<(u64, Vec<IpAddr>)> {
             assert!(self.is_asked, "nobody is looked for");
-            (1..=9).map(|n| (n.into(), vec![IpAddr::from([127, 0, 0, 1]), address(n)])).collect()
+            let own = |n: u8| vec![IpAddr::from([127, 0, 0, 1]), address(n)];
+            // Somebody has the second one's address too.
+            (1..=9).map(|n| (n.into(), own(n))).chain([(12, own(2))]).collect()
         }
 
         fn processes(&self, uids: &BTreeSet<&str>) -> BTreeMap<String, u64> {
@@ -268,7 +279,7 @@ mod tests {
         ];
         let found = find(&sandboxes, &Ten { is_asked: true });
         let wanted = Found {
-            cookies: [2, 5, 6, 9, 4711].into(),
+            cookies: [2, 5, 6, 9, 12, 4711].into(),
             unfound: [name("77")].into(),
             awaited: [(name("55"), "55".to_owned())].into(),
         };
@@ -289,6 +300,7 @@ mod tests {
         );
         assert_eq!(with(&format!("12:pids:/a\n4:memory:/kubepods/pod{other}/1\n0::/\n")), Some(other));
         assert_eq!(with("0::/system.slice/containerd.service\n"), None);
+        assert_eq!(with(&format!("0::/kubepods/pod{uid}0/1\n")), None, "another one's begins so");
     }
 
     #[test]
