@@ -38,8 +38,9 @@ const PROBE_EVERY: Duration = Duration::from_secs(3);
 /// ... and given up when nothing has been acknowledged for so long, nor any data that was sent on it.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 
-/// Credentials are read again no sooner than this: it may take a program that gives them (`exec`).
-const READ_AGAIN: Duration = Duration::from_secs(5);
+/// Credentials are read again no sooner than this: it may take a program that gives them (`exec`), and a server that is away has none
+/// the more.
+const READ_AGAIN: Duration = Duration::from_secs(15);
 
 /// Whose credentials for which API server: a kubeconfig's, else, as kubectl does it, those of `KUBECONFIG`, of the user's own
 /// configuration, or of the pod's ServiceAccount.
@@ -92,16 +93,15 @@ impl Access {
         let service = service_fn(move |request: Request<Body>| {
             let (access, url, current) = (self.clone(), url.clone(), current.clone());
             async move {
-                let (client, read) = current.borrow().clone();
+                let client = current.borrow().0.clone();
                 let result = client.send(request).await;
                 let is_served = result.as_ref().is_ok_and(|response| response.status() != StatusCode::UNAUTHORIZED);
-                if !is_served && read.elapsed() >= READ_AGAIN {
-                    current.send_modify(|(_, read)| *read = Instant::now());
-                    if let Ok((client, config)) = access.connected(retry).await
-                        && config.cluster_url == url
-                    {
-                        current.send_modify(|(current, _)| *current = client);
-                    }
+                if !is_served
+                    && current.send_if_modified(|(_, read)| is_due(read))
+                    && let Ok((client, config)) = access.connected(retry).await
+                    && config.cluster_url == url
+                {
+                    current.send_modify(|(current, _)| *current = client);
                 }
                 Ok::<_, BoxError>(result?)
             }
@@ -128,6 +128,15 @@ impl Access {
             }),
         }
     }
+}
+
+/// Whether credentials are to be read again, which is noted.
+fn is_due(read: &mut Instant) -> bool {
+    let is_due = read.elapsed() >= READ_AGAIN;
+    if is_due {
+        *read = Instant::now();
+    }
+    is_due
 }
 
 fn address(url: &Uri) -> Option<SocketAddr> {
