@@ -125,13 +125,13 @@ impl Metrics {
 
     /// Whether any port of the Service that a change is about is not as it was to be.
     pub fn lacks(&self, change: &Change) -> bool {
-        let service = match change {
-            Change::Set(service) => format!("{}/{}:", service.namespace, service.name),
-            Change::Remove(port) => format!("{}/{}:", port.namespace, port.name),
+        let (namespace, name) = match change {
+            Change::Set(service) => (&service.namespace, &service.name),
+            Change::Remove(port) => (&port.namespace, &port.name),
             _ => return false,
         };
-        let ports = self.unfit.iter().flat_map(|unfit| unfit.range(service.clone()..));
-        ports.take(1).any(|(port, _)| port.starts_with(&service))
+        let service = format!("{namespace}/{name}");
+        self.unfit.iter().flat_map(BTreeMap::keys).any(|port| is_port_of(port, &service))
     }
 
     /// Says of each service that is not as it was to be why, unless it was said; and all that there are in a file of the state
@@ -240,4 +240,20 @@ fn buckets() -> impl Iterator<Item = f64> {
     let fast = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1].into_iter();
     let seconds = (1..60).chain((60..120).step_by(5)).chain((120..=300).step_by(30)).map(f64::from);
     fast.chain([0.25, 0.5]).chain(seconds)
+}
+
+/// Whether that is a port of the Service: [`ServiceName`] as text, which has no name of a port that has none.
+fn is_port_of(port: &str, service: &str) -> bool {
+    port.strip_prefix(service).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_port_of;
+
+    #[test]
+    fn a_port_is_its_services_whether_it_has_a_name_or_not_and_no_others_whose_name_begins_so() {
+        let ports = ["a/b", "a/b:http", "a/b-c", "a/b-c:http", "a/", "d/a/b"];
+        assert_eq!(ports.map(|port| is_port_of(port, "a/b")), [true, true, false, false, false, false]);
+    }
 }
