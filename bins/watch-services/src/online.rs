@@ -3,6 +3,7 @@
 use std::{
     fmt::Debug,
     io::{self, Write},
+    mem,
     net::SocketAddr,
     time::Duration,
 };
@@ -121,8 +122,10 @@ struct Follower {
     report: Report,
     /// Whether the whole table has been printed.
     begun: bool,
-    /// What was last said of the lease, if anything was: that it is renewed, or that it is not.
-    renews: Option<bool>,
+    /// Whether the last that was said of the lease is that it is renewed. Until something is, it is not.
+    renews: bool,
+    /// Whether the API server has denied us something when that was last looked at.
+    denied: bool,
     /// The changes that were not printed.
     batch: Batch,
 }
@@ -145,7 +148,8 @@ pub async fn watch(client: Client, server: Option<SocketAddr>, cluster: Cluster)
     let mut slices = follow(&for_slices, slices(), |slice: discovery::EndpointSlice| slice).boxed();
     let mut nodes = follow(&for_nodes, nodes, |node: core::Node| node).boxed();
     let events = Events::new(&client, &cluster.clients().locality.node);
-    let mut follower = Follower { way, cluster, health, report, begun: false, renews: None, batch: Batch::default() };
+    let mut follower =
+        Follower { way, cluster, health, report, begun: false, renews: false, denied: false, batch: Batch::default() };
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut terminate = signal(SignalKind::terminate())?;
@@ -218,20 +222,22 @@ impl Follower {
     }
 
     /// Lets the table expire while the API server denies us what it takes to follow, where the host path has a table that somebody
-    /// else follows. While it serves nobody that one is as old as ours, which stands.
+    /// else follows. While it fails otherwise that one is taken to be as old as ours, which stands, also if it is another's before us.
     fn mind_lease(&mut self) -> anyhow::Result<()> {
-        let renews = !self.health.is_denied();
-        let is_known = !renews || self.begun || self.health.is_failing();
-        if !is_known || self.renews.replace(renews) == Some(renews) {
+        let denied = self.health.is_denied();
+        if denied && !mem::replace(&mut self.denied, denied) {
+            log::warn!(
+                "until that is allowed again, the table is not renewed: it expires where pods have the host path too"
+            );
+        }
+        self.denied = denied;
+        let renews = !denied && (self.begun || self.health.is_failing());
+        if mem::replace(&mut self.renews, renews) == renews {
             return Ok(());
         }
         if renews && self.begun {
             // What has expired is to come back as it is now.
             self.print()?;
-        } else if !renews {
-            log::warn!(
-                "until that is allowed again, the table is not renewed: it expires where pods have the host path too"
-            );
         }
         print(&[Line { change: Change::Renew(renews), triggered: None }])
     }
@@ -244,7 +250,7 @@ impl Follower {
             return print(&lines);
         }
         // Whoever reads a whole table renews it.
-        (self.begun, self.renews) = (true, Some(true));
+        (self.begun, self.renews) = (true, true);
         self.cluster.warn_without_node();
         print(&[Line { change: Change::Table(self.cluster.table()), triggered: None }])?;
         memory::trim();
