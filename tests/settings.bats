@@ -193,6 +193,14 @@ through_node() {
   assert_equal "$(through_node)" 10.96.0.0/12
 }
 
+@test "CHECK keeps the cluster's part of the CIDRs while nothing is known of the cluster, where the configuration has the other part" {
+  lab_in node1 sh -c 'mkdir -p /run/underpass && cat >/run/underpass/cluster.json' <<<'{"settings": {}, "cidrs": {"service": [], "pod": ["10.233.0.0/18"]}}'
+  added 'del(.overlayPodCIDR)'
+  CONFIG=$(jq -c ".prevResult = $lab_stdout" <<<"$CONFIG")
+  lab_in node1 rm /run/underpass/cluster.json
+  checked eth0 "$CONFIG"
+}
+
 @test "CHECK and DEL go by the cluster's settings that ADD found, as the agent does, and CHECK by its CIDRs of today, or the last ones that it knew" {
   local pods='{"settings": {}, "cidrs": {"service": ["10.233.64.0/18"], "pod": ["10.233.0.0/18"]}}' changed
   changed='.settings = {podRPFilter: 1, linkGroup: 90, overlayMasquerade: true, txQueueLen: 7, podMACPrefix: "0a:1b", vethMTU: 1400, rulePriority: 70}'

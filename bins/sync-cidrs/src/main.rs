@@ -16,7 +16,7 @@ use common::{
     harness::{self, About},
     state,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const ABOUT: About = About {
     name: "sync-cidrs",
@@ -60,12 +60,12 @@ fn sync(document: &mut PodDocument, file: Option<&PathBuf>) -> Result<(), Failur
         Some(path) => read(path),
         None => state::cluster().map(|mut cluster| cluster["cidrs"].take()),
     };
-    let cluster = cluster.context(Code::Io, "cannot read the cluster's CIDRs")?;
-    let resolved = cidrs::resolve(&document.settings, &cluster, command, document.subnets());
-    if command == Command::Check && cluster.is_null() && document.cidrs.is_some() && resolved.is_err() {
-        // While nothing is known of the cluster a pod keeps what it has.
-        return Ok(());
+    let mut cluster = cluster.context(Code::Io, "cannot read the cluster's CIDRs")?;
+    if command == Command::Check && cluster.is_null() {
+        // While nothing is known of the cluster a pod keeps what it has of that.
+        cluster = json!(document.cidrs);
     }
+    let resolved = cidrs::resolve(&document.settings, &cluster, command, document.subnets());
     document.cidrs = Some(resolved.map_err(state::with_reason)?);
     Ok(())
 }
