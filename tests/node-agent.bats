@@ -169,11 +169,12 @@ has_address() {
     [ $((driver++)) = 0 ] && cgroup=pod$uid || cgroup=kubepods-besteffort-pod${uid//-/_}.slice
     cgroup=$(<"$LAB/host/node1/cgroup")/$cgroup
     mkdir "$cgroup"
-    sleep 1
+    sleep 0.3
     asked $name
     # shellcheck disable=SC2016 # expanded by the inner shell
     lab_spawn $name "node1/$name" sh -c 'printf "0\n" >"$0/cgroup.procs" && exec sleep 1000' "$cgroup"
-    lab_until 4 not_asked $name
+    # Sooner than all is looked at again.
+    lab_until 2 not_asked $name
     # It is the same when its address is known.
     has_address $name "$(lab_address "node1/$name" 4)"
     sleep 0.5

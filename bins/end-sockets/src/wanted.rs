@@ -74,7 +74,7 @@ impl Wanted {
             let backend = (gone.protocol, gone.backend);
             if rules.end(gone) {
                 let services = self.services.entry(backend).or_default();
-                // What goes twice in the same way was back between, of which the maps alone tell.
+                // What goes twice in the same way may have been back between, of which the maps alone tell.
                 let before = services.get(&gone.service).filter(|(_, why)| *why != gone.why);
                 let since = before.map_or(now, |(since, _)| *since);
                 services.insert(gone.service.clone(), (since, gone.why));
