@@ -20,7 +20,7 @@ use crate::{
 /// The endpoints that get nothing new, of the services that have such.
 pub type Drains = BTreeMap<Key, Endpoints>;
 
-/// How many addresses without a service are remembered; a cluster gives most of them to nobody again.
+/// How many addresses without a service are remembered, and how many endpoints that left; a cluster gives most of them to nobody again.
 const ORPHANS: usize = 4096;
 /// So long after an endpoint left its service it is said of it that it is back, to drain: whoever ends sockets waits a second for
 /// that. (Of one that gets new connections the maps say it.)
@@ -33,7 +33,7 @@ pub struct Stale {
     pub draining: Drains,
     /// Addresses that no service has any more, with the endpoints of the one that had them last and what became of these.
     orphans: foldhash::HashMap<Frontend, (Rc<[SocketAddr]>, Why)>,
-    /// Endpoints that left their service a moment ago, and when.
+    /// Endpoints that left their service, which stays, a moment ago, and when.
     left: foldhash::HashMap<(Key, SocketAddr), Instant>,
     /// What sockets were translated to before there was anybody who could say which backends are gone.
     pub unseen: BTreeSet<Flow>,
@@ -76,13 +76,17 @@ impl Stale {
         }
         let now = Instant::now();
         self.left.retain(|_, when| now < *when + BACK);
+        if self.left.len() > ORPHANS {
+            self.left.clear();
+        }
         for (key, before) in before {
             let after = self.holding(kernel, &key);
             gone.extend(gone::back(&key, &before, &after, |endpoint| {
                 self.left.contains_key(&(key.clone(), *endpoint))
             }));
             let less = gone::gone(&key, &before, &after);
-            let left = |gone: &Gone| (gone.why == Why::Left).then(|| ((key.clone(), gone.backend), now));
+            let stays = after.installed.is_some();
+            let left = |gone: &Gone| (stays && gone.why == Why::Left).then(|| ((key.clone(), gone.backend), now));
             gone.extend(less.inspect(|gone| self.left.extend(left(gone))));
             let why = if after.installed.is_some() { Why::Unready } else { Why::Left };
             let (mut heirs, mut orphans) = (BTreeSet::new(), Vec::new());
