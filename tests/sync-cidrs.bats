@@ -624,7 +624,7 @@ with_proxy() {
   assert_equal "$(metric cidrs_in_contact) $(metric cidrs_known)" '0 1'
   # As whoever renews a certificate or a token does it.
   cp "$LAB/kubernetes/admin.conf" "$LAB/kubernetes/nobody.conf"
-  lab_until 20 has_metric cidrs_in_contact 1
+  lab_until 40 has_metric cidrs_in_contact 1
 }
 
 @test "a certificate that the API server does not accept any more, and an authority that is not its own, are read anew from their files" {
@@ -645,10 +645,10 @@ with_proxy() {
   lab_until 10 logged 'certificate'
   lab_until 5 has_metric cidrs_in_contact 0 2>/dev/null
   take apiserver old
-  lab_until 20 logged 'does not accept our credentials (401)'
+  lab_until 40 logged 'does not accept our credentials (401)'
   has_metric cidrs_in_contact 0
   take apiserver new
-  lab_until 30 has_metric cidrs_in_contact 1
+  lab_until 40 has_metric cidrs_in_contact 1
 }
 
 # take AUTHORITY CLIENT: whose certificates are in the files that the kubeconfig names.

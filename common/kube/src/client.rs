@@ -38,9 +38,8 @@ const PROBE_EVERY: Duration = Duration::from_secs(3);
 /// ... and given up when nothing has been acknowledged for so long, nor any data that was sent on it.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 
-/// Credentials are read again no sooner than this: it may take a program that gives them (`exec`), and a server that is away has none
-/// the more.
-const READ_AGAIN: Duration = Duration::from_secs(15);
+/// Credentials are read again no sooner than this: it may take a program that gives them (`exec`).
+const READ_AGAIN: Duration = Duration::from_secs(5);
 
 /// Whose credentials for which API server: a kubeconfig's, else, as kubectl does it, those of `KUBECONFIG`, of the user's own
 /// configuration, or of the pod's ServiceAccount.
