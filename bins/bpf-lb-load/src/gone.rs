@@ -19,6 +19,16 @@ pub enum State {
     Unready,
 }
 
+impl State {
+    /// Why the sockets of an endpoint in this state may have to end.
+    pub const fn why(self) -> Why {
+        match self {
+            Self::Ready | Self::Draining => Why::Draining,
+            Self::Unready => Why::Unready,
+        }
+    }
+}
+
 /// The endpoints of a service.
 pub type Endpoints = BTreeMap<SocketAddr, State>;
 
@@ -127,8 +137,7 @@ pub fn gone<'a>(service: &'a ServiceName, before: &'a Holding, after: &'a Holdin
         let why = match after.draining.get(backend).map(|state| is(backend).min(*state)) {
             None => Why::Left,
             Some(now) if now <= was(backend).min(*state) => return None,
-            Some(State::Unready) => Why::Unready,
-            Some(_) => Why::Draining,
+            Some(now) => now.why(),
         };
         Some(Gone { service: Some(service.clone()), protocol, backend: *backend, why, unused: false })
     };
@@ -147,7 +156,7 @@ pub fn back<'a>(
     let (service, protocol, is) = (text(service), after.protocol(), after.least());
     let returned = after.only_draining().filter(move |(endpoint, _)| !before.has(endpoint) && left(endpoint));
     returned.map(move |(backend, state)| {
-        let why = if is(backend).min(*state) == State::Unready { Why::Unready } else { Why::Draining };
+        let why = is(backend).min(*state).why();
         Gone { service: Some(service.clone()), protocol, backend: *backend, why, unused: false }
     })
 }

@@ -88,7 +88,7 @@ impl Stale {
             let stays = after.installed.is_some();
             let left = |gone: &Gone| (stays && gone.why == Why::Left).then(|| ((key.clone(), gone.backend), now));
             gone.extend(less.inspect(|gone| self.left.extend(left(gone))));
-            let why = if after.installed.is_some() { Why::Unready } else { Why::Left };
+            let why = if stays { Why::Unready } else { Why::Left };
             let (mut heirs, mut orphans) = (BTreeSet::new(), Vec::new());
             for frontend in before.frontends() {
                 match kernel.owner(frontend) {
@@ -189,8 +189,7 @@ impl Stale {
                 Some(State::Draining) if owner.is_none() => Why::Draining,
                 Some(_) => Why::Unready,
             },
-            Some(State::Unready) => Why::Unready,
-            Some(_) => Why::Draining,
+            Some(state) => state.why(),
         };
         let service = owner.map(|owner| owner.to_string().into());
         Some(Gone { service, protocol: flow.service.protocol, backend: flow.backend, why, unused: false })

@@ -137,7 +137,8 @@ fn work(cli: &Cli) -> Result<()> {
     let (mut last, mut rested) = (None::<Instant>, Instant::now());
     loop {
         metrics.write();
-        let next = wanted.next(last).map(|next| next.max(rested));
+        let next_of = |wanted: &Wanted| wanted.next(last).map(|next| next.max(rested));
+        let next = next_of(&wanted);
         let wait = next.map_or(TICK, |next| next.saturating_duration_since(Instant::now())).min(TICK);
         let gone = match (batch(&lines, wait), next) {
             (Some(gone), _) => gone,
@@ -158,7 +159,7 @@ fn work(cli: &Cli) -> Result<()> {
         }
         let begun = Instant::now();
         let is_due = retry.as_ref().is_some_and(|retry| begun >= retry.due);
-        if !is_due && wanted.next(last).is_none_or(|next| begun < next.max(rested)) {
+        if !is_due && next_of(&wanted).is_none_or(|next| begun < next) {
             continue;
         }
         last = Some(begun);
