@@ -252,7 +252,7 @@ fn loss(before: &PodDocument, now: &PodDocument) -> Result<Loss, Failure> {
     let result = CniResult::previous(&before.request.config)?;
     let has = |document: &PodDocument, address| document.nic_addresses().iter().any(|net| net.addr() == address);
     let given = || result.ips_of(&before.request.ifname).map(|ip| ip.address.addr());
-    let mut lost = given().filter(|address| has(before, *address) && !has(now, *address)).peekable();
+    let lost: Vec<_> = given().filter(|address| has(before, *address) && !has(now, *address)).collect();
     let has_family = |address: IpAddr| now.nic_addresses().iter().any(|net| Family::same(net.addr(), address));
     // A further interface's way from the node takes a family of the pod's first one, whose addresses go before its own.
     let led = |document: &PodDocument| {
@@ -261,14 +261,14 @@ fn loss(before: &PodDocument, now: &PodDocument) -> Result<Loss, Failure> {
     };
     let (was_led, is_led) = (led(before), led(now));
     let has_lost_way = was_led.iter().any(|address| has(now, *address) && !is_led.contains(address));
-    Ok(if has_lost_way && is_led.is_empty() {
+    let all_ways = has_lost_way && is_led.is_empty();
+    let all_addresses = !given().any(|address| has(now, address)) && lost.iter().any(|address| !has_family(*address));
+    Ok(if all_ways || all_addresses {
         Loss::All
-    } else if lost.peek().is_none() {
-        if has_lost_way { Loss::Some } else { Loss::None }
-    } else if !given().any(|address| has(now, address)) && lost.any(|address| !has_family(address)) {
-        Loss::All
-    } else {
+    } else if has_lost_way || !lost.is_empty() {
         Loss::Some
+    } else {
+        Loss::None
     })
 }
 
