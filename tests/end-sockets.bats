@@ -464,15 +464,22 @@ PY
   es_ends_well client || fail "$(<"$LAB/log/agent")"
 }
 
-@test "connections to an endpoint that is away for a moment stay, as when it moves from one EndpointSlice to another" {
-  es_both "$ES_ALL" >&5
-  es_client client <<'PY'
+# es_stays SECONDS [ADDRESS]: a client's connections to 10.96.0.1 over both protocols, which are told nothing for so long; made when ADDRESS
+# answers too.
+es_stays() {
+  es_client client <<PY
 hold("127.0.0.2")
 until_connects(SOCK_DGRAM, "10.96.0.1")
+until_connects(SOCK_STREAM, "${2:-10.96.0.1}")
 ones = [connect(kind, "10.96.0.1") for kind in (SOCK_STREAM, SOCK_DGRAM)]
 ready()
-equal(told(ones, 3), [None] * 2)
+equal(told(ones, $1), [None] * 2)
 PY
+}
+
+@test "connections to an endpoint that is away for a moment stay, as when it moves from one EndpointSlice to another" {
+  es_both "$ES_ALL" >&5
+  es_stays 3
   # Made before: a machine with other work may take longer for it than an endpoint may be away.
   local away back
   away=$(es_both "$ES_OTHERS")
@@ -484,39 +491,26 @@ PY
 }
 
 @test "connections to an endpoint that drains stay too when it is away for a moment" {
-  local drains away back
-  drains=$(jq -c '.draining = [{"address": "127.0.0.2", "port": 8080, "serving": true}]' <<<"$ES_OTHERS")
-  es_both "$ES_ALL" >&5
-  es_client client <<'PY'
-hold("127.0.0.2")
-until_connects(SOCK_DGRAM, "10.96.0.1")
-ones = [connect(kind, "10.96.0.1") for kind in (SOCK_STREAM, SOCK_DGRAM)]
-ready()
-equal(told(ones, 4), [None] * 2)
-PY
+  local drains away
+  drains=$(es_both "$(jq -c '.draining = [{"address": "127.0.0.2", "port": 8080, "serving": true}]' <<<"$ES_OTHERS")")
   away=$(es_both "$ES_OTHERS")
-  back=$(es_both "$drains")
-  printf '%s\n' "$back" >&5
+  es_both "$ES_ALL" >&5
+  es_stays 4
+  printf '%s\n' "$drains" >&5
   sleep 0.2
   printf '%s\n' "$away" >&5
   sleep 0.05
-  printf '%s\n' "$back" >&5
+  printf '%s\n' "$drains" >&5
   es_ends_well client || fail "$(<"$LAB/log/agent")"
 }
 
 @test "an endpoint has a second to come back from when it went itself, whoever went shortly before" {
-  es_both "$ES_ALL" >&5
-  es_set other "$(jq -c '.clusterIps = ["10.96.0.9"]' <<<"$ES_ALL")"
-  es_client client <<'PY'
-hold("127.0.0.2")
-until_connects(SOCK_STREAM, "10.96.0.9")
-ones = [connect(kind, "10.96.0.1") for kind in (SOCK_STREAM, SOCK_DGRAM)]
-ready()
-equal(told(ones, 3), [None] * 2)
-PY
   local away back
   away=$(es_both "$ES_OTHERS")
   back=$(es_both "$ES_ALL")
+  es_both "$ES_ALL" >&5
+  es_set other "$(jq -c '.clusterIps = ["10.96.0.9"]' <<<"$ES_ALL")"
+  es_stays 3 10.96.0.9
   es_set other "$(jq -c '.clusterIps = ["10.96.0.9"]' <<<"$ES_OTHERS")"
   sleep 0.85
   printf '%s\n' "$away" >&5

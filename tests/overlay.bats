@@ -636,13 +636,18 @@ strange() {
   lab_in node1 ip netns delete beyond
 }
 
-@test "an eth0 that the node reaches in an overlay is the overlay's, whatever it is" {
-  POD=offloaded
+# offloaded POD: the same in an overlay that the node reaches by ovn0.
+offloaded() {
   lab_in node1 ip link add ovn0 type veth peer name ovn1
   lab_in node1 ip link set ovn1 up
   lab_in node1 ip link set ovn0 up
   lab_in node1 ip address add 10.233.60.2/24 dev ovn0
-  strange $POD 10.233.60.7/16
+  strange "$1" 10.233.60.7/16
+}
+
+@test "an eth0 that the node reaches in an overlay is the overlay's, whatever it is" {
+  POD=offloaded
+  offloaded $POD
   CONFIG=$(lab_chained node1 $POD underlay46 net1)
   coordinator ADD
   assert_json "$(lab_in node1 cat "/run/underpass/attachments/lab-$POD@net1.json")" .mode.mode overlay
@@ -670,11 +675,7 @@ twice_served() {
 
 @test "DEL leaves the pod's way to Services to another NIC also where the node has no route to the pod by the overlay, as to a virtual function" {
   POD=functional
-  lab_in node1 ip link add ovn0 type veth peer name ovn1
-  lab_in node1 ip link set ovn1 up
-  lab_in node1 ip link set ovn0 up
-  lab_in node1 ip address add 10.233.60.2/24 dev ovn0
-  strange $POD 10.233.60.7/16
+  offloaded $POD
   lab_attach node1 $POD plain46 net2
   twice_served underlay46
   lab_in node1 ip netns delete $POD
