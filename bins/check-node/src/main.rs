@@ -20,7 +20,8 @@ use serde_json::json;
 const ABOUT: About = About {
     name: "check-node",
     does: "Looks at the node that it runs on and prints what underlay pods need of it: whether that is so, and what to \
-           change; a table at a terminal, else JSON. Changes nothing, but that the state directory and its lock are there. Exits 1 when something is to be changed.",
+           change; a table at a terminal, else JSON. Changes nothing, but that the state directory and its lock \
+           are there. Exits 1 when something is to be changed.",
     example: "  check-node --subnet 10.6.0.0/16 | jq -r '.checks[] | select(.ok | not) | .msg + \": \" + .remedy'",
 };
 
