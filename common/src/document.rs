@@ -569,35 +569,11 @@ impl Cidrs {
     }
 }
 
-/// `document` over `original`: what a tool does not know stays as it was.
-pub fn merge(original: Value, document: Value) -> Value {
-    match (original, document) {
-        (Value::Object(mut original), Value::Object(document)) => {
-            for (key, value) in document {
-                let old = original.entry(key).or_insert(Value::Null);
-                *old = merge(old.take(), value);
-            }
-            Value::Object(original)
-        }
-        (_, document) => document,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn fields_that_a_tool_does_not_know_stay() {
-        let original = json!({"version": 1, "future": {"a": 1}, "mode": {"nic": {"name": "eth0", "colour": "red"}}});
-        let document = json!({"version": 1, "mode": {"nic": {"name": "eth1"}}, "applied": []});
-        let expected = json!({
-            "version": 1, "future": {"a": 1}, "mode": {"nic": {"name": "eth1", "colour": "red"}}, "applied": []
-        });
-        assert_eq!(merge(original, document), expected);
-    }
 
     #[test]
     fn the_runtime_says_which_pod_it_is() {

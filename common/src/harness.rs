@@ -14,19 +14,18 @@ use std::{
 };
 
 use clap::{ArgMatches, Command as Cli};
-use serde::Deserialize as _;
 use serde_json::json;
 use tokio::runtime::{Builder, Runtime};
 
-use self::cli::Output;
+use self::{cli::Output, stdio::fail_on};
 pub use self::{
     cli::{About, cli, cli_with_plan, matches, parse},
     messages::init_log,
-    stdio::{answer, end, fail, print, print_json, read_document, read_input},
+    stdio::{Refused, answer, end, fail, print, print_json, read_document, read_input},
     tool::{Change, Tool, Undone, converge},
 };
 use crate::{
-    document::{Command, PodDocument, VERSION, merge},
+    document::{Command, PodDocument},
     failure::{Code, Context, Failure},
     netlink::Netlink,
     settings::LogOptions,
@@ -104,37 +103,25 @@ fn runtime(enable: fn(&mut Builder) -> &mut Builder) -> Result<Runtime, Failure>
 /// Reads the document, lets `work` complete it, and prints it: enriched, or with the error set.
 fn filter(about: About, work: impl FnOnce(&mut PodDocument) -> Result<Option<String>, Failure>) -> ExitCode {
     let name = about.name;
-    let input = match read_document() {
-        Ok(input) => input,
-        Err(failure) => {
-            init_log(name, &LogOptions::default(), "");
-            return fail(name, json!({ "version": VERSION }), failure);
-        }
-    };
-    let failed = input.get("error").is_some_and(|error| !error.is_null());
-    let mut document = match PodDocument::deserialize(&input) {
+    let mut envelope = match read_document() {
+        Ok(envelope) => envelope,
         // An error in place of a document: there is nothing to work on.
-        Err(_) if failed => return print_json(&input, ExitCode::FAILURE),
-        Err(error) => {
+        Err(refused) if !refused.input["error"].is_null() => return print_json(&refused.input, ExitCode::FAILURE),
+        Err(refused) => {
             init_log(name, &LogOptions::default(), "");
-            let failure = Failure::new(Code::Decoding, "standard input is not a pod document").details(error);
-            return fail(name, input, failure);
+            return fail(name, refused.input, refused.failure);
         }
-        Ok(document) => document,
     };
+    let document = &mut envelope.document;
+    let failed = document.error.is_some();
     if failed && !document.request.command.tears_down() {
-        return print_json(&input, ExitCode::FAILURE);
+        return print_json(&envelope, ExitCode::FAILURE);
     }
     init_log(name, &document.settings.log_options, &document.request.attachment());
-    let result = work(&mut document);
-    let output = match &result {
-        Ok(Some(text)) => return print(text, ExitCode::SUCCESS),
-        _ => merge(input, json!(document)),
-    };
-    match result {
-        Err(failure) => fail(name, output, failure),
-        Ok(_) if failed => print_json(&output, ExitCode::FAILURE),
-        Ok(_) => print_json(&output, ExitCode::SUCCESS),
+    match work(document) {
+        Ok(Some(text)) => print(&text, ExitCode::SUCCESS),
+        Ok(None) => print_json(&envelope, if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }),
+        Err(failure) => fail_on(name, envelope, failure),
     }
 }
 

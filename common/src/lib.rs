@@ -8,6 +8,7 @@ pub mod bpf;
 pub mod cgroup;
 pub mod cidrs;
 pub mod document;
+pub mod envelope;
 pub mod failure;
 pub mod harness;
 #[cfg(target_env = "musl")]

@@ -12,10 +12,12 @@ use std::{
     time::SystemTime,
 };
 
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
     document::{PodDocument, Request, Share},
+    envelope::Envelope,
     failure::Failure,
 };
 
@@ -74,7 +76,7 @@ pub fn load(request: &Request) -> Option<PodDocument> {
 
 /// The document in a file that was read, if it has one.
 fn document(text: io::Result<Vec<u8>>) -> Option<PodDocument> {
-    serde_json::from_slice(&text.ok()?).ok()
+    Some(Envelope::read(&text.ok()?).ok()?.document)
 }
 
 /// Says that an attachment is on its way out, before anything of it is removed: from here on the node agent leaves it
@@ -94,8 +96,8 @@ pub fn leave(request: &Request) -> io::Result<()> {
 ///
 /// # Errors
 /// What the file system says.
-pub fn save(request: &Request, document: &Value) -> io::Result<()> {
-    write(&file_of(&request.container_id, &request.ifname), &document.to_string())
+pub fn save(request: &Request, document: &impl Serialize) -> io::Result<()> {
+    write(&file_of(&request.container_id, &request.ifname), &serde_json::to_string(document)?)
 }
 
 /// Writes a file of the state directory, which is made if it is not there. A reader sees the old content or the new.

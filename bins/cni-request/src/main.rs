@@ -41,7 +41,7 @@ fn main() -> ExitCode {
         );
     let flags = harness::matches(cli);
     if flags.get_flag("schema") {
-        return harness::print_json(&json!(schemars::schema_for!(PodDocument)), ExitCode::SUCCESS);
+        return harness::print_json(&schemars::schema_for!(PodDocument), ExitCode::SUCCESS);
     }
     harness::init_log(ABOUT.name, &LogOptions::default(), "");
     let stdin = match env::var("CNI_COMMAND").as_deref() {
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
     };
     let (lock, waits) = (flags.get_one("lock-fd").copied(), flags.get_flag("wait-for-settings"));
     match stdin.as_deref().map_err(Clone::clone).and_then(|stdin| document(stdin, lock, waits)) {
-        Ok(document) => harness::print_json(&json!(document), ExitCode::SUCCESS),
+        Ok(document) => harness::print_json(&document, ExitCode::SUCCESS),
         Err(failure) => harness::fail(ABOUT.name, stub(&stdin.unwrap_or_default()), failure),
     }
 }

@@ -151,7 +151,7 @@ fn check_valid_attachments(config: &Value) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
-    use common::{document::merge, settings::ModeSetting};
+    use common::{envelope::merge, settings::ModeSetting};
     use serde_json::json;
 
     use super::*;

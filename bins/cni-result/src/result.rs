@@ -23,8 +23,8 @@ pub fn success(document: &PodDocument) -> Option<Value> {
 }
 
 /// An error, in the caller's version.
-pub fn error(document: &Value, failure: &Failure) -> Value {
-    let version = CniVersion::of(&document["request"]["config"]).unwrap_or(CniVersion::NEWEST);
+pub fn error(config: &Value, failure: &Failure) -> Value {
+    let version = CniVersion::of(config).unwrap_or(CniVersion::NEWEST);
     let details = if failure.details.is_empty() {
         failure.tool.clone()
     } else {

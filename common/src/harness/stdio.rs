@@ -7,29 +7,48 @@ use std::{
 };
 
 use nix::{libc, unistd::close};
+use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::failure::{Code, Failure};
+use crate::{
+    document::VERSION,
+    envelope::Envelope,
+    failure::{Code, Failure},
+};
 
 /// No document is longer than this, in bytes: one of DEL has the operations of ADD beside its own.
 const MAX_DOCUMENT: usize = 1 << 26;
 
-/// The JSON object on standard input.
+/// Standard input that is no pod document.
+#[derive(Debug)]
+pub struct Refused {
+    /// What there is of one: an object, in which a tool before may have put its error.
+    pub input: Value,
+    /// Why it is none.
+    pub failure: Failure,
+}
+
+/// The pod document on standard input.
 ///
 /// # Errors
-/// When it is empty, too long, or not a JSON object.
-pub fn read_document() -> Result<Value, Failure> {
-    let text = read_input()?;
+/// When it is empty, too long, or no pod document.
+pub fn read_document() -> Result<Envelope, Box<Refused>> {
+    let refused = |input, failure| Box::new(Refused { input, failure });
+    let nothing = |failure| refused(json!({ "version": VERSION }), failure);
+    let text = read_input().map_err(nothing)?;
     if text.trim_ascii().is_empty() {
-        return Err(Failure::new(Code::ToolDied, "standard input is empty")
-            .details("the tool before this one in the pipeline died, or this one was started without a document"));
+        let failure = Failure::new(Code::ToolDied, "standard input is empty")
+            .details("the tool before this one in the pipeline died, or this one was started without a document");
+        return Err(nothing(failure));
     }
-    let value: Value = serde_json::from_slice(&text)
-        .map_err(|error| Failure::new(Code::Decoding, "standard input is not JSON").details(error))?;
-    if !value.is_object() {
-        return Err(Failure::new(Code::Decoding, "standard input is not a JSON object"));
-    }
-    Ok(value)
+    Envelope::read(&text).map_err(|why| {
+        let wrong = |msg, why| Failure::new(Code::Decoding, msg).details(why);
+        match serde_json::from_slice(&text) {
+            Ok(input @ Value::Object(_)) => refused(input, wrong("standard input is not a pod document", &why)),
+            Ok(_) => nothing(wrong("standard input is not a JSON object", &why)),
+            Err(error) => nothing(wrong("standard input is not JSON", &error)),
+        }
+    })
 }
 
 /// Standard input to its end.
@@ -55,11 +74,26 @@ pub fn read_input() -> Result<Vec<u8>, Failure> {
 
 /// Sets the document's error, or adds to the one that it has, prints it, and says that the tool failed. At a terminal there is only the message.
 pub fn fail(tool: &str, mut document: Value, failure: Failure) -> ExitCode {
+    let earlier = document.get("error").cloned().and_then(|error| serde_json::from_value::<Failure>(error).ok());
+    document["error"] = json!(said(tool, earlier, failure));
+    if io::stdout().is_terminal() { ExitCode::FAILURE } else { print(&document.to_string(), ExitCode::FAILURE) }
+}
+
+/// The same of a document that was read.
+pub fn fail_on(tool: &str, mut envelope: Envelope, failure: Failure) -> ExitCode {
+    let earlier = envelope.document.error.take();
+    envelope.document.error = Some(said(tool, earlier, failure));
+    if io::stdout().is_terminal() { ExitCode::FAILURE } else { print_json(&envelope, ExitCode::FAILURE) }
+}
+
+/// A tool's failure, said on standard error; after the one that there was before, if there was one.
+fn said(tool: &str, earlier: Option<Failure>, failure: Failure) -> Failure {
     let failure = Failure { tool: tool.to_owned(), ..failure };
     log::error!("{failure}");
-    let earlier = document.get("error").cloned().and_then(|error| serde_json::from_value::<Failure>(error).ok());
-    document["error"] = json!(earlier.map_or(failure.clone(), |earlier| earlier.and(&failure)));
-    if io::stdout().is_terminal() { ExitCode::FAILURE } else { print(&document.to_string(), ExitCode::FAILURE) }
+    match earlier {
+        Some(earlier) => earlier.and(&failure),
+        None => failure,
+    }
 }
 
 /// Ends a tool that has printed what it has to say: of an error, which is not one of a document, it says all causes.
@@ -71,8 +105,18 @@ pub fn end(tool: &str, done: Result<(), impl Display>) -> ExitCode {
 }
 
 /// Prints a document, for a person at a terminal in lines.
-pub fn print_json(document: &Value, code: ExitCode) -> ExitCode {
-    if io::stdout().is_terminal() { print(&format!("{document:#}"), code) } else { print(&document.to_string(), code) }
+pub fn print_json(document: &impl Serialize, code: ExitCode) -> ExitCode {
+    let text = serde_json::to_string(document).and_then(|text| {
+        let lines = |text: &str| Ok(format!("{:#}", serde_json::from_str::<Value>(text)?));
+        if io::stdout().is_terminal() { lines(&text) } else { Ok(text) }
+    });
+    match text {
+        Ok(text) => print(&text, code),
+        Err(error) => {
+            log::error!("cannot write the document: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Prints an answer: a person at a terminal gets what `people` makes of it, a pipe JSON.
