@@ -534,7 +534,10 @@ EOF2
 @test "a NIC of a network with mode disable leaves the pod's other NICs and the node what they have, and all pass CHECK" {
   local before
   lab_network_config node1 off46 46 "$(lab_coordinator_json 46 | jq -c '.mode = "disable"')" eth1
-  pod
+  POD=pod$BATS_TEST_NUMBER
+  lab_sandbox node1 "$POD"
+  lab_rp_filter "node1/$POD" 1
+  lab_attach node1 "$POD" underlay46
   # The node's rule has to give way to nobody for this NIC's sake.
   lab_in node1 ip rule add from 192.0.2.1 lookup main
   before=$(made)
@@ -544,6 +547,7 @@ EOF2
   lab_cnitool node1 check off46 "$POD" net1
   lab_cnitool node1 del off46 "$POD" net1
   assert_same "$before" "$(made)"
+  lab_cnitool node1 check underlay46 "$POD" eth0
   lab_in node1 ip rule delete from 192.0.2.1 lookup main
 }
 

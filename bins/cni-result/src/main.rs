@@ -76,12 +76,12 @@ fn keep(document: &PodDocument, text: &Value) -> Result<(), Failure> {
 }
 
 /// The document with the operations of earlier ADDs before its own: what those replaced, DEL puts back. Of the pod's other
-/// attachments only those on what all share, for the last of them puts that back.
+/// attachments only those on what all share, for the last of them that is served puts that back.
 fn with_earlier(document: &PodDocument, text: &Value) -> Value {
     let saved = state::load(&document.request)
         .filter(|saved| saved.request.netns == document.request.netns && !saved.has_lost_netns());
     let mut applied = saved.map(|saved| saved.applied).unwrap_or_default();
-    let others = document.others.iter().flat_map(|other| &other.applied);
+    let others = document.others.iter().filter(|_| !document.is_left_alone()).flat_map(|other| &other.applied);
     let news: Vec<_> = others.filter(|operation| !applied.contains(operation)).cloned().collect();
     applied.extend(news.into_iter().chain(document.applied.clone()));
     let mut text = text.clone();
