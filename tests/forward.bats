@@ -163,7 +163,7 @@ EOF2
   says true
 }
 
-@test "iptables-legacy's rules by address count as they are: a subnet, all but a subnet, a chain that is left again" {
+@test "iptables-legacy's rules by address and by link count as they are: a subnet, all but a subnet, a chain that is left again" {
   lab_in node1 iptables-legacy -S >/dev/null 2>&1 || skip 'this kernel has no tables for iptables-legacy'
   local ok rule
   while IFS='|' read -r ok rule; do
@@ -177,6 +177,33 @@ true|iptables-legacy -A FORWARD ! -s 10.6.0.0/16 -d 10.6.0.0/17 -i lo -j DROP
 false|iptables-legacy -A FORWARD -d 10.6.0.0/16 -j PODS; iptables-legacy -A PODS -j DROP
 true|iptables-legacy -A FORWARD -j PODS; iptables-legacy -A PODS -j RETURN; iptables-legacy -A PODS -j DROP
 true|iptables-legacy -A FORWARD -g PODS; iptables-legacy -A FORWARD -j DROP
+false|iptables-legacy -A FORWARD ! -i eth0 -j DROP
+false|iptables-legacy -A FORWARD -o veth+ -j DROP
+true|iptables-legacy -A FORWARD -i eth0 -j DROP; iptables-legacy -A FORWARD -i docker0 ! -o docker0 -j DROP
+EOF2
+}
+
+@test "a rule by the name of a link is named where pods' own links make it drop, and only there" {
+  local answer ok rule family
+  while IFS='|' read -r answer ok rule; do
+    lab_in node1 nft -f - <<EOF2
+table inet firewall
+delete table inet firewall
+table inet firewall {
+  chain guard { type filter hook forward priority filter + 10; $rule
+  }
+}
+EOF2
+    for family in 4 6; do
+      "$answer" node1/pod "$(lab_address node1/overlay $family)" 8080 overlay || fail "$rule"
+    done
+    says "$ok" || fail "$rule"
+  done <<'EOF2'
+assert_no_answer|false|iifname != "eth0" drop
+assert_no_answer|false|iifname "veth*" drop
+assert_no_answer|false|oifname "veth*" drop
+assert_answer|true|iifname "docker0" oifname != "docker0" drop
+assert_answer|true|oifname "docker0" iifname != "docker0" drop
 EOF2
 }
 

@@ -188,6 +188,27 @@ $(lab_address node1/pair $family) 8502"
   lab_cnitool node1 check third-for-net2 "$POD" net2
 }
 
+@test "CHECK of each NIC goes by what another's podDefaultRouteNic has decided, in the families that the NIC which it names has, and while that is there" {
+  lab_network_config node1 single-for-eth0 4 "$(lab_coordinator_json 4 | jq -c '.podDefaultRouteNic = "eth0"')" eth0
+  pod single-for-eth0
+  lab_attach node1 "$POD" second46 net1
+  assert_equal "$(default_nic 4) $(default_nic 6)" 'eth0 net1'
+  lab_cnitool node1 check single-for-eth0 "$POD" eth0
+  lab_cnitool node1 check second46 "$POD" net1
+  owner before net1 eth2
+  pod
+  lab_attach node1 "$POD" second46 net1
+  lab_attach node1 "$POD" before-for-net1 net2
+  assert_equal "$(default_nic 4) $(default_nic 6)" 'net1 net1'
+  lab_cnitool node1 check underlay46 "$POD" eth0
+  lab_cnitool node1 check second46 "$POD" net1
+  lab_cnitool node1 check before-for-net1 "$POD" net2
+  lab_cnitool node1 del second46 "$POD" net1
+  assert_equal "$(default_nic 4) $(default_nic 6)" 'eth0 eth0'
+  lab_cnitool node1 check underlay46 "$POD" eth0
+  lab_cnitool node1 check before-for-net1 "$POD" net2
+}
+
 @test "podDefaultRouteNic with a NIC that is not there and cannot come is refused, and nothing has changed" {
   local before
   pod
@@ -513,7 +534,10 @@ EOF2
 @test "a NIC of a network with mode disable leaves the pod's other NICs and the node what they have, and all pass CHECK" {
   local before
   lab_network_config node1 off46 46 "$(lab_coordinator_json 46 | jq -c '.mode = "disable"')" eth1
-  pod
+  POD=pod$BATS_TEST_NUMBER
+  lab_sandbox node1 "$POD"
+  lab_rp_filter "node1/$POD" 1
+  lab_attach node1 "$POD" underlay46
   # The node's rule has to give way to nobody for this NIC's sake.
   lab_in node1 ip rule add from 192.0.2.1 lookup main
   before=$(made)
@@ -523,6 +547,7 @@ EOF2
   lab_cnitool node1 check off46 "$POD" net1
   lab_cnitool node1 del off46 "$POD" net1
   assert_same "$before" "$(made)"
+  lab_cnitool node1 check underlay46 "$POD" eth0
   lab_in node1 ip rule delete from 192.0.2.1 lookup main
 }
 

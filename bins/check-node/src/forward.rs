@@ -19,6 +19,8 @@ use ruleset::{Chain, Field, Ruleset, Term, Verdict};
 const NEW: u32 = 8;
 /// `IPS_DST_NAT`.
 const TRANSLATED: u32 = 1 << 5;
+/// The name of the node's link to a pod ([`common::names::host_veth`]): how each begins, and what no other link's name has.
+const POD_LINK: &[u8; 16] = b"veth////////////";
 /// No chain leads through more others than this (`NFT_JUMP_STACK_SIZE`).
 const DEPTH: usize = 16;
 
@@ -183,6 +185,8 @@ impl Walk<'_> {
         match field {
             Field::InGroup if from_pod => number(self.group),
             Field::OutGroup if !from_pod => number(self.group),
+            Field::InName if from_pod => Some(POD_LINK.to_vec()),
+            Field::OutName if !from_pod => Some(POD_LINK.to_vec()),
             Field::Header { offset, length } => {
                 // Where an IP header has the source and the destination.
                 let place = match (family, from_pod) {
@@ -198,7 +202,7 @@ impl Walk<'_> {
             Field::Status => number(status),
             Field::Direction => Some(vec![0]),
             Field::Mark => number(0),
-            // A link of the node's names neither a pod's link nor lo, and nothing else is known of it.
+            // Nothing is known of the node's other link.
             _ => None,
         }
     }

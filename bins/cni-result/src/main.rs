@@ -78,14 +78,14 @@ fn keep(envelope: &Envelope) -> Result<(), Failure> {
 }
 
 /// The document with the operations of earlier ADDs before its own: what those replaced, DEL puts back. Of the pod's other
-/// attachments only those on what all share, for the last of them puts that back.
+/// attachments only those on what all share, for the last of them that is served puts that back.
 fn with_earlier(envelope: &Envelope) -> Envelope {
     let mut envelope = envelope.clone();
     let document = &mut envelope.document;
     let saved = state::load(&document.request)
         .filter(|saved| saved.request.netns == document.request.netns && !saved.has_lost_netns());
     let mut applied = saved.map(|saved| saved.applied).unwrap_or_default();
-    let others = document.others.iter().flat_map(|other| &other.applied);
+    let others = document.others.iter().filter(|_| !document.is_left_alone()).flat_map(|other| &other.applied);
     let news: Vec<_> = others.filter(|operation| !applied.contains(operation)).cloned().collect();
     applied.extend(news);
     applied.append(&mut document.applied);

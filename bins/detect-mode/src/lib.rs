@@ -113,14 +113,20 @@ async fn compare(document: &mut PodDocument, netlink: &Netlink, pod: &mut Pod, a
         // Its table has gone with the last further one.
         document.routing = Routing::default();
     }
-    if !document.routing.tables.is_empty() {
+    if document.routing != Routing::default() {
         pod.complete(netlink).await.context(Code::Io, UNREADABLE)?;
     }
+    // An interface's that has gone stays no more.
+    document.routing.stays.retain(|stay| pod.link(&stay.dev).is_some());
     let settings = &document.settings;
     let owner = routing::owner(pod, &document.request.ifname, settings, &document.others);
     if let Some(owner) = owner.filter(|owner| Some(*owner) != settings.pod_default_route_nic.as_deref()) {
-        // Another attachment has decided since.
-        document.routing.stays.retain(|route| route.dev == owner);
+        // Another attachment has decided since, in the families that its interface has.
+        let is_its = |route: &&Route| route.dev == owner && route.destination.prefix_len() == 0;
+        let decided: Vec<Route> = pod.main_routes().filter(is_its).cloned().collect();
+        let stays = &mut document.routing.stays;
+        stays.retain(|stay| !decided.iter().any(|route| route.destination == stay.destination));
+        stays.extend(decided);
     }
     document.routing.leaves = routing::intruders(pod, document);
     Ok(())

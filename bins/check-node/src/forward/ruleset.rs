@@ -76,6 +76,8 @@ pub enum Term {
 pub enum Field {
     InGroup,
     OutGroup,
+    InName,
+    OutName,
     Protocol,
     /// Bytes of the network header.
     Header {
@@ -268,6 +270,8 @@ fn meta_field(key: u32) -> Field {
     match key {
         key if key == MetaKeys::Iifgroup as u32 => Field::InGroup,
         key if key == MetaKeys::Oifgroup as u32 => Field::OutGroup,
+        key if key == MetaKeys::Iifname as u32 => Field::InName,
+        key if key == MetaKeys::Oifname as u32 => Field::OutName,
         key if key == MetaKeys::Nfproto as u32 => Field::Protocol,
         key if key == MetaKeys::Mark as u32 => Field::Mark,
         _ => Field::Other,

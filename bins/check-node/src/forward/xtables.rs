@@ -192,7 +192,23 @@ fn terms(layout: Layout, entry: &[u8], end: usize, names: &BTreeMap<usize, Strin
             Term::Compare { register: 1, equal: inverted & 8 << side == 0, value: address.to_vec() },
         ]);
     }
-    let other = flags & !layout.goto != 0 || at(links + 32, 34)?.iter().any(|byte| *byte != 0);
+    for (side, field) in [Field::InName, Field::OutName].into_iter().enumerate() {
+        let (name, mask) = (at(links + side * 16, 16)?, at(links + 32 + side * 16, 16)?);
+        if mask.iter().all(|byte| *byte == 0) {
+            continue;
+        }
+        terms.extend([
+            Term::Load { register: 1, field },
+            Term::Bits { from: 1, to: 1, mask: mask.to_vec(), xor: vec![0; 16] },
+            // Of a name for all that begin like it, the sign for that comes after the mask.
+            Term::Compare {
+                register: 1,
+                equal: inverted & 1 << side == 0,
+                value: name.iter().zip(mask).map(|(name, mask)| name & mask).collect(),
+            },
+        ]);
+    }
+    let other = flags & !layout.goto != 0 || at(links + 64, 2)?.iter().any(|byte| *byte != 0);
     terms.extend(other.then_some(Term::Undecided));
     let (mut offset, target) = (layout.entry, target(layout, entry)?);
     while offset < target {
