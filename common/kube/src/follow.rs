@@ -28,7 +28,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::{
     sync::{Mutex, watch},
-    time::{MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tower::{BoxError, service_fn};
 
@@ -42,6 +42,8 @@ mod tests;
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
 /// The same for a resource that the API does not have: it may come.
 const ABSENT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+/// An error after so long without one has nothing to do with those before it.
+const CALM: Duration = Duration::from_secs(30);
 /// No watch is started sooner after another, should the API server end each at once.
 const PACE: Duration = Duration::from_millis(200);
 
@@ -117,6 +119,7 @@ where
         failed: false,
         pause: None,
         retry: None,
+        erred: None,
         absent: None,
         events: VecDeque::new(),
         api,
@@ -152,8 +155,10 @@ struct Follower<K, T, F> {
     failed: bool,
     /// How long to wait before the source is asked again.
     pause: Option<Duration>,
-    /// How long to wait next; none after a success.
+    /// How long to wait next.
     retry: Option<ExponentialBackoff>,
+    /// When the last error was.
+    erred: Option<Instant>,
     absent: Option<ExponentialBackoff>,
     /// What is still to be said.
     events: VecDeque<Event<T>>,
@@ -255,10 +260,19 @@ where
     }
 
     fn in_contact(&mut self) {
-        (self.retry, self.absent) = (None, None);
+        self.absent = None;
         if mem::take(&mut self.failed) {
             self.events.push_back(Event::InContact);
         }
+    }
+
+    /// Longer and longer, also where a list succeeds each time: one that no watch follows is not to be had again at once.
+    fn wait(&mut self) {
+        let now = Instant::now();
+        if self.erred.replace(now).is_some_and(|last| now - last >= CALM) {
+            self.retry = None;
+        }
+        self.pause = self.retry.get_or_insert_with(|| backoff(RETRY)).next();
     }
 
     fn begin_with_pages(&mut self) {
@@ -281,7 +295,7 @@ where
             // The resource version has expired: nothing is wrong. Where a watch is refused for it, the watcher does not list.
             (Some(410), _) => {
                 self.source = None;
-                self.pause = self.retry.get_or_insert_with(|| backoff(RETRY)).next();
+                self.wait();
             }
             (Some(404), _) if self.optional => {
                 (self.source, self.listed) = (None, None);
@@ -303,7 +317,7 @@ where
             // A lost connection: what comes of it shows when the next watch is started.
             (None, watcher::Error::WatchFailed(kube::Error::ReadEvents(_))) => {}
             _ => {
-                self.pause = self.retry.get_or_insert_with(|| backoff(RETRY)).next();
+                self.wait();
                 // "Later", which an API server says whose cache is not filled yet, is an error when it goes on.
                 if code == Some(429) && self.pause < Some(RETRY.1) {
                     return;

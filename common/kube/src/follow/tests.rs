@@ -179,3 +179,28 @@ async fn the_first_list_may_be_the_watch_caches_and_one_after_it_may_not_be_olde
     assert!(lists[0].contains("resourceVersion=0&") && !lists[0].contains("limit="), "{lists:?}");
     assert!(!lists[1].contains("resourceVersion") && lists[1].contains("limit="), "{lists:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn all_is_listed_less_and_less_often_where_no_watch_follows_a_list() {
+    let expired = json!({"kind": "Status", "status": "Failure", "code": 410, "reason": "Expired", "message": ""});
+    let expired = (200, format!("{}\n", json!({"type": "ERROR", "object": expired})));
+    for watched in [expired, (410, "gone".to_owned()), (403, "no".to_owned()), (500, "no".to_owned())] {
+        let lists = Arc::new(watch::channel(0).0);
+        let (count, answer) = (Arc::clone(&lists), watched.clone());
+        let client = client(move |uri| {
+            if uri.contains("sendInitialEvents") {
+                return (400, "sendInitialEvents: unknown".to_owned());
+            }
+            if uri.contains("watch=true") {
+                return answer.clone();
+            }
+            count.send_modify(|lists| *lists += 1);
+            (200, paged(&["a", "b"]))
+        });
+        let events = follow(&client, Selection::of::<Service>(), |_: Service| ());
+        let minute = sleep(Duration::from_secs(60));
+        events.take_until(minute).for_each(|_| async {}).await;
+        let lists = *lists.borrow();
+        assert!(lists <= 30, "{watched:?}: {lists} lists in a minute");
+    }
+}
