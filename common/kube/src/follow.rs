@@ -62,7 +62,8 @@ pub enum Event<T> {
     InContact,
     /// What went wrong, for a person. What is known stands; it is tried again.
     Failed(String),
-    /// The same, where the API server does answer, and denies us what we ask for (401, 403), until [`Event::Listed`].
+    /// The same, where the API server does answer, and denies us what we ask for (401, 403), until [`Event::Listed`]. Of what is
+    /// known already only for seconds: one that has just started may not know yet who may do what.
     Denied(String),
 }
 
@@ -117,6 +118,7 @@ where
         listed: None,
         known: HashSet::new(),
         failed: false,
+        denied: None,
         pause: None,
         retry: None,
         erred: None,
@@ -145,7 +147,8 @@ struct Follower<K, T, F> {
     answers: watch::Receiver<()>,
     /// kube's watcher; none when all is to begin anew.
     source: Option<BoxStream<'static, watcher::Result<watcher::Event<K>>>>,
-    /// Whether the API server is asked for a streaming list, not for pages.
+    /// Whether the API server is asked for a streaming list, not for pages: for the first, since kube takes one from the cache,
+    /// whatever semantic it is given.
     streaming: bool,
     /// Whether there was a whole list before.
     has_listed: bool,
@@ -153,6 +156,8 @@ struct Follower<K, T, F> {
     listed: Option<HashSet<Name>>,
     known: HashSet<Name>,
     failed: bool,
+    /// Since when it answers nothing but denials.
+    denied: Option<Instant>,
     /// How long to wait before the source is asked again.
     pause: Option<Duration>,
     /// How long to wait next.
@@ -207,8 +212,7 @@ where
             page_size,
             label_selector: self.selection.label_selector(),
             field_selector: self.selection.field_selector(),
-            // kube takes a streaming list from the cache, whatever semantic it is given.
-            initial_list_strategy: if self.streaming && !self.has_listed {
+            initial_list_strategy: if self.streaming {
                 InitialListStrategy::StreamingList
             } else {
                 InitialListStrategy::ListWatch
@@ -234,7 +238,7 @@ where
             watcher::Event::InitDone => {
                 let listed = self.listed.take().unwrap_or_default();
                 self.keep_only(listed);
-                self.has_listed = true;
+                (self.has_listed, self.streaming) = (true, false);
                 self.events.push_back(Event::Listed);
             }
             watcher::Event::Apply(object) => self.apply(Name::of(&object), object),
@@ -260,7 +264,7 @@ where
     }
 
     fn in_contact(&mut self) {
-        self.absent = None;
+        (self.denied, self.absent) = (None, None);
         if mem::take(&mut self.failed) {
             self.events.push_back(Event::InContact);
         }
@@ -325,7 +329,9 @@ where
                 self.failed = true;
                 self.answers.mark_unchanged();
                 let text = text(&self.selection, &error);
-                self.events.push_back(if matches!(code, Some(401 | 403)) {
+                self.denied = matches!(code, Some(401 | 403)).then(|| self.denied.unwrap_or_else(Instant::now));
+                let lasts = |since: Instant| !self.has_listed || since.elapsed() >= RETRY.1;
+                self.events.push_back(if self.denied.is_some_and(lasts) {
                     // However long that lasts: a whole list says when all is known again.
                     (self.source, self.listed) = (None, None);
                     Event::Denied(text)
