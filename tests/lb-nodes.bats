@@ -249,6 +249,26 @@ leads(SOCK_STREAM, "127.9.9.3", {"127.0.0.4"}, 30090)
 '
 }
 
+@test "what was counted on the address of a node that goes stays counted" {
+  lb_follow
+  lb_tell "{\"table\": $(jq -c --argjson web "$(lb_node_port web '{"externalTrafficPolicy": "Local"}')" '. + {services: [$web]}' <<<"$NODES")}" >/dev/null
+  # They are written every two seconds: the next time after all of this.
+  lab_until 5 metrics_have 'underpass_lb_services 1'
+  lab_in node1 rm "$METRICS"
+  lab_until 5 metrics_have 'underpass_lb_services 1'
+  lab_sockets node1/pod <<<"$clients"'
+for _ in range(3):
+    reach(SOCK_STREAM, "127.9.9.2", 30080)
+'
+  lb_tell '{"nodes": {"nodeAddresses": ["127.9.9.9"]}}' >/dev/null
+  lab_until 5 metrics_have 'underpass_lb_service_connections_total{namespace="test",service="web",port=""} 3' || fail "$(lab_in node1 cat "$METRICS")"
+  lab_stop follow KILL
+}
+
+METRICS=/run/underpass/bpf-lb-load.prom
+
+metrics_have() { lab_in node1 grep -qxF -- "$1" "$METRICS"; }
+
 @test "show prints the nodes that were applied and whose each backend is, and a dry run names what would change of them" {
   local table
   table=$(jq -c '. + {services: $ARGS.positional | map(fromjson)} | del(.nodes[2])' --args \

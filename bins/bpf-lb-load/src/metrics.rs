@@ -96,11 +96,11 @@ impl Metrics {
                 Some(owner) => (**owner).clone(),
                 None => return,
             },
-            Change::Table(_) => {
+            Change::Table(_) | Change::Nodes(_) => {
                 self.tally(table);
                 return self.tallies.values_mut().for_each(|tally| tally.sum = None);
             }
-            Change::Nodes(_) | Change::Refuse(_) | Change::Renew(_) => return,
+            Change::Refuse(_) | Change::Renew(_) => return,
         };
         if let Some(service) = table.kernel.services().get(&key) {
             tally(&mut self.tallies, &key, &table.kernel, service);

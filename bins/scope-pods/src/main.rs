@@ -171,7 +171,7 @@ fn cut_down(object: Object, with_meshes: bool) -> Pod {
     Pod {
         takes_part: plan::takes_part(&annotations, with_meshes),
         wrong,
-        uid: object.metadata.uid.unwrap_or_default(),
+        uid: plan::uid_of(object.metadata.uid, &annotations),
         has_none: on_host || has_ended,
         addresses: addresses.collect(),
         is_leaving: object.metadata.deletion_timestamp.is_some(),

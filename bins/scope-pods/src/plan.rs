@@ -152,6 +152,15 @@ pub fn find(sandboxes: &[Sandbox], node: &impl Node) -> Found {
     found
 }
 
+/// What names a pod's cgroup: its UID, but of a static pod, of which the API has the mirror, the digest of its file
+/// (`ConfigMirrorAnnotationKey` in Kubernetes' pkg/kubelet/types). Kubelet runs no other pod that has the annotation, and what is no
+/// digest may be another pod's UID.
+pub fn uid_of(uid: Option<String>, annotations: &BTreeMap<String, String>) -> String {
+    let is_digest = |text: &&String| text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let mirrored = annotations.get("kubernetes.io/config.mirror").filter(is_digest).cloned();
+    mirrored.or(uid).unwrap_or_default()
+}
+
 /// Which of these UIDs the cgroups of a process have, as `/proc/PID/cgroup` says them. Kubelet names a pod's cgroup by its UID, in
 /// which systemd wants no `-` (`GetPodCgroupNameSuffix` and `cgroupName.ToSystemd` in Kubernetes' pkg/kubelet/cm).
 pub fn pod_of<'a>(cgroups: &str, uids: &BTreeSet<&'a str>) -> Option<&'a str> {
@@ -285,6 +294,24 @@ mod tests {
         };
         assert_eq!(found, wanted);
         assert_eq!(find(&[at("/b")], &Ten { is_asked: false }), Found::default());
+    }
+
+    #[test]
+    fn a_static_pods_cgroup_is_named_by_what_its_mirror_says_and_no_pods_by_another_ones_uid() {
+        let (uid, other, digest) = (
+            "0c9a7d3e-1f6b-4f0e-9f53-6f0a8f2f1d11",
+            "7e2f8a1b-0000-4f0e-9f53-6f0a8f2f1d12",
+            "5f3c1a0b9d8e7f60123456789abcdef0",
+        );
+        let of = |key: &str, value: &str| {
+            uid_of(Some(uid.to_owned()), &BTreeMap::from([(format!("kubernetes.io/config.{key}"), value.to_owned())]))
+        };
+        assert_eq!(of("mirror", digest), digest);
+        // What a copy of a static pod has too, and kubelet runs.
+        assert_eq!(of("hash", digest), uid);
+        for forged in [other, "", "1"] {
+            assert_eq!(of("mirror", forged), uid, "{forged}");
+        }
     }
 
     #[test]

@@ -589,14 +589,22 @@ enum Event {
 
 impl Event {
     fn service(n: u8, shape: u8) -> core::Service {
-        let spec = match shape % 5 {
+        let spec = match shape % 7 {
             0 => json!({}),
             1 => json!({"internalTrafficPolicy": "Local"}),
             2 => json!({"ports": [{"name": "a", "port": 80}, {"name": "b", "port": 81}]}),
             3 => json!({"clusterIP": "None", "clusterIPs": ["None"]}),
-            _ => json!({"externalIPs": ["203.0.113.1"], "internalTrafficPolicy": "Local"}),
+            4 => json!({"externalIPs": ["203.0.113.1"], "internalTrafficPolicy": "Local"}),
+            5 => {
+                json!({"externalIPs": ["203.0.113.1", "10.96.0.1"], "ports": [{"port": 80}, {"name": "b", "port": 81}]})
+            }
+            _ => json!({"type": "LoadBalancer", "loadBalancerSourceRanges": ["10.0.0.0/8"]}),
         };
         let mut object = service(&spec);
+        object["metadata"]["creationTimestamp"] = json!(format!("2026-01-02T03:04:0{}Z", shape / 7 % 3));
+        object["metadata"]["annotations"] =
+            json!({"underpass.io/socket-path": (!(shape / 21).is_multiple_of(4)).to_string()});
+        object["status"] = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}});
         object["metadata"]["name"] = json!(format!("web{n}"));
         serde_json::from_value(object).unwrap()
     }
@@ -659,6 +667,7 @@ proptest::proptest! {
         let mut expected = anew.table();
         expected.services.sort_by_key(Service::key);
         proptest::prop_assert_eq!(table, expected);
+        proptest::prop_assert_eq!(followed.problems(), anew.problems());
     }
 }
 

@@ -28,7 +28,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::{
     sync::{Mutex, watch},
-    time::{MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tower::{BoxError, service_fn};
 
@@ -42,6 +42,8 @@ mod tests;
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
 /// The same for a resource that the API does not have: it may come.
 const ABSENT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+/// An error after so long without one has nothing to do with those before it.
+const CALM: Duration = Duration::from_secs(30);
 /// No watch is started sooner after another, should the API server end each at once.
 const PACE: Duration = Duration::from_millis(200);
 
@@ -60,7 +62,8 @@ pub enum Event<T> {
     InContact,
     /// What went wrong, for a person. What is known stands; it is tried again.
     Failed(String),
-    /// The same, where the API server does answer, and denies us what we ask for (401, 403), until [`Event::Listed`].
+    /// The same, where the API server does answer, and denies us what we ask for (401, 403), until [`Event::Listed`]. Of what is
+    /// known already only for seconds: one that has just started may not know yet who may do what.
     Denied(String),
 }
 
@@ -115,8 +118,10 @@ where
         listed: None,
         known: HashSet::new(),
         failed: false,
+        denied: None,
         pause: None,
         retry: None,
+        erred: None,
         absent: None,
         events: VecDeque::new(),
         api,
@@ -142,7 +147,8 @@ struct Follower<K, T, F> {
     answers: watch::Receiver<()>,
     /// kube's watcher; none when all is to begin anew.
     source: Option<BoxStream<'static, watcher::Result<watcher::Event<K>>>>,
-    /// Whether the API server is asked for a streaming list, not for pages.
+    /// Whether the API server is asked for a streaming list, not for pages: for the first, since kube takes one from the cache,
+    /// whatever semantic it is given.
     streaming: bool,
     /// Whether there was a whole list before.
     has_listed: bool,
@@ -150,10 +156,14 @@ struct Follower<K, T, F> {
     listed: Option<HashSet<Name>>,
     known: HashSet<Name>,
     failed: bool,
+    /// Since when it answers nothing but denials.
+    denied: Option<Instant>,
     /// How long to wait before the source is asked again.
     pause: Option<Duration>,
-    /// How long to wait next; none after a success.
+    /// How long to wait next.
     retry: Option<ExponentialBackoff>,
+    /// When the last error was.
+    erred: Option<Instant>,
     absent: Option<ExponentialBackoff>,
     /// What is still to be said.
     events: VecDeque<Event<T>>,
@@ -202,8 +212,7 @@ where
             page_size,
             label_selector: self.selection.label_selector(),
             field_selector: self.selection.field_selector(),
-            // kube takes a streaming list from the cache, whatever semantic it is given.
-            initial_list_strategy: if self.streaming && !self.has_listed {
+            initial_list_strategy: if self.streaming {
                 InitialListStrategy::StreamingList
             } else {
                 InitialListStrategy::ListWatch
@@ -229,7 +238,7 @@ where
             watcher::Event::InitDone => {
                 let listed = self.listed.take().unwrap_or_default();
                 self.keep_only(listed);
-                self.has_listed = true;
+                (self.has_listed, self.streaming) = (true, false);
                 self.events.push_back(Event::Listed);
             }
             watcher::Event::Apply(object) => self.apply(Name::of(&object), object),
@@ -255,10 +264,19 @@ where
     }
 
     fn in_contact(&mut self) {
-        (self.retry, self.absent) = (None, None);
+        (self.denied, self.absent) = (None, None);
         if mem::take(&mut self.failed) {
             self.events.push_back(Event::InContact);
         }
+    }
+
+    /// Longer and longer, also where a list succeeds each time: one that no watch follows is not to be had again at once.
+    fn wait(&mut self) {
+        let now = Instant::now();
+        if self.erred.replace(now).is_some_and(|last| now - last >= CALM) {
+            self.retry = None;
+        }
+        self.pause = self.retry.get_or_insert_with(|| backoff(RETRY)).next();
     }
 
     fn begin_with_pages(&mut self) {
@@ -281,7 +299,7 @@ where
             // The resource version has expired: nothing is wrong. Where a watch is refused for it, the watcher does not list.
             (Some(410), _) => {
                 self.source = None;
-                self.pause = self.retry.get_or_insert_with(|| backoff(RETRY)).next();
+                self.wait();
             }
             (Some(404), _) if self.optional => {
                 (self.source, self.listed) = (None, None);
@@ -303,7 +321,7 @@ where
             // A lost connection: what comes of it shows when the next watch is started.
             (None, watcher::Error::WatchFailed(kube::Error::ReadEvents(_))) => {}
             _ => {
-                self.pause = self.retry.get_or_insert_with(|| backoff(RETRY)).next();
+                self.wait();
                 // "Later", which an API server says whose cache is not filled yet, is an error when it goes on.
                 if code == Some(429) && self.pause < Some(RETRY.1) {
                     return;
@@ -311,7 +329,9 @@ where
                 self.failed = true;
                 self.answers.mark_unchanged();
                 let text = text(&self.selection, &error);
-                self.events.push_back(if matches!(code, Some(401 | 403)) {
+                self.denied = matches!(code, Some(401 | 403)).then(|| self.denied.unwrap_or_else(Instant::now));
+                let lasts = |since: Instant| !self.has_listed || since.elapsed() >= RETRY.1;
+                self.events.push_back(if self.denied.is_some_and(lasts) {
                     // However long that lasts: a whole list says when all is known again.
                     (self.source, self.listed) = (None, None);
                     Event::Denied(text)

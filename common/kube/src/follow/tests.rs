@@ -118,6 +118,30 @@ async fn what_is_denied_is_so_until_it_is_answered_again_and_nothing_else_is() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_denial_that_does_not_last_is_an_error_like_others_and_nothing_is_listed_for_it() {
+    let (code, says) = watch::channel(200);
+    let client = client(move |uri| match *says.borrow() {
+        200 if uri.contains("watch=true") => (200, streamed(&["a", "b"])),
+        code => (code, "no".to_owned()),
+    });
+    let mut events = follow(&client, Selection::of::<Service>(), |_: Service| ()).boxed();
+    has_begun(&next(&mut events, 3).await);
+    for denial in [401, 403, 403] {
+        for code_now in [denial, 500, 500] {
+            code.send_replace(code_now);
+            let said = next(&mut events, 1).await;
+            assert!(matches!(&said[0], Event::Failed(error) if error.contains(&format!("({code_now})"))), "{said:?}");
+        }
+    }
+    code.send_replace(200);
+    assert_eq!(next(&mut events, 2).await, [Event::Applied(name("a"), ()), Event::InContact]);
+    // Where nothing is known yet, it counts at once.
+    code.send_replace(403);
+    let mut events = follow(&client, Selection::of::<Service>(), |_: Service| ()).boxed();
+    assert!(matches!(&next(&mut events, 1).await[0], Event::Denied(_)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_refuses_a_request_and_names_no_field_of_it_is_asked_again_as_before() {
     let (cut, is_cut) = watch::channel(false);
     let client = until_cut(&is_cut, |uri| match uri.contains("fieldSelector") {
@@ -178,4 +202,29 @@ async fn the_first_list_may_be_the_watch_caches_and_one_after_it_may_not_be_olde
     // An API server that is asked for pages of its cache gives all of it, and kube does not ask it so.
     assert!(lists[0].contains("resourceVersion=0&") && !lists[0].contains("limit="), "{lists:?}");
     assert!(!lists[1].contains("resourceVersion") && lists[1].contains("limit="), "{lists:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_is_listed_less_and_less_often_where_no_watch_follows_a_list() {
+    let expired = json!({"kind": "Status", "status": "Failure", "code": 410, "reason": "Expired", "message": ""});
+    let expired = (200, format!("{}\n", json!({"type": "ERROR", "object": expired})));
+    for watched in [expired, (410, "gone".to_owned()), (403, "no".to_owned()), (500, "no".to_owned())] {
+        let lists = Arc::new(watch::channel(0).0);
+        let (count, answer) = (Arc::clone(&lists), watched.clone());
+        let client = client(move |uri| {
+            if uri.contains("sendInitialEvents") {
+                return (400, "sendInitialEvents: unknown".to_owned());
+            }
+            if uri.contains("watch=true") {
+                return answer.clone();
+            }
+            count.send_modify(|lists| *lists += 1);
+            (200, paged(&["a", "b"]))
+        });
+        let events = follow(&client, Selection::of::<Service>(), |_: Service| ());
+        let minute = sleep(Duration::from_secs(60));
+        events.take_until(minute).for_each(|_| async {}).await;
+        let lists = *lists.borrow();
+        assert!(lists <= 30, "{watched:?}: {lists} lists in a minute");
+    }
 }
