@@ -183,7 +183,7 @@ PY
   assert_equal "$(jq -s '[.[].ended[].reconnected] | add' "$LAB/log/agent")" 10
 }
 
-@test "a UDP socket stays ended if its Service has no backend any more or it was bound to an interface, and somebody's own connect() stands" {
+@test "a UDP socket stays ended if it was bound to an interface, and as long as its Service has no backend; and somebody's own connect() stands" {
   [ -n "$(command -v strace)" ] || skip 'no strace: run scripts/setup'
   es_traced --trace=pidfd_getfd --inject=pidfd_getfd:delay_enter=1000000 --output=/dev/null
   local service
@@ -201,12 +201,51 @@ elsewhere.connect(("127.0.0.4", PORT))
 equal(told([none, bound]), ["ECONNABORTED"] * 2)
 time.sleep(3)
 equal([errno_of(one.send, b"?") for one in (none, bound)], ["EDESTADDRREQ"] * 2)
+ready("seen")
+equal(set(goes_on(none, "127.0.0.3", 10) or []), {"EDESTADDRREQ"})
+equal(none.getpeername(), ("10.96.0.2", 80))
+equal(errno_of(bound.send, b"?"), "EDESTADDRREQ")
 equal((elsewhere.getpeername(), answer(elsewhere)), (("127.0.0.4", PORT), "127.0.0.4"))
 PY
   es_udp udp1 "$ES_OTHERS"
   es_set udp2 '{"protocol": "UDP", "clusterIps": ["10.96.0.2"]}'
+  lab_until 20 test -e "$BATS_TEST_TMPDIR/client.readyseen" || fail "$(<"$BATS_TEST_TMPDIR/client.out")"
+  es_udp udp2 "$ES_OTHERS" '.clusterIps = ["10.96.0.2"]'
   es_ends_well client || fail "$(<"$LAB/log/agent")"
-  metrics end-sockets sockets_ended_total 3 sockets_reconnected_total 0
+  metrics end-sockets sockets_ended_total 3 sockets_reconnected_total 1
+}
+
+@test "a UDP socket that waits for a backend is tried again as long as its process has it" {
+  [ -n "$(command -v strace)" ] || skip 'no strace: run scripts/setup'
+  es_traced --trace=pidfd_getfd --output="$BATS_TEST_TMPDIR/calls"
+  es_udp udp "$ES_ALL"
+  es_client client <<'PY'
+until_connects(SOCK_DGRAM, "10.96.0.1")
+kept, closed, replaced = (connect(SOCK_DGRAM, "10.96.0.1") for _ in range(3))
+ready()
+equal(told([kept, closed, replaced]), ["ECONNABORTED"] * 3)
+time.sleep(3)
+closed.close()
+other = new(SOCK_DGRAM, AF_INET)
+os.dup2(other.fileno(), replaced.fileno())
+ready("closed")
+wait_for(sys.argv[1] + "back")
+hold("127.0.0.3")
+equal(goes_on(kept, "127.0.0.3", 10) is None, False)
+equal(errno_of(other.getpeername), "ENOTCONN")
+PY
+  es_set udp '{"protocol": "UDP", "clusterIps": ["10.96.0.1"]}'
+  lab_until 20 test -e "$BATS_TEST_TMPDIR/client.readyclosed" || fail "$(<"$BATS_TEST_TMPDIR/client.out")"
+  sleep 3
+  : >"$BATS_TEST_TMPDIR/calls"
+  sleep 5
+  # es_copied: how often a descriptor was, since.
+  es_copied() { grep -c pidfd_getfd "$BATS_TEST_TMPDIR/calls"; }
+  [[ $(es_copied) == [23] ]] || fail "$(<"$BATS_TEST_TMPDIR/calls")"
+  es_udp udp "$ES_OTHERS"
+  : >"$BATS_TEST_TMPDIR/client.readyback"
+  es_ends_well client || fail "$(<"$LAB/log/agent")"
+  metrics end-sockets sockets_ended_total 3 sockets_reconnected_total 1
 }
 
 @test "a UDP socket whose Service is left to the host path goes on by it" {

@@ -5,7 +5,7 @@ use std::{
     fs,
     net::UdpSocket,
     os::fd::{OwnedFd, RawFd},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use common::netns::{self, NetnsId};
@@ -22,8 +22,29 @@ use crate::anew::Anew;
 pub struct Connected {
     /// The cookies of those that are connected.
     pub cookies: HashSet<u64>,
+    /// Those that connect() failed for, to be tried again.
+    pub waiting: Vec<Held>,
     /// Why there was no copy of a descriptor that a process has.
     pub refused: Option<Errno>,
+}
+
+/// A socket to connect, as a process has it.
+pub struct Held {
+    process: PathBuf,
+    descriptor: RawFd,
+    anew: Anew,
+}
+
+/// What one was found to be.
+enum State {
+    /// Connected now.
+    Connected,
+    /// Connected by somebody else since it was ended.
+    Settled,
+    /// Not connected: a Service without backends refuses.
+    Waiting,
+    /// Another one by now, or closed.
+    Gone,
 }
 
 /// Connects those that a process in their own network namespace holds. All of them are looked for at once, so that each process is
@@ -47,28 +68,49 @@ pub fn connect(sockets: impl IntoIterator<Item = Anew>) -> Connected {
     done
 }
 
+/// Tries those again that waited, and keeps those that still do. How many are connected now.
+pub fn again(waiting: &mut Vec<Held>) -> u64 {
+    let mut connected = 0;
+    waiting.retain(|held| {
+        let state = held.connect();
+        connected += u64::from(matches!(state, Ok(State::Connected)));
+        matches!(state, Ok(State::Waiting))
+    });
+    connected
+}
+
 /// Takes those that the process holds from what is left. One that it has closed meanwhile, somebody else may hold.
 fn look_into(process: &Path, netns: NetnsId, left: &mut HashMap<(NetnsId, u32), Anew>, done: &mut Connected) {
     for (descriptor, inode) in sockets(process) {
         let Some(anew) = left.get(&(netns, inode)).copied() else { continue };
-        match copy(process, descriptor) {
-            Ok(socket) if socket_cookie(&socket) == Ok(anew.cookie) => {
-                left.remove(&(netns, inode));
-                if is_connected_anew(socket, &anew) {
-                    done.cookies.insert(anew.cookie);
-                }
+        let held = Held { process: process.to_owned(), descriptor, anew };
+        match held.connect() {
+            Ok(State::Gone) => continue,
+            Ok(State::Settled) => {}
+            Ok(State::Connected) => _ = done.cookies.insert(anew.cookie),
+            Ok(State::Waiting) => done.waiting.push(held),
+            Err(error) => {
+                done.refused = Some(error);
+                continue;
             }
-            // It is another one by now, or gone.
-            Ok(_) | Err(Errno::BADF | Errno::SRCH) => {}
-            Err(error) => done.refused = Some(error),
         }
+        left.remove(&(netns, inode));
     }
 }
 
-/// Connects a socket, unless somebody has done so since it was ended. Says whether it did: a Service without backends refuses.
-fn is_connected_anew(socket: OwnedFd, anew: &Anew) -> bool {
-    let socket = UdpSocket::from(socket);
-    socket.peer_addr().is_err() && socket.connect(anew.to).is_ok()
+impl Held {
+    /// Connects it, unless somebody has done so. An error if the kernel gives no copy of it.
+    fn connect(&self) -> Result<State, Errno> {
+        let socket = match copy(&self.process, self.descriptor) {
+            Ok(socket) if socket_cookie(&socket) == Ok(self.anew.cookie) => UdpSocket::from(socket),
+            Ok(_) | Err(Errno::BADF | Errno::SRCH) => return Ok(State::Gone),
+            Err(error) => return Err(error),
+        };
+        if socket.peer_addr().is_ok() {
+            return Ok(State::Settled);
+        }
+        Ok(if socket.connect(self.anew.to).is_ok() { State::Connected } else { State::Waiting })
+    }
 }
 
 /// The descriptors of a process that are sockets, with these' inodes.

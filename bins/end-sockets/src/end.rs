@@ -23,7 +23,7 @@ use service_table::Protocol;
 
 use crate::{
     anew::Anew,
-    connect::connect,
+    connect::{Held, connect},
     diag::{Diag, Found, Query},
     wanted::Wanted,
 };
@@ -52,6 +52,8 @@ pub struct Outcome {
     pub errors: Vec<String>,
     /// The kernel cannot end sockets.
     pub unable: bool,
+    /// Sockets to connect anew when that can be.
+    pub waiting: Vec<Held>,
     /// Why a socket that a process holds could not be connected anew.
     pub refused: Option<Errno>,
 }
@@ -105,6 +107,7 @@ pub fn end(peers: &Peers, wanted: &Wanted, unconnected: bool) -> Result<Outcome>
     for ended in &mut outcome.ended {
         ended.is_reconnected = ended.anew.is_some_and(|anew| connected.cookies.contains(&anew.cookie));
     }
+    outcome.waiting = connected.waiting;
     outcome.refused = connected.refused;
     outcome.errors.sort();
     outcome.errors.dedup();

@@ -27,6 +27,7 @@ use metrics_file::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    connect::again,
     end::{Outcome, end},
     wanted::{Rules, Wanted, When},
 };
@@ -57,7 +58,7 @@ pub struct Cli {
 
 /// So long after a search has ended comes the next one at the earliest: it is for all that went in that time.
 const PAUSE: Duration = Duration::from_millis(250);
-/// The metrics are written so often, if they could not be before.
+/// The metrics are written so often, if they could not be before, and sockets that wait are tried again.
 const TICK: Duration = Duration::from_secs(2);
 /// So many searches fail before there is no other one. Each waits twice as long as the one before, the second for a tick.
 const TRIES: u32 = 5;
@@ -135,7 +136,12 @@ fn work(cli: &Cli) -> Result<()> {
     // Those of a search that failed are searched for once more with the next ones, or when it is due.
     let (mut wanted, mut retry, mut errors, mut refused) = (Wanted::default(), None::<Retry>, vec![], None);
     let (mut last, mut rested) = (None::<Instant>, Instant::now());
+    let (mut waiting, mut tried) = (vec![], Instant::now());
     loop {
+        if tried.elapsed() >= TICK {
+            counts.reconnected.inc_by(again(&mut waiting));
+            tried = Instant::now();
+        }
         metrics.write();
         let next_of = |wanted: &Wanted| wanted.next(last).map(|next| next.max(rested));
         let next = next_of(&wanted);
@@ -175,6 +181,7 @@ fn work(cli: &Cli) -> Result<()> {
                 "UDP sockets are ended and not connected anew: a copy of a process' descriptor (pidfd_getfd): {error}"
             );
         }
+        waiting.extend(outcome.waiting);
         errors = outcome.errors;
         if (is_first || is_due) && !errors.is_empty() {
             retry = Retry::after(retry.map_or(0, |retry| retry.failed) + 1, Instant::now());
