@@ -106,7 +106,7 @@ impl Cli {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
-    let Some(path) = &cli.from else { return harness::block_on(online(cli))? };
+    let Some(path) = &cli.from else { return harness::block_on_network(online(cli))? };
     let mut cluster = cli.cluster();
     let objects = from(path).with_context(|| format!("cannot read {}", path.display()))?;
     if let Some(name) = &cli.why {
