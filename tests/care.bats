@@ -314,6 +314,21 @@ monitored() {
   grep -q '192\.0\.2\.1' "$LAB/log/monitor"
 }
 
+@test "a line that is no UTF-8 is named, and does not end keep-pods" {
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  expect 0 lab_in node1 sh -c 'printf "\\377\\n{}\\n" | "$0/keep-pods"' "$(lab_libexec)"
+  assert_equal "$(jq -r .msg <<<"${stderr:?}" | grep -c 'a line on standard input is not JSON')" 1
+}
+
+@test "without descriptors keep-pods says what it cannot do, and does not die of it" {
+  local limit
+  for limit in 4 5 6 7 8 9 10 12 14 16; do
+    # shellcheck disable=SC2016 # expanded by the inner shell
+    expect 0 lab_in node1 sh -c 'printf "{}\\n" | prlimit --nofile="$1" "$0/keep-pods"' "$(lab_libexec)" $limit
+    jq -s 'all(.msg != "")' <<<"$stderr" >/dev/null || fail "$stderr"
+  done
+}
+
 @test "a pod keeps the default route that it has when its further NIC goes, whichever had it" {
   local network family
   lab_network_config node1 taking46 46 "$(lab_coordinator_json 46 | jq -c '.podDefaultRouteNic = "net1"')" eth1

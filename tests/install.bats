@@ -410,6 +410,40 @@ no_gaps() { [ ! -e "$BATS_TEST_TMPDIR/gaps" ] || fail "$(cat "$BATS_TEST_TMPDIR/
   assert_equal "$output" ''
 }
 
+@test "an installer that is killed before any change that it makes leaves nothing of ours once all is taken away" {
+  local name action point before done=$BATS_TEST_TMPDIR/done
+  small_tools
+  mkdir "$BATS_TEST_TMPDIR/watched"
+  program "$BATS_TEST_TMPDIR/watched/sleep" <<<:
+  for name in mkdir mv ln rm rmdir; do
+    program "$BATS_TEST_TMPDIR/watched/$name" <<END
+printf '%s\n' "$name \$*" >>"$done"
+[ "\$(wc -l <"$done")" != "\${KILLED-}" ] || { kill -KILL "\$PPID"; exit; }
+exec $(command -v $name) "\$@"
+END
+  done
+  lab_in node1 mkdir -p /etc/iproute2 /etc/NetworkManager /etc/systemd/network /opt/cni/bin
+  # With another vendor's plugin nothing of ours is needed any more, and nothing is made whole before it is taken away.
+  lab_in node1 tee /opt/cni/bin/coordinator <<<'another vendor'
+  before=$(everything)
+  for action in '' --uninstall; do
+    for ((point = 1; ; point++)); do
+      [ -z "$action" ] || PATH=$BATS_TEST_TMPDIR/watched:$PATH expect 0 install_on_node1
+      : >"$done"
+      # shellcheck disable=SC2086 # none, or one
+      KILLED=$point PATH=$BATS_TEST_TMPDIR/watched:$PATH run install_on_node1 $action
+      [ "$(wc -l <"$done")" -ge $point ] || break
+      assert_equal "$status" 137
+      PATH=$BATS_TEST_TMPDIR/watched:$PATH expect 0 install_on_node1 --uninstall
+      assert_same "$before" "$(everything)" || fail "killed before: $(sed -n ${point}p "$done")"
+    done
+    [ $point -gt 5 ] || fail "killed before $point changes alone by install $action"
+  done
+}
+
+# everything: what an installer could have made.
+everything() { lab_in node1 find /opt/cni /etc/iproute2 /etc/NetworkManager /etc/systemd -printf '%p %l\n' | sort; }
+
 # small_tools: programs that do nothing in place of the tools, and the one that the installer needs.
 small_tools() {
   local tool

@@ -120,6 +120,18 @@ underpass_lb_open_sockets{namespace="test",service="web",port="",backend="127.0.
   assert_contains "$output" '-> 127.0.0.3:8081'
 }
 
+@test "stats prints a table for people on a terminal, and JSON where that is asked for" {
+  lb_services "$(lb_service web "{\"clusterIps\": [\"10.96.0.1\"], \"lbAlgorithm\": \"least-connections\",
+    \"backends\": $(lb_backends 127.0.0.2 127.0.0.3)}")" "$(lb_service none '{"clusterIps": ["10.96.0.2"]}')"
+  expect 0 lab_in node1 script --quiet --command "$(lab_lb_program) stats" /dev/null
+  assert_equal "$(tr -d '\r' <<<"$output")" 'SERVICE    REFUSED  BACKEND         CONNECTIONS  OPEN
+test/none  0        none
+test/web   0        127.0.0.2:8080  0            0
+                    127.0.0.3:8080  0            0'
+  expect 0 lab_in node1 script --quiet --command "$(lab_lb_program) stats --format json" /dev/null
+  assert_json "$output" 'length' 2
+}
+
 @test "the schema describes what apply and follow read and what stats prints" {
   assert_json "$(lab_lb node1 schema)" '[.title, (.properties | keys)]' '["ServiceTable",["nodeAddresses","nodes","refuse","services"]]'
   assert_json "$(lab_lb node1 schema line)" '[.oneOf[].required[0]]' '["set","remove","table","nodes","refuse","leave","renew"]'

@@ -222,7 +222,7 @@ PY
   trace_has 1
 }
 
-@test "on a terminal a call is a line for people" {
+@test "on a terminal a call is a line for people, whatever the process calls itself" {
   trace=$BATS_TEST_TMPDIR/trace
   # shellcheck disable=SC2016 # expanded by the inner shell
   lab_in node1 script --quiet --flush --return --command "echo \$\$ >$trace.pid; exec $(lab_lb_program) trace 2>$trace.err" /dev/null \
@@ -230,11 +230,18 @@ PY
   tracer=$!
   lab_until 30 grep -q tracing "$trace.err" || fail "$(<"$trace.err")"
   lab_sockets node1/pod <"$BATS_FILE_TMPDIR/calls"
-  trace_has 11
+  lab_sockets node1/pod <<'PY'
+PR_SET_NAME = 15
+ctypes.CDLL(None).prctl(PR_SET_NAME, b"a\x1b[2J\nb")
+serve("127.0.0.2")
+reach(SOCK_STREAM, "10.96.0.1")
+PY
+  trace_has 12
   trace_ends
-  assert_same "$(tr -d '\r' <"$trace" | sed -n -E '1p;8p' | sed -E 's/^[0-9:.]{15} /TIME /; s/\[[0-9]+\] /[PID] /')" \
+  assert_same "$(tr -d '\r' <"$trace" | sed -n -E '1p;8p;12p' | sed -E 's/^[0-9:.]{15} /TIME /; s/\[[0-9]+\] /[PID] /')" \
     'TIME pod python3[PID] connect 10.96.0.1:80/TCP (test/web-tcp:www) -> 127.0.0.2:8080
-TIME pod python3[PID] connect 10.96.0.2:80/TCP (test/none-tcp) refused: the Service has no backends: Connection refused (os error 111)'
+TIME pod python3[PID] connect 10.96.0.2:80/TCP (test/none-tcp) refused: the Service has no backends: Connection refused (os error 111)
+TIME pod a?[2J; b[PID] connect 10.96.0.1:80/TCP (test/web-tcp:www) -> 127.0.0.2:8080'
 }
 
 @test "what does not fit before it is read is counted, and said" {

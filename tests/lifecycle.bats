@@ -168,11 +168,14 @@ assert_reachable() {
   assert_node_clean
 }
 
-@test "DEL succeeds when CNI_NETNS is a plain file" {
-  succeeds ADD
-  lab_in node1 touch /run/plain
-  succeeds DEL CNI_NETNS=/run/plain
-  assert_node_clean
+@test "DEL succeeds when CNI_NETNS is a plain file or a FIFO" {
+  local file
+  lab_in node1 sh -c 'touch /run/plain && mkfifo /run/fifo'
+  for file in plain fifo; do
+    succeeds ADD
+    succeeds DEL CNI_NETNS=/run/$file
+    assert_node_clean
+  done
 }
 
 @test "DEL succeeds when the configuration has become invalid" {

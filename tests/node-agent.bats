@@ -751,6 +751,19 @@ nothing_but_the_table_is_missing() {
   assert_equal "$(lab_in node1 find /run/underpass -name '*.prom')" ''
 }
 
+@test "an agent that is killed with all of its parts, even as it writes, leaves nothing after --uninstall but the pods' own" {
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  lab_in node1 sh -c 'kill -KILL $(pgrep -f "[n]ode-agent --")'
+  lab_until 30 gone agent
+  rm "$LAB/pid/agent"
+  : | lab_in node1 tee /run/underpass/a.prom.new /run/underpass/cluster.json.new
+  [ -n "$(lab_in node1 find /run/underpass -name 'node-agent.services.*')" ] || fail 'no part has left anything'
+  expect 0 agent --uninstall
+  assert_equal "$(lab_in node1 find /run/underpass -mindepth 1 ! -name lock ! -path '*/attachments*')" ''
+}
+
+gone() { [ ! -d "/proc/$(<"$LAB/pid/$1")" ]; }
+
 @test "the table of an agent that is gone expires where there is another path, and the next agent brings it back" {
   lab_stop agent
   FOLLOW_FLAGS='--lease 5' agent_start

@@ -87,9 +87,12 @@ with() {
 EOF
 }
 
-@test "a network namespace that is missing, a plain file, or the node's own is refused" {
+@test "a network namespace that is missing, a plain file, a FIFO, another kind of namespace, or the node's own is refused" {
   refused 8 /run/netns/nowhere ADD "$config" CNI_NETNS=/run/netns/nowhere
   refused 8 'not a network namespace' ADD "$config" CNI_NETNS=/etc/hostname
+  lab_in node1 mkfifo /run/fifo
+  refused 8 'not a network namespace' ADD "$config" CNI_NETNS=/run/fifo
+  refused 5 'cannot open a netlink socket in the pod' ADD "$config" CNI_NETNS=/proc/thread-self/ns/user
   refused 8 "node's own" ADD "$config" CNI_NETNS=/proc/thread-self/ns/net
 }
 

@@ -46,6 +46,51 @@ request() {
   assert_contains "$output" 'bpf-lb-load: error: no load balancer is pinned'
 }
 
+# What prints something to a person, with the file that it reads.
+PRINTING='cni-request --schema
+check-node
+bpf-lb-load schema table
+watch-services --node node1 --from OBJECTS
+watch-services --node node1 --from OBJECTS --why default/web
+sync-cidrs --cidrs --from OBJECTS'
+
+# to_nowhere FILE|closed COMMAND...: with standard output there, or a pipe that nobody reads any more.
+to_nowhere() {
+  printf '{"service": ["10.96.0.0/12"]}' >"$LAB/cidrs"
+  jq -n '[{apiVersion: "v1", kind: "Node", metadata: {name: "node1"}},
+    {apiVersion: "v1", kind: "Service", metadata: {namespace: "default", name: "web"}, spec: {clusterIP: "10.96.0.9", ports: [{port: 80}]}}]
+    | {kind: "List", items: .}' >"$LAB/objects"
+  local objects=$LAB/objects
+  [ "$2" != sync-cidrs ] || objects=$LAB/cidrs
+  run --separate-stderr lab_in node1 /usr/bin/python3 - "$1" "$(tool "$2")" "${@:3}" <<PYTHON
+import os, sys
+if sys.argv[1] == "closed":
+    unread, to = os.pipe()
+    os.close(unread)
+else:
+    to = os.open(sys.argv[1], os.O_WRONLY)
+os.dup2(to, 1)
+os.execv(sys.argv[2], [word if word != "OBJECTS" else "$objects" for word in sys.argv[2:]])
+PYTHON
+}
+
+@test "what cannot be written is an error, said in one line" {
+  local -a call
+  while read -ra call; do
+    to_nowhere /dev/full "${call[@]}"
+    assert_equal "$status" 1 || fail "${call[*]}"
+    assert_json "${stderr:?}" '[.level, (.msg | contains("No space left"))]' '["error",true]' || fail "${call[*]}"
+  done <<<"$PRINTING"
+}
+
+@test "who reads no further, as head does, hears nothing of it" {
+  local -a call
+  while read -ra call; do
+    to_nowhere closed "${call[@]}"
+    assert_equal "$stderr" '' || fail "${call[*]}"
+  done <<<"$PRINTING"
+}
+
 # written COMMAND...: what a tool that gets no JSON writes to standard error, each write as a line of JSON.
 written() {
   lab_in node1 /usr/bin/python3 - "$@" <<'PYTHON'

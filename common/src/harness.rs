@@ -88,11 +88,20 @@ pub fn run_filter(
     })
 }
 
-/// Runs a future on this thread.
+/// Runs a future that asks the kernel alone on this thread. That takes no descriptor; what waits for the network does, and tokio panics where
+/// it gets none for signals.
+///
+/// # Errors
+/// When tokio makes no runtime.
+pub fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
+    Ok(runtime(Builder::enable_time)?.block_on(future))
+}
+
+/// The same for a future that waits for the network.
 ///
 /// # Errors
 /// When the kernel gives no epoll descriptor.
-pub fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
+pub fn block_on_network<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
     Ok(runtime(Builder::enable_all)?.block_on(future))
 }
 

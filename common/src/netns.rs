@@ -2,11 +2,11 @@
 
 use std::{
     collections::HashSet,
-    fs::{self, File, Metadata},
+    fs::{self, File, Metadata, OpenOptions},
     io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd},
-        unix::fs::MetadataExt,
+        unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
     process, thread,
@@ -99,8 +99,8 @@ impl NetnsFile {
     /// [`NetnsError`], for what the path may be instead.
     pub fn open(path: &Path) -> Result<Self, NetnsError> {
         let name = || path.display().to_string();
-        let open = || File::open(path).and_then(|file| Ok((file.metadata()?, file)));
-        let (metadata, file) = open().map_err(|source| NetnsError::Open { path: name(), source })?;
+        let opened = || open(path).and_then(|file| Ok((file.metadata()?, file)));
+        let (metadata, file) = opened().map_err(|source| NetnsError::Open { path: name(), source })?;
         let is_namespace = fstatfs(&file).is_ok_and(|stat| stat.filesystem_type() == NSFS_MAGIC);
         if !is_namespace {
             return Err(NetnsError::NotNamespace(name()));
@@ -145,6 +145,14 @@ impl AsFd for NetnsFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// Opens the file of a namespace, or whatever else is at `path`, and waits for nobody: a FIFO's open would, for one who writes.
+///
+/// # Errors
+/// What `open(2)` says.
+pub fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)
 }
 
 /// The folders in `/proc` of all processes that are seen.

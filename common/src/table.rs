@@ -12,9 +12,10 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     all.iter().map(|row| line(row)).collect::<Vec<_>>().join("\n")
 }
 
-/// Text of several lines as one.
+/// Text of several lines as one, without what a terminal would obey, as `ps` prints it.
 pub fn one_line(text: &str) -> String {
-    text.split('\n').map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+    let lines = text.split('\n').map(str::trim).filter(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join("; ").replace(char::is_control, "?")
 }
 
 #[cfg(test)]
@@ -28,7 +29,8 @@ mod tests {
     }
 
     #[test]
-    fn several_lines_become_one() {
+    fn several_lines_become_one_that_moves_no_cursor() {
         assert_eq!(one_line("cannot do it\n  because\n\n"), "cannot do it; because");
+        assert_eq!(one_line("no \x1b[2J, no\rother"), "no ?[2J, no?other");
     }
 }

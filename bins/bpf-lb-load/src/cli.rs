@@ -66,9 +66,9 @@ enum Command {
     },
     /// Print counters per service and backend
     Stats {
-        /// In which format
-        #[arg(long, value_enum, default_value_t = Format::Json)]
-        format: Format,
+        /// In which format [default: a table at a terminal, else json]
+        #[arg(long, value_enum)]
+        format: Option<Format>,
     },
     /// Print each translation as it happens, until it is ended; attaches programs of its own for that time
     Trace(trace::Args),
@@ -181,8 +181,9 @@ fn execute(cli: Cli) -> Result<ExitCode> {
             let (stats, is_served) = (stats::stats(&kernel), attach::served(&pins).is_somebody());
             let has_expired = kernel.has_expired();
             match format {
-                Format::Json => print::pretty(&stats)?,
-                Format::Prometheus => print::text(&stats::prometheus(stats, is_served, has_expired)?)?,
+                None if std::io::stdout().is_terminal() => print::text(&(stats::table(&stats) + "\n"))?,
+                None | Some(Format::Json) => print::pretty(&stats)?,
+                Some(Format::Prometheus) => print::text(&stats::prometheus(stats, is_served, has_expired)?)?,
             }
         }
         Command::Trace(asked) => trace::trace(&pins, &asked)?,

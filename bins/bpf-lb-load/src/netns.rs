@@ -1,6 +1,6 @@
 //! Network namespaces, by the cookie that the kernel gives each of them.
 
-use std::{fs::File, io, os::fd::AsFd, path::Path};
+use std::{io, os::fd::AsFd, path::Path};
 
 use crate::sys;
 
@@ -18,7 +18,7 @@ pub fn cookie(path: &Path) -> io::Result<u64> {
 /// Does `work` in the network namespace at `path`, if there is one, or else in the caller's.
 pub fn within<T: Send>(path: Option<&Path>, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     match path {
-        Some(path) => common::netns::within(&File::open(path)?, work),
+        Some(path) => common::netns::within(&common::netns::open(path)?, work),
         None => work(),
     }
 }

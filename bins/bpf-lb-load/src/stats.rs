@@ -1,6 +1,8 @@
 //! Counters per service and backend.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, rc::Rc};
+use std::{collections::BTreeMap, fmt, iter, net::SocketAddr, rc::Rc};
+
+use common::table;
 
 use metrics_file::prometheus_client::{
     collector::Collector,
@@ -54,6 +56,23 @@ pub fn stats(kernel: &Kernel) -> Vec<ServiceStats> {
         ServiceStats { namespace, name, port_name, refused, backends: backends.collect() }
     };
     kernel.services().iter().map(stats).collect()
+}
+
+/// The same for people.
+pub fn table(stats: &[ServiceStats]) -> String {
+    let rows = stats.iter().flat_map(|service| {
+        let [namespace, name, port_name] = service.labels().map(|(_, value)| value.to_owned());
+        let name = ServiceName { namespace, name, port_name }.to_string();
+        let backends = service.backends.iter().map(|(address, BackendStats { connections, open })| {
+            [address.to_string(), connections.to_string(), open.map(|open| open.to_string()).unwrap_or_default()]
+        });
+        let first = [name, service.refused.to_string()].into_iter();
+        let firsts = iter::once(first.collect()).chain(iter::repeat(vec![String::new(); 2]));
+        let count = service.backends.len().max(1);
+        let backends = backends.map(Vec::from).chain(iter::once(vec!["none".to_owned()]));
+        firsts.zip(backends).take(count).map(|(first, backend): (Vec<_>, _)| [first, backend].concat())
+    });
+    table::table(&["SERVICE", "REFUSED", "BACKEND", "CONNECTIONS", "OPEN"], &rows.collect::<Vec<_>>())
 }
 
 /// The same in the text format of Prometheus.

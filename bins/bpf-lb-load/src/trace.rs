@@ -20,6 +20,7 @@ use aya::{
     programs::{CgroupAttachMode, CgroupSockAddr},
 };
 use bpf_lb_abi::{Call, NO_SERVICE, Name, Traced, Verdict};
+use common::table::one_line;
 use nix::{
     poll::{PollFd, PollFlags, poll},
     time::{ClockId, clock_gettime},
@@ -169,7 +170,8 @@ impl fmt::Display for Line {
         let clock = time.split_once('T').map_or(time.as_str(), |(_, clock)| clock.trim_end_matches('Z'));
         let cookie = || format!("netns {netns_cookie}");
         let place = pod.clone().or_else(|| netns.clone()).unwrap_or_else(cookie);
-        write!(f, "{clock} {place} {process}[{pid}] {} {frontend}", translation.call)?;
+        // Whoever it is may call itself anything.
+        write!(f, "{clock} {place} {}[{pid}] {} {frontend}", one_line(process), translation.call)?;
         if let Some(service) = &translation.service {
             write!(f, " ({service})")?;
         }

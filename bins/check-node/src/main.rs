@@ -13,7 +13,10 @@ mod rules;
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Arg, ArgAction};
-use common::harness::{self, About};
+use common::{
+    harness::{self, About},
+    settings::LogOptions,
+};
 use ipnet::IpNet;
 use serde_json::json;
 
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
             "The cgroup v2 at which to look for programs that translate Services (the root of those that are mounted)",
         ));
     let flags = harness::matches(cli);
+    harness::init_log(ABOUT.name, &LogOptions::default(), "");
     let subnets: Vec<IpNet> = flags.get_many("subnet").into_iter().flatten().copied().collect();
     let pods = rules::pods();
     let running: Vec<IpNet> = pods.iter().flatten().copied().map(IpNet::from).collect();

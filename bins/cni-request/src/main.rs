@@ -40,10 +40,10 @@ fn main() -> ExitCode {
                 .help("Refuse ADD (code 11) and STATUS (50) until the node agent has said what the cluster's settings are"),
         );
     let flags = harness::matches(cli);
+    harness::init_log(ABOUT.name, &LogOptions::default(), "");
     if flags.get_flag("schema") {
         return harness::print_json(&schemars::schema_for!(PodDocument), ExitCode::SUCCESS);
     }
-    harness::init_log(ABOUT.name, &LogOptions::default(), "");
     let stdin = match env::var("CNI_COMMAND").as_deref() {
         Ok("VERSION") => Ok(vec![]),
         _ => harness::read_input(),

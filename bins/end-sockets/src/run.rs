@@ -270,7 +270,7 @@ fn tell(outcome: &Outcome, before: &[String], counts: &Counts, begun: Instant) -
     if !reports.is_empty() {
         let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or_default();
         let line = serde_json::json!({ "ended": reports, "milliseconds": milliseconds });
-        print::line(&line).context("standard output")?;
+        print::line(&line)?;
     }
     Ok(())
 }

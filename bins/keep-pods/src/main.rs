@@ -10,7 +10,7 @@ mod report;
 mod whereabouts;
 
 use std::{
-    io,
+    io::{self, BufRead as _},
     process::ExitCode,
     sync::mpsc::{self, SyncSender},
     thread,
@@ -80,9 +80,9 @@ fn listen(mut listener: Listener, sender: SyncSender<News>) {
 
 /// Passes on standard input, a line for each change, and its end.
 fn read(sender: &SyncSender<News>) {
-    for line in io::stdin().lines() {
+    for line in io::stdin().lock().split(b'\n') {
         let Ok(line) = line else { break };
-        let sent = match serde_json::from_str(&line) {
+        let sent = match serde_json::from_slice(&line) {
             Ok(cluster) => sender.send(News::Cluster(cluster)).is_ok(),
             Err(error) => {
                 log::error!("a line on standard input is not JSON: {error}");

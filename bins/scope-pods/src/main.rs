@@ -77,7 +77,7 @@ const WRITE: Duration = Duration::from_secs(2);
 fn main() -> ExitCode {
     let cli: Cli = harness::parse();
     harness::init_log(NAME, &LogOptions::default(), "");
-    harness::end(NAME, harness::block_on(follow(cli)).map_err(anyhow::Error::from).flatten())
+    harness::end(NAME, harness::block_on_network(follow(cli)).map_err(anyhow::Error::from).flatten())
 }
 
 async fn follow(cli: Cli) -> anyhow::Result<()> {

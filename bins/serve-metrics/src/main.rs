@@ -54,7 +54,7 @@ fn main() -> ExitCode {
     let cli: Cli = harness::parse();
     harness::init_log(NAME, &LogOptions::default(), "");
     let health = Health::new(cli.watch, SystemTime::now());
-    harness::end(NAME, harness::block_on(serve(cli.listen, health)).map_err(anyhow::Error::from).flatten())
+    harness::end(NAME, harness::block_on_network(serve(cli.listen, health)).map_err(anyhow::Error::from).flatten())
 }
 
 async fn serve(listen: SocketAddr, health: Health) -> anyhow::Result<()> {

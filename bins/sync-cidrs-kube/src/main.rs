@@ -94,7 +94,7 @@ fn main() -> ExitCode {
     harness::init_log(NAME, &LogOptions::default(), "");
     let result = match &cli.from {
         Some(path) => from(path, &cli),
-        None => harness::block_on(online(cli)).map_err(anyhow::Error::from).flatten(),
+        None => harness::block_on_network(online(cli)).map_err(anyhow::Error::from).flatten(),
     };
     match result {
         Ok(Some(output)) => harness::answer(&output, || show::tables(&output), ExitCode::SUCCESS),

@@ -89,7 +89,10 @@ fn service_name(text: &str) -> Result<Name, &'static str> {
 fn main() -> ExitCode {
     let cli = harness::parse();
     harness::init_log(NAME, &LogOptions::default(), "");
-    harness::end(NAME, run(cli))
+    match run(cli) {
+        Ok(Some(answer)) => harness::print(&answer, ExitCode::SUCCESS),
+        done => harness::end(NAME, done.map(drop)),
+    }
 }
 
 impl Cli {
@@ -105,28 +108,29 @@ impl Cli {
     }
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
-    let Some(path) = &cli.from else { return harness::block_on(online(cli))? };
+/// What there is to print at the end.
+fn run(cli: Cli) -> anyhow::Result<Option<String>> {
+    let Some(path) = &cli.from else { return harness::block_on_network(online(cli))? };
     let mut cluster = cli.cluster();
     let objects = from(path).with_context(|| format!("cannot read {}", path.display()))?;
     if let Some(name) = &cli.why {
-        return explain(&offline::why(name, objects, &mut cluster)?);
+        return explained(&offline::why(name, objects, &mut cluster)?).map(Some);
     }
     offline::tell(&mut cluster, objects);
-    print(&mut cluster)
+    table(&mut cluster).map(Some)
 }
 
-async fn online(cli: Cli) -> anyhow::Result<()> {
+async fn online(cli: Cli) -> anyhow::Result<Option<String>> {
     let (client, server) = cli.access.connect(!cli.watch).await?;
     let mut cluster = cli.cluster();
     if cli.watch {
-        return online::watch(client, server, cluster).await;
+        return online::watch(client, server, cluster).await.map(|()| None);
     }
     if let Some(name) = &cli.why {
-        return explain(&online::why(&client, name, &mut cluster).await?);
+        return explained(&online::why(&client, name, &mut cluster).await?).map(Some);
     }
     online::survey(&client, &mut cluster).await?;
-    print(&mut cluster)
+    table(&mut cluster).map(Some)
 }
 
 fn from(path: &Path) -> anyhow::Result<Vec<serde_json::Value>> {
@@ -137,20 +141,12 @@ fn from(path: &Path) -> anyhow::Result<Vec<serde_json::Value>> {
 }
 
 /// The table: for a person as a table, in a pipe as JSON.
-fn print(cluster: &mut Cluster) -> anyhow::Result<()> {
+fn table(cluster: &mut Cluster) -> anyhow::Result<String> {
     cluster.warn_without_node();
     let table = cluster.table();
-    let text = if io::stdout().is_terminal() { show::table(&table) } else { serde_json::to_string(&table)? };
-    written(&text)
+    Ok(if io::stdout().is_terminal() { show::table(&table) } else { serde_json::to_string(&table)? })
 }
 
-fn explain(why: &why::Why) -> anyhow::Result<()> {
-    written(&if io::stdout().is_terminal() { why.to_string() } else { serde_json::to_string(why)? })
-}
-
-fn written(text: &str) -> anyhow::Result<()> {
-    match harness::print(text, ExitCode::SUCCESS) {
-        ExitCode::SUCCESS => Ok(()),
-        _ => anyhow::bail!("cannot write to standard output"),
-    }
+fn explained(why: &why::Why) -> anyhow::Result<String> {
+    Ok(if io::stdout().is_terminal() { why.to_string() } else { serde_json::to_string(why)? })
 }

@@ -132,6 +132,8 @@ pub fn print(text: &str, code: ExitCode) -> ExitCode {
     // The next tool waits for the end of this, and a process that ends closes it only after it has given back its memory.
     match written.and_then(|()| Ok(close(libc::STDOUT_FILENO)?)) {
         Ok(()) => code,
+        // Who has read enough of it, as `head` does, goes.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => code,
         Err(error) => {
             log::error!("cannot write to standard output: {error}");
             ExitCode::FAILURE
