@@ -316,16 +316,19 @@ monitored() {
 
 @test "a line that is no UTF-8 is named, and does not end keep-pods" {
   # shellcheck disable=SC2016 # expanded by the inner shell
-  expect 0 lab_in node1 sh -c 'printf "\\377\\n{}\\n" | "$0/keep-pods"' "$(lab_libexec)"
+  expect 0 lab_in node1 sh -c 'printf "\\377\\n{}\\n" | UNDERPASS_STATE=$1 "$0/keep-pods"' "$(lab_libexec)" "$BATS_TEST_TMPDIR"
   assert_equal "$(jq -r .msg <<<"${stderr:?}" | grep -c 'a line on standard input is not JSON')" 1
 }
 
 @test "without descriptors keep-pods says what it cannot do, and does not die of it" {
-  local limit
+  local limit state=$BATS_TEST_TMPDIR/state
+  mkdir "$state"
+  lab_in node1 cp -r /run/underpass/attachments "$state"
   for limit in 4 5 6 7 8 9 10 12 14 16; do
     # shellcheck disable=SC2016 # expanded by the inner shell
-    expect 0 lab_in node1 sh -c 'printf "{}\\n" | prlimit --nofile="$1" "$0/keep-pods"' "$(lab_libexec)" $limit
-    jq -s 'all(.msg != "")' <<<"$stderr" >/dev/null || fail "$stderr"
+    expect 0 lab_in node1 sh -c 'printf "{}\\n" | UNDERPASS_STATE=$2 prlimit --nofile="$1" "$0/keep-pods"' "$(lab_libexec)" $limit "$state"
+    jq -es 'all(.msg != "")' <<<"$stderr" >/dev/null || fail "$stderr"
+    [ $limit -gt 5 ] || assert_contains "$stderr" 'Too many open files'
   done
 }
 

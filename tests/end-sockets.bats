@@ -241,7 +241,7 @@ PY
   sleep 5
   # es_copied: how often a descriptor was, since.
   es_copied() { grep -c pidfd_getfd "$BATS_TEST_TMPDIR/calls"; }
-  [[ $(es_copied) == [23] ]] || fail "$(<"$BATS_TEST_TMPDIR/calls")"
+  [[ $(es_copied) == [1-3] ]] || fail "$(<"$BATS_TEST_TMPDIR/calls")"
   es_udp udp "$ES_OTHERS"
   : >"$BATS_TEST_TMPDIR/client.readyback"
   es_ends_well client || fail "$(<"$LAB/log/agent")"

@@ -85,9 +85,12 @@ PYTHON
 
 @test "who reads no further, as head does, hears nothing of it" {
   local -a call
+  local read
   while read -ra call; do
+    to_nowhere /dev/null "${call[@]}"
+    read=$status
     to_nowhere closed "${call[@]}"
-    assert_equal "$stderr" '' || fail "${call[*]}"
+    assert_equal "$status $stderr" "$read " || fail "${call[*]}"
   done <<<"$PRINTING"
 }
 

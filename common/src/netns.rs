@@ -186,7 +186,7 @@ fn open_new(path: &Path, known: &mut HashSet<NetnsId>) -> io::Result<Option<File
     if known.contains(&id) {
         return Ok(None);
     }
-    let file = File::open(path)?;
+    let file = open(path)?;
     known.insert(id);
     Ok((fstatfs(&file)?.filesystem_type() == NSFS_MAGIC).then_some(file))
 }

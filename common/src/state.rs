@@ -17,7 +17,6 @@ use serde_json::Value;
 
 use crate::{
     document::{PodDocument, Request, Share},
-    envelope::Envelope,
     failure::Failure,
 };
 
@@ -76,7 +75,7 @@ pub fn load(request: &Request) -> Option<PodDocument> {
 
 /// The document in a file that was read, if it has one.
 fn document(text: io::Result<Vec<u8>>) -> Option<PodDocument> {
-    Some(Envelope::read(&text.ok()?).ok()?.document)
+    serde_json::from_slice(&text.ok()?).ok()
 }
 
 /// Says that an attachment is on its way out, before anything of it is removed: from here on the node agent leaves it

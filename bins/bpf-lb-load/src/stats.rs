@@ -1,9 +1,8 @@
 //! Counters per service and backend.
 
-use std::{collections::BTreeMap, fmt, iter, net::SocketAddr, rc::Rc};
+use std::{collections::BTreeMap, fmt, mem, net::SocketAddr, rc::Rc};
 
 use common::table;
-
 use metrics_file::prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, prometheus_text},
@@ -60,19 +59,21 @@ pub fn stats(kernel: &Kernel) -> Vec<ServiceStats> {
 
 /// The same for people.
 pub fn table(stats: &[ServiceStats]) -> String {
-    let rows = stats.iter().flat_map(|service| {
+    let mut rows = vec![];
+    for service in stats {
         let [namespace, name, port_name] = service.labels().map(|(_, value)| value.to_owned());
         let name = ServiceName { namespace, name, port_name }.to_string();
-        let backends = service.backends.iter().map(|(address, BackendStats { connections, open })| {
-            [address.to_string(), connections.to_string(), open.map(|open| open.to_string()).unwrap_or_default()]
-        });
-        let first = [name, service.refused.to_string()].into_iter();
-        let firsts = iter::once(first.collect()).chain(iter::repeat(vec![String::new(); 2]));
-        let count = service.backends.len().max(1);
-        let backends = backends.map(Vec::from).chain(iter::once(vec!["none".to_owned()]));
-        firsts.zip(backends).take(count).map(|(first, backend): (Vec<_>, _)| [first, backend].concat())
-    });
-    table::table(&["SERVICE", "REFUSED", "BACKEND", "CONNECTIONS", "OPEN"], &rows.collect::<Vec<_>>())
+        // Of several lines the first one's.
+        let mut of_all = [name, service.refused.to_string()];
+        for (address, BackendStats { connections, open }) in &service.backends {
+            let open = open.map(|open| open.to_string()).unwrap_or_default();
+            rows.push([&mem::take(&mut of_all)[..], &[address.to_string(), connections.to_string(), open]].concat());
+        }
+        if service.backends.is_empty() {
+            rows.push([&of_all[..], &["none".to_owned()]].concat());
+        }
+    }
+    table::table(&["SERVICE", "REFUSED", "BACKEND", "CONNECTIONS", "OPEN"], &rows)
 }
 
 /// The same in the text format of Prometheus.

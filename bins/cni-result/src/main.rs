@@ -5,7 +5,7 @@ mod result;
 use std::process::ExitCode;
 
 use common::{
-    document::{Command, PodDocument},
+    document::{Command, PodDocument, Share},
     envelope::Envelope,
     failure::{Code, Context, Failure},
     harness::{self, About},
@@ -85,7 +85,8 @@ fn with_earlier(envelope: &Envelope) -> Envelope {
     let saved = state::load(&document.request)
         .filter(|saved| saved.request.netns == document.request.netns && !saved.has_lost_netns());
     let mut applied = saved.map(|saved| saved.applied).unwrap_or_default();
-    let others = document.others.iter().filter(|_| !document.is_left_alone()).flat_map(|other| &other.applied);
+    let others: &[Share] = if document.is_left_alone() { &[] } else { &document.others };
+    let others = others.iter().flat_map(|other| &other.applied);
     let news: Vec<_> = others.filter(|operation| !applied.contains(operation)).cloned().collect();
     applied.extend(news);
     applied.append(&mut document.applied);

@@ -15,7 +15,7 @@ use common::{
     kernel::{Kernel, Pod as Sandbox},
     names::POD_VETH,
     netlink::{Link, Netlink},
-    object::{Family, Route, is_link_local},
+    object::{Family, PROTOCOL_RA, Route, is_link_local},
     result::CniResult,
     settings::ModeSetting,
     state,
@@ -120,9 +120,12 @@ async fn compare(document: &mut PodDocument, netlink: &Netlink, pod: &mut Pod, a
     document.routing.stays.retain(|stay| pod.link(&stay.dev).is_some());
     let settings = &document.settings;
     let owner = routing::owner(pod, &document.request.ifname, settings, &document.others);
-    if let Some(owner) = owner.filter(|owner| Some(*owner) != settings.pod_default_route_nic.as_deref()) {
-        // Another attachment has decided since, in the families that its interface has.
-        let is_its = |route: &&Route| route.dev == owner && route.destination.prefix_len() == 0;
+    let is_anothers =
+        |owner: &&str| settings.tune_pod_routes && Some(*owner) != settings.pod_default_route_nic.as_deref();
+    if let Some(owner) = owner.filter(is_anothers) {
+        // Another attachment has decided since, in the families in which its interface was given a default route.
+        let is_its =
+            |route: &&Route| route.dev == owner && route.destination.prefix_len() == 0 && route.protocol != PROTOCOL_RA;
         let decided: Vec<Route> = pod.main_routes().filter(is_its).cloned().collect();
         let stays = &mut document.routing.stays;
         stays.retain(|stay| !decided.iter().any(|route| route.destination == stay.destination));

@@ -69,12 +69,13 @@ pub fn connect(sockets: impl IntoIterator<Item = Anew>) -> Connected {
 }
 
 /// Tries those again that waited, and keeps those that still do. How many are connected now.
-pub fn again(waiting: &mut Vec<Held>) -> u64 {
+pub fn reconnect(waiting: &mut Vec<Held>) -> u64 {
     let mut connected = 0;
     waiting.retain(|held| {
         let state = held.connect();
         connected += u64::from(matches!(state, Ok(State::Connected)));
-        matches!(state, Ok(State::Waiting))
+        // Where there was no copy, as without a free descriptor, there may be one the next time.
+        matches!(state, Ok(State::Waiting) | Err(_))
     });
     connected
 }
@@ -103,7 +104,8 @@ impl Held {
     fn connect(&self) -> Result<State, Errno> {
         let socket = match copy(&self.process, self.descriptor) {
             Ok(socket) if socket_cookie(&socket) == Ok(self.anew.cookie) => UdpSocket::from(socket),
-            Ok(_) | Err(Errno::BADF | Errno::SRCH) => return Ok(State::Gone),
+            // The number of a process may be a thread's by now (EINVAL, since Linux 6.9 ENOENT).
+            Ok(_) | Err(Errno::BADF | Errno::SRCH | Errno::INVAL | Errno::NOENT) => return Ok(State::Gone),
             Err(error) => return Err(error),
         };
         if socket.peer_addr().is_ok() {

@@ -27,7 +27,7 @@ use metrics_file::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    connect::again,
+    connect::reconnect,
     end::{Outcome, end},
     wanted::{Rules, Wanted, When},
 };
@@ -139,7 +139,7 @@ fn work(cli: &Cli) -> Result<()> {
     let (mut waiting, mut tried) = (vec![], Instant::now());
     loop {
         if tried.elapsed() >= TICK {
-            counts.reconnected.inc_by(again(&mut waiting));
+            counts.reconnected.inc_by(reconnect(&mut waiting));
             tried = Instant::now();
         }
         metrics.write();

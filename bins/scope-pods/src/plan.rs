@@ -154,7 +154,7 @@ pub fn find(sandboxes: &[Sandbox], node: &impl Node) -> Found {
 
 /// What names a pod's cgroup: its UID, but of a static pod, of which the API has the mirror, the digest of its file
 /// (`ConfigMirrorAnnotationKey` in Kubernetes' pkg/kubelet/types). Kubelet runs no other pod that has the annotation, and what is no
-/// digest may be another pod's UID.
+/// digest may be another pod's UID. (Who may make pods on the node can say that of a static pod which it knows.)
 pub fn uid_of(uid: Option<String>, annotations: &BTreeMap<String, String>) -> String {
     let is_digest = |text: &&String| text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     let mirrored = annotations.get("kubernetes.io/config.mirror").filter(is_digest).cloned();

@@ -122,6 +122,7 @@ where
         pause: None,
         retry: None,
         erred: None,
+        later: None,
         absent: None,
         events: VecDeque::new(),
         api,
@@ -164,6 +165,8 @@ struct Follower<K, T, F> {
     retry: Option<ExponentialBackoff>,
     /// When the last error was.
     erred: Option<Instant>,
+    /// How long to wait where the API server says "later".
+    later: Option<ExponentialBackoff>,
     absent: Option<ExponentialBackoff>,
     /// What is still to be said.
     events: VecDeque<Event<T>>,
@@ -264,7 +267,7 @@ where
     }
 
     fn in_contact(&mut self) {
-        (self.denied, self.absent) = (None, None);
+        (self.denied, self.later, self.absent) = (None, None, None);
         if mem::take(&mut self.failed) {
             self.events.push_back(Event::InContact);
         }
@@ -295,6 +298,7 @@ where
     /// Says what happened, and how long to wait.
     fn recover(&mut self, error: watcher::Error) {
         let code = code(&error);
+        self.denied = matches!(code, Some(401 | 403)).then(|| self.denied.unwrap_or_else(Instant::now));
         match (code, &error) {
             // The resource version has expired: nothing is wrong. Where a watch is refused for it, the watcher does not list.
             (Some(410), _) => {
@@ -321,15 +325,18 @@ where
             // A lost connection: what comes of it shows when the next watch is started.
             (None, watcher::Error::WatchFailed(kube::Error::ReadEvents(_))) => {}
             _ => {
-                self.wait();
-                // "Later", which an API server says whose cache is not filled yet, is an error when it goes on.
-                if code == Some(429) && self.pause < Some(RETRY.1) {
-                    return;
+                if code == Some(429) {
+                    // An API server says it whose cache is not filled yet: an error when it goes on.
+                    self.pause = self.later.get_or_insert_with(|| backoff(RETRY)).next();
+                    if self.pause < Some(RETRY.1) {
+                        return;
+                    }
+                } else {
+                    self.wait();
                 }
                 self.failed = true;
                 self.answers.mark_unchanged();
                 let text = text(&self.selection, &error);
-                self.denied = matches!(code, Some(401 | 403)).then(|| self.denied.unwrap_or_else(Instant::now));
                 let lasts = |since: Instant| !self.has_listed || since.elapsed() >= RETRY.1;
                 self.events.push_back(if self.denied.is_some_and(lasts) {
                     // However long that lasts: a whole list says when all is known again.

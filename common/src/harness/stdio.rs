@@ -45,7 +45,7 @@ pub fn read_document() -> Result<Envelope, Box<Refused>> {
         let wrong = |msg, why| Failure::new(Code::Decoding, msg).details(why);
         match serde_json::from_slice(&text) {
             Ok(input @ Value::Object(_)) => refused(input, wrong("standard input is not a pod document", &why)),
-            Ok(_) => nothing(wrong("standard input is not a JSON object", &why)),
+            Ok(_) => nothing(Failure::new(Code::Decoding, "standard input is not a JSON object")),
             Err(error) => nothing(wrong("standard input is not JSON", &error)),
         }
     })
@@ -107,8 +107,11 @@ pub fn end(tool: &str, done: Result<(), impl Display>) -> ExitCode {
 /// Prints a document, for a person at a terminal in lines.
 pub fn print_json(document: &impl Serialize, code: ExitCode) -> ExitCode {
     let text = serde_json::to_string(document).and_then(|text| {
-        let lines = |text: &str| Ok(format!("{:#}", serde_json::from_str::<Value>(text)?));
-        if io::stdout().is_terminal() { lines(&text) } else { Ok(text) }
+        if io::stdout().is_terminal() {
+            let value: Value = serde_json::from_str(&text)?;
+            return serde_json::to_string_pretty(&value);
+        }
+        Ok(text)
     });
     match text {
         Ok(text) => print(&text, code),
@@ -124,7 +127,7 @@ pub fn answer(value: &Value, people: impl FnOnce() -> String, code: ExitCode) ->
     if io::stdout().is_terminal() { print(&people(), code) } else { print(&value.to_string(), code) }
 }
 
-/// Prints the one thing that goes to standard output, and closes it.
+/// Prints the one thing that goes to standard output, and closes it. That nobody reads it to its end is no failure.
 pub fn print(text: &str, code: ExitCode) -> ExitCode {
     let mut stdout = io::stdout().lock();
     let written =
