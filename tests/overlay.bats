@@ -496,6 +496,19 @@ without_default() {
   for family in 4 6; do lab_in "node1/$POD" ip -$family route delete default dev "$1" 2>/dev/null || true; done
 }
 
+@test "with tunePodRoutes false CHECK of a NIC leaves all default routes as they are, also where another NIC's podDefaultRouteNic names one" {
+  local config
+  config=$(lab_coordinator_json 46 | jq -c '.tunePodRoutes = false')
+  lab_network_config node1 untuned46 46 "$config" eth0
+  lab_network_config node1 untuned-owner 46 "$(jq -c '.podDefaultRouteNic = "net2"' <<<"$config")" eth1
+  sandbox calico
+  lab_attach node1 "$POD" untuned46 net1
+  lab_attach node1 "$POD" untuned-owner net2
+  assert_json "$(lab_in "node1/$POD" ip -6 -j route show default)" '[.[].nexthops[].dev] | sort' '["eth0","net1","net2"]'
+  lab_cnitool node1 check untuned46 "$POD" net1
+  lab_cnitool node1 check untuned-owner "$POD" net2
+}
+
 @test "an overlay whose default route Multus has taken away, for its default-route names net1, leads to Services all the same" {
   local kind family
   for kind in $KINDS; do
