@@ -441,9 +441,9 @@ END
   done
 }
 
-# everything: what an installer could have made, but for directories of /etc, which are nobody's while they are empty.
+# everything: what an installer could have made, but for directories in /etc, which are nobody's while they are empty.
 everything() {
-  lab_in node1 find /opt/cni /etc/iproute2 /etc/NetworkManager /etc/systemd ! '(' -path '/etc/*' -type d -empty ')' -printf '%p %l\n' | sort
+  lab_in node1 find /opt/cni /etc/iproute2 /etc/NetworkManager /etc/systemd ! '(' -path '/etc/*' -type d ')' -printf '%p %l\n' | sort
 }
 
 # small_tools: programs that do nothing in place of the tools, and the one that the installer needs.
