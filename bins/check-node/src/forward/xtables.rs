@@ -172,6 +172,18 @@ fn target(layout: Layout, entry: &[u8]) -> Option<usize> {
     u16_at(entry, layout.ip + 4).map(usize::from)
 }
 
+/// That what the mask leaves of a field is the value, or is not; nothing where the mask is empty.
+fn masked(field: Field, mask: &[u8], equal: bool, value: Vec<u8>) -> Vec<Term> {
+    if mask.iter().all(|byte| *byte == 0) {
+        return vec![];
+    }
+    vec![
+        Term::Load { register: 1, field },
+        Term::Bits { from: 1, to: 1, mask: mask.to_vec(), xor: vec![0; mask.len()] },
+        Term::Compare { register: 1, equal, value },
+    ]
+}
+
 /// What an entry says. `end` is where the next one begins.
 fn terms(layout: Layout, entry: &[u8], end: usize, names: &BTreeMap<usize, String>) -> Option<Vec<Term>> {
     let size = layout.address;
@@ -182,31 +194,14 @@ fn terms(layout: Layout, entry: &[u8], end: usize, names: &BTreeMap<usize, Strin
     let mut terms = vec![];
     for (side, place) in layout.places.into_iter().enumerate() {
         let (address, mask) = (at(side * size, size)?, at((2 + side) * size, size)?);
-        if mask.iter().all(|byte| *byte == 0) {
-            continue;
-        }
-        let length = u32::try_from(size).ok()?;
-        terms.extend([
-            Term::Load { register: 1, field: Field::Header { offset: place, length } },
-            Term::Bits { from: 1, to: 1, mask: mask.to_vec(), xor: vec![0; size] },
-            Term::Compare { register: 1, equal: inverted & 8 << side == 0, value: address.to_vec() },
-        ]);
+        let field = Field::Header { offset: place, length: u32::try_from(size).ok()? };
+        terms.extend(masked(field, mask, inverted & 8 << side == 0, address.to_vec()));
     }
     for (side, field) in [Field::InName, Field::OutName].into_iter().enumerate() {
         let (name, mask) = (at(links + side * 16, 16)?, at(links + 32 + side * 16, 16)?);
-        if mask.iter().all(|byte| *byte == 0) {
-            continue;
-        }
-        terms.extend([
-            Term::Load { register: 1, field },
-            Term::Bits { from: 1, to: 1, mask: mask.to_vec(), xor: vec![0; 16] },
-            // Of a name for all that begin like it, the sign for that comes after the mask.
-            Term::Compare {
-                register: 1,
-                equal: inverted & 1 << side == 0,
-                value: name.iter().zip(mask).map(|(name, mask)| name & mask).collect(),
-            },
-        ]);
+        // Of a name for all that begin like it, the sign for that comes after the mask.
+        let name = name.iter().zip(mask).map(|(name, mask)| name & mask).collect();
+        terms.extend(masked(field, mask, inverted & 1 << side == 0, name));
     }
     let other = flags & !layout.goto != 0 || at(links + 64, 2)?.iter().any(|byte| *byte != 0);
     terms.extend(other.then_some(Term::Undecided));
