@@ -85,12 +85,12 @@ PYTHON
 
 @test "who reads no further, as head does, hears nothing of it" {
   local -a call
-  local read
+  local code
   while read -ra call; do
     to_nowhere /dev/null "${call[@]}"
-    read=$status
+    code=$status
     to_nowhere closed "${call[@]}"
-    assert_equal "$status $stderr" "$read " || fail "${call[*]}"
+    assert_equal "$status $stderr" "$code " || fail "${call[*]}"
   done <<<"$PRINTING"
 }
 
