@@ -34,3 +34,6 @@ pub mod state;
 pub mod table;
 pub mod transit;
 pub mod wire;
+
+#[cfg(target_env = "musl")]
+use memcpy as _;
