@@ -19,7 +19,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use self::{cli::Output, stdio::fail_on};
 pub use self::{
-    cli::{About, cli, cli_with_plan, matches, parse},
+    cli::{About, cli, cli_with_plan, matches, matches_if_any, parse},
     messages::init_log,
     stdio::{Refused, answer, end, fail, print, print_json, read_document, read_input},
     tool::{Change, Tool, Undone, converge},
@@ -33,7 +33,7 @@ use crate::{
 
 /// Runs a tool that changes the kernel.
 pub fn run<T: Tool>() -> ExitCode {
-    let output = Output::asked(&matches(cli_with_plan(T::ABOUT)));
+    let output = Output::asked(matches_if_any(|| cli_with_plan(T::ABOUT)).as_ref());
     with_kernel(T::ABOUT, async |document, node| tool::work::<T>(document, output, node).await)
 }
 
@@ -42,7 +42,7 @@ pub fn run_observer(
     about: About,
     work: impl AsyncFnOnce(&mut PodDocument, Netlink) -> Result<(), Failure>,
 ) -> ExitCode {
-    let output = Output::asked(&matches(cli_with_plan(about)));
+    let output = Output::asked(matches_if_any(|| cli_with_plan(about)).as_ref());
     with_kernel(about, async |document, node| {
         work(document, node).await?;
         Ok(output.of(&[], None))
@@ -77,14 +77,14 @@ pub fn node() -> Result<Netlink, Failure> {
 
 /// Runs a tool that only reads and completes the document. Its command line is [`cli_with_plan`], with flags of its own.
 pub fn run_filter(
-    cli: Cli,
+    cli: impl FnOnce() -> Cli,
     about: About,
-    work: impl FnOnce(&mut PodDocument, &ArgMatches) -> Result<(), Failure>,
+    work: impl FnOnce(&mut PodDocument, Option<&ArgMatches>) -> Result<(), Failure>,
 ) -> ExitCode {
-    let flags = matches(cli);
+    let flags = matches_if_any(cli);
     filter(about, |document| {
-        work(document, &flags)?;
-        Ok(Output::asked(&flags).of(&[], None))
+        work(document, flags.as_ref())?;
+        Ok(Output::asked(flags.as_ref()).of(&[], None))
     })
 }
 

@@ -25,8 +25,8 @@ const ABOUT: About = About {
 const UNDO: u8 = 3;
 
 fn main() -> ExitCode {
-    let flags = harness::matches(harness::cli_with_plan(ABOUT));
-    let keeps = !flags.get_flag("dry-run") && !flags.get_flag("explain");
+    let flags = harness::matches_if_any(|| harness::cli_with_plan(ABOUT));
+    let keeps = flags.is_none_or(|flags| !flags.get_flag("dry-run") && !flags.get_flag("explain"));
     let envelope = match harness::read_document() {
         Ok(envelope) => envelope,
         Err(refused) => {

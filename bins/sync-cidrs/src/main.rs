@@ -42,13 +42,15 @@ fn main() -> ExitCode {
     if arguments.iter().any(asks) {
         return harness::become_beside(ABOUT.name, KUBE_PROGRAM, arguments);
     }
-    let cli = harness::cli_with_plan(ABOUT).arg(
-        Arg::new("file")
-            .long("file")
-            .value_parser(value_parser!(PathBuf))
-            .help("Read the cluster's CIDRs here rather than in the state directory's cluster.json"),
-    );
-    harness::run_filter(cli, ABOUT, |document, flags| sync(document, flags.get_one::<PathBuf>("file")))
+    let cli = || {
+        harness::cli_with_plan(ABOUT).arg(
+            Arg::new("file")
+                .long("file")
+                .value_parser(value_parser!(PathBuf))
+                .help("Read the cluster's CIDRs here rather than in the state directory's cluster.json"),
+        )
+    };
+    harness::run_filter(cli, ABOUT, |document, flags| sync(document, flags.and_then(|flags| flags.get_one("file"))))
 }
 
 fn sync(document: &mut PodDocument, file: Option<&PathBuf>) -> Result<(), Failure> {

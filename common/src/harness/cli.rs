@@ -1,6 +1,7 @@
 //! A tool's command line, and what it is asked to print.
 
 use std::{
+    env,
     io::{self, IsTerminal},
     path::Path,
 };
@@ -44,6 +45,12 @@ pub fn matches(cli: Cli) -> ArgMatches {
     cli.get_matches()
 }
 
+/// The same of a tool that is most often started without a word, as ADD does: then no command line has to be made.
+pub fn matches_if_any(cli: impl FnOnce() -> Cli) -> Option<ArgMatches> {
+    let has_any = cfg!(feature = "pages") || env::args_os().len() > 1;
+    has_any.then(|| matches(cli()))
+}
+
 /// The same for a command line that is a type.
 pub fn parse<T: Parser>() -> T {
     T::from_arg_matches(&matches(T::command())).unwrap_or_else(|error| error.exit())
@@ -57,8 +64,9 @@ pub(super) enum Output {
 }
 
 impl Output {
-    pub(super) fn asked(flags: &ArgMatches) -> Self {
-        match (flags.get_flag("dry-run"), flags.get_flag("explain")) {
+    pub(super) fn asked(flags: Option<&ArgMatches>) -> Self {
+        let asks = |name| flags.is_some_and(|flags| flags.get_flag(name));
+        match (asks("dry-run"), asks("explain")) {
             (true, _) => Self::Plan,
             (_, true) => Self::Commands,
             _ => Self::Document,

@@ -129,9 +129,10 @@ pub fn answer(value: &Value, people: impl FnOnce() -> String, code: ExitCode) ->
 
 /// Prints the one thing that goes to standard output, and closes it. That nobody reads it to its end is no failure.
 pub fn print(text: &str, code: ExitCode) -> ExitCode {
+    // In one piece, since whoever reads wakes up for each.
+    let line = format!("{text}\n");
     let mut stdout = io::stdout().lock();
-    let written =
-        stdout.write_all(text.as_bytes()).and_then(|()| stdout.write_all(b"\n")).and_then(|()| stdout.flush());
+    let written = stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush());
     // The next tool waits for the end of this, and a process that ends closes it only after it has given back its memory.
     match written.and_then(|()| Ok(close(libc::STDOUT_FILENO)?)) {
         Ok(()) => code,
