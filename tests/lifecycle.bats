@@ -291,6 +291,22 @@ tools() {
   done
 }
 
+@test "an ADD whose answer cannot be written leaves nothing, be it a result or an error" {
+  local ends script
+  # shellcheck disable=SC2016 # expanded by the broken tools
+  for ends in '"$real" "$@"' '[ "$CNI_COMMAND" != ADD ] || exit 1; "$real" "$@"'; do
+    broken_libexec tune-pod "$ends"
+    script=$(printf '#!/bin/sh\n%s "$@" >/dev/full' "$(lab_libexec)/cni-result")
+    rm "$BATS_TEST_TMPDIR/libexec/cni-result"
+    install -m 755 /dev/stdin "$BATS_TEST_TMPDIR/libexec/cni-result" <<<"$script"
+    coordinator ADD UNDERPASS_LIBEXEC="$BATS_TEST_TMPDIR/libexec"
+    assert_equal "$lab_status" 1
+    assert_equal "$lab_stdout" ''
+    assert_node_clean
+    assert_pod_clean
+  done
+}
+
 @test "a DEL in which a tool is missing or dies is an error, and the next DEL takes the rest away" {
   local tool script
   for tool in $(tools); do

@@ -75,7 +75,8 @@ pub fn node() -> Result<Netlink, Failure> {
     Netlink::open().context(Code::Io, "cannot open a netlink socket on the node")
 }
 
-/// Runs a tool that only reads and completes the document. Its command line is [`cli_with_plan`], with flags of its own.
+/// Runs a tool that only reads and completes the document. Its command line is [`cli_with_plan`], with flags of its own, and
+/// nothing where it is started without a word.
 pub fn run_filter(
     cli: impl FnOnce() -> Cli,
     about: About,

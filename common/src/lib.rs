@@ -35,5 +35,6 @@ pub mod table;
 pub mod transit;
 pub mod wire;
 
+// For its symbols, which are linked before libc's.
 #[cfg(target_env = "musl")]
 use memcpy as _;

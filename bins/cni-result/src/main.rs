@@ -9,6 +9,7 @@ use common::{
     envelope::Envelope,
     failure::{Code, Context, Failure},
     harness::{self, About},
+    settings::LogOptions,
     state, table,
 };
 use serde_json::Value;
@@ -21,7 +22,8 @@ const ABOUT: About = About {
     example: "  cni-request < conf.json | detect-mode | sync-cidrs | mk-veth | set-routes | set-rules | cni-result",
 };
 
-/// An ADD that failed after it had begun, or of which nothing is known any more: DEL will put things right.
+/// An ADD that failed after it had begun, whose result cannot be written, or of which nothing is known any more: DEL will put
+/// things right.
 const UNDO: u8 = 3;
 
 fn main() -> ExitCode {
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
     let envelope = match harness::read_document() {
         Ok(envelope) => envelope,
         Err(refused) => {
+            harness::init_log(ABOUT.name, &LogOptions::default(), "");
             let (input, failure) = (refused.input, refused.failure);
             let failure = serde_json::from_value(input["error"].clone()).unwrap_or_else(|_| ours(failure));
             let lost = input["request"].is_null() || failure.code == Code::ToolDied as u32;
@@ -41,7 +44,11 @@ fn main() -> ExitCode {
     let kept = || if keeps { keep(&envelope) } else { Ok(()) };
     match document.error.clone().map_or_else(kept, Err) {
         Ok(()) => match result::success(document) {
-            Some(output) => harness::print_json(&output, ExitCode::SUCCESS),
+            Some(output) => {
+                let printed = harness::print_json(&output, ExitCode::SUCCESS);
+                let is_unheard = printed != ExitCode::SUCCESS && document.request.command == Command::Add;
+                if is_unheard && keeps { ExitCode::from(UNDO) } else { printed }
+            }
             None => ExitCode::SUCCESS,
         },
         Err(failure) => {
@@ -62,7 +69,9 @@ fn ours(failure: Failure) -> Failure {
 /// Says what went wrong, in the form of the version that the plugin configuration has.
 fn answer(config: &Value, failure: &Failure, code: u8) -> ExitCode {
     let people = || format!("{}: error: {}", ABOUT.name, table::one_line(&failure.to_string()));
-    harness::answer(&result::error(config, failure), people, ExitCode::from(code))
+    // Whether that can be written changes nothing.
+    harness::answer(&result::error(config, failure), people, ExitCode::from(code));
+    ExitCode::from(code)
 }
 
 /// Keeps or forgets the state of the attachment.

@@ -1,7 +1,7 @@
 //! memcpy() and memmove() of the tools that a CNI call starts, in place of musl's for x86-64.
 //!
-//! A tool copies some thousand times, most often a few bytes. musl begins every copy with `rep movsq`, whose start costs more
-//! than those bytes, the more so in a process that has just begun: that was a seventh of the CPU time of an ADD.
+//! A tool copies some thousand times, most often a few bytes. musl has a `rep movsq` in every copy, whose start costs more than
+//! those bytes: without it an ADD takes a twelfth less time.
 
 #![cfg(all(target_arch = "x86_64", any(target_env = "musl", test)))]
 #![no_std]
@@ -12,6 +12,8 @@
 #[cfg(test)]
 extern crate std;
 
+use core::ffi::c_void;
+
 type Block = u128;
 const BLOCK: usize = size_of::<Block>();
 
@@ -20,9 +22,9 @@ const BLOCK: usize = size_of::<Block>();
 /// # Safety
 /// As C11 7.24.2.1 says: `from` is good for reading and `to` for writing them, and they have no byte in common.
 #[cfg_attr(not(test), unsafe(no_mangle))]
-pub unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, length: usize) -> *mut u8 {
+pub unsafe extern "C" fn memcpy(to: *mut c_void, from: *const c_void, length: usize) -> *mut c_void {
     // SAFETY: as this function's.
-    unsafe { copy_up(to, from, length) };
+    unsafe { copy_up(to.cast(), from.cast(), length) };
     to
 }
 
@@ -31,16 +33,17 @@ pub unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, length: usize) -> 
 /// # Safety
 /// As C11 7.24.2.2 says: `from` is good for reading and `to` for writing them.
 #[cfg_attr(not(test), unsafe(no_mangle))]
-pub unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, length: usize) -> *mut u8 {
+pub unsafe extern "C" fn memmove(to: *mut c_void, from: *const c_void, length: usize) -> *mut c_void {
     let begins_within = to.addr().wrapping_sub(from.addr()) < length;
+    let copy = if begins_within { copy_down } else { copy_up };
     // SAFETY: as this function's.
-    unsafe { if begins_within { copy_down(to, from, length) } else { copy_up(to, from, length) } };
+    unsafe { copy(to.cast(), from.cast(), length) };
     to
 }
 
 /// From the first byte to the last one; `to` does not begin after the first byte of `from` and before its end.
 unsafe fn copy_up(to: *mut u8, from: *const u8, length: usize) {
-    // SAFETY: each place that is read or written begins at most a block before the end.
+    // SAFETY: each place that is read or written begins at least a block before the end.
     unsafe {
         if length <= 2 * BLOCK {
             return copy_few(to, from, length);
@@ -56,7 +59,7 @@ unsafe fn copy_up(to: *mut u8, from: *const u8, length: usize) {
     }
 }
 
-/// From the last byte to the first one.
+/// From the last byte to the first one; `to` does not end after the first byte of `from` and before its end.
 unsafe fn copy_down(to: *mut u8, from: *const u8, length: usize) {
     // SAFETY: as in `copy_up`.
     unsafe {
@@ -116,6 +119,8 @@ mod tests {
     use super::{memcpy, memmove};
 
     const LENGTHS: std::ops::Range<usize> = 0..200;
+    /// Bytes beside those that are copied.
+    const MARGIN: usize = 40;
 
     fn bytes(count: usize) -> Vec<u8> {
         (0..=u8::MAX).cycle().take(count).collect()
@@ -125,12 +130,13 @@ mod tests {
     fn bytes_are_copied_and_none_beside_them() {
         let from = bytes(LENGTHS.end);
         for length in LENGTHS {
-            for at in 0..17 {
-                let (mut to, mut expected) = (std::vec![0xee; length + 64], std::vec![0xee; length + 64]);
+            for at in MARGIN..MARGIN + 17 {
+                let (mut to, mut expected) =
+                    (std::vec![0xee; length + at + MARGIN], std::vec![0xee; length + at + MARGIN]);
                 expected[at..at + length].copy_from_slice(&from[..length]);
                 // SAFETY: both have that many bytes.
-                let returned = unsafe { memcpy(to.as_mut_ptr().add(at), from.as_ptr(), length) };
-                assert_eq!(returned, to[at..].as_mut_ptr());
+                let returned = unsafe { memcpy(to.as_mut_ptr().add(at).cast(), from.as_ptr().cast(), length) };
+                assert_eq!(returned, to[at..].as_mut_ptr().cast());
                 assert_eq!(to, expected, "{length} bytes to {at}");
             }
         }
@@ -140,13 +146,14 @@ mod tests {
     fn bytes_are_moved_over_each_other() {
         for length in LENGTHS {
             for distance in 0..100 {
-                for (from, to) in [(0, distance), (distance, 0)] {
-                    let mut moved = bytes(length + distance);
+                for (from, to) in [(MARGIN, MARGIN + distance), (MARGIN + distance, MARGIN)] {
+                    let mut moved = bytes(length + distance + 2 * MARGIN);
                     let mut expected = moved.clone();
                     expected.copy_within(from..from + length, to);
                     let place = moved.as_mut_ptr();
                     // SAFETY: both are in it.
-                    unsafe { memmove(place.add(to), place.add(from), length) };
+                    let returned = unsafe { memmove(place.add(to).cast(), place.add(from).cast(), length) };
+                    assert_eq!(returned, moved[to..].as_mut_ptr().cast());
                     assert_eq!(moved, expected, "{length} bytes from {from} to {to}");
                 }
             }

@@ -45,15 +45,17 @@ pub fn matches(cli: Cli) -> ArgMatches {
     cli.get_matches()
 }
 
-/// The same of a tool that is most often started without a word, as ADD does: then no command line has to be made.
-pub fn matches_if_any(cli: impl FnOnce() -> Cli) -> Option<ArgMatches> {
-    let has_any = cfg!(feature = "pages") || env::args_os().len() > 1;
-    has_any.then(|| matches(cli()))
-}
-
 /// The same for a command line that is a type.
 pub fn parse<T: Parser>() -> T {
     T::from_arg_matches(&matches(T::command())).unwrap_or_else(|error| error.exit())
+}
+
+/// What the command line of a tool says that is most often started without a word, as by ADD: nothing then, not even a default, and
+/// none has to be made.
+pub fn matches_if_any(cli: impl FnOnce() -> Cli) -> Option<ArgMatches> {
+    // Who wants the pages says so in the environment.
+    let has_any = cfg!(feature = "pages") || env::args_os().len() > 1;
+    has_any.then(|| matches(cli()))
 }
 
 #[derive(Clone, Copy, PartialEq)]
