@@ -13,3 +13,14 @@ figure() {
 progress() {
   printf 'bench: %s\n' "$*" >&2
 }
+
+# bench_down: takes the lab away, and waits until the kernel has done its part, which what is measured next would feel.
+bench_down() {
+  lab_down
+  lab_until 60 bench_is_down || progress 'the kernel still takes network namespaces away'
+}
+
+# A worker's name says what it is at, after a plus sign (wq_worker_comm()).
+bench_is_down() {
+  ! grep -qs '+netns$' /proc/[0-9]*/comm
+}
