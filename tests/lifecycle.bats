@@ -256,15 +256,18 @@ EOF
   lab_in node1 ip rule delete pref 85
 }
 
-# A libexec directory in which one tool is replaced: broken_libexec TOOL SCRIPT.
+# A libexec directory in which tools are replaced: broken_libexec TOOL SCRIPT [TOOL SCRIPT...].
 broken_libexec() {
   local directory=$BATS_TEST_TMPDIR/libexec tool
   rm -rf "$directory"
   mkdir "$directory"
   for tool in "$(lab_libexec)"/*; do [ -d "$tool" ] || ln -s "$tool" "$directory/"; done
-  rm "$directory/$1"
-  [ -z "$2" ] || printf '#!/bin/sh\nreal=%s\n%s\n' "$(lab_libexec)/$1" "$2" >"$directory/$1"
-  [ -z "$2" ] || chmod +x "$directory/$1"
+  while [ $# -gt 0 ]; do
+    rm "$directory/$1"
+    [ -z "$2" ] || printf '#!/bin/sh\nreal=%s\n%s\n' "$(lab_libexec)/$1" "$2" >"$directory/$1"
+    [ -z "$2" ] || chmod +x "$directory/$1"
+    shift 2
+  done
 }
 
 # The tools that our plugin runs, as its script names them.
@@ -292,13 +295,10 @@ tools() {
 }
 
 @test "an ADD whose answer cannot be written leaves nothing, be it a result or an error" {
-  local ends script
+  local ends
   # shellcheck disable=SC2016 # expanded by the broken tools
   for ends in '"$real" "$@"' '[ "$CNI_COMMAND" != ADD ] || exit 1; "$real" "$@"'; do
-    broken_libexec tune-pod "$ends"
-    script=$(printf '#!/bin/sh\n%s "$@" >/dev/full' "$(lab_libexec)/cni-result")
-    rm "$BATS_TEST_TMPDIR/libexec/cni-result"
-    install -m 755 /dev/stdin "$BATS_TEST_TMPDIR/libexec/cni-result" <<<"$script"
+    broken_libexec tune-pod "$ends" cni-result '"$real" "$@" >/dev/full'
     coordinator ADD UNDERPASS_LIBEXEC="$BATS_TEST_TMPDIR/libexec"
     assert_equal "$lab_status" 1
     assert_equal "$lab_stdout" ''

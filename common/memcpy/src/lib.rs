@@ -131,8 +131,8 @@ mod tests {
         let from = bytes(LENGTHS.end);
         for length in LENGTHS {
             for at in MARGIN..MARGIN + 17 {
-                let (mut to, mut expected) =
-                    (std::vec![0xee; length + at + MARGIN], std::vec![0xee; length + at + MARGIN]);
+                let mut to = std::vec![0xee; length + at + MARGIN];
+                let mut expected = to.clone();
                 expected[at..at + length].copy_from_slice(&from[..length]);
                 // SAFETY: both have that many bytes.
                 let returned = unsafe { memcpy(to.as_mut_ptr().add(at).cast(), from.as_ptr().cast(), length) };
