@@ -200,7 +200,7 @@ impl Table {
         self.per_node = per_node.map(|service| (service.key().into(), service.clone())).collect();
         self.write(table, specs, gone, &mut summary)?;
         self.stale.tell_all(&self.kernel, before, &mut summary.gone);
-        self.close(&mut summary);
+        self.close(&mut summary)?;
         Ok(summary)
     }
 
@@ -220,6 +220,7 @@ impl Table {
         self.kernel.prepare_nodes(&nodes)?;
         self.refuse(&table.refuse);
         summary.removed += self.remove_all(first);
+        self.kernel.spread(specs.iter().flat_map(|(_, spec)| spec.frontends.keys()))?;
         let takes = |key: &Key, spec: &Spec| {
             spec.frontends.keys().any(|frontend| self.kernel.owner(frontend).is_some_and(|owner| owner != key))
         };
@@ -327,12 +328,12 @@ impl Table {
     }
 
     /// Notes what could not be set, and refuses the ports that no service has; and says which endpoints went that nobody used.
-    fn close(&mut self, summary: &mut Summary) {
+    fn close(&mut self, summary: &mut Summary) -> Result<(), MapsError> {
         for gone in &mut summary.gone {
             gone.unused = !self.kernel.used.has(gone.protocol, gone.backend);
         }
         self.unfit.extend(summary.refused.iter().map(|refused| (refused.service.clone(), refused.clone())));
-        self.kernel.write_wildcards(self.unfit.values().flat_map(|unfit| &unfit.cluster_ips).copied().collect());
+        self.kernel.write_wildcards(self.unfit.values().flat_map(|unfit| &unfit.cluster_ips).copied().collect())
     }
 
     fn remove_all(&mut self, gone: Vec<(Key, Rc<Installed>)>) -> usize {
@@ -380,7 +381,7 @@ impl Table {
         if self.taken().iter().zip(before).any(|(now, before)| *now < before) {
             self.retry(&mut summary)?;
         }
-        self.close(&mut summary);
+        self.close(&mut summary)?;
         Ok(summary)
     }
 

@@ -1,17 +1,20 @@
 //! The maps of one address family: its frontends and its runs of backends.
 
 use std::{
+    collections::HashMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    ops::Range,
+    ops::{ControlFlow, Range},
     path::Path,
 };
 
-use bpf_lb_abi::{Address, CELLS, Cell, Endpoint, Entry, Long, ON_NODE, PROBES, Slot, TCP, UDP, any_port, node_port};
+use bpf_lb_abi::{
+    Address, CELLS, Cell, Config, Endpoint, Entry, Long, ON_NODE, PROBES, Slot, TCP, UDP, any_port, node_port,
+};
 use service_table::Protocol;
 
 use crate::{
     grace::Limbo,
-    maps::{MapsError, hash_key, mapped},
+    maps::{MapsError, mapped},
     space::Space,
     spec::Frontend,
     sys::Mapped,
@@ -171,9 +174,13 @@ struct Moved {
 /// The maps of a family.
 #[derive(Debug)]
 pub struct Tables<A: Family> {
-    key: u64,
+    config: Mapped<Config>,
     cells: Mapped<Cell<A>>,
     taken: Vec<bool>,
+    /// How many of them are.
+    taken_count: u32,
+    /// Cells of frontends that programs find in another one: a writer was killed while it spread them.
+    left: Vec<u32>,
     /// Programs may have found the frontend that was here, and not yet read where it leads.
     retired_cells: Limbo<u32>,
     slots: Mapped<Slot<A>>,
@@ -183,29 +190,85 @@ pub struct Tables<A: Family> {
 
 const CELLS_PER_BUCKET: u32 = CELLS as u32;
 
-/// The cells of the buckets in which a frontend can be, of so many cells, in the order in which programs look into them.
-pub fn buckets<A: Family>(frontend: &Endpoint<A>, key: u64, cells: u32) -> impl Iterator<Item = Range<u32>> {
-    let (hash, buckets) = (frontend.hash(key), cells / CELLS_PER_BUCKET);
-    (0..PROBES).map(move |probe| {
-        let bucket = hash.wrapping_add(probe) & (buckets - 1);
-        bucket * CELLS_PER_BUCKET..(bucket + 1) * CELLS_PER_BUCKET
-    })
+/// How many buckets are in use at first, if there are so many.
+pub const FIRST_BUCKETS: u32 = 1 << 10;
+
+/// How many buckets are to be in use for so many frontends, at least: one in 200 is full then, or fewer.
+const fn enough_buckets(frontends: u32) -> u32 {
+    frontends.saturating_add(frontends / 2)
+}
+
+/// Where the frontends of a family are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buckets {
+    /// Of [`Endpoint::hash`].
+    key: u64,
+    /// See [`Config::frontend_mask`].
+    mask: u32,
+}
+
+impl Buckets {
+    /// Those of the family that are in use now.
+    pub fn of<A: Family>(config: &Mapped<Config>) -> Self {
+        let config = config.get(0);
+        let of = |read: fn(&Config) -> u64| config.map_or(0, read);
+        Self {
+            key: of(|config| config.hash_key.load()),
+            mask: of(|config| config.frontend_mask::<A>().load().into()) as u32,
+        }
+    }
+
+    /// The first bucket in which a frontend can be.
+    fn home<A: Family>(self, frontend: &Endpoint<A>) -> u32 {
+        frontend.hash(self.key) & self.mask
+    }
+
+    /// The cells of the buckets in which a frontend can be, in the order in which programs look into them.
+    pub fn cells<A: Family>(self, frontend: &Endpoint<A>) -> impl Iterator<Item = Range<u32>> {
+        let home = self.home(frontend);
+        (0..PROBES).map(move |probe| {
+            let bucket = home.wrapping_add(probe) & self.mask;
+            bucket * CELLS_PER_BUCKET..(bucket + 1) * CELLS_PER_BUCKET
+        })
+    }
+}
+
+/// Looks into a bucket for a frontend, as the programs do: breaks with its cell, or with nothing if it is in none that follows either.
+pub fn look<A: Family>(
+    cells: &Mapped<Cell<A>>,
+    bucket: Range<u32>,
+    wanted: &Endpoint<A>,
+) -> ControlFlow<Option<(u32, Entry)>> {
+    let cells = || bucket.clone().filter_map(|cell| Some((cell, cells.get(cell)?)));
+    let same = cells().filter(|(_, found)| found.key == *wanted);
+    let found = same.map(|(cell, found)| (cell, Entry(found.entry.load()))).find(|(_, entry)| entry.is_present());
+    // The key would be here if there was room.
+    if found.is_some() || cells().any(|(_, found)| found.key.port == 0) {
+        return ControlFlow::Break(found);
+    }
+    ControlFlow::Continue(())
+}
+
+/// What is in the frontends of a family.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Each with its cell.
+    pub frontends: Vec<(Frontend, u32, Entry)>,
+    /// The addresses that have an entry for any port, and its cells.
+    pub wildcards: Vec<(IpAddr, u32)>,
 }
 
 impl<A: Family> Tables<A> {
     /// Opens the maps that are pinned in `folder`.
     pub fn open(folder: &Path) -> Result<Self, MapsError> {
-        Self::open_each(folder, folder)
-    }
-
-    fn open_each(frontends: &Path, slots: &Path) -> Result<Self, MapsError> {
         let name = |stem: &str| format!("{stem}{}", A::SUFFIX);
-        let cells: Mapped<Cell<A>> = mapped(frontends, &name("frontends"))?;
-        let key = hash_key(slots)?;
-        let slots: Mapped<Slot<A>> = mapped(slots, &name("slots"))?;
+        let cells: Mapped<Cell<A>> = mapped(folder, &name("frontends"))?;
+        let slots: Mapped<Slot<A>> = mapped(folder, &name("slots"))?;
         Ok(Self {
-            key,
+            config: mapped(folder, "config")?,
             taken: vec![false; cells.capacity() as usize],
+            taken_count: 0,
+            left: Vec::new(),
             retired_cells: Limbo::default(),
             slot_space: Space::new(slots.capacity(), []),
             cells,
@@ -214,53 +277,86 @@ impl<A: Family> Tables<A> {
         })
     }
 
-    /// Gives the empty map of frontends in `new` those of the one in `old`. Says whether there was room for all.
-    pub fn rehash(old: &Path, new: &Path) -> Result<bool, MapsError> {
-        let (mut from, mut to) = (Self::open(old)?, Self::open_each(new, old)?);
-        let mut is_whole = true;
-        for (frontend, _, entry) in from.read() {
-            let cell = to.allocate_cell(&frontend);
-            is_whole &= cell.map(|cell| to.insert(&frontend, cell, entry)).is_some();
-        }
-        for (address, _) in from.wildcards() {
-            is_whole &= to.insert_wildcard(address).is_some();
-        }
-        Ok(is_whole)
-    }
-
-    /// All frontends with their cells, and marks those and the slots that they lead to as taken.
-    pub fn read(&mut self) -> Vec<(Frontend, u32, Entry)> {
-        let mut frontends = Vec::new();
-        for (cell, taken) in (0..).zip(&mut self.taken) {
-            let Some(found) = self.cells.get(cell) else { continue };
-            let entry = Entry(found.entry.load());
-            if entry.is_present() && found.key.protocol == 0 {
-                *taken = true;
-            } else if entry.is_present() {
-                *taken = true;
-                frontends.push((frontend(&found.key), cell, entry));
+    /// What there is, and marks its cells and the slots that they lead to as taken.
+    pub fn read(&mut self) -> Found {
+        let mut found = Found::default();
+        for cell in 0..self.cells.capacity() {
+            let Some((key, entry)) = self.present(cell) else { continue };
+            self.set_taken(cell, true);
+            if self.find(&key) != Some(cell) {
+                self.left.push(cell);
+            } else if key.protocol == 0 {
+                found.wildcards.push((key.address.to_ip(), cell));
+            } else {
+                found.frontends.push((frontend(&key), cell, entry));
             }
         }
-        let mut runs: Vec<_> = frontends.iter().map(|(.., entry)| (entry.base(), entry.count() + 1)).collect();
+        let mut runs: Vec<_> = found.frontends.iter().map(|(.., entry)| (entry.base(), entry.count() + 1)).collect();
         runs.sort_unstable();
         runs.dedup();
         self.slot_space = Space::new(self.slots.capacity(), runs);
-        frontends
+        found
     }
 
-    /// The addresses that have an entry for any port, and its cells.
-    pub fn wildcards(&self) -> impl Iterator<Item = (IpAddr, u32)> {
-        let cells = (0..self.cells.capacity()).filter_map(|cell| Some((cell, self.cells.get(cell)?)));
-        let wildcards = cells.filter(|(_, found)| found.key.protocol == 0 && Entry(found.entry.load()).is_present());
-        wildcards.map(|(cell, found)| (found.key.address.to_ip(), cell))
+    fn present(&self, cell: u32) -> Option<(Endpoint<A>, Entry)> {
+        let found = self.cells.get(cell)?;
+        let entry = Entry(found.entry.load());
+        entry.is_present().then_some((found.key, entry))
+    }
+
+    /// The cell in which programs find a frontend.
+    fn find(&self, wanted: &Endpoint<A>) -> Option<u32> {
+        let mut buckets = Buckets::of::<A>(&self.config).cells(wanted);
+        match buckets.try_for_each(|bucket| look(&self.cells, bucket, wanted)) {
+            ControlFlow::Break(found) => found.map(|(cell, _)| cell),
+            ControlFlow::Continue(()) => None,
+        }
+    }
+
+    /// Spreads the frontends over more buckets, if there would be many in few with `more` of them. Those that programs look for
+    /// elsewhere from now on are there, too. Returns to which cell each went from which; when all programs have ended that run now,
+    /// the old ones can be removed.
+    pub fn spread(&mut self, more: u32) -> HashMap<u32, u32> {
+        let mut moves = HashMap::new();
+        let old = Buckets::of::<A>(&self.config);
+        let wanted = enough_buckets(self.taken_count.saturating_add(more)).checked_next_power_of_two();
+        let count = wanted.unwrap_or(u32::MAX).min(self.cells.capacity() / CELLS_PER_BUCKET);
+        let new = Buckets { mask: count.saturating_sub(1), ..old };
+        if new.mask <= old.mask {
+            return moves;
+        }
+        let cells = 0..(old.mask + 1) * CELLS_PER_BUCKET;
+        let present: Vec<_> = cells.filter_map(|cell| Some((cell, self.present(cell)?))).collect();
+        for (cell, (key, entry)) in present {
+            // All buckets before its own are full, unless it is one of the first, after the last.
+            if new.home(&key) == old.home(&key) && cell / CELLS_PER_BUCKET >= new.home(&key) {
+                continue;
+            }
+            let Some(place) = self.allocate(&key, new) else {
+                moves.into_values().for_each(|cell| self.remove(cell));
+                return HashMap::new();
+            };
+            self.put(&key, place, entry);
+            moves.insert(cell, place);
+        }
+        if let Some(config) = self.config.get(0) {
+            config.frontend_mask::<A>().store(new.mask);
+        }
+        moves
+    }
+
+    /// Removes what a writer has left that was killed while it spread the frontends, when no program runs any more that ran then.
+    pub fn remove_left(&mut self) {
+        for cell in std::mem::take(&mut self.left) {
+            self.remove(cell);
+        }
     }
 
     /// Gives an address an entry for any port that no frontend has, by which it is refused. Nothing if there is no room.
     pub fn insert_wildcard(&mut self, address: IpAddr) -> Option<u32> {
         let key = any_port(A::from_ip(address)?);
-        let cell = self.allocate(&key)?;
-        self.cells.put(cell, Cell { key, pad: A::PAD, entry: Long::new(Entry::NONE.0) });
-        self.lead(cell, Entry::REFUSED);
+        let cell = self.allocate(&key, Buckets::of::<A>(&self.config))?;
+        self.put(&key, cell, Entry::REFUSED);
         Some(cell)
     }
 
@@ -288,11 +384,11 @@ impl<A: Family> Tables<A> {
 
     /// A cell for a new frontend: one of the first bucket, of those that programs look into, that has any left.
     pub fn allocate_cell(&mut self, frontend: &Frontend) -> Option<u32> {
-        self.allocate(&key(frontend)?)
+        self.allocate(&key(frontend)?, Buckets::of::<A>(&self.config))
     }
 
-    fn allocate(&mut self, key: &Endpoint<A>) -> Option<u32> {
-        let mut cells = buckets(key, self.key, self.cells.capacity()).flatten();
+    fn allocate(&mut self, key: &Endpoint<A>, buckets: Buckets) -> Option<u32> {
+        let mut cells = buckets.cells(key).flatten();
         let cell = cells.find(|cell| self.taken.get(*cell as usize) == Some(&false))?;
         self.set_taken(cell, true);
         Some(cell)
@@ -300,6 +396,7 @@ impl<A: Family> Tables<A> {
 
     fn set_taken(&mut self, cell: u32, taken: bool) {
         if let Some(place) = self.taken.get_mut(cell as usize) {
+            self.taken_count = self.taken_count - u32::from(*place) + u32::from(taken);
             *place = taken;
         }
     }
@@ -382,10 +479,14 @@ impl<A: Family> Tables<A> {
     /// Lets a new frontend appear.
     pub fn insert(&self, frontend: &Frontend, cell: u32, entry: Entry) {
         if let Some(key) = key(frontend) {
-            // Whoever sees the key, or half of it, and not yet the entry, goes on as if neither was there.
-            self.cells.put(cell, Cell { key, pad: A::PAD, entry: Long::new(Entry::NONE.0) });
-            self.lead(cell, entry);
+            self.put(&key, cell, entry);
         }
+    }
+
+    fn put(&self, key: &Endpoint<A>, cell: u32, entry: Entry) {
+        // Whoever sees the key, or half of it, and not yet the entry, goes on as if neither was there.
+        self.cells.put(cell, Cell { key: *key, pad: A::PAD, entry: Long::new(Entry::NONE.0) });
+        self.lead(cell, entry);
     }
 
     /// Changes where a frontend leads.

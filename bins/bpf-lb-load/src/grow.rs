@@ -6,11 +6,10 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
-use bpf_lb_abi::{Backend, Long, Name, Slot, Word};
+use anyhow::Result;
+use bpf_lb_abi::{Address, Backend, Cell, Long, Name, Slot, Word};
 
 use crate::{
-    family::{Family, Tables},
     grace::Grace,
     maps::{MapsError, capacity, mapped},
     pins::Pins,
@@ -33,8 +32,8 @@ static GROWING: [Growing; 6] = [
     Growing { map: "backends", fill: copy::<Backend>, count: count::<Backend> },
     Growing { map: "slots4", fill: copy::<Slot<u32>>, count: count::<Slot<u32>> },
     Growing { map: "slots6", fill: copy::<Slot<[u32; 4]>>, count: count::<Slot<[u32; 4]>> },
-    Growing { map: "frontends4", fill: rehash::<u32>, count: |_, _, _| Ok(()) },
-    Growing { map: "frontends6", fill: rehash::<[u32; 4]>, count: |_, _, _| Ok(()) },
+    Growing { map: "frontends4", fill: copy::<Cell<u32>>, count: count::<Cell<u32>> },
+    Growing { map: "frontends6", fill: copy::<Cell<[u32; 4]>>, count: count::<Cell<[u32; 4]>> },
 ];
 
 /// The maps that do.
@@ -118,6 +117,9 @@ trait Counted: Sized {
 
 impl Counted for Name {}
 
+/// Which of the buckets are in use does not change with their number: the next writer that needs more of them spreads the frontends.
+impl<A: Address> Counted for Cell<A> {}
+
 impl Counted for Backend {
     fn anew(self) -> Self {
         Self { open: Word::new(0), ..self }
@@ -128,7 +130,7 @@ impl Counted for Backend {
     }
 }
 
-impl<A: Family> Counted for Slot<A> {
+impl<A: Address> Counted for Slot<A> {
     fn anew(self) -> Self {
         Self { connections: Long::new(0), ..self }
     }
@@ -155,10 +157,5 @@ fn count<T: Counted>(map: &str, old: &Path, new: &Path) -> Result<(), MapsError>
             now.take(before);
         }
     }
-    Ok(())
-}
-
-fn rehash<A: Family>(_: &str, old: &Path, new: &Path) -> Result<()> {
-    ensure!(Tables::<A>::rehash(old, new)?, "too many frontends have hashes alike; ask for a larger --max-services");
     Ok(())
 }

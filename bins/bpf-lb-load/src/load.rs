@@ -20,6 +20,7 @@ use common::bpf;
 use crate::{
     attach::{self, Served},
     btf::Sockets,
+    family::FIRST_BUCKETS,
     grow::Grown,
     layout,
     maps::{capacity, hash_key, mapped},
@@ -313,12 +314,11 @@ fn open_object(
     abilities: &Abilities,
 ) -> Result<Ebpf> {
     let of = |name| entries.iter().find(|(map, _)| *map == name).map_or(0, |(_, entries)| *entries);
-    let (peer_mask, frontend_mask) = (of("peers4") - 1, of("frontends4") - 1);
+    let peer_mask = of("peers4") - 1;
     let (retval, kernel_sockets) = (u32::from(abilities.set_retval), u32::from(abilities.kernel_sockets));
     let (seed, host_path) = (random() as u32, u32::from(request.host_path));
     let globals = [
         ("PEER_MASK", &peer_mask),
-        ("FRONTEND_MASK", &frontend_mask),
         ("SET_RETVAL", &retval),
         ("KERNEL_SOCKETS", &kernel_sockets),
         ("SEED", &seed),
@@ -364,12 +364,11 @@ fn loader<'a>(folder: &Path, globals: &[(&'a str, &'a u32)], hash_key: &'a u64) 
 /// # Errors
 /// When the maps or the object cannot be opened.
 pub fn open_tracer(folder: &Path, ring: u32, others: bool, get_retval: bool) -> Result<Ebpf> {
-    let (peer_mask, frontend_mask) = (capacity(folder, "peers4")? - 1, capacity(folder, "frontends4")? - 1);
+    let peer_mask = capacity(folder, "peers4")? - 1;
     let kernel_sockets = u32::from(probe::has_kernel_sockets()?);
     let (retval, others) = (u32::from(get_retval), u32::from(others));
     let globals = [
         ("PEER_MASK", &peer_mask),
-        ("FRONTEND_MASK", &frontend_mask),
         ("KERNEL_SOCKETS", &kernel_sockets),
         ("GET_RETVAL", &retval),
         ("TRACE_OTHERS", &others),
@@ -390,6 +389,8 @@ fn configure(request: &Request, folder: &Path, fresh: Option<u64>) -> Result<()>
     config.node_netns.store(node_netns.context("SO_NETNS_COOKIE (Linux 5.14)")?);
     if let Some(key) = fresh {
         config.hash_key.store(key);
+        let mask = capacity(folder, "frontends4")?.min(FIRST_BUCKETS) - 1;
+        config.frontend_masks.iter().for_each(|place| place.store(mask));
         config.layout.store(LAYOUT);
     }
     if let Some(participation) = request.participation {

@@ -1,19 +1,19 @@
 //! Where an address leads, for who looks a few up: of the maps, which are large, only what is looked at is mapped.
 
-use std::{io, net::SocketAddr, path::Path};
+use std::{io, net::SocketAddr, ops::ControlFlow, path::Path};
 
-use bpf_lb_abi::{Cell, Entry, Slot};
+use bpf_lb_abi::{Cell, Config, Endpoint, Entry, Slot};
 
 use crate::{
-    family::{Family, Run, address, buckets, key},
-    maps::{MapsError, hash_key, values},
+    family::{Buckets, Family, Run, address, key, look},
+    maps::{MapsError, mapped, values},
     spec::Frontend,
-    sys::Values,
+    sys::{Mapped, Values},
 };
 
 /// The maps of a family.
 pub struct Lookup<A: Family> {
-    key: u64,
+    config: Mapped<Config>,
     cells: Values<Cell<A>>,
     slots: Values<Slot<A>>,
 }
@@ -23,7 +23,7 @@ impl<A: Family> Lookup<A> {
     pub fn open(folder: &Path) -> Result<Self, MapsError> {
         let map = |stem: &str| format!("{stem}{}", A::SUFFIX);
         Ok(Self {
-            key: hash_key(folder)?,
+            config: mapped(folder, "config")?,
             cells: values(folder, &map("frontends"))?,
             slots: values(folder, &map("slots"))?,
         })
@@ -32,14 +32,21 @@ impl<A: Family> Lookup<A> {
     /// Where a frontend leads, found as the programs find it.
     pub fn find(&self, frontend: &Frontend) -> io::Result<Option<Entry>> {
         let Some(wanted) = key::<A>(frontend) else { return Ok(None) };
-        for bucket in buckets(&wanted, self.key, self.cells.capacity()) {
-            let cells = self.cells.window(bucket.clone())?;
-            let mut cells = bucket.filter_map(|cell| cells.get(cell));
-            let mut found = cells.clone().filter(|cell| cell.key == wanted).map(|cell| Entry(cell.entry.load()));
-            let entry = found.find(|entry| entry.is_present());
-            // The key would be here if there was room.
-            if entry.is_some() || cells.any(|cell| cell.key.port == 0) {
+        loop {
+            let buckets = Buckets::of::<A>(&self.config);
+            let entry = self.find_in(buckets, &wanted)?;
+            // While nobody looked, it may have moved.
+            if entry.is_some() || buckets == Buckets::of::<A>(&self.config) {
                 return Ok(entry);
+            }
+        }
+    }
+
+    fn find_in(&self, buckets: Buckets, wanted: &Endpoint<A>) -> io::Result<Option<Entry>> {
+        for bucket in buckets.cells(wanted) {
+            let cells = self.cells.window(bucket.clone())?;
+            if let ControlFlow::Break(found) = look(&cells, bucket, wanted) {
+                return Ok(found.map(|(_, entry)| entry));
             }
         }
         Ok(None)

@@ -67,11 +67,9 @@ impl Kernel {
                 self.services.insert(key, Installed::new(id, spec).into());
             }
         }
-        let four = self.four.read();
-        let six = self.six.read();
-        self.wildcards = self.four.wildcards().chain(self.six.wildcards()).collect();
-        let frontends = four.into_iter().chain(six);
-        for (frontend, cell, entry) in frontends.collect::<Vec<_>>() {
+        let (four, six) = (self.four.read(), self.six.read());
+        self.wildcards = four.wildcards.into_iter().chain(six.wildcards).collect();
+        for (frontend, cell, entry) in four.frontends.into_iter().chain(six.frontends) {
             let about = tables!(self, frontend.address.is_ipv6(), tables => tables.about(Run::of(entry)));
             let about = about.map(|(about, _)| about);
             let owner = about.and_then(|about| by_id.get(&about.service)).cloned();
@@ -143,7 +141,10 @@ impl Kernel {
         let used = members.keys().copied().chain(lingering).map(|id| (id, 1));
         self.backend_space = Space::new(self.backends.capacity(), used);
         self.write_node_ports();
-        self.settle()
+        self.settle()?;
+        self.four.remove_left();
+        self.six.remove_left();
+        Ok(())
     }
 
     /// Takes note of the backends that are in no set and have open sockets, and disowns the others that are in none.

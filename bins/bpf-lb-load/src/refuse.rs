@@ -9,6 +9,7 @@ use service_table::canonical;
 use crate::{
     family::{Family as _, mapped_words},
     kernel::{Kernel, tables},
+    maps::MapsError,
 };
 
 impl Kernel {
@@ -33,9 +34,9 @@ impl Kernel {
     }
 
     /// Gives each ClusterIP in these CIDRs but the `spared` an entry for any port, and no other address.
-    pub fn write_wildcards(&mut self, spared: HashSet<IpAddr>) {
+    pub fn write_wildcards(&mut self, spared: HashSet<IpAddr>) -> Result<(), MapsError> {
         if !std::mem::take(&mut self.frontends_changed) && self.spared == spared {
-            return;
+            return Ok(());
         }
         self.spared = spared;
         let cidrs = self.refuse();
@@ -49,14 +50,15 @@ impl Kernel {
         for (address, cell) in gone {
             tables!(self, address.is_ipv6(), tables => tables.remove(cell));
         }
-        for address in wanted {
-            if self.wildcards.contains_key(&address) {
-                continue;
-            }
+        let new: Vec<_> = wanted.into_iter().filter(|address| !self.wildcards.contains_key(address)).collect();
+        let six = new.iter().filter(|address| address.is_ipv6()).count();
+        self.spread_by([new.len() - six, six].map(|count| u32::try_from(count).unwrap_or(u32::MAX)))?;
+        for address in new {
             // Without room for it, such a port is as one that no frontend has: it is not translated.
             let cell = tables!(self, address.is_ipv6(), tables => tables.insert_wildcard(address));
             self.wildcards.extend(cell.map(|cell| (address, cell)));
         }
+        Ok(())
     }
 }
 

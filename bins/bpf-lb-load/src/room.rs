@@ -1,6 +1,9 @@
 //! Finding room for what is new in a service: all of it, or nothing is taken.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+};
 
 use bpf_lb_abi::Backend;
 use service_table::ServiceName;
@@ -47,6 +50,7 @@ impl Kernel {
     /// As [`Kernel::draft`], but if need be it waits for what was retired, and then gives up what lingers: that a backend
     /// is there matters more than another one's count.
     pub(crate) fn find_room(&mut self, spec: &Spec, old: Option<&Installed>) -> Result<Draft, UpdateError> {
+        self.spread(spec.frontends.keys())?;
         let mut draft = self.draft(spec, old);
         if matches!(draft, Err(UpdateError::Full { .. })) && self.reclaim()? {
             draft = self.draft(spec, old);
@@ -62,6 +66,36 @@ impl Kernel {
             }
         }
         draft
+    }
+
+    /// Before there are these frontends, too: see [`crate::family::Tables::spread`].
+    pub(crate) fn spread<'a>(&mut self, frontends: impl Iterator<Item = &'a Frontend>) -> Result<(), MapsError> {
+        let mut new = [0; 2];
+        for frontend in frontends.filter(|frontend| !self.owners.contains_key(frontend)) {
+            new[usize::from(frontend.address.is_ipv6())] += 1;
+        }
+        self.spread_by(new)
+    }
+
+    /// The same for so many of each family, IPv4 first.
+    pub(crate) fn spread_by(&mut self, [four, six]: [u32; 2]) -> Result<(), MapsError> {
+        let moves = [self.four.spread(four), self.six.spread(six)];
+        if moves.iter().all(HashMap::is_empty) {
+            return Ok(());
+        }
+        let moved = |is_ipv6, cell: &mut u32| {
+            if let Some(place) = moves[usize::from(is_ipv6)].get(cell) {
+                *cell = *place;
+            }
+        };
+        self.owners.iter_mut().for_each(|(frontend, owned)| moved(frontend.address.is_ipv6(), &mut owned.cell));
+        self.wildcards.iter_mut().for_each(|(address, cell)| moved(address.is_ipv6(), cell));
+        // A program that began before finds them where they were.
+        self.settle()?;
+        let [four, six] = moves;
+        four.into_keys().for_each(|cell| self.four.remove(cell));
+        six.into_keys().for_each(|cell| self.six.remove(cell));
+        Ok(())
     }
 
     /// Whether [`Kernel::find_room`] would find any for a service.

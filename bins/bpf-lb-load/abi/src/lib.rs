@@ -34,7 +34,7 @@ pub use trace::{Call, Traced, Verdict};
 pub use word::{Long, Word};
 
 /// Raised whenever a type or the meaning of a field changes: maps with another number are not touched.
-pub const LAYOUT: u32 = 8;
+pub const LAYOUT: u32 = 9;
 
 /// Which of a service's sets of backends a frontend leads to: an index into [`Backend::slots`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -166,8 +166,8 @@ pub const CELLS: usize = 4;
 /// How many buckets, from the one that the hash names, a key can be in. All before that with the key are full.
 pub const PROBES: u32 = 8;
 
-/// A place of the hash table, in `frontends4` and `frontends6`. There are as many as frontends are allowed, so only one
-/// in 50 of them is full.
+/// A place of the hash table, in `frontends4` and `frontends6`. There are as many as frontends are allowed, and about twice as
+/// many in use as there are frontends: see [`Config::frontend_mask`].
 #[derive(Debug)]
 #[repr(C)]
 pub struct Bucket<A: Address> {
@@ -345,18 +345,20 @@ pub struct Config {
     pub layout: Word,
     /// [`Participation`].
     pub participation: Word,
-    /// The cookie of the node's own network namespace: nobody may bind a node port there.
-    pub node_netns: Long,
     /// 1 as soon as any socket uses [`Overflow`]: until then nobody has to look there.
     pub overflowed: Word,
     /// 1 if `nodes` holds anything: until then nobody has to look there.
     pub has_nodes: Word,
     /// How many of `refuse` are in use.
     pub refuse_count: Word,
-    /// See [`Config::has_expired`]: in seconds of `CLOCK_MONOTONIC`, or 0 for never, as versions wrote that knew nothing of it.
+    /// See [`Config::has_expired`]: in seconds of `CLOCK_MONOTONIC`, or 0 for never.
     pub expires: Word,
+    /// See [`Config::frontend_mask`].
+    pub frontend_masks: [Word; 2],
     /// In these CIDRs, what no frontend has is refused on an address that has a frontend [`any_port`].
     pub refuse: [Prefix; REFUSE],
+    /// The cookie of the node's own network namespace: nobody may bind a node port there.
+    pub node_netns: Long,
     /// The key of [`Endpoint::hash`], a random number. The programs have it from the loader.
     pub hash_key: Long,
 }
@@ -368,6 +370,14 @@ impl Config {
     pub fn has_expired(&self, now_ns: u64) -> bool {
         let expires = self.expires.load();
         expires != 0 && now_ns >= u64::from(expires) * 1_000_000_000
+    }
+
+    /// One less than the number of buckets in use of the family's frontends, a power of two. It grows with the frontends: spread over
+    /// all that there is room for, each connect() would find its own in a page that is in no cache of translations (TLB).
+    #[inline(always)]
+    pub fn frontend_mask<A: Address>(&self) -> &Word {
+        let [four, six] = &self.frontend_masks;
+        if A::FAMILY == <u32 as Address>::FAMILY { four } else { six }
     }
 }
 
@@ -421,7 +431,7 @@ const _: () = {
     assert!(size_of::<Overflow>() == 48 * (2 + FLOWS) + 8 && FLOWS.is_power_of_two());
     assert!(size_of::<Node>() == 4 + NODE_NAME_LEN);
     assert!(size_of::<Client>() == 16 && size_of::<Affinity>() == 16);
-    assert!(size_of::<Config>() == 32 + 32 * REFUSE + 8);
+    assert!(size_of::<Config>() == 32 + 32 * REFUSE + 16);
     assert!(size_of::<Name>() == NAME_LEN + 16);
     assert!(size_of::<SockTypes>() == 24);
 };
@@ -437,12 +447,13 @@ mod tests {
         let expires = |second| Config {
             layout: Word::new(0),
             participation: Word::new(0),
-            node_netns: Long::new(0),
             overflowed: Word::new(0),
             has_nodes: Word::new(0),
             refuse_count: Word::new(0),
             expires: Word::new(second),
+            frontend_masks: from_fn(|_| Word::new(0)),
             refuse: from_fn(|_| Prefix { address: from_fn(|_| Word::new(0)), mask: from_fn(|_| Word::new(0)) }),
+            node_netns: Long::new(0),
             hash_key: Long::new(0),
         };
         assert!(!expires(7).has_expired(6_999_999_999));

@@ -21,10 +21,6 @@ use crate::{
     sockaddr::{Inet6, Sockaddr},
 };
 
-/// One less than the number of buckets in `frontends4` and in `frontends6`, a power of two. The loader sets it.
-#[unsafe(no_mangle)]
-static FRONTEND_MASK: u32 = 1023;
-
 /// By which frontends are hashed. The loader sets it.
 #[unsafe(no_mangle)]
 static FRONTEND_KEY: u64 = 0;
@@ -43,7 +39,7 @@ pub(crate) fn frontend<A: Tables>(
     sockaddr: impl Sockaddr,
     wanted: &Endpoint<A>,
 ) -> Option<Frontend<A>> {
-    let entry = match find(wanted) {
+    let entry = match find(config, wanted) {
         Some(entry) => entry,
         None if config.has_nodes.load() == 0 && config.refuse_count.load() == 0 => return None,
         None => {
@@ -74,13 +70,14 @@ fn entry<A: Tables>(config: &'static Config, sockaddr: Inet6, wanted: &Endpoint<
 #[inline(always)]
 fn by_address<A: Tables>(config: &'static Config, wanted: &Endpoint<A>) -> Option<Entry> {
     if config.has_nodes.load() != 0 && has_node_port(u16::from_be(wanted.port), wanted.protocol) {
-        let entry = on_node(wanted);
+        let entry = on_node(config, wanted);
         if entry.is_present() {
             return Some(entry);
         }
     }
     let is_known = wanted.protocol == TCP || wanted.protocol == UDP;
-    let refuses = is_known && config.refuse_count.load() != 0 && is_in_cidr(config, wanted) && has_cluster_ip(wanted);
+    let refuses =
+        is_known && config.refuse_count.load() != 0 && is_in_cidr(config, wanted) && has_cluster_ip(config, wanted);
     refuses.then_some(Entry::REFUSED)
 }
 
@@ -102,38 +99,38 @@ pub(crate) fn node_of<A: Tables>(address: &A) -> Option<u32> {
 
 /// A node port on the address of any node, or [`Entry::NONE`]. Called, since few addresses get this far.
 #[inline(never)]
-fn on_node<A: Tables>(wanted: &Endpoint<A>) -> Entry {
+fn on_node<A: Tables>(config: &Config, wanted: &Endpoint<A>) -> Entry {
     let Some(number) = node_of(&wanted.address) else { return Entry::NONE };
-    let entry = entry_on(0, wanted);
+    let entry = entry_on(config, 0, wanted);
     if number == 0 || !entry.is_per_node() {
         return entry;
     }
-    let entry = entry_on(number, wanted);
+    let entry = entry_on(config, number, wanted);
     if entry.is_present() { entry } else { Entry::REFUSED }
 }
 
 /// A node port on the addresses of the node with that number.
 #[inline(never)]
-fn entry_on<A: Tables>(number: u32, wanted: &Endpoint<A>) -> Entry {
-    entry_of(&node_port(number, wanted))
+fn entry_on<A: Tables>(config: &Config, number: u32, wanted: &Endpoint<A>) -> Entry {
+    entry_of(config, &node_port(number, wanted))
 }
 
 /// Whether the address is some Service's.
 #[inline(always)]
-fn has_cluster_ip<A: Tables>(wanted: &Endpoint<A>) -> bool {
-    is_frontend(&any_port(A::copy(&wanted.address)))
+fn has_cluster_ip<A: Tables>(config: &Config, wanted: &Endpoint<A>) -> bool {
+    is_frontend(config, &any_port(A::copy(&wanted.address)))
 }
 
 /// Whether some Service has just that address and port.
 #[inline(always)]
-pub(crate) fn is_frontend<A: Tables>(wanted: &Endpoint<A>) -> bool {
-    entry_of(wanted).is_present()
+pub(crate) fn is_frontend<A: Tables>(config: &Config, wanted: &Endpoint<A>) -> bool {
+    entry_of(config, wanted).is_present()
 }
 
 /// As [`find`], called, for where few get.
 #[inline(never)]
-fn entry_of<A: Tables>(wanted: &Endpoint<A>) -> Entry {
-    find(wanted).unwrap_or(Entry::NONE)
+fn entry_of<A: Tables>(config: &Config, wanted: &Endpoint<A>) -> Entry {
+    find(config, wanted).unwrap_or(Entry::NONE)
 }
 
 /// Whether the address is in one of the Service CIDRs.
@@ -171,8 +168,8 @@ fn is_in(prefix: &Prefix, address: &[u32; 4]) -> bool {
 }
 
 #[inline(always)]
-fn find<A: Tables>(wanted: &Endpoint<A>) -> Option<Entry> {
-    let mask = setting(&FRONTEND_MASK);
+fn find<A: Tables>(config: &Config, wanted: &Endpoint<A>) -> Option<Entry> {
+    let mask = config.frontend_mask::<A>().load();
     let hash = wanted.hash(setting(&FRONTEND_KEY));
     for probe in 0..PROBES {
         let bucket = A::frontends().get((hash + probe) & mask)?;

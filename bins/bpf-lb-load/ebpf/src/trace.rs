@@ -80,8 +80,8 @@ fn trace<A: Tables>(context: *mut bpf_sock_addr, got: Endpoint<A>, call: Call) {
         Some((NO_SERVICE, _)) => (Verdict::NoSuchPort, NO_SERVICE),
         Some((service, true)) if errno == 0 => (Verdict::NoRoom, service),
         Some((service, _)) => (Verdict::NoBackends, service),
-        None if is_frontend(&got) && has_expired(config) => (Verdict::Expired, NO_SERVICE),
-        None if is_frontend(&got) => (Verdict::TakesNoPart, NO_SERVICE),
+        None if is_frontend(config, &got) && has_expired(config) => (Verdict::Expired, NO_SERVICE),
+        None if is_frontend(config, &got) => (Verdict::TakesNoPart, NO_SERVICE),
         None if setting(&TRACE_OTHERS) != 0 => (Verdict::NoService, NO_SERVICE),
         None => return,
     };

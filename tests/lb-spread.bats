@@ -1,0 +1,138 @@
+# The socket load balancer: how many buckets of the frontends' hash table are in use grows with the frontends.
+
+load helpers
+load lb
+
+setup_file() {
+  lb_suite --max-services 4096 || return 0
+}
+
+# spread_table COUNT: a table of so many UDP services, each with an address of either family, on which other ports are refused.
+spread_table() {
+  jq -nc --argjson count "$1" '
+    {refuse: ["10.96.0.0/12", "fd02::/112"], services: [range($count) | {namespace: "test", name: "s\(.)", port: 80,
+      protocol: "UDP", clusterIps: ["10.96.\(. / 256 | floor).\(. % 256)", "fd02::0.0.\(. / 256 | floor).\(. % 256)"],
+      backends: [{address: "127.0.0.2", port: 8080}, {address: "fd01::2", port: 8080}]}]}'
+}
+
+# spread_cells: of IPv4 and IPv6, how many buckets are in use, and how many cells are.
+spread_cells() {
+  spread_python <<'PY'
+for cells, mask in zip(tables, struct.unpack("II", config[24:32])):
+    print(mask + 1, sum(is_present(cells, at) for at in range(0, len(cells), cells.size)))
+PY
+}
+
+# spread_save FILE
+spread_save() {
+  spread_python "$1" <<'PY'
+with open(sys.argv[2], "wb") as file:
+    pickle.dump([bytes(cells) for cells in tables], file)
+PY
+}
+
+# spread_restore FILE [IN_USE]: the cells that were in use then are again, as they were; and so many buckets.
+spread_restore() {
+  spread_python "$@" <<'PY'
+with open(sys.argv[2], "rb") as file:
+    for cells, saved in zip(tables, pickle.load(file)):
+        for at in range(0, len(cells), cells.size):
+            if saved[at + cells.size - 1] & 1 and not is_present(cells, at):
+                cells[at : at + cells.size] = saved[at : at + cells.size]
+if len(sys.argv) > 3:
+    config[24:32] = struct.pack("II", *[int(sys.argv[3]) - 1] * 2)
+PY
+}
+
+# spread_python ARGUMENT...: runs the program on stdin, with the maps.
+spread_python() {
+  { cat <<'PY' && cat; } | lab_in node1 /usr/bin/python3 - /sys/fs/bpf/underpass/maps "$@"
+import ctypes, mmap, pickle, struct, sys
+
+
+class Map(mmap.mmap):
+    def __new__(cls, name, count, size):
+        path = ctypes.create_string_buffer(f"{sys.argv[1]}/{name}".encode())
+        attributes = struct.pack("QII", ctypes.addressof(path), 0, 0)
+        made = super().__new__(cls, ctypes.CDLL(None).syscall(321, 7, attributes, len(attributes)), count * size)
+        made.size = size
+        return made
+
+
+# A cell ends with its entry, of which a bit says whether it is in use.
+def is_present(cells, at):
+    return cells[at + cells.size - 1] & 1
+
+
+config = Map("config", 1, 4096)
+tables = [Map("frontends4", 4 * 4096, 16), Map("frontends6", 4 * 4096, 32)]
+PY
+}
+
+# spread_reach COUNT: all of so many services answer, and other ports are refused.
+spread_reach() {
+  lab_sockets node1/pod "$1" <<'PY'
+serve("127.0.0.2", "fd01::2")
+for number in range(int(sys.argv[1])):
+    for service, backend in (f"10.96.{number // 256}.{number % 256}", "127.0.0.2"), (f"fd02::0.0.{number // 256}.{number % 256}", "fd01::2"):
+        equal((service, reach(SOCK_DGRAM, service)), (service, backend))
+        equal((service, errno_of(reach, SOCK_STREAM, service)), (service, "ECONNREFUSED"))
+PY
+}
+
+@test "frontends are spread over more buckets as they become more, by one table" {
+  lb_apply "$(spread_table 200)"
+  assert_equal "$(spread_cells)" $'1024 400\n1024 400'
+  spread_reach 200
+  lb_apply "$(spread_table 1000)"
+  assert_equal "$(spread_cells)" $'4096 2000\n4096 2000'
+  spread_reach 1000
+  lb_apply "$(spread_table 10)"
+  spread_reach 10
+}
+
+@test "the same by one change after the other, while clients connect without pause, and none of them fails" {
+  lab_lb node1 unload
+  lab_reload node1 --max-services 4096
+  lb_apply "$(spread_table 20)"
+  lab_sockets node1/pod "$BATS_TEST_TMPDIR" >"$BATS_TEST_TMPDIR/clients" 2>&1 3>&- <<'PY' &
+serve("127.0.0.2", "fd01::2")
+count = 0
+while not os.path.exists(sys.argv[1] + "/over"):
+    for number in range(20):
+        equal((reach(SOCK_DGRAM, f"10.96.0.{number}"), reach(SOCK_DGRAM, f"fd02::0.0.0.{number}")), ("127.0.0.2", "fd01::2"))
+    count += 1
+print("went on" if count > 5 else f"only {count}")
+PY
+  local client=$!
+  spread_table 1000 | jq -c '.services[] | {set: .}' | lab_lb node1 follow >"$BATS_TEST_TMPDIR/told"
+  : >"$BATS_TEST_TMPDIR/over"
+  wait "$client"
+  assert_equal "$(<"$BATS_TEST_TMPDIR/clients")" 'went on'
+  assert_equal "$(spread_cells)" $'4096 2000\n4096 2000'
+  spread_reach 1000
+}
+
+@test "what a writer leaves that was killed while it spread them, programs find, and the next writer removes what they do not" {
+  local left
+  for left in 2048 1024; do
+    lab_lb node1 unload
+    lab_reload node1 --max-services 4096
+    lb_apply "$(spread_table 200)"
+    spread_save "$BATS_TEST_TMPDIR/before"
+    lb_apply "$(spread_table 400)"
+    lb_apply "$(spread_table 200)"
+    assert_equal "$(spread_cells)" $'2048 400\n2048 400'
+    # Those that moved are where they were, too; and if it came to no more, that is where programs look for them.
+    spread_restore "$BATS_TEST_TMPDIR/before" "$left"
+    assert_json "$(spread_cells | jq -sc .)" ".[0] == $left and .[2] == $left and .[1] > 500 and .[3] > 500" true
+    spread_reach 200
+    assert_json "$(lab_lb node1 show)" '[.services[].clusterIps | length] | length, add' $'200\n400'
+    lb_apply "$(spread_table 201)"
+    assert_equal "$(spread_cells)" "$left 402"$'\n'"$left 402"
+    spread_reach 201
+    lb_apply "$(spread_table 1000)"
+    assert_equal "$(spread_cells)" $'4096 2000\n4096 2000'
+    spread_reach 1000
+  done
+}
