@@ -1,6 +1,7 @@
 # The node agent: its parts, and who takes part in the socket path. A real kube-apiserver, and pods of several networks.
 
 load helpers
+load lb
 
 setup_file() {
   suite_needs_lab && suite_needs_tools kubernetes etcd || return 0
@@ -613,6 +614,17 @@ END
   lab_in node1 test -e /run/underpass/node-agent.unloaded
   : >"$BATS_TEST_TMPDIR/end"
   lab_stop agent
+}
+
+@test "maps of another version give way to new ones, and pods that take part reach Services by the socket path again" {
+  lab_stop agent
+  lb_of_another_layout
+  agent_start
+  lab_until 20 agent --ready
+  logged 'the maps are of another version'
+  lab_until 5 asked plain
+  not_asked left
+  lab_in node1 test ! -e /run/underpass/node-agent.unloaded
 }
 
 @test "nothing starts whose parent was gone before it could ask for its end" {
