@@ -516,7 +516,7 @@ probe.setsockopt(socket.IPPROTO_IPV6, 1, AF_INET)
 PY
   lb_services "$(lb_service dns "{\"protocol\": \"UDP\", \"clusterIps\": [\"10.96.0.1\", \"fd02::1\"],
       \"lbAlgorithm\": \"least-connections\", \"backends\": $(lb_backends 127.0.0.2 fd01::2)}")"
-  lab_sockets node1/pod <<'PY'
+  lab_sockets node1/pod "$BATS_TEST_TMPDIR" >"$BATS_TEST_TMPDIR/client" 2>&1 3>&- <<'PY' &
 serve("127.0.0.2", "fd01::2")
 IPV6_ADDRFORM = 1
 for mapped in "::ffff:10.96.0.1", "::ffff:127.0.0.2":
@@ -525,8 +525,17 @@ for mapped in "::ffff:10.96.0.1", "::ffff:127.0.0.2":
     sender.connect((mapped, 80))
     sender.setsockopt(socket.IPPROTO_IPV6, IPV6_ADDRFORM, AF_INET)
     equal(sender.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN), AF_INET)
+    if mapped == "::ffff:127.0.0.2":
+        ready("/ready")
+        wait_for(sys.argv[1] + "/over")
     sender.close()
 PY
+  local client=$!
+  lab_until 10 test -e "$BATS_TEST_TMPDIR/ready" || fail "$(<"$BATS_TEST_TMPDIR/client")"
+  # Also where other programs see its end than saw it connect.
+  lab_reload node1
+  : >"$BATS_TEST_TMPDIR/over"
+  wait "$client" || fail "$(<"$BATS_TEST_TMPDIR/client")"
   assert_equal "$(lb_stat '[.[].backends[].open] | add')" 0
 }
 

@@ -31,7 +31,7 @@ pub use endpoint::{
 };
 pub use sock::{RDONLY_CAST, SockTypes};
 pub use trace::{Call, Traced, Verdict};
-pub use word::{Long, Word};
+pub use word::{Byte, Long, Word};
 
 /// Raised whenever a type or the meaning of a field changes: maps with another number are not touched.
 pub const LAYOUT: u32 = 9;
@@ -346,7 +346,12 @@ pub struct Config {
     /// [`Participation`].
     pub participation: Word,
     /// 1 as soon as any socket uses [`Overflow`]: until then nobody has to look there.
-    pub overflowed: Word,
+    pub overflowed: Byte,
+    /// 1 as soon as any IPv6 socket that has a place of the one family was connected to an address of the other: it may be an IPv4
+    /// socket at its end (IPV6_ADDRFORM in ipv6(7)), and hold a place of each.
+    pub changed_family: Byte,
+    /// Zero.
+    pub pad: [u8; 2],
     /// 1 if `nodes` holds anything: until then nobody has to look there.
     pub has_nodes: Word,
     /// How many of `refuse` are in use.
@@ -440,14 +445,16 @@ const _: () = {
 mod tests {
     use core::array::from_fn;
 
-    use super::{Address, Config, Endpoint, Long, Prefix, TCP, Word, scramble};
+    use super::{Address, Byte, Config, Endpoint, Long, Prefix, TCP, Word, scramble};
 
     #[test]
     fn a_table_expires_when_its_second_begins_or_never() {
         let expires = |second| Config {
             layout: Word::new(0),
             participation: Word::new(0),
-            overflowed: Word::new(0),
+            overflowed: Byte::new(0),
+            changed_family: Byte::new(0),
+            pad: [0; 2],
             has_nodes: Word::new(0),
             refuse_count: Word::new(0),
             expires: Word::new(second),

@@ -75,6 +75,10 @@ macro_rules! word {
 }
 
 word!(
+    /// A byte in a map.
+    Byte, u8, core::sync::atomic::AtomicU8
+);
+word!(
     /// A 32-bit word in a map.
     Word, u32, core::sync::atomic::AtomicU32
 );

@@ -9,7 +9,7 @@
 use core::hint::cold_path;
 
 use aya_ebpf::bindings::bpf_sock;
-use bpf_lb_abi::{Address, Config, Endpoint, Long, Translation, Word};
+use bpf_lb_abi::{Address, Config, Endpoint, Long, Translation};
 
 use crate::{
     atomic::set_if_zero,
@@ -25,11 +25,6 @@ use crate::{
 /// One less than the number of places in `peers4` and in `peers6`, a power of two. The loader sets it.
 #[unsafe(no_mangle)]
 static PEER_MASK: u32 = 1023;
-
-/// 1 as soon as any IPv6 socket that has a place of the one family was connected to an address of the other: it may be an IPv4 socket
-/// at its end (IPV6_ADDRFORM in ipv6(7)), and hold a place of each.
-#[unsafe(no_mangle)]
-static CHANGED_FAMILY: Word = Word::new(0);
 
 /// `TCP_ESTABLISHED`, the state of a connected socket of whatever protocol.
 const ESTABLISHED: u32 = 1;
@@ -185,7 +180,7 @@ impl<A: Tables> Socket<A> {
             && let Some(other) = place::<A::Other>(self.cookie)
             && let Some(other) = owned(self.cookie, &other)
         {
-            CHANGED_FAMILY.store(1);
+            self.config.changed_family.store(1);
             if !is_flow(other) {
                 uncount(other);
             }
@@ -448,17 +443,18 @@ fn rename<A: Tables>(first: &Translation<A>, service: &Endpoint<A>, backend: &En
 pub(crate) fn forget(socket: *mut bpf_sock) {
     // SAFETY: the context, which is the socket here, is valid while the program runs.
     let family = unsafe { (&raw const (*socket).family).read_volatile() };
+    let Some(config) = CONFIG.get(0) else { return };
     if let Some(cookie) = sock::known_cookie(socket, socket) {
         if let Some(place) = place::<u32>(cookie) {
             release(cookie, &place);
         }
-        if (family == <[u32; 4] as Address>::FAMILY || CHANGED_FAMILY.load() != 0)
+        if (family == <[u32; 4] as Address>::FAMILY || config.changed_family.load() != 0)
             && let Some(place) = place::<[u32; 4]>(cookie)
         {
             release(cookie, &place);
         }
     }
-    if CONFIG.get(0).is_some_and(overflowed) {
+    if overflowed(config) {
         overflow::forget(socket);
     }
 }
