@@ -210,12 +210,10 @@ pub struct Buckets {
 impl Buckets {
     /// Those of the family that are in use now.
     pub fn of<A: Family>(config: &Mapped<Config>) -> Self {
-        let config = config.get(0);
-        let of = |read: fn(&Config) -> u64| config.map_or(0, read);
-        Self {
-            key: of(|config| config.hash_key.load()),
-            mask: of(|config| config.frontend_mask::<A>().load().into()) as u32,
-        }
+        config.get(0).map_or(Self { key: 0, mask: 0 }, |config| Self {
+            key: config.hash_key.load(),
+            mask: config.frontend_mask::<A>().load(),
+        })
     }
 
     /// The first bucket in which a frontend can be.
@@ -328,7 +326,7 @@ impl<A: Family> Tables<A> {
         let cells = 0..(old.mask + 1) * CELLS_PER_BUCKET;
         let present: Vec<_> = cells.filter_map(|cell| Some((cell, self.present(cell)?))).collect();
         for (cell, (key, entry)) in present {
-            // All buckets before its own are full, unless it is one of the first, after the last.
+            // It is found there among more buckets too: those from its first one to there are full, unless that was after the last.
             if new.home(&key) == old.home(&key) && cell / CELLS_PER_BUCKET >= new.home(&key) {
                 continue;
             }
