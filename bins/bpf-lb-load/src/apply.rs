@@ -220,7 +220,10 @@ impl Table {
         self.kernel.prepare_nodes(&nodes)?;
         self.refuse(&table.refuse);
         summary.removed += self.remove_all(first);
-        self.kernel.spread(specs.iter().flat_map(|(_, spec)| spec.frontends.keys()))?;
+        // A ClusterIP has an entry for any port beside its own where other ports are refused.
+        let entries = |kind: &Kind| if *kind == Kind::ClusterIp && !table.refuse.0.is_empty() { 2 } else { 1 };
+        let frontends = specs.iter().flat_map(|(_, spec)| &spec.frontends);
+        self.kernel.spread(frontends.flat_map(|(frontend, kind)| std::iter::repeat_n(frontend, entries(kind))))?;
         let takes = |key: &Key, spec: &Spec| {
             spec.frontends.keys().any(|frontend| self.kernel.owner(frontend).is_some_and(|owner| owner != key))
         };

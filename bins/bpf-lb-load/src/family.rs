@@ -3,16 +3,15 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    ops::{ControlFlow, Range},
+    ops::ControlFlow,
     path::Path,
 };
 
-use bpf_lb_abi::{
-    Address, CELLS, Cell, Config, Endpoint, Entry, Long, ON_NODE, PROBES, Slot, TCP, UDP, any_port, node_port,
-};
+use bpf_lb_abi::{Address, Cell, Config, Endpoint, Entry, Long, ON_NODE, PROBES, Slot, TCP, UDP, any_port, node_port};
 use service_table::Protocol;
 
 use crate::{
+    buckets::{Buckets, CELLS_PER_BUCKET, cells_of, enough_buckets, look},
     grace::Limbo,
     maps::{MapsError, mapped},
     space::Space,
@@ -177,74 +176,15 @@ pub struct Tables<A: Family> {
     config: Mapped<Config>,
     cells: Mapped<Cell<A>>,
     taken: Vec<bool>,
-    /// How many of them are.
-    taken_count: u32,
-    /// Cells of frontends that programs find in another one: a writer was killed while it spread them.
+    /// How many are in use: of those that are taken, some wait to be given back, or to be used.
+    in_use: u32,
+    /// Cells of frontends that programs find in another one: a writer is spreading them, or was killed while it did.
     left: Vec<u32>,
     /// Programs may have found the frontend that was here, and not yet read where it leads.
     retired_cells: Limbo<u32>,
     slots: Mapped<Slot<A>>,
     slot_space: Space,
     moved: Limbo<Moved>,
-}
-
-const CELLS_PER_BUCKET: u32 = CELLS as u32;
-
-/// How many buckets are in use at first, if there are so many.
-pub const FIRST_BUCKETS: u32 = 1 << 10;
-
-/// How many buckets are to be in use for so many frontends, at least: one in 200 is full then, or fewer.
-const fn enough_buckets(frontends: u32) -> u32 {
-    frontends.saturating_add(frontends / 2)
-}
-
-/// Where the frontends of a family are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Buckets {
-    /// Of [`Endpoint::hash`].
-    key: u64,
-    /// See [`Config::frontend_mask`].
-    mask: u32,
-}
-
-impl Buckets {
-    /// Those of the family that are in use now.
-    pub fn of<A: Family>(config: &Mapped<Config>) -> Self {
-        config.get(0).map_or(Self { key: 0, mask: 0 }, |config| Self {
-            key: config.hash_key.load(),
-            mask: config.frontend_mask::<A>().load(),
-        })
-    }
-
-    /// The first bucket in which a frontend can be.
-    fn home<A: Family>(self, frontend: &Endpoint<A>) -> u32 {
-        frontend.hash(self.key) & self.mask
-    }
-
-    /// The cells of the buckets in which a frontend can be, in the order in which programs look into them.
-    pub fn cells<A: Family>(self, frontend: &Endpoint<A>) -> impl Iterator<Item = Range<u32>> {
-        let home = self.home(frontend);
-        (0..PROBES).map(move |probe| {
-            let bucket = home.wrapping_add(probe) & self.mask;
-            bucket * CELLS_PER_BUCKET..(bucket + 1) * CELLS_PER_BUCKET
-        })
-    }
-}
-
-/// Looks into a bucket for a frontend, as the programs do: breaks with its cell, or with nothing if it is in none that follows either.
-pub fn look<A: Family>(
-    cells: &Mapped<Cell<A>>,
-    bucket: Range<u32>,
-    wanted: &Endpoint<A>,
-) -> ControlFlow<Option<(u32, Entry)>> {
-    let cells = || bucket.clone().filter_map(|cell| Some((cell, cells.get(cell)?)));
-    let same = cells().filter(|(_, found)| found.key == *wanted);
-    let found = same.map(|(cell, found)| (cell, Entry(found.entry.load()))).find(|(_, entry)| entry.is_present());
-    // The key would be here if there was room.
-    if found.is_some() || cells().any(|(_, found)| found.key.port == 0) {
-        return ControlFlow::Break(found);
-    }
-    ControlFlow::Continue(())
 }
 
 /// What is in the frontends of a family.
@@ -265,7 +205,7 @@ impl<A: Family> Tables<A> {
         Ok(Self {
             config: mapped(folder, "config")?,
             taken: vec![false; cells.capacity() as usize],
-            taken_count: 0,
+            in_use: 0,
             left: Vec::new(),
             retired_cells: Limbo::default(),
             slot_space: Space::new(slots.capacity(), []),
@@ -277,10 +217,30 @@ impl<A: Family> Tables<A> {
 
     /// What there is, and marks its cells and the slots that they lead to as taken.
     pub fn read(&mut self) -> Found {
+        let found = loop {
+            let before = Buckets::of::<A>(&self.config);
+            let found = self.read_cells();
+            // Who holds no lock may have missed what a writer has moved meanwhile.
+            if before == Buckets::of::<A>(&self.config) {
+                break found;
+            }
+        };
+        let mut runs: Vec<_> = found.frontends.iter().map(|(.., entry)| (entry.base(), entry.count() + 1)).collect();
+        runs.sort_unstable();
+        runs.dedup();
+        self.slot_space = Space::new(self.slots.capacity(), runs);
+        found
+    }
+
+    fn read_cells(&mut self) -> Found {
         let mut found = Found::default();
+        self.in_use = 0;
+        self.left.clear();
         for cell in 0..self.cells.capacity() {
-            let Some((key, entry)) = self.present(cell) else { continue };
-            self.set_taken(cell, true);
+            let present = self.present(cell);
+            self.set_taken(cell, present.is_some());
+            let Some((key, entry)) = present else { continue };
+            self.in_use += 1;
             if self.find(&key) != Some(cell) {
                 self.left.push(cell);
             } else if key.protocol == 0 {
@@ -289,10 +249,6 @@ impl<A: Family> Tables<A> {
                 found.frontends.push((frontend(&key), cell, entry));
             }
         }
-        let mut runs: Vec<_> = found.frontends.iter().map(|(.., entry)| (entry.base(), entry.count() + 1)).collect();
-        runs.sort_unstable();
-        runs.dedup();
-        self.slot_space = Space::new(self.slots.capacity(), runs);
         found
     }
 
@@ -311,43 +267,49 @@ impl<A: Family> Tables<A> {
         }
     }
 
-    /// Spreads the frontends over more buckets, if there would be many in few with `more` of them. Those that programs look for
-    /// elsewhere from now on are there, too. Returns to which cell each went from which; when all programs have ended that run now,
-    /// the old ones can be removed.
+    /// Puts more buckets into use, if `more` frontends would crowd those that are. A frontend that has another place among them is copied
+    /// there. Returns the new cell of each by its old one, which may be removed once all programs that run now have ended.
     pub fn spread(&mut self, more: u32) -> HashMap<u32, u32> {
-        let mut moves = HashMap::new();
-        let old = Buckets::of::<A>(&self.config);
-        let wanted = enough_buckets(self.taken_count.saturating_add(more)).checked_next_power_of_two();
+        let now = Buckets::of::<A>(&self.config);
+        let wanted = enough_buckets(self.in_use.saturating_add(more)).checked_next_power_of_two();
         let count = wanted.unwrap_or(u32::MAX).min(self.cells.capacity() / CELLS_PER_BUCKET);
-        let new = Buckets { mask: count.saturating_sub(1), ..old };
-        if new.mask <= old.mask {
-            return moves;
+        let next = now.with(count);
+        if next.mask <= now.mask {
+            return HashMap::new();
         }
-        let cells = 0..(old.mask + 1) * CELLS_PER_BUCKET;
-        let present: Vec<_> = cells.filter_map(|cell| Some((cell, self.present(cell)?))).collect();
-        for (cell, (key, entry)) in present {
-            // It is found there among more buckets too: those from its first one to there are full, unless that was after the last.
-            if new.home(&key) == old.home(&key) && cell / CELLS_PER_BUCKET >= new.home(&key) {
-                continue;
-            }
-            let Some(place) = self.allocate(&key, new) else {
-                moves.into_values().for_each(|cell| self.remove(cell));
-                return HashMap::new();
-            };
-            self.put(&key, place, entry);
-            moves.insert(cell, place);
-        }
+        let Some(moves) = self.copy(now, next) else { return HashMap::new() };
         if let Some(config) = self.config.get(0) {
-            config.frontend_mask::<A>().store(new.mask);
+            config.frontend_mask::<A>().store(next.mask);
         }
         moves
     }
 
-    /// Removes what a writer has left that was killed while it spread the frontends, when no program runs any more that ran then.
-    pub fn remove_left(&mut self) {
+    /// Copies the frontends that have another place in the buckets `next`. Nothing, and no copy, if there is no room for one.
+    fn copy(&mut self, now: Buckets, next: Buckets) -> Option<HashMap<u32, u32>> {
+        let cells = 0..(now.mask + 1) * CELLS_PER_BUCKET;
+        let present: Vec<_> = cells.filter_map(|cell| Some((cell, self.present(cell)?))).collect();
+        let mut moves = HashMap::new();
+        for (cell, (key, entry)) in present {
+            if next.keep(now, &key, cell / CELLS_PER_BUCKET) {
+                continue;
+            }
+            let Some(place) = self.allocate(&key, next) else {
+                moves.into_values().for_each(|cell| self.remove(cell));
+                return None;
+            };
+            self.put(&key, place, entry);
+            moves.insert(cell, place);
+        }
+        Some(moves)
+    }
+
+    /// Tidies up what a writer has left that was killed, when no program runs any more that ran then.
+    pub fn recover(&mut self) {
         for cell in std::mem::take(&mut self.left) {
             self.remove(cell);
         }
+        let buckets = Buckets::of::<A>(&self.config);
+        (0..=buckets.mask).for_each(|bucket| self.reopen(bucket, buckets));
     }
 
     /// Gives an address an entry for any port that no frontend has, by which it is refused. Nothing if there is no room.
@@ -387,14 +349,17 @@ impl<A: Family> Tables<A> {
 
     fn allocate(&mut self, key: &Endpoint<A>, buckets: Buckets) -> Option<u32> {
         let mut cells = buckets.cells(key).flatten();
-        let cell = cells.find(|cell| self.taken.get(*cell as usize) == Some(&false))?;
+        let cell = cells.find(|cell| !self.is_taken(*cell))?;
         self.set_taken(cell, true);
         Some(cell)
     }
 
+    fn is_taken(&self, cell: u32) -> bool {
+        self.taken.get(cell as usize) != Some(&false)
+    }
+
     fn set_taken(&mut self, cell: u32, taken: bool) {
         if let Some(place) = self.taken.get_mut(cell as usize) {
-            self.taken_count = self.taken_count - u32::from(*place) + u32::from(taken);
             *place = taken;
         }
     }
@@ -444,6 +409,7 @@ impl<A: Family> Tables<A> {
         self.slot_space.wait_ends();
         for cell in self.retired_cells.wait_ends() {
             self.set_taken(cell, false);
+            self.reopen_before(cell);
         }
     }
 
@@ -475,16 +441,17 @@ impl<A: Family> Tables<A> {
     }
 
     /// Lets a new frontend appear.
-    pub fn insert(&self, frontend: &Frontend, cell: u32, entry: Entry) {
+    pub fn insert(&mut self, frontend: &Frontend, cell: u32, entry: Entry) {
         if let Some(key) = key(frontend) {
             self.put(&key, cell, entry);
         }
     }
 
-    fn put(&self, key: &Endpoint<A>, cell: u32, entry: Entry) {
+    fn put(&mut self, key: &Endpoint<A>, cell: u32, entry: Entry) {
         // Whoever sees the key, or half of it, and not yet the entry, goes on as if neither was there.
         self.cells.put(cell, Cell { key: *key, pad: A::PAD, entry: Long::new(Entry::NONE.0) });
         self.lead(cell, entry);
+        self.in_use += 1;
     }
 
     /// Changes where a frontend leads.
@@ -498,5 +465,41 @@ impl<A: Family> Tables<A> {
     pub fn remove(&mut self, cell: u32) {
         self.lead(cell, Entry::NONE);
         self.retired_cells.push(cell);
+        self.in_use -= 1;
+    }
+
+    /// See [`Self::reopen`]: of the buckets into which programs looked for a frontend that is gone.
+    fn reopen_before(&self, cell: u32) {
+        let buckets = Buckets::of::<A>(&self.config);
+        let Some(gone) = self.cells.get(cell) else { return };
+        let bucket = cell / CELLS_PER_BUCKET;
+        let steps = buckets.steps(&gone.key, bucket).unwrap_or(0);
+        (0..=steps).for_each(|steps| self.reopen(buckets.after(bucket, steps.wrapping_neg()), buckets));
+    }
+
+    /// Lets programs end their search at a bucket again that is full of what is gone, if nothing is past it any more. Else it would stay as
+    /// it was when it was full once, and what is no Service's be looked for further and further as Services come and go.
+    fn reopen(&self, bucket: u32, buckets: Buckets) {
+        if !self.is_full(bucket) || self.is_passed(bucket, buckets) {
+            return;
+        }
+        for cell in cells_of(bucket).filter(|cell| !self.is_taken(*cell)) {
+            let key = Endpoint { port: 0, ..any_port(A::of_node(0)) };
+            self.cells.put(cell, Cell { key, pad: A::PAD, entry: Long::new(Entry::NONE.0) });
+        }
+    }
+
+    /// Whether programs look on after that bucket for what is not there.
+    fn is_full(&self, bucket: u32) -> bool {
+        cells_of(bucket).filter_map(|cell| self.cells.get(cell)).all(|cell| cell.key.port != 0)
+    }
+
+    /// Whether any frontend is in a bucket after that one, and programs look into that one before.
+    fn is_passed(&self, bucket: u32, buckets: Buckets) -> bool {
+        (1..PROBES.min(buckets.mask.saturating_add(1))).any(|step| {
+            let further = buckets.after(bucket, step);
+            let taken = cells_of(further).filter(|cell| self.is_taken(*cell)).filter_map(|cell| self.cells.get(cell));
+            taken.map(|cell| buckets.steps(&cell.key, further)).any(|steps| steps.is_some_and(|steps| steps >= step))
+        })
     }
 }

@@ -117,7 +117,7 @@ trait Counted: Sized {
 
 impl Counted for Name {}
 
-/// Which of the buckets are in use does not change with their number: the next writer that needs more of them spreads the frontends.
+/// As many buckets are in use as before, so each frontend stays in its cell; the next writer that needs more of them spreads them.
 impl<A: Address> Counted for Cell<A> {}
 
 impl Counted for Backend {

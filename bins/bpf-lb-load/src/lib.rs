@@ -3,6 +3,7 @@
 pub mod apply;
 mod attach;
 mod btf;
+mod buckets;
 mod claims;
 pub mod cli;
 mod diff;

@@ -20,7 +20,7 @@ use common::bpf;
 use crate::{
     attach::{self, Served},
     btf::Sockets,
-    family::FIRST_BUCKETS,
+    buckets::FIRST_BUCKETS,
     grow::Grown,
     layout,
     maps::{capacity, hash_key, mapped},

@@ -5,7 +5,8 @@ use std::{io, net::SocketAddr, ops::ControlFlow, path::Path};
 use bpf_lb_abi::{Cell, Config, Endpoint, Entry, Slot};
 
 use crate::{
-    family::{Buckets, Family, Run, address, key, look},
+    buckets::{Buckets, look},
+    family::{Family, Run, address, key},
     maps::{MapsError, mapped, values},
     spec::Frontend,
     sys::{Mapped, Values},

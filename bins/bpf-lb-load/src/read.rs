@@ -142,8 +142,8 @@ impl Kernel {
         self.backend_space = Space::new(self.backends.capacity(), used);
         self.write_node_ports();
         self.settle()?;
-        self.four.remove_left();
-        self.six.remove_left();
+        self.four.recover();
+        self.six.recover();
         Ok(())
     }
 
