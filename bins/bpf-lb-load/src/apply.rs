@@ -22,7 +22,7 @@ use crate::{
     lease::Lease,
     maps::MapsError,
     peers::Peers,
-    room::UpdateError,
+    room::{UpdateError, by_family},
     show,
     spec::{Frontend, Spec},
     stale::{Drains, Stale},
@@ -220,10 +220,11 @@ impl Table {
         self.kernel.prepare_nodes(&nodes)?;
         self.refuse(&table.refuse);
         summary.removed += self.remove_all(first);
-        // A ClusterIP has an entry for any port beside its own where other ports are refused.
-        let entries = |kind: &Kind| if *kind == Kind::ClusterIp && !table.refuse.0.is_empty() { 2 } else { 1 };
-        let frontends = specs.iter().flat_map(|(_, spec)| &spec.frontends);
-        self.kernel.spread(frontends.flat_map(|(frontend, kind)| std::iter::repeat_n(frontend, entries(kind))))?;
+        let [four, six] = self.kernel.new_frontends(specs.iter().flat_map(|(_, spec)| spec.frontends.keys()));
+        let refusing = self.kernel.refusing(specs.iter().flat_map(|(_, spec)| &spec.frontends));
+        let [four_any, six_any] =
+            by_family(refusing.into_iter().filter(|address| !self.kernel.wildcards.contains_key(address)));
+        self.kernel.spread([four + four_any, six + six_any])?;
         let takes = |key: &Key, spec: &Spec| {
             spec.frontends.keys().any(|frontend| self.kernel.owner(frontend).is_some_and(|owner| owner != key))
         };

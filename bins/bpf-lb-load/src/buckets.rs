@@ -63,8 +63,8 @@ impl Buckets {
         (0..PROBES).map(move |step| cells_of(self.after(home, step)))
     }
 
-    /// Whether a frontend that is in that bucket now is found there, too, if these are in use: all buckets from its first one to there are
-    /// full, unless there are others between the last one of now and the first.
+    /// Whether a frontend that is in that bucket of those in use `now` is found there also with these: its first bucket is the same, and the
+    /// way from there does not lead round the end of those of now, after which new ones come.
     pub fn keep<A: Address>(self, now: Self, frontend: &Endpoint<A>, bucket: u32) -> bool {
         let home = self.home(frontend);
         home == now.home(frontend) && bucket >= home

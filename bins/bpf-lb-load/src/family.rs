@@ -267,24 +267,26 @@ impl<A: Family> Tables<A> {
         }
     }
 
-    /// Puts more buckets into use, if `more` frontends would crowd those that are. A frontend that has another place among them is copied
-    /// there. Returns the new cell of each by its old one, which may be removed once all programs that run now have ended.
-    pub fn spread(&mut self, more: u32) -> HashMap<u32, u32> {
+    /// The buckets that are to be in use with so many `more` entries, if they are more than now.
+    pub fn wanted(&self, more: u32) -> Option<Buckets> {
         let now = Buckets::of::<A>(&self.config);
         let wanted = enough_buckets(self.in_use.saturating_add(more)).checked_next_power_of_two();
-        let count = wanted.unwrap_or(u32::MAX).min(self.cells.capacity() / CELLS_PER_BUCKET);
-        let next = now.with(count);
-        if next.mask <= now.mask {
-            return HashMap::new();
-        }
-        let Some(moves) = self.copy(now, next) else { return HashMap::new() };
+        let next = now.with(wanted.unwrap_or(u32::MAX).min(self.cells.capacity() / CELLS_PER_BUCKET));
+        (next.mask > now.mask).then_some(next)
+    }
+
+    /// Puts more buckets into use, if `more` entries would crowd those that are. An entry that has another place among them is copied
+    /// there. Returns the new cell of each by its old one, which may be removed once all programs that run now have ended.
+    pub fn spread(&mut self, more: u32) -> HashMap<u32, u32> {
+        let Some(next) = self.wanted(more) else { return HashMap::new() };
+        let Some(moves) = self.copy(Buckets::of::<A>(&self.config), next) else { return HashMap::new() };
         if let Some(config) = self.config.get(0) {
             config.frontend_mask::<A>().store(next.mask);
         }
         moves
     }
 
-    /// Copies the frontends that have another place in the buckets `next`. Nothing, and no copy, if there is no room for one.
+    /// Copies the entries that have another place in the buckets `next`. Nothing, and no copy, if there is no room for one.
     fn copy(&mut self, now: Buckets, next: Buckets) -> Option<HashMap<u32, u32>> {
         let cells = 0..(now.mask + 1) * CELLS_PER_BUCKET;
         let present: Vec<_> = cells.filter_map(|cell| Some((cell, self.present(cell)?))).collect();
@@ -308,8 +310,7 @@ impl<A: Family> Tables<A> {
         for cell in std::mem::take(&mut self.left) {
             self.remove(cell);
         }
-        let buckets = Buckets::of::<A>(&self.config);
-        (0..=buckets.mask).for_each(|bucket| self.reopen(bucket, buckets));
+        self.reopen_all();
     }
 
     /// Gives an address an entry for any port that no frontend has, by which it is refused. Nothing if there is no room.
@@ -407,9 +408,13 @@ impl<A: Family> Tables<A> {
             }
         }
         self.slot_space.wait_ends();
+        let mut has_moved = false;
         for cell in self.retired_cells.wait_ends() {
             self.set_taken(cell, false);
-            self.reopen_before(cell);
+            has_moved |= !self.reopen_before(cell);
+        }
+        if has_moved {
+            self.reopen_all();
         }
     }
 
@@ -461,30 +466,38 @@ impl<A: Family> Tables<A> {
         }
     }
 
-    /// Lets a frontend disappear. The key stays, since others may have gone past it to the next bucket.
+    /// Lets a frontend disappear. The key stays, since others may have gone past it to the next bucket: see [`Self::reopen`].
     pub fn remove(&mut self, cell: u32) {
         self.lead(cell, Entry::NONE);
         self.retired_cells.push(cell);
         self.in_use -= 1;
     }
 
-    /// See [`Self::reopen`]: of the buckets into which programs looked for a frontend that is gone.
-    fn reopen_before(&self, cell: u32) {
+    /// Reopens the buckets into which programs looked for an entry that is gone. Says whether they did: not for one that was copied from
+    /// there when more buckets came into use.
+    fn reopen_before(&self, cell: u32) -> bool {
         let buckets = Buckets::of::<A>(&self.config);
-        let Some(gone) = self.cells.get(cell) else { return };
         let bucket = cell / CELLS_PER_BUCKET;
-        let steps = buckets.steps(&gone.key, bucket).unwrap_or(0);
+        let Some(steps) = self.cells.get(cell).and_then(|gone| buckets.steps(&gone.key, bucket)) else { return false };
         (0..=steps).for_each(|steps| self.reopen(buckets.after(bucket, steps.wrapping_neg()), buckets));
+        true
+    }
+
+    fn reopen_all(&self) {
+        let buckets = Buckets::of::<A>(&self.config);
+        (0..=buckets.mask).for_each(|bucket| self.reopen(bucket, buckets));
     }
 
     /// Lets programs end their search at a bucket again that is full of what is gone, if nothing is past it any more. Else it would stay as
-    /// it was when it was full once, and what is no Service's be looked for further and further as Services come and go.
+    /// it was when it was full once, and what is no Service's be looked for further and further as Services come and go. No program may run
+    /// any more that goes by other `buckets`.
     fn reopen(&self, bucket: u32, buckets: Buckets) {
         if !self.is_full(bucket) || self.is_passed(bucket, buckets) {
             return;
         }
         for cell in cells_of(bucket).filter(|cell| !self.is_taken(*cell)) {
-            let key = Endpoint { port: 0, ..any_port(A::of_node(0)) };
+            // Programs may read it meanwhile: it has no entry before and after, and a key of which half is written ends a search at most.
+            let key = Endpoint { address: A::of_node(0), port: 0, protocol: 0 };
             self.cells.put(cell, Cell { key, pad: A::PAD, entry: Long::new(Entry::NONE.0) });
         }
     }

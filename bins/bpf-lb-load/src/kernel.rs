@@ -114,25 +114,30 @@ impl Kernel {
     /// Waits until every program that runs now has ended, and frees all that was retired.
     pub(crate) fn settle(&mut self) -> Result<(), MapsError> {
         // A wait that is under way began too early for what was retired since.
-        if self.grace.is_waiting() {
-            self.grace.end()?;
-            self.wait_ends();
-        }
+        self.end_wait()?;
         self.wait_begins();
         self.grace.end()?;
         self.wait_ends();
         Ok(())
     }
 
-    /// The same if anything was retired since the last wait, and says so; if not, another one frees nothing.
+    /// Ends the wait that is under way, if one is.
+    pub(crate) fn end_wait(&mut self) -> Result<(), MapsError> {
+        if self.grace.is_waiting() {
+            self.grace.end()?;
+            self.wait_ends();
+        }
+        Ok(())
+    }
+
+    /// The same as [`Kernel::settle`] if anything was retired since the last wait, and says so; if not, another one frees nothing.
     pub(crate) fn reclaim(&mut self) -> Result<bool, MapsError> {
         let spaces = [&self.name_space, &self.backend_space];
         let retired = self.four.needs_wait() || self.six.needs_wait() || spaces.iter().any(|space| space.needs_wait());
         if retired {
             self.settle()?;
         } else if self.grace.is_waiting() {
-            self.grace.end()?;
-            self.wait_ends();
+            self.end_wait()?;
         } else {
             return Ok(false);
         }

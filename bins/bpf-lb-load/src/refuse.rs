@@ -10,6 +10,8 @@ use crate::{
     family::{Family as _, mapped_words},
     kernel::{Kernel, tables},
     maps::MapsError,
+    room::by_family,
+    spec::Frontend,
 };
 
 impl Kernel {
@@ -33,26 +35,28 @@ impl Kernel {
         self.frontends_changed = true;
     }
 
+    /// The ClusterIPs among these frontends that are in those CIDRs.
+    pub(crate) fn refusing<'a>(&self, frontends: impl Iterator<Item = (&'a Frontend, &'a Kind)>) -> HashSet<IpAddr> {
+        let cidrs = self.refuse();
+        let addresses =
+            frontends.filter(|(_, kind)| **kind == Kind::ClusterIp).map(|(frontend, _)| frontend.address.ip());
+        addresses.filter(|address| cidrs.iter().any(|cidr| cidr.contains(address))).collect()
+    }
+
     /// Gives each ClusterIP in these CIDRs but the `spared` an entry for any port, and no other address.
     pub fn write_wildcards(&mut self, spared: HashSet<IpAddr>) -> Result<(), MapsError> {
         if !std::mem::take(&mut self.frontends_changed) && self.spared == spared {
             return Ok(());
         }
         self.spared = spared;
-        let cidrs = self.refuse();
-        let frontends = self.services.values().flat_map(|service| &service.spec.frontends);
-        let addresses =
-            frontends.filter(|(_, kind)| **kind == Kind::ClusterIp).map(|(frontend, _)| frontend.address.ip());
-        let wanted: HashSet<IpAddr> =
-            addresses.filter(|address| cidrs.iter().any(|cidr| cidr.contains(address))).collect();
+        let wanted = self.refusing(self.services.values().flat_map(|service| &service.spec.frontends));
         let wanted = &wanted - &self.spared;
         let gone: Vec<_> = self.wildcards.extract_if(|address, _| !wanted.contains(address)).collect();
         for (address, cell) in gone {
             tables!(self, address.is_ipv6(), tables => tables.remove(cell));
         }
         let new: Vec<_> = wanted.into_iter().filter(|address| !self.wildcards.contains_key(address)).collect();
-        let six = new.iter().filter(|address| address.is_ipv6()).count();
-        self.spread_by([new.len() - six, six].map(|count| u32::try_from(count).unwrap_or(u32::MAX)))?;
+        self.spread(by_family(new.iter().copied()))?;
         for address in new {
             // Without room for it, such a port is as one that no frontend has: it is not translated.
             let cell = tables!(self, address.is_ipv6(), tables => tables.insert_wildcard(address));

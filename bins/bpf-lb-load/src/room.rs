@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use bpf_lb_abi::Backend;
@@ -34,6 +34,14 @@ pub enum UpdateError {
     Maps(#[from] MapsError),
 }
 
+/// How many of the addresses are of each family, IPv4 first.
+pub(crate) fn by_family(addresses: impl Iterator<Item = IpAddr>) -> [u32; 2] {
+    addresses.fold([0; 2], |mut counts, address| {
+        counts[usize::from(address.is_ipv6())] += 1;
+        counts
+    })
+}
+
 /// Room for what is new in a service.
 #[derive(Default)]
 pub(crate) struct Draft {
@@ -50,7 +58,7 @@ impl Kernel {
     /// As [`Kernel::draft`], but if need be it waits for what was retired, and then gives up what lingers: that a backend
     /// is there matters more than another one's count.
     pub(crate) fn find_room(&mut self, spec: &Spec, old: Option<&Installed>) -> Result<Draft, UpdateError> {
-        self.spread(spec.frontends.keys())?;
+        self.spread(self.new_frontends(spec.frontends.keys()))?;
         let mut draft = self.draft(spec, old);
         if matches!(draft, Err(UpdateError::Full { .. })) && self.reclaim()? {
             draft = self.draft(spec, old);
@@ -68,17 +76,19 @@ impl Kernel {
         draft
     }
 
-    /// Before there are these frontends, too: see [`crate::family::Tables::spread`].
-    pub(crate) fn spread<'a>(&mut self, frontends: impl Iterator<Item = &'a Frontend>) -> Result<(), MapsError> {
-        let mut new = [0; 2];
-        for frontend in frontends.filter(|frontend| !self.owners.contains_key(frontend)) {
-            new[usize::from(frontend.address.is_ipv6())] += 1;
-        }
-        self.spread_by(new)
+    /// Of these frontends, how many of each family, IPv4 first, have no entry yet.
+    pub(crate) fn new_frontends<'a>(&self, frontends: impl Iterator<Item = &'a Frontend>) -> [u32; 2] {
+        let new = frontends.filter(|frontend| !self.owners.contains_key(frontend));
+        by_family(new.map(|frontend| frontend.address.ip()))
     }
 
-    /// The same for so many of each family, IPv4 first.
-    pub(crate) fn spread_by(&mut self, [four, six]: [u32; 2]) -> Result<(), MapsError> {
+    /// Before there are so many more entries of each family, IPv4 first: see [`crate::family::Tables::spread`].
+    pub(crate) fn spread(&mut self, [four, six]: [u32; 2]) -> Result<(), MapsError> {
+        if self.four.wanted(four).is_none() && self.six.wanted(six).is_none() {
+            return Ok(());
+        }
+        // What that gives back is tidied up by the buckets by which programs go that run.
+        self.end_wait()?;
         let moves = [self.four.spread(four), self.six.spread(six)];
         if moves.iter().all(HashMap::is_empty) {
             return Ok(());

@@ -14,7 +14,7 @@
 //! keys and values side by side. (The kernel's has a line for the bucket, one for the element, and replaces elements
 //! instead of changing them.) Maps in arrays can be mapped into memory, so an update takes no system call.
 //!
-//! A frontend keeps its [`Cell`] for life. What changes is the cell's `entry`, one 64-bit word that names a run of slots.
+//! A frontend keeps its [`Cell`] until more buckets come into use. What changes is the cell's `entry`, one 64-bit word that names a run of slots.
 //! An update writes a run that nobody reads yet and then stores that word, so a program sees all of the old backends or
 //! all of the new ones. Cells, slots and backends that were given up are used again only when no program runs any more
 //! that could have seen them.
@@ -152,11 +152,13 @@ impl Entry {
 #[derive(Debug)]
 #[repr(C)]
 pub struct Cell<A: Address> {
-    /// The address on which a Service answers. With port 0, nothing was here since the bucket was last not full.
+    /// The address on which a Service answers. With port 0: a search for what is not in this
+    /// bucket ends here.
     pub key: Endpoint<A>,
     /// Zero.
     pub pad: A::Pad,
-    /// See [`Entry`]. Not present: the frontend is gone, and the key stays until the cell is used again.
+    /// See [`Entry`]. Not present: the frontend is gone, and the key stays until the cell is used again, or until
+    /// nothing is past its bucket any more.
     pub entry: Long,
 }
 
@@ -166,8 +168,8 @@ pub const CELLS: usize = 4;
 /// How many buckets, from the one that the hash names, a key can be in. All before that with the key are full.
 pub const PROBES: u32 = 8;
 
-/// A place of the hash table, in `frontends4` and `frontends6`. There are as many as frontends are allowed, and about twice as
-/// many in use as there are frontends: see [`Config::frontend_mask`].
+/// A place of the hash table, in `frontends4` and `frontends6`. There are as many as frontends are allowed, and in use, as
+/// far as there are so many, one and a half for each entry or more: see [`Config::frontend_mask`].
 #[derive(Debug)]
 #[repr(C)]
 pub struct Bucket<A: Address> {
