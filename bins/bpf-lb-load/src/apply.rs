@@ -22,7 +22,7 @@ use crate::{
     lease::Lease,
     maps::MapsError,
     peers::Peers,
-    room::{UpdateError, by_family},
+    room::UpdateError,
     show,
     spec::{Frontend, Spec},
     stale::{Drains, Stale},
@@ -220,11 +220,7 @@ impl Table {
         self.kernel.prepare_nodes(&nodes)?;
         self.refuse(&table.refuse);
         summary.removed += self.remove_all(first);
-        let [four, six] = self.kernel.new_frontends(specs.iter().flat_map(|(_, spec)| spec.frontends.keys()));
-        let refusing = self.kernel.refusing(specs.iter().flat_map(|(_, spec)| &spec.frontends));
-        let [four_any, six_any] =
-            by_family(refusing.into_iter().filter(|address| !self.kernel.wildcards.contains_key(address)));
-        self.kernel.spread([four + four_any, six + six_any])?;
+        self.kernel.spread_for(&specs)?;
         let takes = |key: &Key, spec: &Spec| {
             spec.frontends.keys().any(|frontend| self.kernel.owner(frontend).is_some_and(|owner| owner != key))
         };

@@ -275,10 +275,9 @@ impl<A: Family> Tables<A> {
         (next.mask > now.mask).then_some(next)
     }
 
-    /// Puts more buckets into use, if `more` entries would crowd those that are. An entry that has another place among them is copied
-    /// there. Returns the new cell of each by its old one, which may be removed once all programs that run now have ended.
-    pub fn spread(&mut self, more: u32) -> HashMap<u32, u32> {
-        let Some(next) = self.wanted(more) else { return HashMap::new() };
+    /// Puts the buckets `next` into use, which are more than now. An entry that has another place among them is copied there. Returns the
+    /// new cell of each by its old one, which may be removed once all programs that run now have ended.
+    pub fn spread(&mut self, next: Buckets) -> HashMap<u32, u32> {
         let Some(moves) = self.copy(Buckets::of::<A>(&self.config), next) else { return HashMap::new() };
         if let Some(config) = self.config.get(0) {
             config.frontend_mask::<A>().store(next.mask);

@@ -43,6 +43,11 @@ impl Kernel {
         addresses.filter(|address| cidrs.iter().any(|cidr| cidr.contains(address))).collect()
     }
 
+    /// Those of the addresses that have no entry for any port yet.
+    pub(crate) fn new_wildcards(&self, addresses: &HashSet<IpAddr>) -> impl Iterator<Item = IpAddr> {
+        addresses.iter().copied().filter(|address| !self.wildcards.contains_key(address))
+    }
+
     /// Gives each ClusterIP in these CIDRs but the `spared` an entry for any port, and no other address.
     pub fn write_wildcards(&mut self, spared: HashSet<IpAddr>) -> Result<(), MapsError> {
         if !std::mem::take(&mut self.frontends_changed) && self.spared == spared {
@@ -55,7 +60,7 @@ impl Kernel {
         for (address, cell) in gone {
             tables!(self, address.is_ipv6(), tables => tables.remove(cell));
         }
-        let new: Vec<_> = wanted.into_iter().filter(|address| !self.wildcards.contains_key(address)).collect();
+        let new: Vec<_> = self.new_wildcards(&wanted).collect();
         self.spread(by_family(new.iter().copied()))?;
         for address in new {
             // Without room for it, such a port is as one that no frontend has: it is not translated.

@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use crate::{
     family::{BackendRef, Run},
-    kernel::{Installed, Kernel, tables},
+    kernel::{Installed, Kernel, Key, tables},
     maps::MapsError,
     spec::{Frontend, SetKey, Spec},
 };
@@ -77,19 +77,31 @@ impl Kernel {
     }
 
     /// Of these frontends, how many of each family, IPv4 first, have no entry yet.
-    pub(crate) fn new_frontends<'a>(&self, frontends: impl Iterator<Item = &'a Frontend>) -> [u32; 2] {
+    fn new_frontends<'a>(&self, frontends: impl Iterator<Item = &'a Frontend>) -> [u32; 2] {
         let new = frontends.filter(|frontend| !self.owners.contains_key(frontend));
         by_family(new.map(|frontend| frontend.address.ip()))
     }
 
+    /// Before there is a whole table of such services, so that entries are copied once: see [`Kernel::spread`].
+    pub(crate) fn spread_for(&mut self, specs: &[(Key, Spec)]) -> Result<(), MapsError> {
+        let frontends = || specs.iter().flat_map(|(_, spec)| &spec.frontends);
+        let [four, six] = self.new_frontends(frontends().map(|(frontend, _)| frontend));
+        let [four_any, six_any] = by_family(self.new_wildcards(&self.refusing(frontends())));
+        self.spread([four + four_any, six + six_any])
+    }
+
     /// Before there are so many more entries of each family, IPv4 first: see [`crate::family::Tables::spread`].
     pub(crate) fn spread(&mut self, [four, six]: [u32; 2]) -> Result<(), MapsError> {
-        if self.four.wanted(four).is_none() && self.six.wanted(six).is_none() {
+        let (four, six) = (self.four.wanted(four), self.six.wanted(six));
+        if four.is_none() && six.is_none() {
             return Ok(());
         }
         // What that gives back is tidied up by the buckets by which programs go that run.
         self.end_wait()?;
-        let moves = [self.four.spread(four), self.six.spread(six)];
+        let moves = [
+            four.map(|next| self.four.spread(next)).unwrap_or_default(),
+            six.map(|next| self.six.spread(next)).unwrap_or_default(),
+        ];
         if moves.iter().all(HashMap::is_empty) {
             return Ok(());
         }
