@@ -287,15 +287,11 @@ lb_load_alone() {
 
 # lb_cgroups: how many links are pinned, and to how many cgroups they are attached.
 lb_cgroups() {
-  lab_in node1 /usr/bin/python3 - /sys/fs/bpf/underpass/links <<'PY'
-import ctypes, os, platform, struct, sys
-call = {"x86_64": 321, "aarch64": 280}[platform.machine()]
-bpf = lambda command, attr: ctypes.CDLL(None).syscall(call, command, attr, len(attr))
+  lb_pinned /sys/fs/bpf/underpass/links <<'PY'
 links, cgroups = os.listdir(sys.argv[1]), set()
 for link in links:
-    path, info = ctypes.create_string_buffer(f"{sys.argv[1]}/{link}".encode()), ctypes.create_string_buffer(32)
-    opened = bpf(7, struct.pack("=QII", ctypes.addressof(path), 0, 0))  # BPF_OBJ_GET
-    bpf(15, struct.pack("=IIQ", opened, 32, ctypes.addressof(info)))  # BPF_OBJ_GET_INFO_BY_FD
+    info = ctypes.create_string_buffer(32)
+    bpf(15, struct.pack("=IIQ", opened(f"{sys.argv[1]}/{link}"), 32, ctypes.addressof(info)))  # BPF_OBJ_GET_INFO_BY_FD
     cgroups.add(struct.unpack_from("=Q", info, 16))
 print(len(links), len(cgroups))
 PY

@@ -27,70 +27,57 @@ spread_table() {
 # spread_cells: of IPv4 and IPv6, how many buckets are in use, and how many cells are.
 spread_cells() {
   spread_python <<'PY'
-for cells, mask in zip(tables, struct.unpack("II", config[MASKS])):
-    print(mask + 1, sum(is_present(cells, at) for at in range(0, len(cells), cells.size)))
+for cells, (size, _), mask in zip(tables, FORMS, struct.unpack("II", config[MASKS])):
+    print(mask + 1, sum(is_present(cells, at, size) for at in range(0, len(cells), size)))
 PY
 }
 
 # spread_full: of IPv4 and IPv6, in how many buckets a search does not end for what is not there: no cell's port is 0.
 spread_full() {
   spread_python <<'PY'
-for cells, mask in zip(tables, struct.unpack("II", config[MASKS])):
-    port = {16: 4, 32: 16}[cells.size]
-    starts = range(0, (mask + 1) * 4 * cells.size, 4 * cells.size)
-    print(sum(all(any(cells[at + port : at + port + 2]) for at in range(start, start + 4 * cells.size, cells.size)) for start in starts))
+for cells, (size, port), mask in zip(tables, FORMS, struct.unpack("II", config[MASKS])):
+    starts = range(0, (mask + 1) * 4 * size, 4 * size)
+    print(sum(all(any(cells[at + port : at + port + 2]) for at in range(start, start + 4 * size, size)) for start in starts))
 PY
 }
 
 # spread_save FILE
 spread_save() {
   spread_python "$1" <<'PY'
-with open(sys.argv[2], "wb") as file:
+with open(sys.argv[1], "wb") as file:
     pickle.dump([bytes(cells) for cells in tables], file)
 PY
 }
 
-# spread_restore FILE [IN_USE]: the cells that were in use then are again, as they were; and so many buckets.
+# spread_restore FILE IN_USE: the cells that were in use then are again, as they were; and so many buckets.
 spread_restore() {
   spread_python "$@" <<'PY'
-with open(sys.argv[2], "rb") as file:
-    for cells, saved in zip(tables, pickle.load(file)):
-        for at in range(0, len(cells), cells.size):
-            if saved[at + cells.size - 1] & 1 and not is_present(cells, at):
-                cells[at : at + cells.size] = saved[at : at + cells.size]
-if len(sys.argv) > 3:
-    config[MASKS] = struct.pack("II", *[int(sys.argv[3]) - 1] * 2)
+with open(sys.argv[1], "rb") as file:
+    for cells, (size, _), saved in zip(tables, FORMS, pickle.load(file)):
+        for at in range(0, len(cells), size):
+            if is_present(saved, at, size) and not is_present(cells, at, size):
+                cells[at : at + size] = saved[at : at + size]
+config[MASKS] = struct.pack("II", *[int(sys.argv[2]) - 1] * 2)
 PY
 }
 
 # spread_python ARGUMENT...: runs the program on stdin, with the maps.
 spread_python() {
-  { cat <<'PY' && cat; } | lab_in node1 /usr/bin/python3 - /sys/fs/bpf/underpass/maps "$@"
-import ctypes, mmap, pickle, struct, sys
+  { cat <<'PY' && cat; } | lb_pinned "$@"
+import pickle
 
-
-class Map(mmap.mmap):
-    def __new__(cls, name, size):
-        path = ctypes.create_string_buffer(f"{sys.argv[1]}/{name}".encode())
-        attributes = struct.pack("QII", ctypes.addressof(path), 0, 0)
-        map = ctypes.CDLL(None).syscall(321, 7, attributes, len(attributes))
-        with open(f"/proc/self/fdinfo/{map}") as info:
-            count = next(int(line.split()[1]) for line in info if line.startswith("max_entries:"))
-        made = super().__new__(cls, map, count * size)
-        # Of a bucket's cells.
-        made.size = size // 4
-        return made
+config, *tables = [values(f"/sys/fs/bpf/underpass/maps/{name}") for name in ("config", "frontends4", "frontends6")]
+# In config, frontend_masks.
+MASKS = slice(24, 32)
+# The size of a table's cells, and where in one the port is.
+FORMS = [(16, 4), (32, 16)]
 
 
 # A cell ends with its entry, of which a bit says whether it is in use.
-def is_present(cells, at):
-    return cells[at + cells.size - 1] & 1
+def is_present(cells, at, size):
+    return cells[at + size - 1] & 1
 
 
-config = Map("config", 4096)
-# In it, frontend_masks.
-MASKS = slice(24, 32)
-tables = [Map("frontends4", 64), Map("frontends6", 128)]
 PY
 }
 

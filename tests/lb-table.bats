@@ -220,14 +220,11 @@ PY
 
 # lb_name_record NAMESPACE/NAME OFFSET BYTE: writes into what `names` says of a service, as a writer that is killed has.
 lb_name_record() {
-  lab_in node1 /usr/bin/python3 - /sys/fs/bpf/underpass/maps/names "$@" <<'PY'
-import ctypes, mmap, struct, sys
-path = ctypes.create_string_buffer(sys.argv[1].encode())
-attributes = struct.pack("QII", ctypes.addressof(path), 0, 0)
-names = mmap.mmap(ctypes.CDLL(None, use_errno=True).syscall(321, 7, attributes, len(attributes)), 160 * 32768)
-record = names.find(b"\x01" + sys.argv[2].replace("/", "\0").encode() + b"\0")
+  lb_pinned "$@" <<'PY'
+names = values("/sys/fs/bpf/underpass/maps/names")
+record = names.find(b"\x01" + sys.argv[1].replace("/", "\0").encode() + b"\0")
 assert record >= 0 and record % 160 == 0
-names[record + int(sys.argv[3])] = int(sys.argv[4])
+names[record + int(sys.argv[2])] = int(sys.argv[3])
 PY
 }
 
@@ -251,15 +248,8 @@ PY
   local cgroup
   cgroup=$(lab_cgroup sizes)
   lab_lb node1 --pin-dir /sys/fs/bpf/sizes load --cgroup "$cgroup"
-  lab_in node1 /usr/bin/python3 - /sys/fs/bpf/sizes/maps >"$BATS_TEST_TMPDIR/bytes" <<'PY'
-import ctypes, os, struct, sys
-libc, total = ctypes.CDLL(None, use_errno=True), 0
-for name in os.listdir(sys.argv[1]):
-    path = ctypes.create_string_buffer(os.path.join(sys.argv[1], name).encode())
-    attributes = struct.pack("QII", ctypes.addressof(path), 0, 0)
-    with open(f"/proc/self/fdinfo/{libc.syscall(321, 7, attributes, len(attributes))}", encoding="ascii") as info:
-        total += sum(int(line.split()[1]) for line in info if line.startswith("memlock"))
-print(total)
+  lb_pinned /sys/fs/bpf/sizes/maps >"$BATS_TEST_TMPDIR/bytes" <<'PY'
+print(sum(about(opened(f"{sys.argv[1]}/{name}"), "memlock") for name in os.listdir(sys.argv[1])))
 PY
   printf '# maps: %s bytes\n' "$(<"$BATS_TEST_TMPDIR/bytes")" >&3
   [ "$(<"$BATS_TEST_TMPDIR/bytes")" -gt 1000000 ]

@@ -18,17 +18,17 @@ lb_needs_program() {
     suite_skips 'bpf-lb-load has no kernel side: run scripts/setup and scripts/build'
 }
 
+# lb_pinned [ARGUMENT...]: runs the Python program on stdin on node1, with the names of pinned.py.
+lb_pinned() {
+  { printf 'import sys\nfrom pinned import *\n' && cat; } |
+    lab_in node1 env PYTHONPATH="$LAB_SOURCE" PYTHONDONTWRITEBYTECODE=1 /usr/bin/python3 - "$@"
+}
+
 # lb_of_another_layout: the maps say that their layout is 4711.
 lb_of_another_layout() {
   # The layout is the first word of the map config.
-  lab_in node1 /usr/bin/python3 - /sys/fs/bpf/underpass/maps/config <<'PY'
-import ctypes, mmap, os, struct, sys
-path = ctypes.create_string_buffer(sys.argv[1].encode())
-libc = ctypes.CDLL(None, use_errno=True)
-attributes = struct.pack("QII", ctypes.addressof(path), 0, 0)
-config = libc.syscall(321, 7, attributes, len(attributes))
-words = mmap.mmap(config, 4096)
-words[:4] = struct.pack("I", 4711)
+  lb_pinned <<'PY'
+values("/sys/fs/bpf/underpass/maps/config")[:4] = struct.pack("I", 4711)
 PY
 }
 
