@@ -27,8 +27,8 @@ lb_pinned() {
 # lb_of_another_layout: the maps say that their layout is 4711.
 lb_of_another_layout() {
   # The layout is the first word of the map config.
-  lb_pinned <<'PY'
-values("/sys/fs/bpf/underpass/maps/config")[:4] = struct.pack("I", 4711)
+  lb_pinned /sys/fs/bpf/underpass/maps/config <<'PY'
+values(sys.argv[1])[:4] = struct.pack("I", 4711)
 PY
 }
 
